@@ -1,0 +1,165 @@
+"""The tables: every Arrow schema, key and feature name of the platform, written once.
+
+All times are `timestamp[us, UTC]`; every write is cast to these schemas, so that no table ever holds a
+naive timestamp or a column of nulls without a type.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+TIME = pa.timestamp("us", tz="UTC")
+
+POSITION = (
+    pa.field("topic", pa.string(), nullable=False),
+    pa.field("lineage", pa.string(), nullable=False),
+    pa.field("partition", pa.int32(), nullable=False),
+    pa.field("offset", pa.int64(), nullable=False),
+)
+STREAM_COLUMNS = ("topic", "lineage", "partition")
+POSITION_COLUMNS = (*STREAM_COLUMNS, "offset")
+HEADERS = pa.list_(pa.struct([pa.field("key", pa.string()), pa.field("value", pa.binary())]))
+
+INGESTED_AT = pa.field("ingested_at", TIME, nullable=False)
+INGEST_DATE = pa.field("ingest_date", pa.date32(), nullable=False)
+
+RAW_TRANSACTIONS = pa.schema(
+    [
+        *POSITION,
+        pa.field("timestamp", TIME),
+        pa.field("key", pa.binary()),
+        pa.field("value", pa.binary()),
+        pa.field("headers", HEADERS),
+        INGESTED_AT,
+        INGEST_DATE,
+    ]
+)
+
+LABELS_PARSED = pa.schema(
+    [
+        pa.field("transaction_id", pa.string(), nullable=False),
+        pa.field("is_fraud", pa.bool_(), nullable=False),
+        pa.field("labelled_at", TIME, nullable=False),
+    ]
+)
+FRAUD_LABELS = pa.schema([*POSITION, *LABELS_PARSED, pa.field("value", pa.binary()), INGESTED_AT, INGEST_DATE])
+
+QUARANTINED_TRANSACTIONS = pa.schema(
+    [
+        *POSITION,
+        pa.field("timestamp", TIME),
+        pa.field("key", pa.binary()),
+        pa.field("value", pa.binary()),
+        pa.field("headers", HEADERS),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("detail", pa.string()),
+        INGESTED_AT,
+        INGEST_DATE,
+    ]
+)
+"""Reasons are the keys of `core.parsing.REASONS`; `duplicate` is a repeated transaction id."""
+
+TRANSACTION = pa.schema(
+    [
+        pa.field("transaction_id", pa.string(), nullable=False),
+        pa.field("tx_datetime", TIME, nullable=False),
+        pa.field("customer_id", pa.string(), nullable=False),
+        pa.field("terminal_id", pa.string(), nullable=False),
+        pa.field("tx_amount", pa.float64(), nullable=False),
+    ]
+)
+
+WINDOW_DAYS = (1, 7, 30)
+
+DERIVED_FEATURES = (
+    "tx_during_weekend",
+    "tx_during_night",
+    *(f"customer_id_{kind}_{days}day_window" for days in WINDOW_DAYS for kind in ("nb_tx", "avg_amount")),
+    *(f"terminal_id_{kind}_{days}day_window" for days in WINDOW_DAYS for kind in ("nb_tx", "risk")),
+)
+"""The handbook's fourteen derived features (chapter 3), in its order and with its names in lower case."""
+
+MODEL_INPUTS = ("tx_amount", *DERIVED_FEATURES)
+"""The fifteen inputs of the model, in the order in which it sees them."""
+
+FEATURE_VERSION = "1"
+"""Raised whenever the meaning of a model input changes; a model scores only its own version."""
+
+_INTEGER_FEATURES = tuple(name for name in DERIVED_FEATURES if "_nb_tx_" in name or "_during_" in name)
+
+TRANSACTION_FEATURES = pa.schema(
+    [
+        *TRANSACTION,
+        *(
+            pa.field(name, pa.int64() if name in _INTEGER_FEATURES else pa.float64(), nullable=False)
+            for name in DERIVED_FEATURES
+        ),
+        pa.field("feature_version", pa.string(), nullable=False),
+        *POSITION,
+        INGESTED_AT,
+        pa.field("tx_date", pa.date32(), nullable=False),
+    ]
+)
+
+FRAUD_PREDICTIONS = pa.schema(
+    [
+        pa.field("transaction_id", pa.string(), nullable=False),
+        pa.field("tx_datetime", TIME, nullable=False),
+        pa.field("score", pa.float64(), nullable=False),
+        pa.field("threshold", pa.float64(), nullable=False),
+        pa.field("is_alert", pa.bool_(), nullable=False),
+        pa.field("model_version", pa.int64(), nullable=False),
+        pa.field("feature_version", pa.string(), nullable=False),
+        *POSITION,
+        INGESTED_AT,
+        pa.field("scored_at", TIME, nullable=False),
+        pa.field("tx_date", pa.date32(), nullable=False),
+    ]
+)
+
+ALERT_THRESHOLDS = pa.schema(
+    [
+        pa.field("model_name", pa.string(), nullable=False),
+        pa.field("model_version", pa.int64(), nullable=False),
+        pa.field("threshold", pa.float64(), nullable=False),
+        pa.field("budget_per_day", pa.float64(), nullable=False),
+        pa.field("window_start", TIME, nullable=False),
+        pa.field("window_end", TIME, nullable=False),
+        pa.field("calibrated_at", TIME, nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A Delta table: its name (also its asset key), schema, partition column and the columns with statistics."""
+
+    name: str
+    schema: pa.Schema
+    partition_by: str | None = None
+    statistics: tuple[str, ...] = (*POSITION_COLUMNS, "ingested_at")
+
+
+raw_transactions = Table("raw_transactions", RAW_TRANSACTIONS, "ingest_date")
+fraud_labels = Table(
+    "fraud_labels", FRAUD_LABELS, "ingest_date", (*POSITION_COLUMNS, "ingested_at", "labelled_at", "is_fraud")
+)
+quarantined_transactions = Table("quarantined_transactions", QUARANTINED_TRANSACTIONS, "ingest_date")
+transaction_features = Table(
+    "transaction_features", TRANSACTION_FEATURES, "tx_date", (*POSITION_COLUMNS, "ingested_at", "tx_datetime")
+)
+fraud_predictions = Table(
+    "fraud_predictions", FRAUD_PREDICTIONS, "tx_date", (*POSITION_COLUMNS, "ingested_at", "tx_datetime", "score")
+)
+alert_thresholds = Table("alert_thresholds", ALERT_THRESHOLDS, statistics=("model_version", "calibrated_at"))
+
+TABLES = (
+    raw_transactions,
+    fraud_labels,
+    quarantined_transactions,
+    transaction_features,
+    fraud_predictions,
+    alert_thresholds,
+)

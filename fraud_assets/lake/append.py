@@ -1,0 +1,116 @@
+"""The one committer: every append to the lake goes through here, exactly once by source position.
+
+delta-rs application transactions are a label, not a guard. What guards: a fresh handle, its stored positions,
+dropping what it contains, and writing *with that same handle*, which delta-rs refuses when another writer
+moved one of the same application ids meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
+from deltalake.exceptions import CommitFailedError, DeltaError
+
+from fraud_assets.core.schema import Table
+from fraud_assets.lake.positions import Positions, beyond, positions_of, stored
+from fraud_assets.lake.tables import Lake, unreadable
+
+RACES = 100
+_WRITER = WriterProperties(compression="ZSTD", compression_level=1)
+
+
+class CommitConflictError(Exception):
+    """Another writer committed the same positions first; read the stored positions again and start over."""
+
+
+def commit(
+    handle: DeltaTable,
+    table: Table,
+    rows: pa.Table,
+    positions: Positions,
+    metadata: Mapping[str, object] | None = None,
+    restated: str | None = None,
+) -> None:
+    """Append `rows` and set `positions` in one commit, with the very handle that the positions were read from.
+
+    With `restated` (a SQL predicate) the rows take the place of those that meet it; predictions do not take
+    them for new, because positions do not move.
+
+    Raises:
+        CommitConflictError: another writer came first; nothing was written.
+        LakeError: the table cannot be written; nothing was committed.
+    """
+    properties = CommitProperties(
+        custom_metadata={key: str(value) for key, value in (metadata or {}).items()},
+        app_transactions=[Transaction(stream.app_id, offset) for stream, offset in positions.items()],
+        # A retry inside delta-rs would skip our own look at the stored positions for nothing.
+        max_commit_retries=15,
+    )
+    try:
+        if restated is None:
+            write_deltalake(
+                handle,
+                rows.select(table.schema.names).cast(table.schema),
+                mode="append",
+                commit_properties=properties,
+                writer_properties=_WRITER,
+            )
+        else:
+            write_deltalake(
+                handle,
+                rows.select(table.schema.names).cast(table.schema),
+                mode="overwrite",
+                predicate=restated,
+                commit_properties=properties,
+                writer_properties=_WRITER,
+            )
+    except CommitFailedError as error:
+        raise CommitConflictError(str(error)) from error
+    except (DeltaError, OSError) as error:
+        raise unreadable(handle.table_uri, error) from error
+
+
+def append_landed(
+    lake: Lake,
+    table: Table,
+    rows: pa.Table,
+    positions: Positions | None = None,
+    metadata: Mapping[str, object] | None = None,
+) -> int:
+    """Append source rows that the table does not contain yet, stamping `ingested_at`; gives how many.
+
+    Safe to repeat, to kill and to race: `positions` (default: the largest offset per stream in `rows`) and
+    rows are one commit, and rows at or below the stored positions are dropped, in every attempt anew.
+
+    Raises:
+        LakeError: the table cannot be written.
+    """
+    reached = positions_of(rows) if positions is None else positions
+    for _ in range(RACES):
+        handle = lake.open(table)
+        fresh = beyond(rows, handle)
+        ahead = {stream: offset for stream, offset in reached.items() if offset > stored(handle, stream)}
+        if not ahead:
+            return 0
+        try:
+            commit(handle, table, stamped(fresh, table), ahead, {"rows": fresh.num_rows, **(metadata or {})})
+        except CommitConflictError:
+            continue
+        return fresh.num_rows
+    raise unreadable(lake.uri(table), RuntimeError(f"{RACES} commits in a row lost against other writers"))
+
+
+def stamped(rows: pa.Table, table: Table) -> pa.Table:
+    """Rows with `ingested_at` and `ingest_date` of this moment (UTC)."""
+    now = datetime.now(UTC)
+    for name, value in (("ingested_at", now), ("ingest_date", now.date())):
+        field = table.schema.field(name)
+        column = pa.repeat(pa.scalar(value, field.type), rows.num_rows)
+        if name in rows.column_names:
+            rows = rows.set_column(rows.column_names.index(name), field, column)
+        else:
+            rows = rows.append_column(field, column)
+    return rows

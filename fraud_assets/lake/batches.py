@@ -1,0 +1,132 @@
+"""What a stage has not taken yet from its source table, in bounded batches, in landing order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyarrow as pa
+from deltalake import DeltaTable
+
+from fraud_assets.core.schema import POSITION_COLUMNS
+from fraud_assets.engines.duckdb import connect
+from fraud_assets.lake.positions import NOTHING, Positions, Stream
+from fraud_assets.lake.tables import add_actions, dataset_of
+from fraud_assets.settings import Settings
+
+LANDING_ORDER = "ingested_at, topic, lineage, partition, offset"
+
+
+@dataclass(frozen=True)
+class Pending:
+    """Rows of a pinned source version beyond the stored positions.
+
+    `files` are the only ones that can hold such rows; `start` and `target` are the offsets before the first
+    and of the last pending row per stream.
+    """
+
+    source: DeltaTable
+    files: tuple[str, ...]
+    start: dict[Stream, int]
+    target: dict[Stream, int]
+    rows: int
+
+
+def pending(source: DeltaTable, stored: Callable[[Stream], int], settings: Settings) -> Pending:
+    """What `source` holds beyond `stored`, from file statistics first and position columns second."""
+    files = tuple(_candidate_files(source, stored))
+    if not files:
+        return Pending(source, (), {}, {}, 0)
+    with connect(settings) as connection:
+        connection.register("source", dataset_of(source, files))
+        streams = connection.sql(
+            "select topic, lineage, partition, max(offset) as last from source group by all"
+        ).fetchall()
+        start: dict[Stream, int] = {}
+        target: dict[Stream, int] = {}
+        for topic, lineage, partition, last in streams:
+            stream = Stream(topic, lineage, partition)
+            known = stored(stream)
+            if last > known:
+                start[stream], target[stream] = known, last
+        rows = 0
+        if target:
+            connection.register("bounds", _bounds(start, target))
+            rows = connection.sql(f"select count(*) from ({_WITHIN_BOUNDS})").fetchone()[0]
+        connection.unregister("source")
+    return Pending(source, files, start, target, rows)
+
+
+def read_batch(work: Pending, settings: Settings, until: Positions | None = None) -> pa.Table:
+    """The next batch in landing order: at most FRAUD_BATCH_ROWS rows, a prefix of every stream.
+
+    With `until` it is exactly the rows up to those positions: the batch that a killed run began.
+    """
+    target = work.target if until is None else {s: min(work.target[s], until[s]) for s in work.target if s in until}
+    with connect(settings) as connection:
+        connection.register("source", dataset_of(work.source, work.files))
+        if until is None and work.rows > settings.batch_rows:
+            connection.register("bounds", _bounds(work.start, target))
+            # The running maximum keeps the cut a prefix of each stream even where a clock went backwards.
+            cut = connection.sql(
+                f"""
+                with ordered as (
+                    select {", ".join(POSITION_COLUMNS)}, max(ingested_at) over (
+                        partition by topic, lineage, partition order by offset
+                    ) as landed from ({_WITHIN_BOUNDS})
+                ), first_rows as (
+                    select * from ordered order by landed, {", ".join(POSITION_COLUMNS)} limit {settings.batch_rows}
+                )
+                select topic, lineage, partition, max(offset) from first_rows group by all
+                """
+            ).fetchall()
+            target = {Stream(*row[:3]): row[3] for row in cut}
+            connection.unregister("bounds")
+        connection.register("bounds", _bounds({s: work.start.get(s, NOTHING) for s in target}, target))
+        rows = connection.sql(f"{_WITHIN_BOUNDS} order by {LANDING_ORDER}").to_arrow_table()
+        connection.unregister("source")
+    return rows
+
+
+_WITHIN_BOUNDS = """
+    select source.* from source join bounds using (topic, lineage, partition)
+    where source.offset > bounds.first and source.offset <= bounds.last
+"""
+
+
+def _bounds(start: Positions, target: Positions) -> pa.Table:
+    streams = list(target)
+    return pa.table(
+        {
+            "topic": pa.array([s.topic for s in streams], pa.string()),
+            "lineage": pa.array([s.lineage for s in streams], pa.string()),
+            "partition": pa.array([s.partition for s in streams], pa.int32()),
+            "first": pa.array([start[s] for s in streams], pa.int64()),
+            "last": pa.array([target[s] for s in streams], pa.int64()),
+        }
+    )
+
+
+def _candidate_files(source: DeltaTable, stored: Callable[[Stream], int]) -> list[str]:
+    """Files that may hold rows beyond the stored positions, judged by their statistics."""
+    actions = add_actions(source)
+    if actions.num_rows == 0:
+        return []
+    names = ("path", "min.topic", "max.topic", "min.lineage", "max.lineage", "min.partition", "max.partition")
+    columns = [actions.column(name).to_pylist() for name in (*names, "max.offset")]
+    known: dict[Stream, int] = {}
+
+    def contained(stream: Stream, offset: int) -> bool:
+        if stream not in known:
+            known[stream] = stored(stream)
+        return offset <= known[stream]
+
+    files = []
+    for path, topic, topic_max, lineage, lineage_max, partition, partition_max, offset in zip(*columns, strict=True):
+        one_source = topic is not None and topic == topic_max and lineage is not None and lineage == lineage_max
+        # Statistics of long names are cut short; such a file is read rather than trusted.
+        if not one_source or offset is None or not all(
+            contained(Stream(topic, lineage, number), offset) for number in range(partition, partition_max + 1)
+        ):
+            files.append(path)
+    return files

@@ -1,0 +1,77 @@
+"""Source positions: what of a stream of messages a table already contains.
+
+A position is (topic, lineage, partition, offset). Each table carries the last offset per stream as a Delta
+application transaction, so that data and position are one commit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import DeltaTable
+
+from fraud_assets.core.schema import STREAM_COLUMNS
+
+FILE_TOPIC = "file:"
+FILE_LABELS_TOPIC = "file-labels:"
+NOTHING = -1
+
+
+class Stream(NamedTuple):
+    """One partition of one life of a topic, or one file's content."""
+
+    topic: str
+    lineage: str
+    partition: int
+
+    @property
+    def app_id(self) -> str:
+        """Its Delta application id. A file is known by its content alone, whatever its name."""
+        topic = self.topic.split(":", 1)[0] if self.topic.startswith((FILE_TOPIC, FILE_LABELS_TOPIC)) else self.topic
+        return f"{topic}:{self.lineage}:{self.partition}"
+
+
+Positions = Mapping[Stream, int]
+
+
+def stored(handle: DeltaTable, stream: Stream) -> int:
+    """Last offset of the stream that the handle's version contains; -1 if none."""
+    version = handle.transaction_version(stream.app_id)
+    return NOTHING if version is None else version
+
+
+def positions_of(rows: pa.Table) -> dict[Stream, int]:
+    """Largest offset per stream in rows that carry a position."""
+    if rows.num_rows == 0:
+        return {}
+    largest = rows.select([*STREAM_COLUMNS, "offset"]).group_by(list(STREAM_COLUMNS)).aggregate([("offset", "max")])
+    return {
+        Stream(row["topic"], row["lineage"], row["partition"]): row["offset_max"] for row in largest.to_pylist()
+    }
+
+
+def beyond(rows: pa.Table, handle: DeltaTable) -> pa.Table:
+    """The rows that the handle's version does not contain yet."""
+    keep = None
+    for stream, last in positions_of(rows).items():
+        known = stored(handle, stream)
+        if known == NOTHING:
+            continue
+        same = pc.and_(
+            pc.and_(pc.equal(rows["topic"], stream.topic), pc.equal(rows["lineage"], stream.lineage)),
+            pc.equal(rows["partition"], stream.partition),
+        )
+        fresh = pc.invert(pc.and_(same, pc.less_equal(rows["offset"], known))) if known <= last else pc.invert(same)
+        keep = fresh if keep is None else pc.and_(keep, fresh)
+    return rows if keep is None else rows.filter(keep)
+
+
+def digest(positions: Positions) -> str:
+    """Short stable name of a set of positions, for run keys and tags."""
+    text = json.dumps(sorted([stream.app_id, offset] for stream, offset in positions.items()))
+    return sha256(text.encode()).hexdigest()[:16]
