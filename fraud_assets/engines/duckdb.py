@@ -7,7 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from fraud_assets.core.features import LABEL_COLUMNS, TRANSACTION_COLUMNS, window_features
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -28,3 +33,30 @@ def connect(settings: Settings) -> Iterator[DuckDBPyConnection]:
         yield connection
     finally:
         connection.close()
+
+
+@cache
+def _window_sql(delay_days: int) -> str:
+    """The feature definition as DuckDB's SQL. It depends on the delay alone, so it is compiled once a process."""
+    import duckdb
+    from sqlframe.duckdb import DuckDBSession, Window
+    from sqlframe.duckdb import functions as F  # noqa: N812
+
+    connection = duckdb.connect()
+    try:
+        session = DuckDBSession(conn=connection)
+        session.catalog.add_table("transactions", column_mapping=dict(TRANSACTION_COLUMNS))
+        session.catalog.add_table("labels", column_mapping=dict(LABEL_COLUMNS))
+        frame = window_features(session.table("transactions"), session.table("labels"), delay_days, F, Window)
+        return frame.sql(dialect="duckdb")
+    finally:
+        connection.close()
+
+
+def compute_windows(transactions: pa.Table, labels: pa.Table, settings: Settings) -> pa.Table:
+    """Windowed features of the new transactions (see `core.features.window_features`), ordered by `arrival`."""
+    sql = _window_sql(settings.feedback_delay_days)
+    with connect(settings) as connection:
+        connection.register("transactions", transactions)
+        connection.register("labels", labels)
+        return connection.sql(f"select * from ({sql}) order by arrival").to_arrow_table()

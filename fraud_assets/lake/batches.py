@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import pyarrow as pa
 from deltalake import DeltaTable
 
-from fraud_assets.core.schema import POSITION_COLUMNS
 from fraud_assets.engines.duckdb import connect
 from fraud_assets.lake.positions import NOTHING, Positions, Stream
 from fraud_assets.lake.tables import add_actions, dataset_of
 from fraud_assets.settings import Settings
 
-LANDING_ORDER = "ingested_at, topic, lineage, partition, offset"
+_STREAM = 'topic, lineage, "partition"'
+_POSITION = f'{_STREAM}, "offset"'
+LANDING_ORDER = f"ingested_at, {_POSITION}"
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def pending(source: DeltaTable, stored: Callable[[Stream], int], settings: Setti
     with connect(settings) as connection:
         connection.register("source", dataset_of(source, files))
         streams = connection.sql(
-            "select topic, lineage, partition, max(offset) as last from source group by all"
+            f'select {_STREAM}, max("offset") as last from source group by all'
         ).fetchall()
         start: dict[Stream, int] = {}
         target: dict[Stream, int] = {}
@@ -52,7 +53,7 @@ def pending(source: DeltaTable, stored: Callable[[Stream], int], settings: Setti
         rows = 0
         if target:
             connection.register("bounds", _bounds(start, target))
-            rows = connection.sql(f"select count(*) from ({_WITHIN_BOUNDS})").fetchone()[0]
+            rows = connection.sql(f"select count(*) from ({_WITHIN_BOUNDS})").fetchall()[0][0]
         connection.unregister("source")
     return Pending(source, files, start, target, rows)
 
@@ -71,13 +72,13 @@ def read_batch(work: Pending, settings: Settings, until: Positions | None = None
             cut = connection.sql(
                 f"""
                 with ordered as (
-                    select {", ".join(POSITION_COLUMNS)}, max(ingested_at) over (
-                        partition by topic, lineage, partition order by offset
+                    select {_POSITION}, max(ingested_at) over (
+                        partition by {_STREAM} order by "offset"
                     ) as landed from ({_WITHIN_BOUNDS})
                 ), first_rows as (
-                    select * from ordered order by landed, {", ".join(POSITION_COLUMNS)} limit {settings.batch_rows}
+                    select * from ordered order by landed, {_POSITION} limit {settings.batch_rows}
                 )
-                select topic, lineage, partition, max(offset) from first_rows group by all
+                select {_STREAM}, max("offset") from first_rows group by all
                 """
             ).fetchall()
             target = {Stream(*row[:3]): row[3] for row in cut}
@@ -89,8 +90,8 @@ def read_batch(work: Pending, settings: Settings, until: Positions | None = None
 
 
 _WITHIN_BOUNDS = """
-    select source.* from source join bounds using (topic, lineage, partition)
-    where source.offset > bounds.first and source.offset <= bounds.last
+    select source.* from source join bounds using (topic, lineage, "partition")
+    where source."offset" > bounds.first and source."offset" <= bounds.last
 """
 
 
