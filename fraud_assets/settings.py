@@ -82,7 +82,7 @@ class Settings(BaseSettings):
 
     sensor_interval_seconds: int = Field(5, ge=1, description="Pause between two looks of the sensors.")
     sensor_attempts: int = Field(3, ge=1, description="Failed runs in a row before the sensor stops and says so.")
-    vacuum_hours: int = Field(168, ge=1, description="Age at which upkeep removes files that no table version uses.")
+    vacuum_hours: int = Field(168, ge=24, description="Age at which upkeep removes files that no table version uses.")
     compact_target_bytes: int = Field(
         134_217_728, ge=1_000_000, description="Size that upkeep compacts small files to."
     )

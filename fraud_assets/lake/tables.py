@@ -6,16 +6,18 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.dataset
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from fraud_assets.core.schema import Table
+from fraud_assets.core.schema import TABLES, Table
 from fraud_assets.errors import LakeError
 from fraud_assets.settings import Settings
 
+if TYPE_CHECKING:
+    from pyarrow.dataset import Dataset
 
 @dataclass(frozen=True)
 class Lake:
@@ -36,6 +38,10 @@ class Lake:
     def exists(self, table: Table) -> bool:
         """Whether the table has been created."""
         return DeltaTable.is_deltatable(self.uri(table), dict(self.storage_options) or None)
+
+    def versions(self) -> dict[str, int]:
+        """Newest version of every table that exists, by name."""
+        return {table.name: self.open(table).version() for table in TABLES if self.exists(table)}
 
     def open(self, table: Table) -> DeltaTable:
         """A fresh handle on the newest version; the table is created when it does not exist.
@@ -90,11 +96,13 @@ def row_count(handle: DeltaTable) -> int:
     return sum(add_actions(handle).column("num_records").to_pylist())
 
 
-def dataset_of(handle: DeltaTable, paths: Iterable[str] | None = None) -> pyarrow.dataset.Dataset:
+def dataset_of(handle: DeltaTable, paths: Iterable[str] | None = None) -> Dataset:
     """Arrow dataset of the handle's version, of all files or of those in `paths` (as `add_actions` names them)."""
+    from pyarrow.dataset import FileSystemDataset
+
     dataset = handle.to_pyarrow_dataset()
     if paths is None:
         return dataset
     wanted = set(paths)
     fragments = [fragment for fragment in dataset.get_fragments() if fragment.path in wanted]
-    return pyarrow.dataset.FileSystemDataset(fragments, dataset.schema, dataset.format, dataset.filesystem)
+    return FileSystemDataset(fragments, dataset.schema, dataset.format, dataset.filesystem)

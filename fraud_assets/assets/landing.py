@@ -1,0 +1,52 @@
+"""`raw_transactions` and `fraud_labels`: what came in, exactly once by source position."""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from fraud_assets.assets.reporting import failures_in_words
+from fraud_assets.resources import PlatformResource
+
+
+class LandingConfig(dg.Config):
+    """What to land: with `topics` off only the drop folder."""
+
+    topics: bool = True
+
+
+@dg.multi_asset(
+    specs=[
+        dg.AssetSpec(
+            "fraud_labels",
+            description="Late fraud labels from the labels topic and from dropped files. A bad one goes to quarantine.",
+            skippable=True,
+            group_name="landing",
+            kinds={"kafka", "deltalake"},
+        ),
+        dg.AssetSpec(
+            "raw_transactions",
+            description="Messages as they came: every body byte for byte, exactly once per source position.",
+            skippable=True,
+            group_name="landing",
+            kinds={"kafka", "deltalake"},
+        ),
+    ],
+    can_subset=True,
+    name="landing",
+)
+def landing(context: dg.AssetExecutionContext, config: LandingConfig, platform: PlatformResource) -> Iterator[dg.MaterializeResult]:
+    """Drain topics and drop folder to the ends seen at the start, labels first."""
+    from fraud_assets.pipeline.landing import land_everything
+
+    with failures_in_words():
+        settings = platform.settings()
+        selected = {key.to_user_string() for key in context.selected_asset_keys}
+        reports = land_everything(
+            platform.lake(), settings, context.log.info, transactions="raw_transactions" in selected
+        )
+        for table, report in reports.items():
+            if table in selected:
+                yield dg.MaterializeResult(asset_key=table, metadata=report.metadata())
+            else:
+                # Labels are drained before transactions even where only the latter were asked for.
+                context.log_event(dg.AssetMaterialization(table, metadata=report.metadata()))

@@ -1,0 +1,69 @@
+"""`isolation_forest` and its `alert_thresholds`: trained, registered, calibrated, then champion."""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from fraud_assets.assets.features import moment
+from fraud_assets.assets.reporting import failures_in_words
+from fraud_assets.errors import NotEnoughDataError
+from fraud_assets.resources import PlatformResource
+
+
+class TrainingConfig(dg.Config):
+    """Training window [start, end) of `tx_datetime`; default: the last FRAUD_TRAIN_DAYS days of the lake."""
+
+    start: str | None = None
+    end: str | None = None
+    skip_too_little_data: bool = False
+
+
+@dg.multi_asset(
+    specs=[
+        dg.AssetSpec(
+            "isolation_forest",
+            deps=["transaction_features"],
+            description="Isolation Forest in the MLflow registry, alias `champion`.",
+            skippable=True,
+            group_name="model",
+            kinds={"scikitlearn", "mlflow"},
+        ),
+        dg.AssetSpec(
+            "alert_thresholds",
+            deps=["transaction_features"],
+            description="Score from which a transaction alerts, from the analysts' daily budget; moves without retraining.",
+            skippable=True,
+            group_name="model",
+            kinds={"deltalake"},
+        ),
+    ],
+    can_subset=True,
+    name="model",
+)
+def model(
+    context: dg.AssetExecutionContext, config: TrainingConfig, platform: PlatformResource
+) -> Iterator[dg.MaterializeResult]:
+    """Train and calibrate; with only `alert_thresholds` selected, calibrate the champion again."""
+    from fraud_assets.pipeline.training import recalibrate, train
+
+    with failures_in_words():
+        settings, lake = platform.settings(), platform.lake()
+        if dg.AssetKey("isolation_forest") not in context.selected_asset_keys:
+            yield dg.MaterializeResult(
+                asset_key="alert_thresholds", metadata=recalibrate(lake, settings, context.log.info).metadata()
+            )
+            return
+        start = moment(config.start) if config.start else None
+        end = moment(config.end) if config.end else None
+        try:
+            report = train(lake, settings, start, end, context.log.info)
+        except NotEnoughDataError as error:
+            if not config.skip_too_little_data:
+                raise
+            context.log.info(f"Training skipped: {error}")
+            return
+        yield dg.MaterializeResult(asset_key="isolation_forest", metadata=report.metadata())
+        if dg.AssetKey("alert_thresholds") in context.selected_asset_keys:
+            yield dg.MaterializeResult(asset_key="alert_thresholds", metadata=report.metadata())
+        else:
+            context.log_event(dg.AssetMaterialization("alert_thresholds", metadata=report.metadata()))

@@ -1,0 +1,42 @@
+"""`fraud_predictions`: every feature row scored once, by the champion."""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from fraud_assets.assets.features import moment
+from fraud_assets.assets.reporting import failures_in_words
+from fraud_assets.errors import NoChampionError
+from fraud_assets.resources import PlatformResource
+
+
+class ScoringConfig(dg.Config):
+    """Scoring again: `tx_datetime` in [rescore_start, rescore_end) by the champion of now."""
+
+    rescore_start: str | None = None
+    rescore_end: str | None = None
+
+
+@dg.asset(
+    deps=["transaction_features", "isolation_forest", "alert_thresholds"],
+    group_name="predictions",
+    kinds={"treelite", "deltalake"},
+    output_required=False,
+)
+def fraud_predictions(
+    context: dg.AssetExecutionContext, config: ScoringConfig, platform: PlatformResource
+) -> Iterator[dg.MaterializeResult]:
+    """Scores new feature rows exactly once. A higher score is more suspicious; each row names its model version."""
+    from fraud_assets.pipeline.scoring import score_pending, score_range
+
+    with failures_in_words():
+        settings, lake = platform.settings(), platform.lake()
+        try:
+            if config.rescore_start and config.rescore_end:
+                report = score_range(lake, settings, moment(config.rescore_start), moment(config.rescore_end))
+            else:
+                report = score_pending(lake, settings, context.log.info)
+        except NoChampionError as error:
+            context.log.info(f"Scoring skipped, it catches up later: {error}")
+            return
+        yield dg.MaterializeResult(metadata=report.metadata())

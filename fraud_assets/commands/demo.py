@@ -1,0 +1,221 @@
+"""`fraud-assets demo`: from a stream to scored predictions in a fresh folder, through the Dagster assets."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fraud_assets.errors import FraudAssetsError
+from fraud_assets.settings import Settings, load_settings
+
+DAYS = 60
+BAD_MESSAGES = 12
+STEPS = {
+    "Landing": ["fraud_labels", "raw_transactions"],
+    "Features and quarantine": ["transaction_features", "quarantined_transactions"],
+    "Training, registry, threshold": ["isolation_forest", "alert_thresholds"],
+    "Scoring": ["fraud_predictions"],
+}
+
+
+@click.command()
+@click.option("--count", default=20_000, show_default=True, help="Simulated transactions.")
+@click.option("--seed", default=1, show_default=True, help="Seed of the simulation.")
+@click.option(
+    "--data",
+    "files",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Land these files through the drop folder instead of simulating (repeatable).",
+)
+@click.option("--home", type=click.Path(path_type=Path), help="Folder to use; default: a new one under FRAUD_HOME.")
+def command(count: int, seed: int, files: tuple[Path, ...], home: Path | None) -> None:
+    """Run the whole platform once in a fresh folder and say what came of it.
+
+    Progress and the summary are for a person; the last line of standard output is one JSON object.
+
+    \b
+    Example: fraud-assets demo --count 5000
+             fraud-assets demo --data april.parquet --data may.parquet
+    """
+    began = time.monotonic()
+    settings = _fresh(home, count, simulated=not files)
+    click.echo(f"State of this demo: {settings.home_path}")
+    if files:
+        with _step(f"Dropping {len(files)} files into incoming/"):
+            settings.incoming.mkdir(parents=True, exist_ok=True)
+            for file in files:
+                _drop(file, settings.incoming)
+        _materialize_all(settings, topics=False)
+    else:
+        from fraud_assets.kafka.broker import embedded_broker
+
+        with embedded_broker(settings):
+            with _step(f"Producing {count:,} simulated transactions of {DAYS} days, their labels, some bad messages"):
+                _produce(settings, count, seed)
+            _materialize_all(settings, topics=True)
+    _summarise(settings, time.monotonic() - began)
+
+
+def _fresh(home: Path | None, count: int, *, simulated: bool) -> Settings:
+    base = load_settings()
+    stamp = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}"
+    folder = (home or base.home_path / "demo" / stamp).absolute()
+    if folder.exists() and any(folder.iterdir()):
+        raise FraudAssetsError(f"--home {folder} is not empty: name a new folder, the demo always starts fresh.")
+    overrides: dict[str, Any] = {"FRAUD_HOME": str(folder), "FRAUD_FILE_QUIET_SECONDS": "0"}
+    # The demo is self-contained: it never touches a broker, lake or registry that is configured for real work.
+    for name in ("KAFKA_BOOTSTRAP_SERVERS", "FRAUD_LAKE_URI", "MLFLOW_TRACKING_URI"):
+        overrides[name] = ""
+    if simulated and "FRAUD_ALERT_BUDGET_PER_DAY" not in os.environ:
+        # About one transaction in a hundred; the default budget is that of a bank's review team.
+        overrides["FRAUD_ALERT_BUDGET_PER_DAY"] = str(max(1.0, round(count / DAYS / 100, 1)))
+    os.environ.update(overrides)
+    return load_settings()
+
+
+def _drop(file: Path, incoming: Path) -> None:
+    # Copied under a name that landing ignores, so that a half-copied file is never taken.
+    part = incoming / f"{file.name}.part"
+    shutil.copyfile(file, part)
+    part.rename(incoming / file.name)
+
+
+def _produce(settings: Settings, count: int, seed: int) -> None:
+    from fraud_assets.commands.simulate import produce_simulated
+    from fraud_assets.lake.tables import Lake
+    from fraud_assets.pipeline.landing import land_topics
+
+    lake = Lake.of(settings)
+
+    def land(_: str = "") -> None:
+        land_topics(lake, settings, _silent)
+
+    produce_simulated(settings, count=count, days=DAYS, seed=seed, bad=BAD_MESSAGES, on_wait=land)
+
+
+def _silent(_: str) -> None:
+    """Progress that nobody needs to see."""
+
+
+def _materialize_all(settings: Settings, *, topics: bool) -> None:
+    with _step("Loading Dagster and the platform's definitions"):
+        import dagster as dg
+
+        from fraud_assets.definitions import defs
+        from fraud_assets.setup_home import prepare_home
+
+        prepare_home(settings)
+        instance = dg.DagsterInstance.from_config(str(settings.home_path / "dagster"))
+    with instance:
+        for name, selection in STEPS.items():
+            with _step(name):
+                result = dg.materialize(
+                    list(defs.resolve_asset_graph().assets_defs),
+                    selection=selection,
+                    instance=instance,
+                    resources=defs.resources,
+                    run_config={
+                        "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+                        "ops": {"landing": {"config": {"topics": topics}}} if name == "Landing" else {},
+                    },
+                    raise_on_error=False,
+                )
+                if not result.success:
+                    raise FraudAssetsError(_reason(result))
+
+
+def _reason(result: Any) -> str:
+    for event in result.all_events:
+        if event.is_step_failure:
+            data = event.step_failure_data
+            words = data.user_failure_data.description if data.user_failure_data else None
+            return words or str(data.error_display_string).splitlines()[-1]
+    return "the run failed without a reason"
+
+
+@contextmanager
+def _step(name: str) -> Iterator[None]:
+    click.echo(f"  {name} … ", nl=False)
+    sys.stdout.flush()
+    began = time.monotonic()
+    try:
+        yield
+    except BaseException:
+        click.echo("failed")
+        raise
+    click.echo(f"{time.monotonic() - began:.1f} s")
+
+
+def _summarise(settings: Settings, seconds: float) -> None:
+    from fraud_assets.engines.duckdb import connect
+    from fraud_assets.lake.books import alerts, books
+    from fraud_assets.lake.tables import Lake
+
+    lake = Lake.of(settings)
+    counts, alerted = books(lake, settings), alerts(lake)
+    _say = click.echo
+    _say()
+    _say(f"  {counts['landed']:>12,} messages landed")
+    _say(f"  {counts['features']:>12,} features + {counts['quarantined']:,} quarantined + "
+         f"{counts['duplicates']:,} duplicates = {counts['features'] + counts['quarantined'] + counts['duplicates']:,}")
+    _say(f"  {counts['labels']:>12,} labels of the past")
+    _say(f"  {counts['scored']:>12,} scored, {alerted:,} of them alerts "
+         f"(budget {settings.alert_budget_per_day:g} a day)")
+    _say("\n  Top alerts (a higher score is more suspicious)")
+    _say(f"    {'score':>7}  {'amount':>9}  {'when':<16}  {'customer':>9}  {'terminal':>9}  label")
+    with connect(settings) as connection:
+        for row in _top_alerts(connection, lake):
+            score, amount, when, customer, terminal, fraud = row
+            _say(f"    {score:7.4f}  {amount:9.2f}  {when:<16}  {customer:>9}  {terminal:>9}  {fraud}")
+    _say(f"\n  Tables    {lake.root}")
+    _say(f"  Registry  {settings.mlflow_uri}")
+    _say("\n  Next")
+    home = f"FRAUD_HOME={settings.home_path} DAGSTER_HOME={settings.home_path / 'dagster'}"
+    _say(f"    {home} .venv/bin/dagster dev -w workspace.yaml   # this demo in the web UI")
+    _say("    make dev                                          # the same, live")
+    summary = {
+        "landed": counts["landed"],
+        "features": counts["features"],
+        "quarantined": counts["quarantined"],
+        "duplicates": counts["duplicates"],
+        "scored": counts["scored"],
+        "alerts": alerted,
+        "seconds": round(seconds, 1),
+        "lake": lake.root,
+    }
+    _say(json.dumps(summary))
+
+
+def _top_alerts(connection: Any, lake: Any) -> list[tuple[Any, ...]]:
+    from fraud_assets.core.schema import fraud_labels, fraud_predictions, transaction_features
+    from fraud_assets.lake.tables import dataset_of
+
+    for table in (fraud_labels, fraud_predictions, transaction_features):
+        connection.register(table.name, dataset_of(lake.open(table)))
+    return connection.sql(
+        """
+        with top as (
+            select transaction_id, score from fraud_predictions where is_alert order by score desc, 1 limit 8
+        ), verdicts as (
+            select transaction_id, arg_max(is_fraud, labelled_at) as is_fraud from fraud_labels
+            semi join top using (transaction_id) group by 1
+        )
+        select top.score, f.tx_amount, left(cast(f.tx_datetime at time zone 'UTC' as varchar), 16), f.customer_id,
+            f.terminal_id, case when v.is_fraud then 'fraud' when v.is_fraud is null then '-' else 'genuine' end
+        from top join transaction_features f using (transaction_id) left join verdicts v using (transaction_id)
+        order by top.score desc
+        """
+    ).fetchall()
+
+

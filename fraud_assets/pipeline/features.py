@@ -1,0 +1,335 @@
+"""Cleaned features and quarantine, from what landed, exactly once.
+
+Quarantine is committed first and features last. A run that was killed in between is finished by the next
+one on exactly the same messages: what quarantine already holds of them stays there, all others are features.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import DeltaTable
+
+from fraud_assets.core.features import history_days
+from fraud_assets.core.parsing import parse_transactions
+from fraud_assets.core.schema import (
+    FEATURE_VERSION,
+    POSITION_COLUMNS,
+    QUARANTINED_TRANSACTIONS,
+    TRANSACTION,
+    TRANSACTION_FEATURES,
+    fraud_labels,
+    quarantined_transactions,
+    raw_transactions,
+    transaction_features,
+)
+from fraud_assets.engines.duckdb import compute_windows, connect
+from fraud_assets.errors import SettingError
+from fraud_assets.lake.append import CommitConflictError, commit
+from fraud_assets.lake.batches import LANDING_ORDER, Pending, pending, read_batch
+from fraud_assets.lake.positions import Stream, positions_of, stored
+from fraud_assets.lake.tables import Lake, dataset_of
+from fraud_assets.settings import Settings
+
+Progress = Callable[[str], None]
+DUPLICATE = "duplicate"
+
+
+@dataclass(frozen=True)
+class FeatureReport:
+    """Counts of one run; `landed` = `features` + `quarantined` + `duplicates`."""
+
+    landed: int = 0
+    features: int = 0
+    quarantined: int = 0
+    duplicates: int = 0
+    batches: int = 0
+    seconds: float = 0.0
+    reasons: dict[str, int] = field(default_factory=dict)
+
+    def plus(self, landed: int, features: int, reasons: dict[str, int]) -> FeatureReport:
+        """The report with one more batch."""
+        total = {key: self.reasons.get(key, 0) + reasons.get(key, 0) for key in {*self.reasons, *reasons}}
+        duplicates = total.get(DUPLICATE, 0)
+        return replace(
+            self,
+            landed=self.landed + landed,
+            features=self.features + features,
+            quarantined=sum(total.values()) - duplicates,
+            duplicates=duplicates,
+            batches=self.batches + 1,
+            reasons=dict(sorted(total.items())),
+        )
+
+
+def pending_landed(lake: Lake, settings: Settings) -> Pending:
+    """Landed messages that features do not hold yet."""
+    features = lake.open(transaction_features)
+    return pending(lake.open(raw_transactions), lambda stream: stored(features, stream), settings)
+
+
+def process_landed(lake: Lake, settings: Settings, progress: Progress = lambda line: None) -> FeatureReport:
+    """Take everything that landed, from the stored positions on, batch by batch, in landing order.
+
+    Raises:
+        LakeError: a table cannot be read or written; the batches before stay committed.
+    """
+    began = time.monotonic()
+    report = FeatureReport()
+    while True:
+        features, quarantine = lake.open(transaction_features), lake.open(quarantined_transactions)
+        work = pending(lake.open(raw_transactions), lambda stream: stored(features, stream), settings)  # noqa: B023
+        if not work.target:
+            return replace(report, seconds=time.monotonic() - began)
+        begun = _begun(work, quarantine)
+        batch = read_batch(work, settings, begun or None)
+        held = _held(batch, quarantine, work.start, settings) if begun else batch.slice(0, 0)
+        rows, rejected = _split(batch, held, features, settings)
+        table = _features(rows, features, lake.open(fraud_labels), settings)
+        reached = positions_of(batch)
+        reasons = _counts(held, rejected)
+        counts = {"landed": batch.num_rows, "features": table.num_rows, **reasons}
+        try:
+            if rejected.num_rows or not begun:
+                commit(quarantine, quarantined_transactions, rejected, reached, counts)
+            commit(features, transaction_features, table, reached, counts)
+        except CommitConflictError:
+            progress("another run committed the same messages first; starting over from its positions")
+            continue
+        report = report.plus(batch.num_rows, table.num_rows, reasons)
+        progress(f"{report.landed:,} of {report.landed + work.rows - batch.num_rows:,} messages: "
+                 f"{report.features:,} features, {report.quarantined:,} quarantined, {report.duplicates:,} duplicates")
+
+
+def restate(
+    lake: Lake, settings: Settings, start: datetime, end: datetime, progress: Progress = lambda line: None
+) -> int:
+    """Compute the features of `tx_datetime` in [start, end) again, with all history and labels of now.
+
+    Gives the number of rows. Positions do not move, so predictions do not take them for new; score the
+    range again on its own request. Later rows' windows are not refreshed.
+
+    Raises:
+        SettingError: the range is empty or has no zone.
+    """
+    if start.tzinfo is None or end.tzinfo is None or start >= end:
+        raise SettingError(f"The range from {start} to {end} is empty or without a zone: give start < end, in UTC.")
+    day = datetime(start.year, start.month, start.day, tzinfo=UTC)
+    done = 0
+    while day < end:
+        low, high = max(day, start), min(day + timedelta(days=1), end)
+        done += _restate_range(lake, settings, low, high)
+        progress(f"restated up to {high:%Y-%m-%d %H:%M}: {done:,} rows")
+        day += timedelta(days=1)
+    return done
+
+
+def _restate_range(lake: Lake, settings: Settings, low: datetime, high: datetime) -> int:
+    within = (pc.field("tx_datetime") >= _scalar(low)) & (pc.field("tx_datetime") < _scalar(high))
+    while True:
+        features = lake.open(transaction_features)
+        near = (pc.field("tx_date") >= low.date()) & (pc.field("tx_date") <= high.date())
+        rows = dataset_of(features).to_table(filter=near & within).cast(TRANSACTION_FEATURES)
+        if not rows.num_rows:
+            return 0
+        rows = rows.sort_by([(name, "ascending") for name in ("ingested_at", *POSITION_COLUMNS)])
+        table = _features(rows, features, lake.open(fraud_labels), settings)
+        mark = {"restated": f"{low.isoformat()}/{high.isoformat()}", "rows": table.num_rows}
+        where = f"tx_datetime >= '{low:%Y-%m-%dT%H:%M:%S.%fZ}' AND tx_datetime < '{high:%Y-%m-%dT%H:%M:%S.%fZ}'"
+        try:
+            commit(features, transaction_features, table, {}, mark, restated=where)
+        except CommitConflictError:
+            continue
+        return table.num_rows
+
+
+def _begun(work: Pending, quarantine: DeltaTable) -> dict[Stream, int]:
+    """How far a killed run got with quarantine beyond features; empty if it did not."""
+    ahead = {stream: stored(quarantine, stream) for stream in work.target}
+    return {stream: offset for stream, offset in ahead.items() if offset > work.start[stream]}
+
+
+def _held(batch: pa.Table, quarantine: DeltaTable, start: dict[Stream, int], settings: Settings) -> pa.Table:
+    """Rows of the batch that quarantine already holds."""
+    beyond = pending(quarantine, lambda stream: start.get(stream, 2**62), settings)
+    if not beyond.files:
+        return batch.slice(0, 0)
+    with connect(settings) as connection:
+        connection.register("batch", batch.select(list(POSITION_COLUMNS)))
+        connection.register("quarantine", dataset_of(quarantine, beyond.files))
+        return connection.sql(
+            f"""select q.* from quarantine q semi join batch using ({_quoted(POSITION_COLUMNS)})
+            order by {LANDING_ORDER}"""
+        ).to_arrow_table()
+
+
+def _split(
+    batch: pa.Table, held: pa.Table, features: DeltaTable, settings: Settings
+) -> tuple[pa.Table, pa.Table]:
+    """The batch's first-of-their-id transactions, and what is to be added to quarantine."""
+    if held.num_rows:
+        with connect(settings) as connection:
+            connection.register("batch", batch)
+            connection.register("held", held)
+            batch = connection.sql(
+                f"select * from batch anti join held using ({_quoted(POSITION_COLUMNS)}) order by {LANDING_ORDER}"
+            ).to_arrow_table()
+    valid, rejected = parse_transactions(batch, settings)
+    repeated = _repeated(valid, features, settings)
+    if not repeated:
+        return valid, rejected
+    mask = pa.array(repeated.get(row) is None for row in range(valid.num_rows))
+    doubles = valid.filter(pc.invert(mask)).select(list(POSITION_COLUMNS))
+    with connect(settings) as connection:
+        connection.register("batch", batch)
+        connection.register("doubles", doubles.append_column("detail", pa.array(repeated.values(), pa.string())))
+        bodies = connection.sql(
+            f"""select batch.*, '{DUPLICATE}' as reason, detail
+            from batch join doubles using ({_quoted(POSITION_COLUMNS)}) order by {LANDING_ORDER}"""
+        ).to_arrow_table()
+    quarantined = bodies.select(QUARANTINED_TRANSACTIONS.names).cast(QUARANTINED_TRANSACTIONS)
+    return valid.filter(mask), pa.concat_tables([rejected.cast(QUARANTINED_TRANSACTIONS), quarantined])
+
+
+def _repeated(valid: pa.Table, features: DeltaTable, settings: Settings) -> dict[int, str]:
+    """Row numbers whose transaction id landed before, within the horizon, and the sentence that says where."""
+    if not valid.num_rows:
+        return {}
+    horizon = timedelta(days=settings.duplicate_horizon_days)
+    oldest = pc.min(valid["ingested_at"]).as_py() - horizon
+    with connect(settings) as connection:
+        ids = valid.select(["transaction_id", *POSITION_COLUMNS]).append_column(
+            "row", pa.array(range(valid.num_rows), pa.int64())
+        )
+        landed = valid["ingested_at"].cast(pa.int64())
+        connection.register("ids", ids.append_column("landed_us", landed))
+        known = dataset_of(features).filter(pc.field("ingested_at") >= _scalar(oldest))
+        connection.register("features", known)
+        window_us = horizon // timedelta(microseconds=1)
+        rows = connection.sql(
+            f"""
+            with known as (
+                select f.transaction_id, f.topic, f."partition", f."offset", epoch_us(f.ingested_at) as landed_us
+                from features f semi join ids using (transaction_id)
+            ), earlier as (
+                select ids."row", known.topic, known."partition", known."offset" from ids join known
+                using (transaction_id) where ids.landed_us - known.landed_us <= {window_us}
+                union all
+                select "row", first_topic, first_partition, first_offset from (
+                    select "row", row_number() over same_id as place, first_value(topic) over same_id as first_topic,
+                        first_value("partition") over same_id as first_partition,
+                        first_value("offset") over same_id as first_offset
+                    from ids window same_id as (partition by transaction_id order by "row")
+                ) where place > 1
+            )
+            select "row", min(topic), min("partition"), min("offset") from earlier group by 1 order by 1
+            """
+        ).fetchall()
+    return {row: f"its transaction_id landed first as {topic} {part}/{offset}" for row, topic, part, offset in rows}
+
+
+def _features(rows: pa.Table, features: DeltaTable, labels: DeltaTable, settings: Settings) -> pa.Table:
+    """TRANSACTION_FEATURES of `rows`, which are in landing order, with the history that the lake holds."""
+    if not rows.num_rows:
+        return TRANSACTION_FEATURES.empty_table()
+    history = _history(rows, features, settings)
+    known = pa.concat_tables([history, _bare(rows, is_new=True)])
+    if history.num_rows and pc.max(history["landed_us"]).as_py() >= pc.min(rows["ingested_at"].cast(pa.int64())).as_py():
+        order = pc.sort_indices(known, [(name, "ascending") for name in ("landed_us", *POSITION_COLUMNS)])
+        known = known.take(order)
+    known = known.append_column("arrival", pa.array(range(known.num_rows), pa.int64()))
+    verdicts = _labels(known, labels, settings)
+    windows = compute_windows(known, verdicts, settings)
+    table = rows.select([name for name in rows.column_names if name not in windows.column_names])
+    for name in windows.column_names:
+        if name != "arrival":
+            table = table.append_column(name, windows[name])
+    if "feature_version" not in table.column_names:
+        table = table.append_column("feature_version", pa.repeat(FEATURE_VERSION, table.num_rows))
+    return table.select(TRANSACTION_FEATURES.names).cast(TRANSACTION_FEATURES)
+
+
+def _history(rows: pa.Table, features: DeltaTable, settings: Settings) -> pa.Table:
+    """Earlier transactions of the rows' customers and terminals, as far back as their windows reach."""
+    first, last = (edge.as_py() for edge in pc.min_max(rows["tx_datetime"]).values())
+    since = first - timedelta(days=history_days(settings.feedback_delay_days))
+    near = (
+        (pc.field("tx_date") >= since.date())
+        & (pc.field("tx_date") <= last.date())
+        & (pc.field("tx_datetime") > _scalar(since))
+        & (pc.field("tx_datetime") <= _scalar(last))
+    )
+    columns = (*TRANSACTION.names, *POSITION_COLUMNS, "ingested_at")
+    with connect(settings) as connection:
+        connection.register("features", dataset_of(features).filter(near))
+        connection.register("rows", rows.select(["customer_id", "terminal_id", *POSITION_COLUMNS]))
+        found = connection.sql(
+            f"""
+            select {_quoted(columns)} from features f
+            where (customer_id in (select customer_id from rows) or terminal_id in (select terminal_id from rows))
+            and not exists (
+                select 1 from rows r where r.topic = f.topic and r.lineage = f.lineage
+                and r."partition" = f."partition" and r."offset" = f."offset"
+            )
+            order by {LANDING_ORDER}
+            """
+        ).to_arrow_table()
+    return _bare(found, is_new=False)
+
+
+def _bare(rows: pa.Table, *, is_new: bool) -> pa.Table:
+    """What the windows need of a transaction, times as microseconds."""
+    return pa.table(
+        {
+            "transaction_id": rows["transaction_id"],
+            "customer_id": rows["customer_id"],
+            "terminal_id": rows["terminal_id"],
+            "event_us": rows["tx_datetime"].cast(pa.int64()),
+            "tx_amount": rows["tx_amount"],
+            "is_new": pa.repeat(is_new, rows.num_rows),
+            "landed_us": rows["ingested_at"].cast(pa.int64()),
+            **{name: rows[name] for name in POSITION_COLUMNS},
+        }
+    )
+
+
+def _labels(known: pa.Table, labels: DeltaTable, settings: Settings) -> pa.Table:
+    """All labels of those known transactions that were ever called fraud."""
+    earliest = datetime.fromtimestamp(pc.min(known["event_us"]).as_py() / 1e6, UTC) - timedelta(days=1)
+    recent = dataset_of(labels).filter(pc.field("labelled_at") >= _scalar(earliest))
+    with connect(settings) as connection:
+        connection.register("known", known.select(["transaction_id"]))
+        connection.register("frauds", recent.filter(pc.field("is_fraud")))
+        frauds = connection.sql(
+            "select distinct transaction_id from frauds semi join known using (transaction_id)"
+        ).to_arrow_table()
+        connection.register("labels", recent)
+        connection.register("ever_fraud", frauds)
+        return connection.sql(
+            f"""select transaction_id, is_fraud, epoch_us(labelled_at) as labelled_us,
+            row_number() over (order by {LANDING_ORDER}) as arrival
+            from labels semi join ever_fraud using (transaction_id)"""
+        ).to_arrow_table()
+
+
+def _counts(*quarantined: pa.Table) -> dict[str, int]:
+    reasons: dict[str, int] = {}
+    for table in quarantined:
+        for entry in pc.value_counts(table["reason"]).to_pylist() if "reason" in table.column_names else ():
+            reasons[entry["values"]] = reasons.get(entry["values"], 0) + entry["counts"]
+    return reasons
+
+
+def _quoted(names: tuple[str, ...]) -> str:
+    return ", ".join(f'"{name}"' for name in names)
+
+
+def _scalar(moment: datetime) -> pa.Scalar:
+    return pa.scalar(moment.astimezone(UTC), pa.timestamp("us", tz="UTC"))
+
+

@@ -1,0 +1,25 @@
+"""What assets and sensors are given: the settings, once, and by them the lake."""
+
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from fraud_assets.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from fraud_assets.lake.tables import Lake
+
+class PlatformResource(dg.ConfigurableResource):
+    """The settings of the environment; `overrides` (by setting name) are for tests and embedded use."""
+
+    overrides: dict[str, str] = {}
+
+    def settings(self) -> Settings:
+        """The settings. Raises `SettingError`."""
+        return load_settings(**self.overrides)
+
+    def lake(self) -> "Lake":
+        """The lake of these settings."""
+        from fraud_assets.lake.tables import Lake
+
+        return Lake.of(self.settings())
