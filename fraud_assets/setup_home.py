@@ -73,7 +73,7 @@ _PLAIN_VALUE = re.compile(r"[\w@%+=:,./-]+")
 
 
 def set_up_home(settings: Settings, env_file: Path) -> list[str]:
-    """Makes what is missing.
+    """Makes what is missing of the state folder, and points `env_file` to it.
 
     Args:
         settings: where the state lives.
@@ -85,6 +85,16 @@ def set_up_home(settings: Settings, env_file: Path) -> list[str]:
     Raises:
         SettingError: when a folder or file cannot be made.
     """
+    done = prepare_home(settings)
+    try:
+        changed = _set_dagster_home(env_file, settings.home_path / "dagster")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(f"Cannot set DAGSTER_HOME in {env_file}: {error}.") from error
+    return [*done, f"Set DAGSTER_HOME in {env_file}."] if changed else done
+
+
+def prepare_home(settings: Settings) -> list[str]:
+    """Makes what is missing of the state folder alone; the same result and error as `set_up_home`."""
     home = settings.home_path
     done = []
     try:
@@ -97,11 +107,9 @@ def set_up_home(settings: Settings, env_file: Path) -> list[str]:
         if not dagster_yaml.exists():
             dagster_yaml.write_text(DAGSTER_YAML, encoding="utf-8")
             done.append(f"Wrote {dagster_yaml}.")
-        if _set_dagster_home(env_file, home / "dagster"):
-            done.append(f"Set DAGSTER_HOME in {env_file}.")
     except OSError as error:
         raise SettingError(
-            f"Setting FRAUD_HOME is {home}: cannot write {error.filename or env_file} ({error.strerror})."
+            f"Setting FRAUD_HOME is {home}: cannot write {error.filename or home} ({error.strerror})."
         ) from error
     return done
 

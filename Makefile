@@ -1,0 +1,65 @@
+# `make` lists the targets. Set-up happens by itself, tells its progress on standard error, and is instant the second time.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3.11
+TEST_WORKERS ?= 2
+BENCH ?=
+DATA ?=
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+UV_VERSION := 0.13.9
+PACKAGES := --constraint constraints.txt --editable '.[dev]'
+pip_setting = $(BIN)/pip config list | awk -F "='" '$$1 ~ /\.$(1)$$/ && !n++ {print substr($$2, 1, length($$2) - 1)}'
+SOURCES := fraud_assets fraud_assets_tests benchmarks setup.py
+
+.PHONY: help setup demo test proof bench dev format clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# uv installs in a fraction of pip's time; it does not read pip's settings, so it is told the index and certificate
+# of `pip config`. Where that is not enough (no index, keyring, …) pip itself does it.
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "Setting up .venv (once, about 40 s) …" >&2
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not there: install Python 3.11 or set PYTHON=…" >&2; exit 1; }
+	@[ -x $(BIN)/pip ] && $(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv >&2
+	@$(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION) >&2 || true
+	@index=$$($(call pip_setting,index-url)); [ -z "$$index" ] || export UV_DEFAULT_INDEX="$$index"; \
+	cert=$$($(call pip_setting,cert)); [ -z "$$cert" ] || export SSL_CERT_FILE="$$cert"; \
+	VIRTUAL_ENV="$(CURDIR)/.venv" $(BIN)/uv pip install --quiet $(PACKAGES) >&2 || { \
+		echo "uv could not install; pip does it instead, in some minutes …" >&2; \
+		$(BIN)/pip install --quiet --disable-pip-version-check $(PACKAGES) >&2; }
+	@touch $@
+
+setup: $(INSTALLED) ## Make .venv/, the state folder and .env
+	@$(BIN)/python -m fraud_assets.setup_home
+
+demo: setup ## Stream to scored predictions in a fresh folder (DATA="file …" through the drop folder)
+	@$(BIN)/fraud-assets demo $(foreach file,$(DATA),--data '$(file)')
+
+test: setup ## Format, lint, types, layers, tests
+	@$(BIN)/ruff format --check $(SOURCES)
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/pytest -q -n $(TEST_WORKERS)
+
+proof: setup ## The long proofs: kills, clusters, big data
+	@$(BIN)/pytest -m proof -v --timeout 1800
+
+bench: setup ## The benchmarks, each as ratios (BENCH=name for one)
+	@shopt -s nullglob; for file in benchmarks/$(or $(BENCH),[a-z]*).py; do $(BIN)/python "$$file"; done
+
+dev: setup ## Live traffic, landing, web UI and daemon; Ctrl-C ends all
+	@PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONUNBUFFERED=1 exec $(BIN)/honcho start
+
+format: setup ## Format and fix what can be fixed
+	@$(BIN)/ruff check --fix-only --quiet $(SOURCES)
+	@$(BIN)/ruff format $(SOURCES)
+
+clean: ## Remove .venv/ and caches; the state in FRAUD_HOME stays
+	@rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,671 @@
+"""JSON messages to typed rows: the one place where a transaction or a label is read and judged.
+
+`_examine` is the authority: it reads one message with the standard library and says either its values or
+why it is rejected. The fast path decodes whole chunks with `msgspec` and Arrow and keeps only rows that
+are plainly fine; every other row goes to `_examine`. So the fast path may be timid, but must never accept
+what `_examine` rejects, nor read another value. The tests hold it to that.
+
+No judgement depends on the clock, so that a retry says what the first attempt said.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from operator import itemgetter
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fraud_assets.core.schema import (
+    INGESTED_AT,
+    LABELS_PARSED,
+    POSITION,
+    POSITION_COLUMNS,
+    QUARANTINED_TRANSACTIONS,
+    TIME,
+    TRANSACTION,
+)
+from fraud_assets.settings import CONTRACT_FIELDS, LABEL_FIELDS, Settings
+
+VALID_TRANSACTIONS = pa.schema(
+    [
+        *TRANSACTION,
+        pa.field("tx_during_weekend", pa.int64(), nullable=False),
+        pa.field("tx_during_night", pa.int64(), nullable=False),
+        *POSITION,
+        INGESTED_AT,
+        pa.field("tx_date", pa.date32(), nullable=False),
+    ]
+)
+"""The first table of `parse_transactions`; its second has the schema `QUARANTINED_TRANSACTIONS`."""
+
+VALID_LABELS = pa.schema([*POSITION, *LABELS_PARSED, pa.field("value", pa.binary())])
+"""The first table of `parse_labels`."""
+
+REJECTED_LABELS = pa.schema(
+    [field for field in QUARANTINED_TRANSACTIONS if field.name not in ("ingested_at", "ingest_date")]
+)
+"""The second table of `parse_labels`."""
+
+_EITHER_REASONS = {
+    "empty_body": "The message has no body.",
+    "body_too_large": "The message body is larger than FRAUD_MAX_BODY_BYTES allows.",
+    "invalid_utf8": "The message body is not UTF-8 text.",
+    "invalid_json": "The message body is not JSON, or is nested too deeply.",
+    "not_an_object": "The message body is JSON, but not an object.",
+    "duplicate_key": "A key occurs more than once in the object, so that its value is ambiguous.",
+    "missing_field": "A required field is absent.",
+    "wrong_type": "A field holds a value of the wrong type.",
+    "invalid_id": "An identifier is blank or holds characters that cannot be stored.",
+    "invalid_time": "A time is not ISO 8601 with date and time of day, or does not exist.",
+}
+_LABEL = "label_"
+
+REASONS: dict[str, str] = {
+    **_EITHER_REASONS,
+    "not_finite": "The amount is not a finite number.",
+    "negative_amount": "The amount is below zero.",
+    "future_time": "The transaction lies further after its landing than FRAUD_FUTURE_SKEW_SECONDS allows.",
+    "duplicate": "A transaction with this id landed before; the first one counts.",
+    **{_LABEL + reason: f"Fraud label: {text[0].lower()}{text[1:]}" for reason, text in _EITHER_REASONS.items()},
+}
+"""Why a message is quarantined: each reason with one sentence for a person."""
+
+_CHUNK_ROWS = 32_768  # bounds the Python objects alive at once
+_MAX_DEPTH = 100  # a fixed limit, for the interpreter's own depends on how deep the caller is
+_FAST_DEPTH = 40  # list and object levels, each, that the fast path takes; their sum stays below _MAX_DEPTH
+_SHOWN_CHARACTERS = 80
+
+_EPOCH = datetime(1970, 1, 1)
+_MICROSECOND = timedelta(microseconds=1)
+_EARLIEST = (datetime.min - _EPOCH) // _MICROSECOND
+_LATEST = (datetime.max - _EPOCH) // _MICROSECOND
+_LONGEST_SKEW_SECONDS = 1e12  # longer than all of time; keeps the sum within int64
+
+# [0-9] and not \d, which takes any script's digits.
+_NUMERIC = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_NOT_A_NUMBER = re.compile(r"[+-]?(?:nan|inf|infinity)", re.IGNORECASE)
+_TIME = re.compile(
+    r"([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt ]([0-9]{2}):([0-9]{2})(?::([0-9]{2})(?:[.,]([0-9]+))?)?"
+    r"(?:([Zz])|([+-])([0-9]{2})(?::?([0-9]{2}))?)?"
+)
+_PLAIN_TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?"
+_PLAIN_LOCAL = _PLAIN_TIME + r"$"
+_PLAIN_ZONED = _PLAIN_TIME + r"(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"
+
+_FLAGS = {"0": False, "1": True, "false": False, "true": True}
+
+_Kind = Literal["id", "time", "amount", "flag"]
+
+
+class _Rejected(Exception):
+    """A message cannot be taken; `reason` is a key of `REASONS` before any `label_`, `detail` a sentence."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
+class _WrongValue(Exception):
+    """A value cannot be read; carries the reason and what was expected instead."""
+
+    def __init__(self, reason: str, expected: str) -> None:
+        super().__init__(reason, expected)
+        self.reason = reason
+        self.expected = expected
+
+
+class _LongInteger(str):
+    """Digits of an integer that is too long for Python to convert."""
+
+
+@dataclass(frozen=True)
+class _Field:
+    name: str
+    payload: str
+    kind: _Kind
+
+    @property
+    def shown(self) -> str:
+        return self.name if self.name == self.payload else f"{self.payload} ({self.name})"
+
+
+@dataclass(frozen=True)
+class _Contract:
+    """What a message must hold. `skew` in microseconds; None means that times are not judged."""
+
+    fields: tuple[_Field, ...]
+    max_body_bytes: int
+    skew: int | None
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The public functions.
+
+
+def parse_transactions(raw: pa.Table, settings: Settings) -> tuple[pa.Table, pa.Table]:
+    """Read landed transactions.
+
+    Args:
+        raw: Rows of `raw_transactions`.
+        settings: Field mapping, limits and time zone.
+
+    Returns:
+        The good rows (`VALID_TRANSACTIONS`) and the rejected ones (`QUARANTINED_TRANSACTIONS`), both in the
+        order of the input. Together they are the input: no row is lost, none is in both.
+    """
+    contract = _transaction_contract(settings)
+    columns, good, reasons, details = _parse(raw, contract)
+    times = columns["tx_datetime"]
+    weekend, night = calendar_flags(times, settings.time_zone)
+    kept = _filter(raw.select([*POSITION_COLUMNS, "ingested_at"]), good)
+    valid = _table(
+        {
+            **columns,
+            "tx_during_weekend": weekend,
+            "tx_during_night": night,
+            **{name: kept[name] for name in kept.column_names},
+            # Through a naive time: the date in UTC, without a look into a time zone database.
+            "tx_date": times.cast(pa.timestamp("us")).cast(pa.date32()),
+        },
+        VALID_TRANSACTIONS,
+    )
+    return valid, _rejected(raw, good, reasons, details, QUARANTINED_TRANSACTIONS)
+
+
+def parse_labels(raw: pa.Table, settings: Settings) -> tuple[pa.Table, pa.Table]:
+    """Read fraud labels.
+
+    Args:
+        raw: Messages: the columns of `raw_transactions` without those of the ingest.
+        settings: Field mapping and limits.
+
+    Returns:
+        The good rows (`VALID_LABELS`) and the rejected ones (`REJECTED_LABELS`), both in the order of the
+        input; each reason starts with `label_`.
+    """
+    contract = _label_contract(settings)
+    columns, good, reasons, details = _parse(raw, contract)
+    kept = _filter(raw.select([*POSITION_COLUMNS, "value"]), good)
+    valid = _table({**{name: kept[name] for name in kept.column_names}, **columns}, VALID_LABELS)
+    return valid, _rejected(raw, good, [_LABEL + reason for reason in reasons], details, REJECTED_LABELS)
+
+
+def calendar_flags(times: Any, time_zone: str) -> tuple[Any, Any]:
+    """Weekend (Saturday, Sunday) and night (hour 0 to 6) of UTC times in a time zone, as int64 0 or 1."""
+    local = times.cast(pa.timestamp("us"))
+    if time_zone != "UTC":  # UTC needs no time zone database, which a small image may lack
+        local = pc.local_timestamp(times.cast(pa.timestamp("us", tz=time_zone)))
+    weekend = pc.greater_equal(pc.day_of_week(local), 5)
+    night = pc.less_equal(pc.hour(local), 6)
+    return weekend.cast(pa.int64()), night.cast(pa.int64())
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Contracts.
+
+_TRANSACTION_KINDS: dict[str, _Kind] = {
+    "transaction_id": "id",
+    "tx_datetime": "time",
+    "customer_id": "id",
+    "terminal_id": "id",
+    "tx_amount": "amount",
+}
+_LABEL_KINDS: dict[str, _Kind] = {"transaction_id": "id", "is_fraud": "flag", "labelled_at": "time"}
+
+
+def _transaction_contract(settings: Settings) -> _Contract:
+    fields = tuple(_Field(name, settings.payload_field(name), _TRANSACTION_KINDS[name]) for name in CONTRACT_FIELDS)
+    skew = round(min(settings.future_skew_seconds, _LONGEST_SKEW_SECONDS) * 1_000_000)
+    return _Contract(fields, settings.max_body_bytes, skew)
+
+
+def _label_contract(settings: Settings) -> _Contract:
+    fields = tuple(_Field(name, settings.payload_field(name), _LABEL_KINDS[name]) for name in LABEL_FIELDS)
+    return _Contract(fields, settings.max_body_bytes, None)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The authority: one message.
+
+
+def _examine(body: bytes | None, ingested_at: int | None, contract: _Contract) -> tuple[Any, ...]:
+    """The values of one message in the order of the contract; times in microseconds since 1970 UTC.
+
+    Raises:
+        _Rejected: with the first thing that is wrong.
+    """
+    payload = _object(body, contract.max_body_bytes)
+    for field in contract.fields:
+        if field.payload not in payload:
+            raise _Rejected("missing_field", f"{field.shown} is missing")
+    values = []
+    for field in contract.fields:
+        value = payload[field.payload]
+        try:
+            values.append(_READERS[field.kind](value))
+        except _WrongValue as wrong:
+            detail = f"{field.shown} is {_describe(value)}; expected {wrong.expected}"
+            raise _Rejected(wrong.reason, detail) from None
+    if contract.skew is not None and ingested_at is not None:
+        for field, value in zip(contract.fields, values, strict=True):
+            if field.kind == "time" and value > ingested_at + contract.skew:
+                landed = (_EPOCH + ingested_at * _MICROSECOND).isoformat()
+                shown = _describe(payload[field.payload])
+                allowed = f"at most {contract.skew / 1_000_000:g} s after its landing at {landed}Z"
+                raise _Rejected("future_time", f"{field.shown} is {shown}; expected {allowed}")
+    return tuple(values)
+
+
+def _object(body: bytes | None, max_body_bytes: int) -> dict[str, Any]:
+    if not body:
+        raise _Rejected("empty_body", "the message has no body")
+    if len(body) > max_body_bytes:
+        raise _Rejected("body_too_large", f"the body has {len(body)} bytes; expected at most {max_body_bytes}")
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        detail = f"byte {error.start} of the body is 0x{body[error.start]:02x}; expected UTF-8"
+        raise _Rejected("invalid_utf8", detail) from None
+
+    top_pairs: list[tuple[str, Any]] = []
+
+    def keep(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal top_pairs
+        top_pairs = pairs  # the outermost object closes last, so its pairs stay
+        return dict(pairs)
+
+    too_deep = _Rejected("invalid_json", f"the body is nested too deeply; expected at most {_MAX_DEPTH} levels")
+    try:
+        payload = json.loads(text, object_pairs_hook=keep, parse_int=_integer)
+    except json.JSONDecodeError as error:
+        raise _Rejected("invalid_json", f"the body is not JSON: {error.msg} at character {error.pos}") from None
+    except RecursionError:
+        raise too_deep from None
+    if _levels(payload, _MAX_DEPTH) is None:
+        raise too_deep
+    if not isinstance(payload, dict):
+        raise _Rejected("not_an_object", f"the body is {_describe(payload)}; expected an object")
+    if len(payload) < len(top_pairs):
+        seen: set[str] = set()
+        for key, _ in top_pairs:
+            if key in seen:
+                raise _Rejected("duplicate_key", f"the key {_cut(_storable(json.dumps(key)))} occurs more than once")
+            seen.add(key)
+    return payload
+
+
+def _integer(digits: str) -> int | _LongInteger:
+    try:
+        return int(digits)
+    except ValueError:  # Python converts no more than about 4300 digits
+        return _LongInteger(digits)
+
+
+def _levels(payload: Any, deepest: int) -> int | None:
+    """Number of key-value pairs at all levels, None beyond `deepest` levels. No recursion: the input is hostile."""
+    pairs, depth = 0, 0
+    level = [payload] if type(payload) in (dict, list) else []
+    while level:
+        depth += 1
+        if depth > deepest:
+            return None
+        below: list[Any] = []
+        for item in level:
+            children = item
+            if type(item) is dict:
+                pairs += len(item)
+                children = item.values()
+            below += [child for child in children if type(child) in (dict, list)]
+        level = below
+    return pairs
+
+
+def _read_id(value: Any) -> str:
+    if type(value) is int:
+        try:
+            return str(value)
+        except ValueError:
+            raise _WrongValue("wrong_type", "an integer of fewer digits or a string") from None
+    if type(value) is not str:
+        raise _WrongValue("wrong_type", "an integer or a string")
+    if not value or value.isspace():
+        raise _WrongValue("invalid_id", "a string that is not blank")
+    if "\0" in value:
+        raise _WrongValue("invalid_id", "a string without NUL characters")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise _WrongValue("invalid_id", "a string without lone surrogates") from None
+    return value
+
+
+def _read_amount(value: Any) -> float:
+    kind = type(value)
+    if kind is float:
+        amount = value
+    elif kind is int:
+        try:
+            amount = float(value)
+        except OverflowError:
+            amount = math.inf
+    elif kind is _LongInteger:
+        amount = math.inf
+    elif kind is str and _NUMERIC.fullmatch(value):
+        amount = float(value)
+    elif kind is str and _NOT_A_NUMBER.fullmatch(value):
+        amount = math.nan
+    else:
+        raise _WrongValue("wrong_type", "a number")
+    if not math.isfinite(amount):
+        raise _WrongValue("not_finite", "a finite number")
+    if amount < 0:
+        raise _WrongValue("negative_amount", "zero or more")
+    return amount + 0.0  # makes 0.0 of -0.0
+
+
+def _read_time(value: Any) -> int:
+    """Microseconds since 1970 UTC; digits beyond the microsecond are cut."""
+    if type(value) is not str:
+        raise _WrongValue("wrong_type", "an ISO 8601 string such as 2018-04-01T00:00:31Z")
+    match = _TIME.fullmatch(value)
+    if match is None:
+        raise _WrongValue("invalid_time", "ISO 8601 with date and time of day, such as 2018-04-01T00:00:31Z")
+    year, month, day, hour, minute, second, fraction, _, sign, zone_hours, zone_minutes = match.groups()
+    microsecond = int((fraction or "0")[:6].ljust(6, "0"))
+    try:
+        local = datetime(int(year), int(month), int(day), int(hour), int(minute), int(second or 0), microsecond)
+    except ValueError:
+        raise _WrongValue("invalid_time", "a date and time of day that exist") from None
+    offset = 0
+    if sign:
+        hours, minutes = int(zone_hours), int(zone_minutes or 0)
+        if hours > 23 or minutes > 59:
+            raise _WrongValue("invalid_time", "an offset below 24 hours")
+        offset = (hours * 60 + minutes) * 60_000_000 * (-1 if sign == "-" else 1)
+    time = (local - _EPOCH) // _MICROSECOND - offset
+    if not _EARLIEST <= time <= _LATEST:
+        raise _WrongValue("invalid_time", "a year from 1 to 9999 in UTC")
+    return time
+
+
+def _read_flag(value: Any) -> bool:
+    if type(value) is bool:
+        return value
+    if type(value) is int and value in (0, 1):
+        return value == 1
+    if type(value) is str and value.lower() in _FLAGS:
+        return _FLAGS[value.lower()]
+    raise _WrongValue("wrong_type", "true, false, 0 or 1")
+
+
+_READERS: dict[_Kind, Callable[[Any], Any]] = {
+    "id": _read_id,
+    "time": _read_time,
+    "amount": _read_amount,
+    "flag": _read_flag,
+}
+
+
+def _describe(value: Any) -> str:
+    """A value and its type for a person, short and storable."""
+    if value is None:
+        return "null"
+    if isinstance(value, _LongInteger):
+        return f"{_cut(value)}, an integer of {len(value.lstrip('-'))} digits"
+    kinds = {bool: "a boolean", int: "an integer", float: "a number", str: "a string", list: "an array"}
+    return f"{_cut(_storable(json.dumps(value, ensure_ascii=False)))}, {kinds.get(type(value), 'an object')}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
+
+
+def _storable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# All messages: the fast path first, then the authority for what is left.
+
+
+def _parse(raw: pa.Table, contract: _Contract) -> tuple[dict[str, Any], np.ndarray, list[str], list[str]]:
+    """Columns of the good rows, which rows are good, and reason and detail of each other row in order."""
+    chunks: list[list[Any]] = [[] for _ in contract.fields]
+    masks: list[np.ndarray] = []
+    reasons: list[str] = []
+    details: list[str] = []
+    judged = raw.select(["value", "ingested_at"] if contract.skew is not None else ["value"])
+    for batch in judged.to_batches(max_chunksize=_CHUNK_ROWS):
+        if batch.num_rows == 0:
+            continue
+        bodies = batch.column("value").cast(pa.binary())
+        ingested = None
+        if contract.skew is not None:
+            ingested = batch.column("ingested_at").cast(TIME).cast(pa.int64()).to_numpy()
+        columns, good = _fast(bodies, ingested, contract)
+        found: list[tuple[Any, ...]] = []
+        accepted = np.zeros(batch.num_rows, dtype=bool)
+        for index in np.flatnonzero(~good).tolist():
+            try:
+                found.append(
+                    _examine(bodies[index].as_py(), None if ingested is None else int(ingested[index]), contract)
+                )
+                accepted[index] = True
+            except _Rejected as rejected:
+                reasons.append(rejected.reason)
+                details.append(rejected.detail)
+        if found:
+            good |= accepted
+            for place, field in enumerate(contract.fields):
+                filler = pa.array([values[place] for values in found], _ARROW[field.kind])
+                columns[place] = pc.replace_with_mask(columns[place], pa.array(accepted), filler)
+        whole = bool(good.all())
+        mask = pa.array(good)
+        for column, chunk in zip(columns, chunks, strict=True):
+            chunk.append(column if whole else column.filter(mask))
+        masks.append(good)
+    result = {
+        field.name: pa.chunked_array(chunk, type=_ARROW[field.kind]).cast(_STORED[field.kind])
+        for field, chunk in zip(contract.fields, chunks, strict=True)
+    }
+    return result, np.concatenate(masks) if masks else np.zeros(0, dtype=bool), reasons, details
+
+
+_ARROW: dict[_Kind, Any] = {"id": pa.string(), "time": pa.int64(), "amount": pa.float64(), "flag": pa.bool_()}
+_STORED: dict[_Kind, Any] = {**_ARROW, "time": TIME}
+
+
+def _fast(bodies: Any, ingested: np.ndarray | None, contract: _Contract) -> tuple[list[Any], np.ndarray]:
+    """Columns of all rows and which of them can be trusted; the others hold anything."""
+    data, offsets = _bytes(bodies)
+    lengths = np.diff(offsets)
+    rows, good = _decoded(bodies, lengths, contract.max_body_bytes)
+    example = next((row for row in rows if type(row) is dict), None)
+    if example is None:
+        return [pa.nulls(len(rows), _ARROW[field.kind]) for field in contract.fields], good
+    if set(map(type, rows)) != {dict}:
+        # An example in place of what is no object keeps the columns of one type, and so on the quick road.
+        good &= np.fromiter((type(row) is dict for row in rows), dtype=bool, count=len(rows))
+        rows = [row if type(row) is dict else example for row in rows]
+    good &= _unambiguous(rows, data, offsets)
+    names = [field.payload for field in contract.fields]
+    values: list[Sequence[Any]]
+    try:
+        values = list(zip(*map(itemgetter(*names), rows), strict=True))
+    except KeyError:
+        values = [[row.get(name) for row in rows] for name in names]
+    columns: list[Any] = []
+    for field, column in zip(contract.fields, values, strict=True):
+        array, fine = _COLUMNS[field.kind](column)
+        if fine is not None:
+            good &= fine
+        columns.append(array)
+        if field.kind == "time" and contract.skew is not None and ingested is not None:
+            good &= array.fill_null(0).to_numpy() <= ingested + contract.skew
+    return columns, good
+
+
+def _bytes(bodies: Any) -> tuple[np.ndarray, np.ndarray]:
+    """All bytes of a binary array, and where each row starts and the last ends."""
+    _, starts, content = bodies.buffers()
+    offsets = np.frombuffer(starts, dtype=np.int32)[bodies.offset : bodies.offset + len(bodies) + 1]
+    offsets = offsets.astype(np.int64)
+    if content is None:
+        return np.zeros(0, dtype=np.uint8), offsets - offsets[0]
+    return np.frombuffer(content, dtype=np.uint8)[offsets[0] : offsets[-1]], offsets - offsets[0]
+
+
+def _decoded(bodies: Any, lengths: np.ndarray, max_body_bytes: int) -> tuple[list[Any], np.ndarray]:
+    """Each body as `msgspec` reads it, and which ones it could read; None for the others."""
+    texts = bodies.fill_null(b"").to_numpy(zero_copy_only=False).tolist()
+    good = np.ones(len(texts), dtype=bool)
+    for index in np.flatnonzero(lengths > max_body_bytes).tolist():
+        texts[index] = b""
+    rows: list[Any] = []
+    pending = map(msgspec.json.Decoder().decode, texts)
+    while len(rows) < len(texts):
+        # `extend` keeps what it took before an error and `pending` stands behind the body that raised it,
+        # so a body that cannot be read costs one turn of this loop, and the others none.
+        try:
+            rows.extend(pending)
+        except (ValueError, RecursionError):
+            good[len(rows)] = False
+            rows.append(None)
+    return rows, good
+
+
+def _unambiguous(rows: list[dict[str, Any]], data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Which rows surely have no repeated key and no deep nesting, for `msgspec` tells of neither.
+
+    A colon that ends a key follows a quote or white space. So the colons that do are at least as many as the
+    pairs written, and a row that has that many pairs after decoding lost none to a repeated key.
+    """
+    colons = np.flatnonzero(data == ord(":"))
+    before = data[colons - 1]
+    colons = colons[(before == ord('"')) | (before <= ord(" "))]
+    most_pairs = np.diff(np.searchsorted(colons, offsets))
+    pairs = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+    good: np.ndarray = most_pairs == pairs
+    for index in np.flatnonzero(~good).tolist():
+        good[index] = _levels(rows[index], _FAST_DEPTH) == most_pairs[index]
+    brackets = np.flatnonzero(data == ord("["))
+    if len(brackets) > _FAST_DEPTH:
+        good &= np.diff(np.searchsorted(brackets, offsets)) <= _FAST_DEPTH
+    return good
+
+
+# Columns of the fast path: an Arrow array, null where a value is not plainly fine, and which values are;
+# None instead of the latter when all are. Single values go through the readers of the authority.
+
+
+def _id_column(values: Sequence[Any]) -> tuple[Any, np.ndarray | None]:
+    types = set(map(type, values))
+    if types == {int}:
+        try:
+            return pa.array(values, pa.int64()).cast(pa.string()), None
+        except (pa.ArrowInvalid, OverflowError):
+            pass
+    elif types == {str} and all(values) and not any(map(str.isspace, values)) and "\0" not in "".join(values):
+        return pa.array(values, pa.string()), None
+    return _read_column("id", values)
+
+
+def _amount_column(values: Sequence[Any]) -> tuple[Any, np.ndarray]:
+    plain = set(map(type, values)) <= {float, int}
+    try:
+        amounts = np.array(values if plain else list(map(_amount_or_nan, values)), dtype=np.float64)
+    except OverflowError:
+        amounts = np.array(list(map(_amount_or_nan, values)), dtype=np.float64)
+    return pa.array(amounts + 0.0), np.isfinite(amounts) & (amounts >= 0)  # + 0.0 makes 0.0 of -0.0
+
+
+def _amount_or_nan(value: Any) -> float:
+    if type(value) is float:
+        return value
+    try:
+        return _read_amount(value)
+    except _WrongValue:
+        return math.nan
+
+
+def _time_column(values: Sequence[Any]) -> tuple[Any, np.ndarray | None]:
+    if set(map(type, values)) != {str}:
+        values = [value if type(value) is str else None for value in values]
+    texts = pa.array(values, pa.string())
+    for pattern, kind in ((_PLAIN_LOCAL, pa.timestamp("us")), (_PLAIN_ZONED, TIME)):
+        plain = pc.match_substring_regex(texts, pattern)
+        if plain.true_count == 0:
+            continue
+        try:
+            times = pc.if_else(plain, texts, None).cast(kind).cast(pa.int64())
+        except pa.ArrowInvalid:  # a day that does not exist: find it value by value
+            continue
+        within = pc.and_(pc.greater_equal(times, _EARLIEST), pc.less_equal(times, _LATEST))
+        times = pc.if_else(within, times, None)
+        if times.null_count == 0:
+            return times, None
+        left = pc.is_null(times)
+        others, _ = _read_column("time", texts.filter(left).to_pylist())
+        times = pc.replace_with_mask(times, left, others)
+        return times, times.is_valid().to_numpy(zero_copy_only=False)
+    return _read_column("time", values)
+
+
+def _flag_column(values: Sequence[Any]) -> tuple[Any, np.ndarray | None]:
+    if set(map(type, values)) == {bool}:
+        return pa.array(values, pa.bool_()), None
+    return _read_column("flag", values)
+
+
+def _read_column(kind: _Kind, values: Sequence[Any]) -> tuple[Any, np.ndarray]:
+    array = pa.array(map(partial(_read_or_none, _READERS[kind]), values), _ARROW[kind])
+    return array, array.is_valid().to_numpy(zero_copy_only=False)
+
+
+def _read_or_none(reader: Callable[[Any], Any], value: Any) -> Any:
+    if value is None:
+        return None
+    try:
+        return reader(value)
+    except _WrongValue:
+        return None
+
+
+_COLUMNS: dict[_Kind, Callable[[Sequence[Any]], tuple[Any, np.ndarray | None]]] = {
+    "id": _id_column,
+    "time": _time_column,
+    "amount": _amount_column,
+    "flag": _flag_column,
+}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Tables.
+
+
+def _filter(table: pa.Table, good: np.ndarray) -> pa.Table:
+    return table if good.all() else table.filter(pa.array(good))
+
+
+def _table(columns: dict[str, Any], schema: pa.Schema) -> pa.Table:
+    return pa.table({field.name: columns[field.name] for field in schema}).cast(schema)
+
+
+def _rejected(raw: pa.Table, good: np.ndarray, reasons: list[str], details: list[str], schema: pa.Schema) -> pa.Table:
+    """The rows that are not good, untouched, with reason and detail."""
+    rows = raw.filter(pa.array(~good))
+    columns = {name: rows[name] for name in rows.column_names}
+    return _table(
+        {**columns, "reason": pa.array(reasons, pa.string()), "detail": pa.array(details, pa.string())}, schema
+    )

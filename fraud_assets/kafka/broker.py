@@ -1,0 +1,156 @@
+"""Which broker is meant, and the embedded one: librdkafka's in-process cluster on 127.0.0.1.
+
+The embedded broker speaks the real protocol to every process of this machine, but it keeps about 5 MB a
+partition in memory and forgets the oldest beyond that without a word. `kafka.consumer` notices.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from uuid import uuid4
+
+from fraud_assets.errors import BrokerError
+from fraud_assets.settings import Settings
+
+_ANSWER_SECONDS = 10.0
+_CONNECT_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Broker:
+    """Where the broker is. `lineage` names the life of an embedded one; a real one has an id per topic."""
+
+    bootstrap: str
+    embedded: bool
+    lineage: str | None
+
+    @property
+    def name(self) -> str:
+        """How error messages name it: the setting or the program, and the address."""
+        return f"the embedded broker at {self.bootstrap}" if self.embedded else f"the broker at {self.bootstrap}"
+
+
+def broker_of(settings: Settings) -> Broker:
+    """The broker of KAFKA_BOOTSTRAP_SERVERS, else the embedded one that runs under FRAUD_HOME.
+
+    Raises:
+        BrokerError: no broker is named, or the embedded broker that broker.json names is gone.
+    """
+    if settings.kafka_bootstrap_servers:
+        return Broker(settings.kafka_bootstrap_servers, embedded=False, lineage=None)
+    path = settings.broker_file
+    try:
+        entry = json.loads(path.read_text())
+        broker = Broker(entry["bootstrap_servers"], embedded=True, lineage=entry["lineage"])
+        pid = int(entry["pid"])
+    except FileNotFoundError:
+        raise BrokerError(
+            f"No broker: KAFKA_BOOTSTRAP_SERVERS is not set and {path} does not exist. "
+            "Start `fraud-assets broker`, or set KAFKA_BOOTSTRAP_SERVERS to host:port."
+        ) from None
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise BrokerError(
+            f"{path} cannot be read as the embedded broker's address ({type(error).__name__}). "
+            "Remove it and start `fraud-assets broker` again."
+        ) from None
+    if not _is_alive(pid) or not _accepts(broker.bootstrap):
+        raise BrokerError(
+            f"{path} is left over: the embedded broker at {broker.bootstrap} (process {pid}) no longer runs. "
+            "Start `fraud-assets broker` again, or set KAFKA_BOOTSTRAP_SERVERS to a broker that runs."
+        )
+    return broker
+
+
+def broker_is_configured(settings: Settings) -> bool:
+    """Whether any broker is named at all, reachable or not."""
+    return bool(settings.kafka_bootstrap_servers) or settings.broker_file.exists()
+
+
+@contextmanager
+def embedded_broker(settings: Settings) -> Iterator[Broker]:
+    """Runs an embedded broker in this process and names it in broker.json until the block ends.
+
+    Raises:
+        BrokerError: an embedded broker already runs under this FRAUD_HOME, or none could be started.
+    """
+    from confluent_kafka import KafkaException, Producer
+
+    path = settings.broker_file
+    running = _running(settings)
+    if running is not None:
+        raise BrokerError(
+            f"An embedded broker already runs at {running.bootstrap} ({path}). "
+            "Use that one, or set FRAUD_HOME to another folder."
+        )
+    try:
+        # The producer is never used as one: the cluster lives as long as this client does.
+        owner = Producer({"test.mock.num.brokers": 1, "bootstrap.servers": "embedded", "log_level": 0})
+        node = next(iter(owner.list_topics(timeout=_ANSWER_SECONDS).brokers.values()))
+    except (KafkaException, StopIteration) as error:
+        raise BrokerError(f"The embedded broker did not start: {error}. Try again.") from error
+    broker = Broker(f"{node.host}:{node.port}", embedded=True, lineage=uuid4().hex)
+    entry = {
+        "bootstrap_servers": broker.bootstrap,
+        "lineage": broker.lineage,
+        "pid": os.getpid(),
+        "started_at": datetime.now(UTC).isoformat(),
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+        partial.write_text(json.dumps(entry) + "\n")
+        partial.replace(path)
+    except OSError as error:
+        raise BrokerError(f"{path} cannot be written: {error.strerror}. Set FRAUD_HOME to a writable folder.") from error
+    try:
+        yield broker
+    finally:
+        _withdraw(settings, broker)
+        # Ends the cluster; other references to the client would keep it alive.
+        del owner
+
+
+def _running(settings: Settings) -> Broker | None:
+    """The embedded broker that answers under this FRAUD_HOME, if one does."""
+    if not settings.broker_file.exists():
+        return None
+    try:
+        return broker_of(settings.model_copy(update={"kafka_bootstrap_servers": ""}))
+    except BrokerError:
+        return None
+
+
+def _withdraw(settings: Settings, broker: Broker) -> None:
+    """Removes broker.json where it still names this broker."""
+    try:
+        entry = json.loads(settings.broker_file.read_text())
+    except (OSError, ValueError):
+        return
+    if entry.get("lineage") == broker.lineage:
+        settings.broker_file.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _accepts(bootstrap: str) -> bool:
+    """Whether something listens at the address."""
+    host, _, port = bootstrap.partition(",")[0].rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS):
+            return True
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,80 @@
+"""Messages that a parser must survive: each kind of breakage is made of a good message of the stream."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from fraud_assets.kafka.producer import Message
+from fraud_assets.settings import Settings
+
+BadBody = Callable[[bytes, Settings], bytes]
+
+
+def bad_messages(bodies: list[bytes], count: int, seed: int, settings: Settings) -> Iterator[tuple[str, bytes]]:
+    """So many (kind, body) pairs, each kind in turn, made of the given good bodies; the same for the same seed."""
+    rng = np.random.default_rng((seed, count))
+    kinds = list(KINDS)
+    for number in range(count):
+        kind = kinds[number % len(kinds)]
+        yield kind, KINDS[kind](bodies[rng.integers(len(bodies))], settings)
+
+
+def mixed_in(messages: Iterable[Message], count: int, every: int, settings: Settings) -> Iterator[Message]:
+    """The messages with a broken transaction after every `every`-th transaction, `count` in all."""
+    kinds = list(KINDS.values())
+    seen = made = 0
+    for message in messages:
+        yield message
+        if made < count and message.topic == settings.transactions_topic:
+            seen += 1
+            if seen % every == 0:
+                yield Message(message.topic, None, kinds[made % len(kinds)](message.value, settings))
+                made += 1
+
+
+def _with(field: str, value: Any) -> BadBody:
+    """A new id, so that the message is not a repeated one as well, and one field replaced."""
+
+    def broken(body: bytes, settings: Settings) -> bytes:
+        message = json.loads(body)
+        identity = settings.payload_field("transaction_id")
+        message[identity] = f"{message[identity]}-bad-{field}"
+        message[settings.payload_field(field)] = value
+        return json.dumps(message).encode()
+
+    return broken
+
+
+def _without_amount(body: bytes, settings: Settings) -> bytes:
+    message = json.loads(body)
+    message[settings.payload_field("transaction_id")] = f"{message[settings.payload_field('transaction_id')]}-bad"
+    del message[settings.payload_field("tx_amount")]
+    return json.dumps(message).encode()
+
+
+def _amount_twice(body: bytes, settings: Settings) -> bytes:
+    field = json.dumps(settings.payload_field("tx_amount")).encode()
+    identity = json.dumps(settings.payload_field("transaction_id")).encode()
+    return b'{%b:"bad-twice",%b:1.00,%b:' % (identity, field, field) + b"9999.99," + body.lstrip().removeprefix(b"{")
+
+
+KINDS: dict[str, BadBody] = {
+    "truncated": lambda body, settings: body[: len(body) // 2],
+    "amount_nan": _with("tx_amount", float("nan")),
+    "amount_negative": _with("tx_amount", -12.5),
+    "amount_boolean": _with("tx_amount", True),
+    "amount_missing": _without_amount,
+    "far_future": _with("tx_datetime", "9000-01-01T00:00:00Z"),
+    "time_nonsense": _with("tx_datetime", "yesterday"),
+    "customer_null": _with("customer_id", None),
+    "empty": lambda body, settings: b"",
+    "not_utf8": lambda body, settings: b"\xff\xfe" + body,
+    "not_an_object": lambda body, settings: b"[%b]" % body,
+    "keys_twice": _amount_twice,
+    "repeated_id": lambda body, settings: body,
+}
+"""How to break a good body, by kind. `repeated_id` is a good message sent again."""

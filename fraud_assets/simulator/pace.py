@@ -1,0 +1,50 @@
+"""How fast messages go out, and telling how far they are."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import click
+
+from fraud_assets.kafka.producer import Message
+
+TELL_SECONDS = 5.0
+
+
+def paced(messages: Iterator[Message], rate: float | None) -> Iterator[Message]:
+    """The messages at no more than `rate` a second on average; as fast as they are taken without a rate."""
+    if not rate:
+        yield from messages
+        return
+    began = time.monotonic()
+    for number, message in enumerate(messages):
+        if (ahead := number / rate - (time.monotonic() - began)) > 0:
+            time.sleep(ahead)
+        yield message
+
+
+@contextmanager
+def progress(total: int | None, label: str) -> Iterator[Callable[[], None]]:
+    """Gives a function to call per message; shows a bar on a terminal, else a line every few seconds, on stderr."""
+    if total and sys.stderr.isatty():
+        with click.progressbar(length=total, label=label, file=sys.stderr, update_min_steps=1 + total // 200) as bar:
+            yield lambda: bar.update(1)
+        return
+    began = told = time.monotonic()
+    sent = 0
+
+    def tick() -> None:
+        nonlocal sent, told
+        sent += 1
+        if sent % 100 and time.monotonic() - told < TELL_SECONDS:
+            return
+        now = time.monotonic()
+        if now - told >= TELL_SECONDS:
+            told = now
+            share = f" ({sent / total:.0%})" if total else ""
+            click.echo(f"{label}: {sent:,} messages{share}, {sent / (now - began):,.0f} a second", err=True)
+
+    yield tick

@@ -1,0 +1,250 @@
+"""Reads files of transactions or labels, batch by batch, into rows with the contract's column names."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from fraud_assets.errors import FraudAssetsError, SettingError
+from fraud_assets.kafka.producer import Message
+from fraud_assets.settings import CONTRACT_FIELDS, LABEL_FIELDS, Settings
+from fraud_assets.simulator.event_order import RAW, EventOrder, label_messages
+
+BATCH_ROWS = 20_000
+FIELDS = (*CONTRACT_FIELDS, "is_fraud", "labelled_at")
+ALSO_KNOWN_AS = {"is_fraud": ("tx_fraud",)}
+FORMATS = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".csv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file, its format, the file's column of each contract field, and how many rows it has if it says so."""
+
+    path: Path
+    format: str
+    columns: Mapping[str, str]
+    rows: int | None
+
+    @property
+    def has_transactions(self) -> bool:
+        """Whether its rows are transactions, perhaps with labels; otherwise they are labels alone."""
+        return set(CONTRACT_FIELDS) <= set(self.columns)
+
+
+def open_source(path: Path, settings: Settings, mapping: Mapping[str, str] | None = None) -> Source:
+    """Look at a file's column names and match them, in any case, with the contract's.
+
+    Args:
+        mapping: the file's column of a contract field, where its name differs.
+
+    Raises:
+        FraudAssetsError: the file cannot be read.
+        SettingError: fields are missing, or the mapping names what is not there.
+    """
+    kind = FORMATS.get(path.suffix.lower())
+    if kind is None:
+        raise FraudAssetsError(f"File {path} is of no known format; replay reads {', '.join(FORMATS)}.")
+    try:
+        names, rows = _columns_of(path, kind)
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from error
+    columns = _match(path, names, settings, mapping or {})
+    if not (set(CONTRACT_FIELDS) <= set(columns) or set(LABEL_FIELDS) <= set(columns)):
+        missing = ", ".join(field for field in CONTRACT_FIELDS if field not in columns)
+        raise SettingError(
+            f"File {path} has no column for {missing}. It has {', '.join(names) or 'none'}: "
+            f"say which is which, as --map {missing.split(', ')[0]}=column."
+        )
+    return Source(path, kind, columns, rows)
+
+
+def read(source: Source) -> Iterator[pa.Table]:
+    """The rows of a file in bounded batches, columns under the contract's names. Integers never become floats.
+
+    Raises:
+        FraudAssetsError: the file breaks off or is no such file.
+    """
+    readers = {"parquet": _read_parquet, "csv": _read_csv, "jsonl": _read_jsonl}
+    try:
+        yield from readers[source.format](source)
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(source.path, error) from error
+
+
+def replayed(sources: Iterable[Source], order: EventOrder, limit: int | None = None) -> Iterator[Message]:
+    """The messages of the files in the given order, at most `limit` transactions.
+
+    Labels in files of transactions follow them in event time (see `EventOrder`); the labels of a file that has
+    only labels are sent in its order, after the transactions.
+    """
+    sources = list(sources)
+    batches = itertools.chain.from_iterable(read(source) for source in sources if source.has_transactions)
+    yield from order.messages(batches if limit is None else _first(batches, limit))
+    for source in sources:
+        if not source.has_transactions:
+            for batch in read(source):
+                for message in label_messages(batch, order.settings):
+                    order.labels += 1
+                    yield message
+
+
+def _columns_of(path: Path, kind: str) -> tuple[list[str], int | None]:
+    if kind == "parquet":
+        with pq.ParquetFile(path) as file:
+            return file.schema_arrow.names, file.metadata.num_rows
+    if kind == "csv":
+        with path.open(newline="", encoding="utf-8-sig") as text:
+            return next(csv.reader(text), []), None
+    with path.open("rb") as lines:
+        first = next((row for line in lines if (row := _object(line)) is not None), {})
+    return list(first), None
+
+
+def _match(path: Path, names: list[str], settings: Settings, mapping: Mapping[str, str]) -> dict[str, str]:
+    exact = set(names)
+    in_any_case = {name.lower(): name for name in reversed(names)}
+
+    def find(name: str) -> str | None:
+        return name if name in exact else in_any_case.get(name.lower())
+
+    columns = {}
+    for field in FIELDS:
+        if field in mapping:
+            if (found := find(mapping[field])) is None:
+                raise SettingError(f"File {path} has no column {mapping[field]}; it has {', '.join(names)}.")
+            columns[field] = found
+            continue
+        for name in (settings.payload_field(field), field, *ALSO_KNOWN_AS.get(field, ())):
+            if (found := find(name)) is not None:
+                columns[field] = found
+                break
+    return columns
+
+
+def _read_parquet(source: Source) -> Iterator[pa.Table]:
+    with pq.ParquetFile(source.path) as file:
+        for batch in file.iter_batches(BATCH_ROWS, columns=list(set(source.columns.values()))):
+            yield pa.table({field: _plain(field, batch.column(name)) for field, name in source.columns.items()})
+
+
+def _read_csv(source: Source) -> Iterator[pa.Table]:
+    names = list(dict.fromkeys(source.columns.values()))
+    with pyarrow.csv.open_csv(
+        source.path,
+        read_options=pyarrow.csv.ReadOptions(block_size=4_000_000),
+        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+        # As text: a guess would make floats of long card numbers and of columns with gaps.
+        convert_options=pyarrow.csv.ConvertOptions(
+            include_columns=names,
+            column_types=dict.fromkeys(names, pa.string()),
+            null_values=[""],
+            strings_can_be_null=True,
+        ),
+    ) as reader:
+        for batch in reader:
+            columns = {field: batch.column(name) for field, name in source.columns.items()}
+            if "tx_amount" in columns:
+                columns["tx_amount"] = _numbers(columns["tx_amount"])
+            yield pa.table(columns)
+
+
+def _read_jsonl(source: Source) -> Iterator[pa.Table]:
+    with source.path.open("rb") as lines:
+        while part := list(itertools.islice(_lines(lines), BATCH_ROWS)):
+            yield _rows_of_lines(part, source.columns)
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    return (line for line in (line.rstrip(b"\r\n") for line in file) if line)
+
+
+def _rows_of_lines(lines: list[bytes], columns: Mapping[str, str]) -> pa.Table:
+    """Rows of JSON lines. A line whose fields have no place in typed columns is kept to be sent as it is."""
+    values: dict[str, list[Any]] = {field: [] for field in columns}
+    raw: list[bytes | None] = []
+    for line in lines:
+        row = _object(line)
+        fields = None if row is None else {field: row.get(name) for field, name in columns.items()}
+        typed = fields is not None and all(_fits(field, value) for field, value in fields.items())
+        raw.append(None if typed else line)
+        for field in columns:
+            value = fields[field] if typed and fields is not None else None
+            values[field].append(value if value is None or field == "tx_amount" else _text(value))
+    arrays: dict[str, pa.Array] = {
+        field: pa.array([None if v is None else float(v) for v in found], pa.float64())
+        if field == "tx_amount"
+        else pa.array(found, pa.string())
+        for field, found in values.items()
+    }
+    return pa.table({**arrays, RAW: pa.array(raw, pa.binary())})
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _fits(field: str, value: Any) -> bool:
+    if field == "is_fraud":
+        return value is None or isinstance(value, bool | int | str)
+    if field == "tx_amount":
+        return type(value) in (int, float) and abs(value) < 1e300
+    if field in ("tx_datetime", "labelled_at"):
+        return isinstance(value, str) or (value is None and field == "labelled_at")
+    return type(value) in (int, str)
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _plain(field: str, column: pa.Array) -> pa.Array:
+    """Plain strings for dictionaries and large strings, whole numbers for the floats that pandas makes of ids."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type):
+        return pc.cast(column, pa.string())
+    if field.endswith("_id") and pa.types.is_floating(column.type):
+        return pc.cast(column, pa.int64())
+    return column
+
+
+def _numbers(texts: pa.Array) -> pa.Array:
+    """Amounts as numbers; if one of them is none, all stay text, and the landing judges."""
+    try:
+        return pc.cast(texts, pa.float64())
+    except pa.ArrowInvalid:
+        return texts
+
+
+def _first(batches: Iterable[pa.Table], limit: int) -> Iterator[pa.Table]:
+    for batch in batches:
+        yield batch.slice(0, limit)
+        limit -= batch.num_rows
+        if limit <= 0:
+            return
+
+
+def _unreadable(path: Path, error: Exception) -> FraudAssetsError:
+    cause = " ".join(str(error).split())
+    return FraudAssetsError(f"File {path} cannot be read: {cause[:300]}. Check that it is whole and of its format.")

@@ -1,0 +1,138 @@
+"""The simulator: reproducible, about 1 % frauds of three kinds, and broken messages that are really broken."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+
+from fraud_assets.simulator.bad import KINDS, bad_messages, mixed_in
+from fraud_assets.simulator.event_order import EventOrder
+from fraud_assets.simulator.generator import SIMULATED, fraud_labels, population, simulate
+from fraud_assets.simulator.live import LiveTraffic
+
+END = datetime(2026, 8, 7, 14, 3, tzinfo=UTC)
+
+
+def test_same_arguments_same_table():
+    assert simulate(2_000, seed=3, end=END).equals(simulate(2_000, seed=3, end=END))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"seed": 4}, {"end": END + timedelta(seconds=1)}, {"days": 45}, {"count": 1_999}, {"customers": 60}],
+)
+def test_other_arguments_other_ids(other):
+    first = simulate(2_000, seed=3, end=END)["transaction_id"].to_pylist()
+    second = simulate(**{"count": 2_000, "seed": 3, "end": END, **other})["transaction_id"].to_pylist()
+    assert len(set(first)) == 2_000
+    assert not set(first) & set(second)
+
+
+def test_shape_of_the_stream():
+    rows = simulate(5_000, seed=1, end=END)
+    assert rows.schema == SIMULATED
+    assert rows.num_rows == 5_000
+    times = rows["tx_datetime"].to_numpy()
+    assert (np.diff(times) >= np.timedelta64(0)).all()
+    assert times[-1] <= np.datetime64("2026-08-07T14:03:00")
+    assert len(np.unique(times.astype("datetime64[D]"))) == 51
+    amounts = rows["tx_amount"].to_numpy()
+    assert amounts.min() >= 0
+    assert np.array_equal(amounts, np.round(amounts, 2))
+    hours = times.astype("datetime64[h]").astype(int) % 24
+    assert np.isin(hours, range(6, 18)).mean() > 0.6, "most payments are by day"
+
+
+@pytest.mark.parametrize("count", [5_000, 20_000, 100_000])
+def test_share_of_frauds_whatever_the_size(count):
+    shares = []
+    for seed in range(4):
+        scenario = simulate(count, seed=seed, end=END)["scenario"].to_numpy()
+        assert set(np.unique(scenario)) == {0, 1, 2, 3}
+        shares.append((scenario > 0).mean())
+    assert min(shares) > 0.003
+    assert max(shares) < 0.02
+    assert 0.006 < np.mean(shares) < 0.013
+
+
+def test_scenarios_are_what_they_say():
+    rows = simulate(50_000, seed=5, end=END)
+    by_scenario = {kind: rows.filter(pc.equal(rows["scenario"], kind)) for kind in range(4)}
+    assert pc.min(by_scenario[1]["tx_amount"]).as_py() > 220
+    assert pc.max(by_scenario[0]["tx_amount"]).as_py() <= 220
+    assert rows["is_fraud"].to_pylist() == [kind > 0 for kind in rows["scenario"].to_pylist()]
+    # A compromised terminal: 28 days in a row in which every payment is a fraud.
+    terminal = by_scenario[2]["terminal_id"].value_counts().sort_by([("counts", "descending")])[0]
+    terminal = terminal.as_py()["values"]
+    hits = by_scenario[2].filter(pc.equal(by_scenario[2]["terminal_id"], terminal))["tx_datetime"].to_numpy()
+    assert hits[-1] - hits[0] <= np.timedelta64(28, "D")
+    between = rows.filter(
+        pc.and_(
+            pc.equal(rows["terminal_id"], terminal),
+            pc.and_(pc.greater_equal(rows["tx_datetime"], hits[0]), pc.less_equal(rows["tx_datetime"], hits[-1])),
+        )
+    )
+    assert pc.all(between["is_fraud"]).as_py()
+    assert pc.mean(by_scenario[3]["tx_amount"]).as_py() > 3 * pc.mean(by_scenario[0]["tx_amount"]).as_py()
+
+
+def test_labels_come_late_and_only_when_due():
+    rows = simulate(5_000, seed=1, end=END)
+    labels = fraud_labels(rows, timedelta(days=7), END)
+    assert 0 < labels.num_rows < pc.sum(rows["is_fraud"]).as_py()
+    assert pc.max(labels["labelled_at"]).as_py() <= END
+    assert fraud_labels(rows, timedelta(days=7)).num_rows == pc.sum(rows["is_fraud"]).as_py()
+
+
+def test_events_are_the_same_in_any_run():
+    people = population(1_000, 9)
+    day = END.date().toordinal() - datetime(1970, 1, 1).toordinal()
+    hit = people.compromised.active(people.seed, day)
+    assert len(hit) == pytest.approx(28 * 2 * 2_000 / 10_000, abs=1)
+    assert set(people.compromised.active(people.seed, day + 1)) & set(hit)
+    assert not set(people.compromised.active(people.seed, day + 28)) >= set(hit)
+
+
+def test_bad_messages(settings):
+    order = EventOrder(settings, now=END)
+    bodies = [message.value for message in order.messages([simulate(100, seed=1, end=END)])]
+    made = list(bad_messages(bodies, 2 * len(KINDS), 7, settings))
+    assert [kind for kind, _ in made] == [*KINDS, *KINDS]
+    assert made == list(bad_messages(bodies, 2 * len(KINDS), 7, settings))
+    body = dict(made)
+    assert body["empty"] == b""
+    assert body["repeated_id"] in bodies
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(body["truncated"])
+    with pytest.raises(UnicodeDecodeError):
+        body["not_utf8"].decode()
+    assert json.loads(body["amount_boolean"])["tx_amount"] is True
+    assert "tx_amount" not in json.loads(body["amount_missing"])
+    assert body["keys_twice"].count(b'"tx_amount"') == 3
+
+
+def test_bad_messages_are_mixed_in_among_the_good(settings):
+    rows = simulate(260, seed=1, end=END)
+    messages = list(mixed_in(EventOrder(settings, now=END).messages([rows]), 26, 10, settings))
+    sent = [message for message in messages if message.topic == settings.transactions_topic]
+    assert len(sent) == 286
+    assert [message.key for message in sent].count(None) == 26
+    assert sent[10].key is None
+
+
+def test_live_traffic_is_stamped_now_and_stops(settings):
+    began = datetime.now(UTC)
+    traffic = LiveTraffic(
+        population(200, 1), settings, 2_000, timedelta(0), lambda: datetime.now(UTC) - began > timedelta(seconds=1)
+    )
+    messages = list(traffic.messages())
+    bodies = [json.loads(message.value) for message in messages if message.topic == settings.transactions_topic]
+    assert 500 < len(bodies) == traffic.transactions <= 2_100
+    assert len({body["transaction_id"] for body in bodies}) == len(bodies)
+    assert all(began <= datetime.fromisoformat(body["tx_datetime"]) <= datetime.now(UTC) for body in bodies)
+    assert traffic.labels + traffic.labels_not_due == traffic.frauds
+    assert traffic.labels == len(messages) - len(bodies)

@@ -1,0 +1,244 @@
+"""Replay: any file's columns to the contract's messages, labels in event time, nothing lost on the way."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from fraud_assets.commands import replay as replay_command
+from fraud_assets.commands import simulate as simulate_command
+from fraud_assets.core.schema import fraud_labels, raw_transactions
+from fraud_assets.errors import FraudAssetsError, SettingError
+from fraud_assets.kafka.producer import produce
+from fraud_assets.pipeline.landing import land_topics
+from fraud_assets.simulator.event_order import EventOrder
+from fraud_assets.simulator.generator import simulate
+from fraud_assets.simulator.replay import open_source, replayed
+
+END = datetime(2026, 8, 7, 14, 3, tzinfo=UTC)
+SPARKOV = {
+    "transaction_id": "trans_num",
+    "customer_id": "cc_num",
+    "terminal_id": "merchant",
+    "tx_amount": "amt",
+    "tx_datetime": "trans_date_trans_time",
+}
+
+
+def sparkov_like() -> pa.Table:
+    return pa.table(
+        {
+            "trans_date_trans_time": pa.array(
+                [datetime(2019, 1, 1, 0, 0, 18), datetime(2019, 1, 1, 0, 0, 44)], pa.timestamp("us")
+            ),
+            "cc_num": pa.array([4_992_346_398_065_154_184, 60_416_207_185], pa.int64()),
+            "merchant": ["fraud_Heller, Gutmann and Zieme", 'fraud_"Lind-Buckridge"'],
+            "amt": [4.97, 107.23],
+            "trans_num": ["0b242abb623afc578575680df30655b9", "1f76529f8574734946361c461b024d99"],
+            "is_fraud": [0, 1],
+        }
+    )
+
+
+def write(table: pa.Table, path: Path) -> Path:
+    if path.suffix == ".parquet":
+        pq.write_table(table, path)
+    elif path.suffix == ".csv":
+        pyarrow.csv.write_csv(table, path)
+    else:
+        path.write_text("".join(json.dumps(row, default=str) + "\n" for row in table.to_pylist()))
+    return path
+
+
+def bodies(paths, settings, mapping=None, limit=None, now=END):
+    """Bodies of transactions and of labels, and the order that made them."""
+    order = EventOrder(settings, now=now)
+    messages = list(replayed([open_source(path, settings, mapping) for path in paths], order, limit))
+    by_topic = [
+        [json.loads(message.value) for message in messages if message.topic == topic]
+        for topic in (settings.transactions_topic, settings.labels_topic)
+    ]
+    return (*by_topic, order)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+def test_other_schemas_by_mapping(tmp_path, settings, suffix):
+    path = write(sparkov_like(), tmp_path / f"file{suffix}")
+    transactions, labels, _ = bodies([path], settings, SPARKOV)
+    assert [str(body["customer_id"]) for body in transactions] == ["4992346398065154184", "60416207185"]
+    assert [body["terminal_id"] for body in transactions] == sparkov_like()["merchant"].to_pylist()
+    assert [body["tx_amount"] for body in transactions] == [4.97, 107.23]
+    assert [datetime.fromisoformat(body["tx_datetime"]).second for body in transactions] == [18, 44]
+    assert [set(body) for body in transactions] == [
+        {"transaction_id", "tx_datetime", "customer_id", "terminal_id", "tx_amount"}
+    ] * 2
+    assert labels == [
+        {
+            "transaction_id": "1f76529f8574734946361c461b024d99",
+            "is_fraud": True,
+            "labelled_at": "2019-01-08T00:00:44.000000Z",
+        }
+    ]
+
+
+def test_columns_match_in_any_case_and_by_payload_name(tmp_path, settings):
+    book = pa.table(
+        {
+            "TRANSACTION_ID": pa.array([7], pa.int32()),
+            "TX_DATETIME": pa.array([datetime(2018, 4, 1, 0, 0, 31)], pa.timestamp("us")),
+            "CUSTOMER_ID": pa.array([596], pa.int32()),
+            "TERMINAL_ID": pa.array([3156], pa.int32()),
+            "Amt": [57.16],
+            "TX_FRAUD": pa.array([1], pa.int8()),
+            "TX_FRAUD_SCENARIO": pa.array([2], pa.int8()),
+        }
+    )
+    other = settings.model_copy(update={"field_mapping": {"tx_amount": "amt"}})
+    transactions, labels, _ = bodies([write(book, tmp_path / "book.parquet")], other)
+    assert transactions == [
+        {
+            "transaction_id": 7,
+            "tx_datetime": "2018-04-01T00:00:31.000000Z",
+            "customer_id": 596,
+            "terminal_id": 3156,
+            "amt": 57.16,
+        }
+    ]
+    assert labels[0]["transaction_id"] == 7
+
+
+def test_ids_that_pandas_made_floats_of(tmp_path, settings):
+    table = sparkov_like().set_column(1, "cc_num", pa.array([12.0, None]))
+    transactions, _, _ = bodies([write(table, tmp_path / "floats.parquet")], settings, SPARKOV)
+    assert [body["customer_id"] for body in transactions] == [12, None]
+
+
+def test_labels_follow_in_event_time(tmp_path, settings):
+    rows = simulate(5_000, seed=1, end=END)
+    path = write(rows, tmp_path / "simulated.parquet")
+    order = EventOrder(settings, now=END)
+    clock = datetime.min.replace(tzinfo=UTC)
+    label_times = []
+    for message in replayed([open_source(path, settings)], order):
+        body = json.loads(message.value)
+        if message.topic == settings.labels_topic:
+            label_times.append(datetime.fromisoformat(body["labelled_at"]))
+        else:
+            time = datetime.fromisoformat(body["tx_datetime"])
+            assert not label_times or label_times[-1] <= time or label_times[-1] <= END
+            # Every label that is due has been sent before the transaction that is not older than it.
+            due = (
+                pc.sum(
+                    pc.and_(
+                        rows["is_fraud"],
+                        pc.and_(
+                            pc.less_equal(
+                                rows["tx_datetime"], pa.scalar(time - timedelta(days=7), rows["tx_datetime"].type)
+                            ),
+                            True,
+                        ),
+                    )
+                ).as_py()
+                if order.transactions % 500 == 0
+                else None
+            )
+            assert due is None or due == len(label_times)
+            assert time >= clock
+            clock = time
+    assert label_times == sorted(label_times)
+    assert order.labels + order.labels_not_due == pc.sum(rows["is_fraud"]).as_py()
+    assert order.labels_not_due > 0
+
+
+def test_given_label_times_and_files_of_labels(tmp_path, settings):
+    table = sparkov_like().append_column("labelled_at", pa.array(["2019-01-02T00:00:00Z", None]))
+    transactions, labels, _ = bodies([write(table, tmp_path / "a.csv")], settings, SPARKOV)
+    assert len(transactions) == 2
+    assert labels == [
+        {
+            "transaction_id": "0b242abb623afc578575680df30655b9",
+            "is_fraud": False,
+            "labelled_at": "2019-01-02T00:00:00.000000Z",
+        }
+    ]
+    alone = pa.table({"transaction_id": ["a"], "is_fraud": [True], "labelled_at": ["2019-01-02T00:00:00Z"]})
+    transactions, labels, order = bodies([write(alone, tmp_path / "labels.jsonl")], settings)
+    assert (transactions, len(labels), order.labels) == ([], 1, 1)
+
+
+def test_broken_lines_are_sent_as_they_are(tmp_path, settings):
+    good = '{"transaction_id": 1, "tx_datetime": "2026-01-01T00:00:00Z", "customer_id": 2, "terminal_id": 3, "tx_amount": 4}'
+    broken = ["nonsense", "[1]", good.replace("4}", "true}"), good.replace("4}", "NaN}"), '{"transaction_id": 5}']
+    path = tmp_path / "lines.jsonl"
+    path.write_text("\n".join([good, "", *broken]))
+    order = EventOrder(settings, now=END)
+    values = [message.value for message in replayed([open_source(path, settings)], order)]
+    assert json.loads(values[0])["transaction_id"] == "1"
+    assert values[1:] == [line.encode() for line in broken]
+
+
+def test_limit(tmp_path, settings):
+    path = write(simulate(50_000, seed=1, end=END), tmp_path / "many.parquet")
+    transactions, _, order = bodies([path], settings, limit=21_000)
+    assert len(transactions) == order.transactions == 21_000
+
+
+def test_what_cannot_be_replayed_says_why(tmp_path, settings):
+    path = write(sparkov_like(), tmp_path / "file.parquet")
+    with pytest.raises(SettingError, match="no column for transaction_id.*It has trans_date.*--map"):
+        open_source(path, settings)
+    with pytest.raises(SettingError, match="no column nothing"):
+        open_source(path, settings, {"customer_id": "nothing"})
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(FraudAssetsError, match=r"broken\.parquet cannot be read"):
+        open_source(tmp_path / "broken.parquet", settings)
+    with pytest.raises(FraudAssetsError, match="no known format"):
+        open_source(tmp_path / "file.xlsx", settings)
+
+
+def test_a_replay_larger_than_the_broker_holds_loses_nothing(tmp_path, settings, lake, broker):
+    rows = simulate(70_000, seed=2, end=END)
+    padded = pc.binary_join_element_wise(rows["terminal_id"], "x" * 300, "-")
+    path = write(rows.set_column(3, "terminal_id", padded), tmp_path / "large.parquet")
+    order = EventOrder(settings, now=END + timedelta(days=30))
+    waits = 0
+
+    def land() -> None:
+        nonlocal waits
+        waits += 1
+        land_topics(lake, settings, lambda _: None)
+
+    sent = produce(replayed([open_source(path, settings)], order), broker, settings, on_wait=land)
+    land()
+    assert sent == 70_000 + order.labels
+    landed = lake.open(raw_transactions).to_pyarrow_dataset().to_table(columns=["value"])["value"].to_pylist()
+    assert sum(map(len, landed)) > 25_000_000
+    assert waits > 2, "the producer had to wait for the lander"
+    assert len(landed) == 70_000
+    assert {json.loads(value)["transaction_id"] for value in landed} == set(rows["transaction_id"].to_pylist())
+    assert lake.open(fraud_labels).to_pyarrow_dataset().count_rows() == order.labels == pc.sum(rows["is_fraud"]).as_py()
+
+
+def test_the_commands(tmp_path, settings, lake, broker, monkeypatch):
+    monkeypatch.setenv("FRAUD_HOME", str(settings.home_path))
+    run = CliRunner().invoke
+    file = tmp_path / "made.parquet"
+    made = run(simulate_command.command, ["--count", "300", "--seed", "3", "--out", str(file), "--json"])
+    assert json.loads(made.stdout.splitlines()[-1])["transactions"] == 300
+    again = run(replay_command.command, [str(file), "--limit", "200", "--json"])
+    assert json.loads(again.stdout.splitlines()[-1])["transactions"] == 200
+    produced = run(simulate_command.command, ["--count", "400", "--bad", "13", "--json"])
+    summary = json.loads(produced.stdout.splitlines()[-1])
+    assert (summary["transactions"], summary["bad"]) == (400, 13)
+    land_topics(lake, settings, lambda _: None)
+    assert lake.open(raw_transactions).to_pyarrow_dataset().count_rows() == 200 + 400 + 13
+    assert run(replay_command.command, [str(file), "--map", "nonsense"]).exit_code == 2
+    assert run(simulate_command.command, ["--live", "--count", "5"]).exit_code == 2
