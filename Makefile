@@ -12,7 +12,6 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 UV_VERSION := 0.13.9
 PACKAGES := --constraint constraints.txt --editable '.[dev]'
-pip_setting = $(BIN)/pip config list | awk -F "='" '$$1 ~ /\.$(1)$$/ && !n++ {print substr($$2, 1, length($$2) - 1)}'
 SOURCES := fraud_assets fraud_assets_tests benchmarks setup.py
 
 .PHONY: help setup demo test proof bench dev format clean
@@ -20,16 +19,13 @@ SOURCES := fraud_assets fraud_assets_tests benchmarks setup.py
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# uv installs in a fraction of pip's time; it does not read pip's settings, so it is told the index and certificate
-# of `pip config`. Where that is not enough (no index, keyring, …) pip itself does it.
+# uv installs in a fraction of pip's time; where it cannot (it does not read pip's settings) pip itself does it.
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Setting up .venv (once, about 40 s) …" >&2
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not there: install Python 3.11 or set PYTHON=…" >&2; exit 1; }
 	@[ -x $(BIN)/pip ] && $(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv >&2
 	@$(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION) >&2 || true
-	@index=$$($(call pip_setting,index-url)); [ -z "$$index" ] || export UV_DEFAULT_INDEX="$$index"; \
-	cert=$$($(call pip_setting,cert)); [ -z "$$cert" ] || export SSL_CERT_FILE="$$cert"; \
-	VIRTUAL_ENV="$(CURDIR)/.venv" $(BIN)/uv pip install --quiet $(PACKAGES) >&2 || { \
+	@VIRTUAL_ENV="$(CURDIR)/.venv" $(BIN)/uv pip install --quiet $(PACKAGES) >&2 || { \
 		echo "uv could not install; pip does it instead, in some minutes …" >&2; \
 		$(BIN)/pip install --quiet --disable-pip-version-check $(PACKAGES) >&2; }
 	@touch $@

@@ -22,6 +22,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
+import numpy as np
+
 from fraud_assets.core.schema import FEATURE_VERSION, MODEL_INPUTS
 from fraud_assets.errors import FraudAssetsError, NoChampionError, SettingError
 
@@ -110,7 +112,7 @@ def _resolve(settings: Settings) -> tuple[int, str, str]:
     if found is None:
         raise NoChampionError(
             f"No version of model {settings.model_name} has the alias {ALIAS} yet: it is trained once the lake holds "
-            f"{settings.train_min_rows:,} transactions (FRAUD_TRAIN_MIN_ROWS), or when isolation_forest is materialized."
+            f"{settings.train_min_rows:,} transactions (FRAUD_TRAIN_MIN_ROWS), or when isolation_forest is run."
         )
     return found
 
@@ -253,7 +255,7 @@ def _log(
     logged = client.create_logged_model(
         experiment_id, name=settings.model_name, source_run_id=run_id, params=texts, model_type="IsolationForest"
     )
-    example = inputs(facts.example)
+    example = inputs(facts.example, np.float64)  # a signature of float32 would refuse the tables' own columns
     with TemporaryDirectory() as temporary:
         sklearn_folder, treelite_folder = Path(temporary) / "sklearn", Path(temporary) / MODEL_FOLDER
         mlflow.sklearn.save_model(

@@ -19,7 +19,7 @@ from fraud_assets.errors import FraudAssetsError
 from fraud_assets.settings import Settings, load_settings
 
 DAYS = 60
-BAD_MESSAGES = 12
+BAD_MESSAGES = 26
 STEPS = {
     "Landing": ["fraud_labels", "raw_transactions"],
     "Features and quarantine": ["transaction_features", "quarantined_transactions"],
@@ -116,15 +116,14 @@ def _materialize_all(settings: Settings, *, topics: bool) -> None:
         from fraud_assets.setup_home import prepare_home
 
         prepare_home(settings)
+        _remember(settings)
         instance = dg.DagsterInstance.from_config(str(settings.home_path / "dagster"))
     with instance:
         for name, selection in STEPS.items():
             with _step(name):
-                result = dg.materialize(
-                    list(defs.resolve_asset_graph().assets_defs),
-                    selection=selection,
+                result = defs.resolve_implicit_global_asset_job_def().execute_in_process(
+                    asset_selection=[dg.AssetKey(key) for key in selection],
                     instance=instance,
-                    resources=defs.resources,
                     run_config={
                         "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
                         "ops": {"landing": {"config": {"topics": topics}}} if name == "Landing" else {},
@@ -133,6 +132,14 @@ def _materialize_all(settings: Settings, *, topics: bool) -> None:
                 )
                 if not result.success:
                     raise FraudAssetsError(_reason(result))
+
+
+def _remember(settings: Settings) -> None:
+    """A `.env` in the demo's folder, so that Dagster's commands started there show the demo."""
+    names = ("FRAUD_HOME", "FRAUD_FILE_QUIET_SECONDS", "FRAUD_ALERT_BUDGET_PER_DAY")
+    lines = [f"{name}='{os.environ[name]}'" for name in names if name in os.environ]
+    lines.append(f"DAGSTER_HOME='{settings.home_path / 'dagster'}'")
+    (settings.home_path / ".env").write_text("\n".join(lines) + "\n")
 
 
 def _reason(result: Any) -> str:
@@ -181,9 +188,10 @@ def _summarise(settings: Settings, seconds: float) -> None:
     _say(f"\n  Tables    {lake.root}")
     _say(f"  Registry  {settings.mlflow_uri}")
     _say("\n  Next")
-    home = f"FRAUD_HOME={settings.home_path} DAGSTER_HOME={settings.home_path / 'dagster'}"
-    _say(f"    {home} .venv/bin/dagster dev -w workspace.yaml   # this demo in the web UI")
-    _say("    make dev                                          # the same, live")
+    dagster = Path(sys.executable).with_name("dagster")
+    _say(f"    cd {settings.home_path} && {dagster} dev -m fraud_assets.definitions")
+    _say("                this demo in the web UI, its sensors on (.env in that folder names it)")
+    _say("    make dev    the same, live")
     summary = {
         "landed": counts["landed"],
         "features": counts["features"],

@@ -63,9 +63,7 @@ class Evaluation:
         return asdict(self)
 
 
-def evaluate(
-    labelled: pa.Table, protocol: Protocol, trees: int, seed: int, *, scaled: bool = False
-) -> Evaluation:
+def evaluate(labelled: pa.Table, protocol: Protocol, trees: int, seed: int, *, scaled: bool = False) -> Evaluation:
     """Train and test by the protocol.
 
     Args:

@@ -14,7 +14,7 @@ def days_covered(tx_datetime: np.ndarray) -> float:
     if not len(tx_datetime):
         return 1.0
     # As long as less than a day is known, its traffic counts as that of a whole day: the budget is a day's.
-    return max(1.0, float((tx_datetime.max() - tx_datetime.min()) / np.timedelta64(1, "us")) / _DAY)
+    return float(max(1.0, float((tx_datetime.max() - tx_datetime.min()) / np.timedelta64(1, "us")) / _DAY))
 
 
 def calibrate(scores: np.ndarray, tx_datetime: np.ndarray, budget_per_day: float, max_rate: float) -> float:

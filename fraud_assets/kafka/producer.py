@@ -197,13 +197,13 @@ class Backlog:
         if message.topic not in self._unseen:
             return True
         size = _size(message.key, message.value)
+        self._largest = max(self._largest, size)
         if self._unseen[message.topic] + size > CHECK_BYTES and self._unseen[message.topic] > 0:
             return False
         fullest = max((held.own_bytes + held.foreign_bytes for held in self._held[message.topic].values()), default=0)
         if fullest + size > HELD_BYTES and fullest > 0:
             return False
         self._unseen[message.topic] += size
-        self._largest = max(self._largest, size)
         return True
 
     def took(self, message: Delivered) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -58,10 +58,13 @@ def pending(source: DeltaTable, stored: Callable[[Stream], int], settings: Setti
     return Pending(source, files, start, target, rows)
 
 
-def read_batch(work: Pending, settings: Settings, until: Positions | None = None) -> pa.Table:
+def read_batch(
+    work: Pending, settings: Settings, until: Positions | None = None, columns: Sequence[str] | None = None
+) -> pa.Table:
     """The next batch in landing order: at most FRAUD_BATCH_ROWS rows, a prefix of every stream.
 
-    With `until` it is exactly the rows up to those positions: the batch that a killed run began.
+    With `until` it is exactly the rows up to those positions: the batch that a killed run began. With `columns`
+    only those are read.
     """
     target = work.target if until is None else {s: min(work.target[s], until[s]) for s in work.target if s in until}
     with connect(settings) as connection:
@@ -84,7 +87,8 @@ def read_batch(work: Pending, settings: Settings, until: Positions | None = None
             target = {Stream(*row[:3]): row[3] for row in cut}
             connection.unregister("bounds")
         connection.register("bounds", _bounds({s: work.start.get(s, NOTHING) for s in target}, target))
-        rows = connection.sql(f"{_WITHIN_BOUNDS} order by {LANDING_ORDER}").to_arrow_table()
+        chosen = "*" if columns is None else ", ".join(f'"{name}"' for name in columns)
+        rows = connection.sql(f"select {chosen} from ({_WITHIN_BOUNDS}) order by {LANDING_ORDER}").to_arrow_table()
         connection.unregister("source")
     return rows
 

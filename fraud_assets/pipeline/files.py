@@ -36,6 +36,9 @@ FORMATS = (*JSON_LINES, ".csv", ".parquet")
 _PART = ".part"
 _LABEL_NAMES = ("is_fraud", "tx_fraud")
 _SNIFFED_LINES = 100
+_KEPT_BATCHES = 2
+"""A file of so many landing batches' bytes is converted once and kept; a larger one is converted in each pass."""
+
 _LATEST = datetime(9999, 12, 31, tzinfo=UTC)
 
 
@@ -364,7 +367,16 @@ def _examine_columns(path: Path, settings: Settings, open_source: Callable[[Path
     def chunks() -> Iterator[tuple[pa.Array, pa.Array]]:
         return _column_chunks(source, names, label_field, settings)
 
-    rows = sum(len(offsets) for offsets, _ in chunks())
+    rows = size = 0
+    kept: list[tuple[pa.Array, pa.Array]] = []
+    for chunk in chunks():
+        rows, size = rows + len(chunk[0]), size + chunk[1].nbytes
+        if size <= _KEPT_BATCHES * settings.land_batch_bytes:
+            kept.append(chunk)
+        else:
+            kept.clear()
+    if sum(len(offsets) for offsets, _ in kept) == rows:
+        return _Contents(lambda: iter(kept), rows, rows - 1, label_field, labelled_at, not labels_alone)
     return _Contents(chunks, rows, rows - 1, label_field, labelled_at, not labels_alone)
 
 

@@ -1,0 +1,266 @@
+"""Training: fit, register, calibrate the alert threshold, then hand over the alias, in this order.
+
+Whatever scores meanwhile keeps the old champion; a new one is never without its threshold.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fraud_assets.core.schema import (
+    ALERT_THRESHOLDS,
+    FEATURE_VERSION,
+    MODEL_INPUTS,
+    TIME,
+    alert_thresholds,
+    transaction_features,
+)
+from fraud_assets.core.scoring import score
+from fraud_assets.core.threshold import calibrate, days_covered
+from fraud_assets.core.training import fit, treelite_form
+from fraud_assets.errors import LakeError, NotEnoughDataError, SettingError
+from fraud_assets.lake.append import commit
+from fraud_assets.lake.tables import Lake, add_actions, dataset_of
+from fraud_assets.registry import TrainingFacts, champion, register, set_champion
+from fraud_assets.settings import Settings
+
+if TYPE_CHECKING:
+    import treelite
+
+Progress = Callable[[str], None]
+CALIBRATION_DAYS = 7
+"""The threshold follows the last days of the traffic: a week, so that each weekday counts once."""
+
+_COLUMNS = ("transaction_id", "tx_datetime", *MODEL_INPUTS)
+_EXAMPLE_ROWS = 5
+
+
+@dataclass(frozen=True)
+class CalibrationReport:
+    """A threshold of a model version and what it means on its window [window_start, window_end)."""
+
+    model_version: int
+    threshold: float
+    budget_per_day: float
+    window_start: datetime
+    window_end: datetime
+    rows: int
+    alerts_per_day: float
+    alert_rate: float
+
+    def metadata(self) -> dict[str, str | int | float]:
+        """Plain values, for plots in the web UI."""
+        return {
+            "model_version": self.model_version,
+            "threshold": self.threshold,
+            "budget_per_day": self.budget_per_day,
+            "calibration_start": self.window_start.isoformat(),
+            "calibration_end": self.window_end.isoformat(),
+            "calibration_rows": self.rows,
+            "alerts_per_day": round(self.alerts_per_day, 3),
+            "alert_rate": round(self.alert_rate, 6),
+        }
+
+
+@dataclass(frozen=True)
+class TrainingReport:
+    """A new champion, its training window [window_start, window_end) and its threshold."""
+
+    version: int
+    rows: int
+    trees: int
+    window_start: datetime
+    window_end: datetime
+    seconds: float
+    calibration: CalibrationReport
+
+    def metadata(self) -> dict[str, str | int | float]:
+        """Plain values, for plots in the web UI."""
+        return {
+            "rows": self.rows,
+            "trees": self.trees,
+            "window_start": self.window_start.isoformat(),
+            "window_end": self.window_end.isoformat(),
+            "seconds": round(self.seconds, 3),
+            **self.calibration.metadata(),
+        }
+
+
+def train(
+    lake: Lake,
+    settings: Settings,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    progress: Progress = lambda line: None,
+) -> TrainingReport:
+    """Train a new champion on the features of [start, end), by default the last FRAUD_TRAIN_DAYS days of the lake.
+
+    Raises:
+        NotEnoughDataError: the window holds fewer rows than FRAUD_TRAIN_MIN_ROWS.
+        SettingError: the window is empty or has no zone.
+        RegistryError: the registry cannot be written.
+        LakeError: a table cannot be read or written.
+    """
+    began = time.monotonic()
+    start, end = _window(lake, settings, start, end)
+    features = read_features(lake, start, end, _COLUMNS)
+    if features.num_rows < settings.train_min_rows:
+        raise NotEnoughDataError(
+            f"Training needs {settings.train_min_rows:,} transactions (FRAUD_TRAIN_MIN_ROWS); from "
+            f"{start:%Y-%m-%d %H:%M} to before {end:%Y-%m-%d %H:%M} UTC the lake holds {features.num_rows:,} of feature "
+            f"version {FEATURE_VERSION}. Land more, lower the setting, or widen the window (FRAUD_TRAIN_DAYS)."
+        )
+    progress(f"training {settings.train_trees} trees on {features.num_rows:,} transactions")
+    forest = fit(features, settings.train_trees, settings.train_seed)
+    calibration = _calibrated(features, treelite_form(forest), settings, version=0)
+    facts = TrainingFacts(
+        rows=features.num_rows,
+        window_start=start,
+        window_end=end,
+        trees=settings.train_trees,
+        seed=settings.train_seed,
+        example=features.slice(0, _EXAMPLE_ROWS),
+        metrics={
+            "rows": features.num_rows,
+            "threshold": calibration.threshold,
+            "alerts_per_day": calibration.alerts_per_day,
+            "alert_rate": calibration.alert_rate,
+            "fit_seconds": time.monotonic() - began,
+        },
+    )
+    version = register(forest, facts, settings)
+    calibration = replace(calibration, model_version=version)
+    _store(lake, settings, calibration)
+    set_champion(version, settings)
+    progress(f"version {version} is champion; it alerts {calibration.alerts_per_day:.1f} times a day")
+    seconds = time.monotonic() - began
+    return TrainingReport(version, features.num_rows, settings.train_trees, start, end, seconds, calibration)
+
+
+def recalibrate(lake: Lake, settings: Settings, progress: Progress = lambda line: None) -> CalibrationReport:
+    """A new threshold for the champion, from the lake's last days and the budget of now, without training.
+
+    Raises:
+        NoChampionError: there is no champion yet.
+        NotEnoughDataError: the lake holds no features.
+        LakeError: a table cannot be read or written.
+    """
+    current = champion(settings)
+    end = _window(lake, settings, None, None)[1]
+    features = read_features(lake, end - timedelta(days=CALIBRATION_DAYS), end, _COLUMNS)
+    if not features.num_rows:
+        raise NotEnoughDataError(f"The lake holds no features of version {FEATURE_VERSION}: restate them first.")
+    report = _calibrated(features, current.model, settings, current.version)
+    _store(lake, settings, report)
+    progress(
+        f"threshold of version {current.version}: {report.threshold:.4f}, {report.alerts_per_day:.1f} alerts a day"
+    )
+    return report
+
+
+def current_threshold(lake: Lake, version: int, settings: Settings) -> float:
+    """The newest threshold of a model version.
+
+    Raises:
+        LakeError: the version was never calibrated.
+    """
+    same = (pc.field("model_name") == settings.model_name) & (pc.field("model_version") == version)
+    rows = dataset_of(lake.open(alert_thresholds)).to_table(columns=["calibrated_at", "threshold"], filter=same)
+    if not rows.num_rows:
+        raise LakeError(
+            f"Version {version} of model {settings.model_name} has no threshold in {lake.uri(alert_thresholds)}: "
+            "materialize alert_thresholds alone, which calibrates the champion."
+        )
+    newest = int(np.argmax(rows["calibrated_at"].cast(pa.int64()).to_numpy()))
+    return rows["threshold"][newest].as_py()
+
+
+def read_features(lake: Lake, start: datetime, end: datetime, columns: Sequence[str]) -> pa.Table:
+    """Columns (with tx_datetime and transaction_id) of the features of [start, end), in time order.
+
+    Only rows of this FEATURE_VERSION. The order is fixed, because what a forest draws depends on it.
+    """
+    low, high = pa.scalar(start, TIME), pa.scalar(end, TIME)
+    within = (
+        (pc.field("tx_date") >= start.astimezone(UTC).date())
+        & (pc.field("tx_date") <= end.astimezone(UTC).date())
+        & (pc.field("tx_datetime") >= low)
+        & (pc.field("tx_datetime") < high)
+        & (pc.field("feature_version") == FEATURE_VERSION)
+    )
+    rows = dataset_of(lake.open(transaction_features)).to_table(columns=list(columns), filter=within)
+    return rows.sort_by([("tx_datetime", "ascending"), ("transaction_id", "ascending")])
+
+
+def newest_transaction(lake: Lake) -> datetime | None:
+    """Largest `tx_datetime` that has features; None if there are none."""
+    handle = lake.open(transaction_features)
+    actions = add_actions(handle)
+    if not actions.num_rows:
+        return None
+    last = pc.max(actions["partition.tx_date"]).as_py()
+    times = dataset_of(handle).to_table(columns=["tx_datetime"], filter=pc.field("tx_date") == last)
+    return pc.max(times["tx_datetime"]).as_py()
+
+
+def _window(lake: Lake, settings: Settings, start: datetime | None, end: datetime | None) -> tuple[datetime, datetime]:
+    """The training window [start, end); what is not given comes from the newest transaction."""
+    if any(edge is not None and edge.tzinfo is None for edge in (start, end)):
+        raise SettingError(f"The window from {start} to {end} has no zone: give UTC times.")
+    if end is None:
+        newest = newest_transaction(lake)
+        if newest is None:
+            raise NotEnoughDataError(
+                f"Training needs {settings.train_min_rows:,} transactions (FRAUD_TRAIN_MIN_ROWS); the lake holds 0. "
+                "Land some first."
+            )
+        end = newest + timedelta(microseconds=1)
+    if start is None:
+        start = end - timedelta(days=settings.train_days)
+    if start >= end:
+        raise SettingError(f"The window from {start} to {end} is empty: give start < end.")
+    return start, end
+
+
+def _calibrated(features: pa.Table, model: treelite.Model, settings: Settings, version: int) -> CalibrationReport:
+    """The threshold on the last CALIBRATION_DAYS of the traffic in `features`."""
+    newest = pc.max(features["tx_datetime"]).as_py()
+    since = newest - timedelta(days=CALIBRATION_DAYS)
+    recent = features.filter(pc.greater(features["tx_datetime"], pa.scalar(since, TIME)))
+    times = recent["tx_datetime"].to_numpy()
+    scores = score(model, recent)
+    threshold = calibrate(scores, times, settings.alert_budget_per_day, settings.alert_max_rate)
+    alerts = int((scores >= threshold).sum())
+    return CalibrationReport(
+        model_version=version,
+        threshold=threshold,
+        budget_per_day=settings.alert_budget_per_day,
+        window_start=since + timedelta(microseconds=1),
+        window_end=newest + timedelta(microseconds=1),
+        rows=len(scores),
+        alerts_per_day=alerts / days_covered(times),
+        alert_rate=alerts / len(scores),
+    )
+
+
+def _store(lake: Lake, settings: Settings, report: CalibrationReport) -> None:
+    row = {
+        "model_name": settings.model_name,
+        "model_version": report.model_version,
+        "threshold": report.threshold,
+        "budget_per_day": report.budget_per_day,
+        "window_start": report.window_start,
+        "window_end": report.window_end,
+        "calibrated_at": datetime.now(UTC),
+    }
+    # No positions: nothing to take exactly once, and so nothing that another writer could conflict with.
+    rows = pa.Table.from_pylist([row], schema=ALERT_THRESHOLDS)
+    commit(lake.open(alert_thresholds), alert_thresholds, rows, {}, {"model_version": report.model_version})

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fraud_assets.core.threshold import calibrate, days_covered
+
+
+def times(rows: int, days: float) -> np.ndarray:
+    span = int(days * 86_400_000_000)
+    return np.datetime64("2026-01-01", "us") + np.linspace(0, span, rows).astype("timedelta64[us]")
+
+
+def test_spends_the_budget():
+    scores = np.random.default_rng(0).random(70_000)
+    threshold = calibrate(scores, times(70_000, 7), 100, 1.0)
+    assert (scores >= threshold).sum() == 700
+
+
+def test_little_traffic_does_not_alert_everything():
+    scores = np.random.default_rng(0).random(50)
+    threshold = calibrate(scores, times(50, 1), 100, 0.05)
+    assert (scores >= threshold).sum() == 2
+
+
+def test_a_part_of_a_day_has_the_budget_of_a_day():
+    scores = np.random.default_rng(0).random(1_000)
+    assert (scores >= calibrate(scores, times(1_000, 0.1), 10, 1.0)).sum() == 10
+
+
+def test_ties_go_to_the_next_higher_score():
+    scores = np.array([0.1] * 90 + [0.5] * 8 + [0.9] * 2)
+    assert calibrate(scores, times(100, 1), 5, 1.0) == 0.9
+    assert calibrate(scores, times(100, 1), 10, 1.0) == 0.5
+
+
+@pytest.mark.parametrize(("budget", "rate"), [(5, 1.0), (0.5, 1.0), (100, 0.001)])
+def test_nothing_alerts_where_all_scores_are_equal_or_the_budget_is_below_one(budget, rate):
+    scores = np.full(100, 0.4)
+    threshold = calibrate(scores, times(100, 1), budget, rate)
+    assert not (scores >= threshold).any()
+    assert threshold == pytest.approx(0.4)
+
+
+def test_everything_may_alert_if_asked_for():
+    scores = np.random.default_rng(0).random(10)
+    assert calibrate(scores, times(10, 1), 100, 1.0) == scores.min()
+
+
+def test_empty_window():
+    with pytest.raises(ValueError, match="at least one"):
+        calibrate(np.array([]), np.array([], "datetime64[us]"), 1, 0.5)
+
+
+@given(
+    st.lists(st.sampled_from([0.1, 0.2, 0.3, 0.35, 0.9]) | st.floats(0, 1), min_size=1, max_size=200),
+    st.floats(0.01, 300),
+    st.floats(0.001, 1),
+    st.floats(0, 20),
+)
+def test_never_beyond_either_limit_and_never_one_step_too_high(scores, budget, rate, days):
+    values, at = np.array(scores), times(len(scores), days)
+    limit = min(budget * days_covered(at), rate * len(values))
+    threshold = calibrate(values, at, budget, rate)
+    assert (values >= threshold).sum() <= limit
+    lower = values[values < threshold]
+    assert not len(lower) or (values >= lower.max()).sum() > np.floor(limit)
