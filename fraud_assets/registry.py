@@ -22,8 +22,6 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
-import numpy as np
-
 from fraud_assets.core.schema import FEATURE_VERSION, MODEL_INPUTS
 from fraud_assets.errors import FraudAssetsError, NoChampionError, SettingError
 
@@ -235,9 +233,10 @@ def _log(
     """Parameters, metrics and both forms of the model; gives the model's location and MLflow's id of it."""
     import mlflow.sklearn
     from mlflow.entities import LoggedModelOutput, Metric, Param
-    from mlflow.models import Model, infer_signature
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, Schema
 
-    from fraud_assets.core.training import inputs, treelite_form
+    from fraud_assets.core.training import treelite_form
 
     params = {
         "trees": facts.trees,
@@ -255,7 +254,9 @@ def _log(
     logged = client.create_logged_model(
         experiment_id, name=settings.model_name, source_run_id=run_id, params=texts, model_type="IsolationForest"
     )
-    example = inputs(facts.example, np.float64)  # a signature of float32 would refuse the tables' own columns
+    # The tables' own types: MLflow refuses integers where a signature says float.
+    example = facts.example.select(MODEL_INPUTS).to_pandas()
+    columns = [ColSpec("long" if kind == "int64" else "double", name) for name, kind in example.dtypes.items()]
     with TemporaryDirectory() as temporary:
         sklearn_folder, treelite_folder = Path(temporary) / "sklearn", Path(temporary) / MODEL_FOLDER
         mlflow.sklearn.save_model(
@@ -264,7 +265,7 @@ def _log(
             mlflow_model=Model(run_id=run_id, model_id=logged.model_id),
             serialization_format="skops",
             skops_trusted_types=["sklearn.tree._tree.Tree"],
-            signature=infer_signature(example, forest.predict(example)),
+            signature=ModelSignature(Schema(columns), Schema([ColSpec("long", "prediction")])),
             input_example=example,
             # Explicit: MLflow's own inference imports the model in a new process and picks up test tools.
             pip_requirements=[f"{name}=={installed(name)}" for name in _REQUIREMENTS],

@@ -4,18 +4,23 @@ What is pending is read from the tables alone, so a restart or a wiped Dagster h
 """
 
 import json
+from collections.abc import Mapping
 from hashlib import sha256
+from pathlib import Path
 
 import dagster as dg
-from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES
 
 from fraud_assets.resources import PlatformResource
 from fraud_assets.schedules import land_files, score_new_transactions
 from fraud_assets.settings import load_settings
 
 SENSOR_TAG = "fraud/sensor"
-START_TAG = "fraud/start"
+PROGRESS_TAG = "fraud/progress-"
+RUN_KEY_TAG = "dagster/run_key"
 FAILED = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+ENDED = [*FAILED, dg.DagsterRunStatus.SUCCESS]
+# Queued runs too: Dagster's own list of runs in progress leaves them out.
+UNDER_WAY = [status for status in dg.DagsterRunStatus if status not in ENDED]
 
 
 class StuckError(Exception):
@@ -24,29 +29,38 @@ class StuckError(Exception):
 
 def in_flight(instance: dg.DagsterInstance, sensor: str) -> bool:
     """Whether a run that the sensor requested has not ended yet."""
-    filters = dg.RunsFilter(tags={SENSOR_TAG: sensor}, statuses=IN_PROGRESS_RUN_STATUSES)
-    return bool(instance.get_run_records(filters, limit=1))
+    return bool(instance.get_run_records(dg.RunsFilter(tags={SENSOR_TAG: sensor}, statuses=UNDER_WAY), limit=1))
 
 
 def request(
-    instance: dg.DagsterInstance, sensor: str, start: str, target: str, attempts: int, **run: object
-) -> dg.RunRequest:
-    """A run under a key that Dagster has not seen: where the work starts, where it ends, and the attempt.
+    instance: dg.DagsterInstance, sensor: str, progress: Mapping[str, str], target: str, attempts: int, **run: object
+) -> dg.RunRequest | dg.SkipReason:
+    """A run under a key that Dagster has not seen: how far each stage is, where the work ends, and the attempt.
 
     Raises:
-        StuckError: `attempts` runs from the same start have failed, whatever came in since.
+        StuckError: `attempts` runs failed without progress of one stage, whatever came in since.
     """
-    failed = instance.get_runs(dg.RunsFilter(tags={SENSOR_TAG: sensor, START_TAG: start}, statuses=FAILED))
-    if len(failed) >= attempts:
-        last = failed[0]
-        raise StuckError(
-            f"{len(failed)} runs in a row failed on the same messages, the last is run {last.run_id}. Nothing is lost "
-            f"and nothing is skipped: look at that run, remove the cause, then materialize its assets by hand; "
-            f"{sensor} goes on from there. (FRAUD_SENSOR_ATTEMPTS is {attempts}.)"
+    failures = 0
+    for stage, mark in progress.items():
+        tags = {SENSOR_TAG: sensor, PROGRESS_TAG + stage: mark}
+        failed = instance.get_runs(dg.RunsFilter(tags=tags, statuses=FAILED))
+        failures = max(failures, len(failed))
+        if failures >= attempts:
+            raise StuckError(
+                f"{failures} runs failed on the same messages without any progress, the last is run "
+                f"{failed[0].run_id}. Nothing is lost and nothing is skipped: look at that run, remove the cause, then "
+                f"materialize its assets by hand; {sensor} goes on from there. (FRAUD_SENSOR_ATTEMPTS is {attempts}.)"
+            )
+    key = "/".join([*(f"{stage}:{mark}" for stage, mark in progress.items()), target, str(failures)])
+    done = instance.get_runs(dg.RunsFilter(tags={SENSOR_TAG: sensor, RUN_KEY_TAG: key}), limit=1)
+    if done:
+        # Dagster would drop the request without a word.
+        return dg.SkipReason(
+            f"Run {done[0].run_id} was for exactly this and ended as {done[0].status.value}, but it is still to do. It "
+            "is asked for again once more comes in; materialize the assets by hand to have it now."
         )
-    return dg.RunRequest(
-        run_key=f"{start}:{target}:{len(failed)}", tags={SENSOR_TAG: sensor, START_TAG: start}, **run
-    )
+    tags = {SENSOR_TAG: sensor, **{PROGRESS_TAG + stage: mark for stage, mark in progress.items()}}
+    return dg.RunRequest(run_key=key, tags=tags, **run)
 
 
 @dg.sensor(
@@ -60,23 +74,24 @@ def new_files_sensor(
     context: dg.SensorEvaluationContext, platform: PlatformResource
 ) -> dg.RunRequest | dg.SkipReason:
     """One coalesced run at a time, from the stored positions to what has landed."""
-    from fraud_assets.pipeline.backlog import backlog
+    from fraud_assets.pipeline.backlog import backlog, has_champion
 
     settings, lake = platform.settings(), platform.lake()
     if in_flight(context.instance, "new_files_sensor"):
         return dg.SkipReason("A run is under way; what lands meanwhile is taken by the next one.")
-    # Versions are a cheap hint that nothing changed, never what the work is derived from.
-    versions = json.dumps(lake.versions())
-    if context.cursor == versions:
+    # What is pending follows from these alone; versions are a cheap hint that nothing changed, never the work.
+    facts = [settings.lake, settings.train_min_rows, settings.train_days, has_champion(settings), lake.versions()]
+    look = json.dumps(facts)
+    if context.cursor == look:
         return dg.SkipReason("No table has changed since the last look.")
     work = backlog(lake, settings)
     if not work.assets:
-        context.update_cursor(versions)
+        context.update_cursor(look)
         return dg.SkipReason(work.reason)
     return request(
         context.instance,
         "new_files_sensor",
-        work.start,
+        work.progress,
         work.target,
         settings.sensor_attempts,
         asset_selection=[dg.AssetKey(name) for name in work.assets],
@@ -106,15 +121,32 @@ def dropped_files_sensor(
         return dg.SkipReason("`fraud-assets land` runs and takes them.")
     if in_flight(context.instance, "dropped_files_sensor"):
         return dg.SkipReason("A landing run is under way.")
-    seen = sha256(json.dumps([[f.name, f.stat().st_mtime_ns] for f in files]).encode()).hexdigest()[:16]
+    states = {state: file.name for file in files if (state := _state(file))}
+    if not states:
+        return dg.SkipReason("The files were taken at this moment.")
+    # A landing that fails leaves the oldest file where it is, whatever else is dropped.
+    oldest = min(states)
     return request(
         context.instance,
         "dropped_files_sensor",
-        seen,
-        "files",
+        {"oldest_file": _digest([oldest, states[oldest]])},
+        _digest(sorted(states.items())),
         settings.sensor_attempts,
         run_config={"ops": {"landing": {"config": {"topics": False}}}},
     )
+
+
+def _state(file: Path) -> tuple[int, int] | None:
+    """When the file came and was changed; the same file dropped again came anew. None: it is gone."""
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ctime_ns, status.st_mtime_ns
+
+
+def _digest(value: object) -> str:
+    return sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 SENSORS = [new_files_sensor, dropped_files_sensor]

@@ -1,11 +1,11 @@
 """`transaction_features` and `quarantined_transactions`: every landed message is in exactly one of them."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 
 import dagster as dg
 
-from fraud_assets.assets.reporting import failures_in_words
+from fraud_assets.assets.ranges import half_open
+from fraud_assets.assets.reporting import failures_in_words, materialized
 from fraud_assets.core.schema import FEATURE_VERSION
 from fraud_assets.resources import PlatformResource
 
@@ -15,12 +15,6 @@ class FeatureConfig(dg.Config):
 
     restate_start: str | None = None
     restate_end: str | None = None
-
-
-def moment(text: str) -> datetime:
-    """ISO 8601 text as a time; without zone it is UTC."""
-    parsed = datetime.fromisoformat(text)
-    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
 
 
 @dg.multi_asset(
@@ -55,9 +49,10 @@ def cleaned_features(
 
     with failures_in_words():
         settings, lake = platform.settings(), platform.lake()
-        if config.restate_start and config.restate_end:
-            rows = restate(lake, settings, moment(config.restate_start), moment(config.restate_end), context.log.info)
-            yield dg.MaterializeResult(asset_key="transaction_features", metadata={"restated": rows})
+        restated = half_open(config.restate_start, config.restate_end)
+        if restated:
+            rows = restate(lake, settings, *restated, context.log.info)
+            yield from materialized(context, "transaction_features", {"restated": rows})
             return
         report = process_landed(lake, settings, context.log.info)
         metadata = {
@@ -71,8 +66,5 @@ def cleaned_features(
         }
         for name, value in books(lake, settings).items():
             metadata[f"table/{name}"] = value
-        for key in ("transaction_features", "quarantined_transactions"):
-            if dg.AssetKey(key) in context.selected_asset_keys:
-                yield dg.MaterializeResult(asset_key=key, metadata=metadata)
-            else:
-                context.log_event(dg.AssetMaterialization(key, metadata=metadata))
+        for name in ("transaction_features", "quarantined_transactions"):
+            yield from materialized(context, name, metadata)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from fraud_assets.assets.reporting import failures_in_words
+from fraud_assets.assets.reporting import failures_in_words, materialized
 from fraud_assets.resources import PlatformResource
 
 
@@ -34,19 +34,21 @@ class LandingConfig(dg.Config):
     can_subset=True,
     name="landing",
 )
-def landing(context: dg.AssetExecutionContext, config: LandingConfig, platform: PlatformResource) -> Iterator[dg.MaterializeResult]:
+def landing(
+    context: dg.AssetExecutionContext, config: LandingConfig, platform: PlatformResource
+) -> Iterator[dg.MaterializeResult]:
     """Drain topics and drop folder to the ends seen at the start, labels first."""
     from fraud_assets.pipeline.landing import land_everything
 
     with failures_in_words():
         settings = platform.settings()
-        selected = {key.to_user_string() for key in context.selected_asset_keys}
         reports = land_everything(
-            platform.lake(), settings, context.log.info, transactions="raw_transactions" in selected
+            platform.lake(),
+            settings,
+            context.log.info,
+            transactions=dg.AssetKey("raw_transactions") in context.selected_asset_keys,
+            topics=config.topics,
         )
+        # Labels are drained before transactions even where only the latter were asked for.
         for table, report in reports.items():
-            if table in selected:
-                yield dg.MaterializeResult(asset_key=table, metadata=report.metadata())
-            else:
-                # Labels are drained before transactions even where only the latter were asked for.
-                context.log_event(dg.AssetMaterialization(table, metadata=report.metadata()))
+            yield from materialized(context, table, report.metadata())

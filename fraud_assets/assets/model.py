@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from fraud_assets.assets.features import moment
-from fraud_assets.assets.reporting import failures_in_words
+from fraud_assets.assets.ranges import moment
+from fraud_assets.assets.reporting import failures_in_words, materialized
 from fraud_assets.errors import NotEnoughDataError
 from fraud_assets.resources import PlatformResource
 
@@ -31,7 +31,7 @@ class TrainingConfig(dg.Config):
         dg.AssetSpec(
             "alert_thresholds",
             deps=["transaction_features"],
-            description="Score from which a transaction alerts, from the analysts' daily budget; moves without retraining.",
+            description="Score from which a transaction alerts, by the analysts' daily budget; moves without training.",
             skippable=True,
             group_name="model",
             kinds={"deltalake"},
@@ -49,8 +49,8 @@ def model(
     with failures_in_words():
         settings, lake = platform.settings(), platform.lake()
         if dg.AssetKey("isolation_forest") not in context.selected_asset_keys:
-            yield dg.MaterializeResult(
-                asset_key="alert_thresholds", metadata=recalibrate(lake, settings, context.log.info).metadata()
+            yield from materialized(
+                context, "alert_thresholds", recalibrate(lake, settings, context.log.info).metadata()
             )
             return
         start = moment(config.start) if config.start else None
@@ -62,8 +62,5 @@ def model(
                 raise
             context.log.info(f"Training skipped: {error}")
             return
-        yield dg.MaterializeResult(asset_key="isolation_forest", metadata=report.metadata())
-        if dg.AssetKey("alert_thresholds") in context.selected_asset_keys:
-            yield dg.MaterializeResult(asset_key="alert_thresholds", metadata=report.metadata())
-        else:
-            context.log_event(dg.AssetMaterialization("alert_thresholds", metadata=report.metadata()))
+        for name in ("isolation_forest", "alert_thresholds"):
+            yield from materialized(context, name, report.metadata())

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from fraud_assets.assets.features import moment
+from fraud_assets.assets.ranges import half_open
 from fraud_assets.assets.reporting import failures_in_words
 from fraud_assets.errors import NoChampionError
 from fraud_assets.resources import PlatformResource
@@ -31,12 +31,13 @@ def fraud_predictions(
 
     with failures_in_words():
         settings, lake = platform.settings(), platform.lake()
-        try:
-            if config.rescore_start and config.rescore_end:
-                report = score_range(lake, settings, moment(config.rescore_start), moment(config.rescore_end))
-            else:
+        again = half_open(config.rescore_start, config.rescore_end)
+        if again:
+            report = score_range(lake, settings, *again, context.log.info)
+        else:
+            try:
                 report = score_pending(lake, settings, context.log.info)
-        except NoChampionError as error:
-            context.log.info(f"Scoring skipped, it catches up later: {error}")
-            return
+            except NoChampionError as error:
+                context.log.info(f"Scoring skipped, it catches up later: {error}")
+                return
         yield dg.MaterializeResult(metadata=report.metadata())

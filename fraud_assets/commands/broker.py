@@ -24,7 +24,9 @@ def command() -> None:
     with stopped_by_signals() as stop, embedded_broker(settings) as broker:
         click.echo(f"Broker at {broker.bootstrap}, named in {settings.broker_file}. Ctrl-C ends it.")
         if settings.kafka_bootstrap_servers:
-            click.echo(f"KAFKA_BOOTSTRAP_SERVERS is {settings.kafka_bootstrap_servers!r} and wins over this one.", err=True)
+            click.echo(
+                f"KAFKA_BOOTSTRAP_SERVERS is {settings.kafka_bootstrap_servers!r} and wins over this one.", err=True
+            )
         click.echo("Next, in other terminals: `fraud-assets land`, then `fraud-assets simulate --count 5000`.")
         stop.wait()
     click.echo("Broker stopped; its messages are gone.")

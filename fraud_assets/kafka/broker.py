@@ -107,7 +107,9 @@ def embedded_broker(settings: Settings) -> Iterator[Broker]:
         partial.write_text(json.dumps(entry) + "\n")
         partial.replace(path)
     except OSError as error:
-        raise BrokerError(f"{path} cannot be written: {error.strerror}. Set FRAUD_HOME to a writable folder.") from error
+        raise BrokerError(
+            f"{path} cannot be written: {error.strerror}. Set FRAUD_HOME to a writable folder."
+        ) from error
     try:
         yield broker
     finally:

@@ -6,7 +6,7 @@ assigned by hand at the positions that the lake holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -30,7 +30,8 @@ MESSAGES = pa.schema([field for field in RAW_TRANSACTIONS if field.name not in (
 """What a batch of messages looks like: the landing schema without the moment of landing."""
 
 _CALL_ROWS = 10_000
-_FIRST_CALL_ROWS = 500
+_FIRST_CALL_ROWS = 100
+_LIKELY_BYTES = 10_000
 _POLL_SECONDS = 0.1
 _SLICE_SECONDS = 1.0
 
@@ -104,7 +105,7 @@ class TopicReader:
 
     def read(
         self, stored: Positions, target: Positions, stop: Callable[[], bool] = never
-    ) -> Iterator[pa.Table]:
+    ) -> Generator[pa.Table, None, None]:
         """Batches (`MESSAGES`) of everything after `stored` up to and with `target`, a prefix of each partition.
 
         A batch has at most FRAUD_LAND_BATCH_ROWS rows and about FRAUD_LAND_BATCH_BYTES bytes of keys and bodies.
@@ -126,7 +127,7 @@ class TopicReader:
 
     def _batches(
         self, streams: dict[int, Stream], start: Positions, target: Positions, stop: Callable[[], bool]
-    ) -> Iterator[pa.Table]:
+    ) -> Generator[pa.Table, None, None]:
         end = {partition: target[stream] for partition, stream in streams.items()}
         last = {partition: start[stream] - 1 for partition, stream in streams.items()}
         lineage = next(iter(streams.values())).lineage
@@ -135,7 +136,7 @@ class TopicReader:
         chunks: list[pa.Table] = []
         rows = size = 0
         mean = 1
-        call_rows = _FIRST_CALL_ROWS
+        call_rows = max(1, min(_FIRST_CALL_ROWS, bytes_limit // _LIKELY_BYTES))
         heard = monotonic()
         while open_partitions and not stop():
             messages = self._consumer.consume(min(call_rows, rows_limit - rows), timeout=_POLL_SECONDS)
@@ -301,7 +302,9 @@ def _as_table(topic: str, lineage: str, messages: list[Message]) -> tuple[pa.Tab
         pa.array([message.partition() for message in messages], pa.int32()),
         pa.array([message.offset() for message in messages], pa.int64()),
         # Kind 0 means that the message carries no time.
-        pa.array([time * 1000 if kind else None for kind, time in times], pa.int64()).cast(MESSAGES.field("timestamp").type),
+        pa.array([time * 1000 if kind else None for kind, time in times], pa.int64()).cast(
+            MESSAGES.field("timestamp").type
+        ),
         keys,
         values,
         _headers(messages),

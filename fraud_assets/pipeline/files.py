@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fraud_assets.core.schema import TIME, fraud_labels, raw_transactions
+from fraud_assets.errors import LakeError, SettingError
 from fraud_assets.kafka.consumer import MESSAGES
 from fraud_assets.lake.append import append_landed
 from fraud_assets.lake.positions import FILE_LABELS_TOPIC, FILE_TOPIC, NOTHING, Stream, stored
@@ -182,12 +183,18 @@ def _state(path: Path) -> tuple[int, int, int]:
 
 def _move(path: Path, folder: Path) -> Path:
     """Moves a file without overwriting another; gives where it is."""
-    folder.mkdir(parents=True, exist_ok=True)
-    target, number = folder / path.name, 0
-    while target.exists() or target.with_name(f"{target.name}.reason.txt").exists():
-        number += 1
-        target = folder / f"{path.stem}.{number}{path.suffix}"
-    shutil.move(path, target)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        target, number = folder / path.name, 0
+        while target.exists() or target.with_name(f"{target.name}.reason.txt").exists():
+            number += 1
+            target = folder / f"{path.stem}.{number}{path.suffix}"
+        shutil.move(path, target)
+    except OSError as error:
+        raise LakeError(
+            f"{path} cannot be moved to {folder} ({error.strerror or error}). Check that both folders are writable; "
+            "what landed of it is kept and will not land again."
+        ) from error
     return target
 
 
@@ -196,6 +203,7 @@ def _examine(path: Path, settings: Settings) -> _Contents:
 
     Raises:
         _UnusableFile: it cannot be read, or has not the columns that it needs.
+        SettingError: DuckDB has too little memory for it.
     """
     import duckdb
 
@@ -206,9 +214,16 @@ def _examine(path: Path, settings: Settings) -> _Contents:
         if suffix in JSON_LINES:
             return _examine_json_lines(path, settings)
         return _examine_columns(path, settings, _csv_source if suffix == ".csv" else _parquet_source)
-    except (duckdb.Error, pa.ArrowException, UnicodeError, ValueError) as error:
-        first = " ".join(str(error).split("\n\n")[0].split())
-        raise _UnusableFile(f"It cannot be read as {suffix[1:].upper()}: {first[:500]}.") from error
+    except (duckdb.Error, pa.ArrowException, UnicodeError, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system's, not the content's
+        if "Out of Memory" in str(error):
+            raise SettingError(
+                f"Setting FRAUD_DUCKDB_MEMORY_LIMIT is {settings.duckdb_memory_limit!r}: too little to read "
+                f"{path}. Raise it."
+            ) from error
+        words = " ".join(str(error).split("Possible fixes")[0].split()).rstrip(".")
+        raise _UnusableFile(f"It cannot be read as {suffix[1:].upper()}: {words[:500]}.") from error
 
 
 def _batches(contents: _Contents, stream: Stream, known: int, settings: Settings) -> Iterator[pa.Table]:
@@ -225,10 +240,7 @@ def _batches(contents: _Contents, stream: Stream, known: int, settings: Settings
                 "lineage": pa.repeat(pa.scalar(stream.lineage), count),
                 "partition": pa.repeat(pa.scalar(stream.partition, pa.int32()), count),
                 "offset": offsets,
-                **{
-                    name: pa.nulls(count, MESSAGES.field(name).type)
-                    for name in ("timestamp", "key", "headers")
-                },
+                **{name: pa.nulls(count, MESSAGES.field(name).type) for name in ("timestamp", "key", "headers")},
                 "value": values,
             }
         ).select(MESSAGES.names)

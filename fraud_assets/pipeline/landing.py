@@ -157,9 +157,7 @@ def land_topics(
     transaction_ends = readers.transactions.end_offsets(stop) if transactions else {}
     reports = {fraud_labels.name: land_labels(lake, settings, readers.labels, label_ends, progress, stop)}
     if transactions:
-        reports[raw_transactions.name] = land_transactions(
-            lake, readers.transactions, transaction_ends, progress, stop
-        )
+        reports[raw_transactions.name] = land_transactions(lake, readers.transactions, transaction_ends, progress, stop)
     return reports
 
 

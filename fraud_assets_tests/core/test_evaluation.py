@@ -85,7 +85,7 @@ def test_card_precision_by_hand():
     scores = np.array([0.1, 0.9, 0.8, 0.2, 0.1, 0.99, 0.3, 0.7, 0.6])
     fraud = np.array([1, 0, 0, 0, 1, 1, 0, 1, 1], bool)
     # Day 1: a (found: it has a fraud that day, if not in its highest row) and b. Day 2 without a: c and d, both found.
-    assert card_precision(scores, fraud, cards, days, test_days=2, cards_per_day=2) == pytest.approx((1 / 2 + 2 / 2) / 2)
+    assert card_precision(scores, fraud, cards, days, test_days=2, cards_per_day=2) == pytest.approx(1.5 / 2)
     # A test day without transactions counts as zero.
     assert card_precision(scores, fraud, cards, days, test_days=3, cards_per_day=2) == pytest.approx(1.5 / 3)
 

@@ -330,7 +330,7 @@ def test_bad_label_is_rejected(message: bytes | None, reason: str) -> None:
 def test_every_reason_has_a_sentence() -> None:
     """Reasons are words for machines, their texts sentences for people."""
     for reason, sentence in REASONS.items():
-        assert reason.replace("_", "").isalpha()
+        assert reason.isidentifier() and reason.islower()
         assert sentence[0].isupper() and sentence.endswith(".")
 
 

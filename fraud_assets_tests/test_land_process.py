@@ -1,0 +1,156 @@
+"""`fraud-assets land` and `fraud-assets broker` as processes: signals, kills, outages."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from deltalake import DeltaTable
+
+from fraud_assets.core.schema import raw_transactions
+from fraud_assets.errors import FraudAssetsError
+from fraud_assets.kafka.broker import embedded_broker
+from fraud_assets.lake.tables import Lake, dataset_of, row_count
+from fraud_assets.pipeline.landing import land_topics
+from fraud_assets.settings import Settings
+from fraud_assets.streaming.land import lander_is_running, lander_lock
+from fraud_assets_tests.conftest import sender
+
+Send = Callable[..., None]
+Start = Callable[..., "subprocess.Popen[str]"]
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def start(settings: Settings, tmp_path: Path) -> Iterator[Start]:
+    """`start("land", FRAUD_…=…)`: a process of the command line under the test's home, ended with the test."""
+    running: list[subprocess.Popen[str]] = []
+
+    def begin(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fraud_assets.cli", *arguments],
+            cwd=tmp_path,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "FRAUD_HOME": str(settings.home_path),
+                "FRAUD_FILE_QUIET_SECONDS": "0",
+                "FRAUD_LAND_INTERVAL_SECONDS": "0.05",
+                **environment,
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        running.append(process)
+        return process
+
+    yield begin
+    for process in running:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come"
+        time.sleep(0.02)
+
+
+def version(lake: Lake) -> int:
+    return DeltaTable(lake.uri(raw_transactions)).version() if lake.exists(raw_transactions) else -1
+
+
+def count(lake: Lake) -> int:
+    return row_count(lake.open(raw_transactions)) if lake.exists(raw_transactions) else 0
+
+
+def test_lands_topics_and_files_waits_for_brokers_and_ends_on_sigterm(
+    settings: Settings, lake: Lake, start: Start
+) -> None:
+    lander = start("land")
+    until(lambda: lander_is_running(settings))
+    # Without a broker the drop folder lands all the same.
+    until(settings.incoming.exists)
+    part = settings.incoming / "a.jsonl.part"
+    part.write_text('{"n": 1}\n')
+    part.rename(part.with_suffix(""))
+    until(lambda: count(lake) == 1)
+    for expected in (11, 21):
+
+        def landed(expected: int = expected) -> bool:
+            return count(lake) == expected
+
+        with embedded_broker(settings) as broker:
+            sender(broker)("transactions", [b"%d" % n for n in range(10)])
+            until(landed)
+    lander.send_signal(signal.SIGTERM)
+    _, lines = lander.communicate(timeout=20)
+    assert lander.returncode == 0
+    assert not lander_is_running(settings)
+    assert lines.count("No broker:") >= 1
+    assert "The broker answers again." in lines
+    assert "transactions" in lines
+    assert "Stopped" in lines
+    assert "Traceback" not in lines
+    assert len(lines.splitlines()) < 20
+
+
+def test_sigkill_between_commits_loses_and_repeats_nothing(
+    settings: Settings, lake: Lake, send: Send, start: Start
+) -> None:
+    send("transactions", [b"%d" % n for n in range(5000)])
+    lander = start("land", FRAUD_LAND_BATCH_ROWS="50")
+    until(lambda: version(lake) >= 3)
+    lander.kill()
+    lander.wait()
+    landed = count(lake)
+    assert 0 < landed < 5000
+    assert not lander_is_running(settings)
+    assert land_topics(lake, settings, lambda _: None)["raw_transactions"].rows == 5000 - landed
+    values = dataset_of(lake.open(raw_transactions)).to_table()["value"].to_pylist()
+    assert sorted(map(int, values)) == list(range(5000))
+
+
+def test_broker_process_serves_others_and_ends_cleanly(settings: Settings, lake: Lake, start: Start) -> None:
+    broker = start("broker")
+    until(settings.broker_file.exists)
+    once = start("land", "--once", "--json")
+    out, errors = once.communicate(timeout=30)
+    assert once.returncode == 0, errors
+    report = json.loads(out)
+    assert report["raw_transactions"]["rows"] == 0
+    assert report["fraud_labels"]["quarantined_labels"] == 0
+    broker.send_signal(signal.SIGINT)
+    out, errors = broker.communicate(timeout=20)
+    assert broker.returncode == 0
+    assert errors == ""
+    assert "Broker at 127.0.0.1:" in out
+    assert "fraud-assets land" in out
+    assert not settings.broker_file.exists()
+
+
+def test_once_without_a_broker_is_one_sentence(start: Start) -> None:
+    once = start("land", "--once")
+    _, errors = once.communicate(timeout=30)
+    assert once.returncode == 1
+    assert errors.startswith("Error: No broker:")
+    assert len(errors.splitlines()) == 1
+
+
+def test_only_one_lander_runs_for_ever(settings: Settings) -> None:
+    assert not lander_is_running(settings)
+    with lander_lock(settings):
+        assert lander_is_running(settings)
+        with pytest.raises(FraudAssetsError, match="already runs"), lander_lock(settings):
+            raise AssertionError("a second one must not start")
+    assert not lander_is_running(settings)

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from datetime import timedelta
+
+import pytest
+
+from fraud_assets import registry
+from fraud_assets.core.training import fit
+from fraud_assets.errors import NoChampionError
+from fraud_assets.registry import (
+    FeatureVersionError,
+    RegistryError,
+    TrainingFacts,
+    champion,
+    champion_version,
+    register,
+    set_champion,
+    sqlite_path,
+)
+from fraud_assets.settings import load_settings
+from fraud_assets_tests.synthetic import FIRST, features
+
+REGISTER = """
+from fraud_assets_tests.test_registry import facts
+from fraud_assets.core.training import fit
+from fraud_assets.registry import register, set_champion
+from fraud_assets.settings import load_settings
+settings = load_settings()
+for _ in range(2):
+    set_champion(register(fit(facts().example, 3), facts(), settings), settings)
+"""
+
+
+def facts():
+    return TrainingFacts(20, FIRST, FIRST + timedelta(days=1), 3, 42, features(20), {"threshold": 0.6})
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    """A registry whose folder needs quoting, with versions 1 and 2; 2 is the champion."""
+    settings = load_settings(home=tmp_path_factory.mktemp("a registry #1 äöü %20"), mlflow_tracking_uri="")
+    forest = fit(facts().example, 3)
+    for version in (1, 2):
+        assert register(forest, facts(), settings) == version
+        with pytest.raises(NoChampionError):
+            champion(settings)  # registering alone moves no alias
+    set_champion(2, settings)
+    return settings
+
+
+def test_sqlite_and_client_agree(settings, monkeypatch):
+    by_file, by_client = registry._resolve(settings), registry._resolve_by_client(settings)
+    assert by_file[:2] == by_client[:2]
+    cheap = champion(settings)
+    monkeypatch.setattr(registry, "sqlite_path", lambda uri: None)
+    thorough = champion(settings)
+    assert (cheap.version, cheap.feature_version) == (thorough.version, thorough.feature_version) == (2, "1")
+    assert cheap.model is not thorough.model
+    assert cheap.model.serialize_bytes() == thorough.model.serialize_bytes()
+
+
+def test_the_alias_moves_and_both_ways_follow(settings):
+    set_champion(1, settings)
+    assert champion_version(settings) == registry._resolve_by_client(settings)[0] == 1
+    set_champion(2, settings)
+    assert champion(settings).version == 2
+
+
+def test_no_champion_yet(settings, tmp_path):
+    fresh = load_settings(home=tmp_path, mlflow_tracking_uri="")
+    for call in (champion, champion_version):
+        with pytest.raises(NoChampionError, match="FRAUD_TRAIN_MIN_ROWS"):
+            call(fresh)
+    assert not list(tmp_path.iterdir())  # asking creates nothing
+    other = settings.model_copy(update={"model_name": "another"})
+    with pytest.raises(NoChampionError, match="another"):
+        champion(other)
+    assert registry._resolve_by_client(other) is None
+
+
+def test_a_database_that_is_being_created_or_is_none(tmp_path):
+    settings = load_settings(home=tmp_path, mlflow_tracking_uri="")
+    path = sqlite_path(settings.mlflow_uri)
+    path.parent.mkdir()
+    sqlite3.connect(path).close()
+    with pytest.raises(NoChampionError):
+        champion_version(settings)
+    path.write_bytes(b"no database" * 500)
+    with pytest.raises(RegistryError, match=r"cannot be read.*FRAUD_HOME"):
+        champion_version(settings)
+
+
+def test_another_feature_version_names_the_remedy(settings, monkeypatch):
+    monkeypatch.setattr(registry, "FEATURE_VERSION", "2")
+    with pytest.raises(FeatureVersionError, match=r"Version 2 .*feature version 1, .*of version 2: train a new"):
+        champion(settings)
+    assert champion_version(settings) == 2
+
+
+def test_missing_and_broken_model_files(settings, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(settings.mlflow_artifacts, copy)
+    _, run_id, _ = registry._resolve(settings)
+    folder = copy / run_id / "artifacts"
+    registry._load("other", run_id, str(folder))
+    for name, content in (("model.tl", b"junk" * 20), ("model.json", b"{")):
+        damaged = tmp_path / name
+        shutil.copytree(folder, damaged)
+        (damaged / "treelite" / name).write_bytes(content)
+        with pytest.raises(RegistryError, match="cannot be read"):
+            registry._load("other", run_id, damaged.as_uri())
+    with pytest.raises(RegistryError, match="cannot be read"):
+        registry._load("other", run_id, str(tmp_path / "nowhere"))
+
+
+def test_an_unreachable_server_is_one_sentence_without_its_password(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    settings = load_settings(mlflow_tracking_uri="http://me:geheim@127.0.0.1:9")
+    with pytest.raises(RegistryError, match="MLFLOW_TRACKING_URI") as caught:
+        champion_version(settings)
+    assert "geheim" not in str(caught.value)
+
+
+def test_a_failed_registration_is_marked_and_registers_nothing(settings, monkeypatch):
+    from mlflow import MlflowClient
+
+    def lost(*_):
+        raise OSError("the connection is gone")
+
+    client = MlflowClient(settings.mlflow_uri, settings.mlflow_uri)
+    monkeypatch.setattr(registry, "_registered_model", lost)
+    with pytest.raises(RegistryError, match=r"the connection is gone.*MLFLOW_TRACKING_URI"):
+        register(fit(facts().example, 3), facts(), settings)
+    experiment = client.get_experiment_by_name(settings.model_name)
+    assert client.search_runs([experiment.experiment_id])[0].info.status == "FAILED"
+    assert len(client.search_model_versions(f"name = '{settings.model_name}'")) == 2
+
+
+def test_the_cheap_way_imports_neither_mlflow_nor_scikit_learn(settings):
+    code = (
+        "import json, sys, time\n"
+        "from fraud_assets.registry import champion, champion_version\n"
+        "from fraud_assets.settings import load_settings\n"
+        "settings = load_settings(); champion(settings)\n"
+        "print(json.dumps(sorted({'mlflow', 'sklearn', 'pandas', 'dagster'} & set(sys.modules))))\n"
+    )
+    result = run(code, settings)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == []
+    began = time.monotonic()
+    for _ in range(20):
+        champion(settings)
+    assert time.monotonic() - began < 2.0
+
+
+def test_nothing_leaks_into_the_environment(settings):
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+    import mlflow
+
+    assert settings.mlflow_uri != mlflow.get_tracking_uri()
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.proof)])
+def test_first_trainings_are_quiet_and_do_not_race(tmp_path, processes):
+    """On a fresh registry one process creates the database, all register, and none prints anything."""
+    settings = load_settings(home=tmp_path, mlflow_tracking_uri="")
+    started = [start(REGISTER, settings) for _ in range(processes)]
+    for process in started:
+        out, err = process.communicate(timeout=100)
+        assert (process.returncode, out, err) == (0, "", "")
+    with sqlite3.connect(sqlite_path(settings.mlflow_uri)) as connection:
+        versions = connection.execute("select version from model_versions order by 1").fetchall()
+    assert versions == [(version,) for version in range(1, 2 * processes + 1)]
+    assert champion_version(settings) >= processes
+
+
+def start(code, settings):
+    environment = {**os.environ, "FRAUD_HOME": str(settings.home_path), "MLFLOW_TRACKING_URI": ""}
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def run(code, settings):
+    process = start(code, settings)
+    out, err = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(code, process.returncode, out, err)
