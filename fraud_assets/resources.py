@@ -9,6 +9,7 @@ from fraud_assets.settings import Settings, load_settings
 if TYPE_CHECKING:
     from fraud_assets.lake.tables import Lake
 
+
 class PlatformResource(dg.ConfigurableResource):
     """The settings of the environment; `overrides` (by setting name) are for tests and embedded use."""
 

@@ -70,9 +70,7 @@ def request(
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Requests features and predictions (and the first training) when landed messages are pending.",
 )
-def new_files_sensor(
-    context: dg.SensorEvaluationContext, platform: PlatformResource
-) -> dg.RunRequest | dg.SkipReason:
+def new_files_sensor(context: dg.SensorEvaluationContext, platform: PlatformResource) -> dg.RunRequest | dg.SkipReason:
     """One coalesced run at a time, from the stored positions to what has landed."""
     from fraud_assets.pipeline.backlog import backlog, has_champion
 

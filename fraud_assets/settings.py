@@ -82,6 +82,9 @@ class Settings(BaseSettings):
 
     sensor_interval_seconds: int = Field(5, ge=1, description="Pause between two looks of the sensors.")
     sensor_attempts: int = Field(3, ge=1, description="Failed runs in a row before the sensor stops and says so.")
+    run_silent_seconds: int = Field(
+        600, ge=60, description="A run of the sensors without any event for so long was killed: it is marked failed."
+    )
     vacuum_hours: int = Field(168, ge=24, description="Age at which upkeep removes files that no table version uses.")
     compact_target_bytes: int = Field(
         134_217_728, ge=1_000_000, description="Size that upkeep compacts small files to."
@@ -99,7 +102,7 @@ class Settings(BaseSettings):
         pairs = [part.strip() for part in value.split(",") if part.strip()]
         if any(pair.count("=") != 1 for pair in pairs):
             raise ValueError("write it as contract_field=payload_field, separated by commas")
-        return dict(tuple(side.strip() for side in pair.split("=")) for pair in pairs)
+        return {field.strip(): payload.strip() for field, payload in (pair.split("=") for pair in pairs)}
 
     @field_validator("field_mapping")
     @classmethod

@@ -20,6 +20,7 @@ from fraud_assets.settings import Settings
 from fraud_assets.setup_home import prepare_home
 
 REPOSITORY = Path(__file__).parent.parent
+WORKSPACE = str(REPOSITORY / "workspace.yaml")
 DEPENDENCIES: dict[str, set[str]] = {
     "raw_transactions": set(),
     "fraud_labels": set(),
@@ -36,7 +37,10 @@ Query = Callable[[str], dict[str, Any]]
 
 @pytest.fixture
 def query(settings: Settings) -> Iterator[Query]:
-    """`query(text)`: what a webserver of the test's own answers by GraphQL."""
+    """`query(text)`: what a webserver of the test's own answers by GraphQL.
+
+    Not in the repository's folder: Dagster puts the `.env` of the folder above the environment.
+    """
     prepare_home(settings)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -45,12 +49,13 @@ def query(settings: Settings) -> Iterator[Query]:
         **os.environ,
         "FRAUD_HOME": str(settings.home_path),
         "DAGSTER_HOME": str(settings.home_path / "dagster"),
+        "PYTHONPATH": str(REPOSITORY),
     }
     log = settings.home_path / "webserver.log"
     with log.open("w") as output, requests.Session() as session:
         server = subprocess.Popen(
-            [sys.executable, "-m", "dagster_webserver", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", str(port)],
-            cwd=REPOSITORY,
+            [sys.executable, "-m", "dagster_webserver", "-w", WORKSPACE, "-h", "127.0.0.1", "-p", str(port)],
+            cwd=settings.home_path,
             env=environment,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -85,9 +90,7 @@ def kill_group(leader: int) -> None:
 
 def test_asset_graph_sensors_and_schedules(query: Query) -> None:
     nodes = query("{ assetNodes { assetKey { path } dependencyKeys { path } groupName isExecutable } }")["assetNodes"]
-    graph = {
-        node["assetKey"]["path"][-1]: {key["path"][-1] for key in node["dependencyKeys"]} for node in nodes
-    }
+    graph = {node["assetKey"]["path"][-1]: {key["path"][-1] for key in node["dependencyKeys"]} for node in nodes}
     assert graph == DEPENDENCIES
     assert all(node["isExecutable"] for node in nodes)
 

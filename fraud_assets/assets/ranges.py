@@ -10,7 +10,9 @@ def moment(text: str) -> datetime:
     try:
         parsed = datetime.fromisoformat(text)
     except ValueError:
-        raise SettingError(f"{text!r} is no time: write it in ISO 8601, as 2026-01-31 or 2026-01-31T12:00:00Z.") from None
+        raise SettingError(
+            f"{text!r} is no time: write it in ISO 8601, as 2026-01-31 or 2026-01-31T12:00:00Z."
+        ) from None
     return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
 
 

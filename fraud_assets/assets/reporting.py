@@ -1,4 +1,4 @@
-"""How assets tell a person what they did, and that something failed: in one sentence, no stack trace."""
+"""How assets tell a person what they did, and in one sentence that something failed."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

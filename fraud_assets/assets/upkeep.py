@@ -14,5 +14,7 @@ def lake_upkeep(platform: PlatformResource) -> dg.MaterializeResult:
     with failures_in_words():
         reports = tend_all(platform.lake(), platform.settings())
     return dg.MaterializeResult(
-        metadata={f"{table}/{key}": value for table, report in reports.items() for key, value in report.metadata().items()}
+        metadata={
+            f"{table}/{key}": value for table, report in reports.items() for key, value in report.metadata().items()
+        }
     )

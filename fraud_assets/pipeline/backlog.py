@@ -92,7 +92,9 @@ def _trainable(lake: Lake, settings: Settings) -> int:
     if newest is None:
         return 0
     end = newest + timedelta(microseconds=1)
-    return read_features(lake, end - timedelta(days=settings.train_days), end, ("transaction_id", "tx_datetime")).num_rows
+    return read_features(
+        lake, end - timedelta(days=settings.train_days), end, ("transaction_id", "tx_datetime")
+    ).num_rows
 
 
 def _progress(target: DeltaTable, work: Pending) -> str:

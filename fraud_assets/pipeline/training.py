@@ -115,8 +115,8 @@ def train(
     if features.num_rows < settings.train_min_rows:
         raise NotEnoughDataError(
             f"Training needs {settings.train_min_rows:,} transactions (FRAUD_TRAIN_MIN_ROWS); from "
-            f"{start:%Y-%m-%d %H:%M} to before {end:%Y-%m-%d %H:%M} UTC the lake holds {features.num_rows:,} of feature "
-            f"version {FEATURE_VERSION}. Land more, lower the setting, or widen the window (FRAUD_TRAIN_DAYS)."
+            f"{start:%Y-%m-%d %H:%M} to before {end:%Y-%m-%d %H:%M} UTC the lake holds {features.num_rows:,} of "
+            f"feature version {FEATURE_VERSION}. Land more, lower the setting, or widen the window (FRAUD_TRAIN_DAYS)."
         )
     progress(f"training {settings.train_trees} trees on {features.num_rows:,} transactions")
     forest = fit(features, settings.train_trees, settings.train_seed)

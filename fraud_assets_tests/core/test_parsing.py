@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -37,7 +38,7 @@ GOOD: dict[str, Any] = {
 GOOD_LABEL: dict[str, Any] = {"transaction_id": 1, "is_fraud": True, "labelled_at": "2018-04-08T00:00:31Z"}
 
 
-def raw_table(bodies: list[bytes | None], ingested: datetime | list[datetime] = INGESTED) -> pa.Table:
+def raw_table(bodies: Sequence[bytes | None], ingested: datetime | list[datetime] = INGESTED) -> pa.Table:
     """Raw transactions with these bodies."""
     count = len(bodies)
     times = ingested if isinstance(ingested, list) else [ingested] * count
@@ -56,7 +57,7 @@ def raw_table(bodies: list[bytes | None], ingested: datetime | list[datetime] = 
     return pa.table(columns, schema=RAW_TRANSACTIONS)
 
 
-def label_table(bodies: list[bytes | None]) -> pa.Table:
+def label_table(bodies: Sequence[bytes | None]) -> pa.Table:
     """Label messages with these bodies."""
     return raw_table(bodies).drop_columns(["ingested_at", "ingest_date"])
 
@@ -235,7 +236,7 @@ def test_schemas_and_zero_rows() -> None:
 def test_order_is_kept_across_chunks_and_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks, several sets of keys and bad rows in between leave the order of the input."""
     monkeypatch.setattr(parsing, "_CHUNK_ROWS", 300)
-    kinds = [
+    kinds: list[Callable[[int], bytes]] = [
         lambda i: body(transaction_id=i),
         lambda i: body(transaction_id=i, a=1),
         lambda i: body(transaction_id=str(i), b={"c": 1}),

@@ -1,0 +1,105 @@
+"""A user's mistake or a broken world: one sentence with the setting and the remedy, a non-zero exit, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fraud_assets.core.schema import raw_transactions
+from fraud_assets.errors import LakeError
+from fraud_assets.lake.tables import Lake, row_count
+from fraud_assets_tests.landed import land
+
+
+def run(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`fraud-assets …` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "fraud_assets.cli", *arguments],
+        env={**os.environ, "FRAUD_HOME": str(home), "FRAUD_KAFKA_TIMEOUT_SECONDS": "2", **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def assert_one_sentence(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    """Failed, in one line without a stack trace, with all the words."""
+    assert result.returncode not in (0, -9), result.stderr
+    assert "Traceback" not in result.stderr
+    line = result.stderr.strip().splitlines()[-1]
+    for word in words:
+        assert word in line
+
+
+def test_no_broker(tmp_path: Path) -> None:
+    assert_one_sentence(run(tmp_path, "land", "--once"), "fraud-assets broker", "KAFKA_BOOTSTRAP_SERVERS")
+
+
+def test_stale_broker_file(tmp_path: Path) -> None:
+    stale = {"bootstrap_servers": "127.0.0.1:1", "lineage": "a", "pid": 2**22 - 1, "started_at": "2026-01-01T00:00:00Z"}
+    (tmp_path / "broker.json").write_text(json.dumps(stale))
+    assert_one_sentence(run(tmp_path, "land", "--once"), "broker.json", "fraud-assets broker")
+
+
+def test_unreachable_broker(tmp_path: Path) -> None:
+    result = run(tmp_path, "land", "--once", KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:1")
+    assert_one_sentence(result, "KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1")
+
+
+def test_wrong_setting(tmp_path: Path) -> None:
+    result = run(tmp_path, "land", "--once", FRAUD_BATCH_ROWS="many")
+    assert_one_sentence(result, "FRAUD_BATCH_ROWS", "many")
+    assert result.returncode == 2
+
+
+def test_lake_where_no_folder_can_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    result = run(tmp_path, "evaluate", "--train-start", "2018-07-11", FRAUD_LAKE_URI=str(tmp_path / "file" / "lake"))
+    assert_one_sentence(result, "FRAUD_LAKE_URI")
+
+
+def test_evaluation_without_data(tmp_path: Path) -> None:
+    assert_one_sentence(run(tmp_path, "evaluate", "--train-start", "2018-07-11"), "2018-07-11")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 512 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("a small disk cannot be mounted here (needs root)")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_full_disk_then_space_again(small_disk: Path) -> None:
+    """The write that does not fit leaves no trace in the table; the same write works once there is room."""
+    lake = Lake(str(small_disk))
+    land(lake, [b"{}"] * 10)
+    ballast = small_disk / "ballast"
+    _fill(ballast)
+    with pytest.raises(LakeError, match=r"disk is full.*FRAUD_HOME"):
+        land(lake, [os.urandom(64) for _ in range(2000)], first_offset=10)
+    assert row_count(lake.open(raw_transactions)) == 10
+    ballast.unlink()
+    land(lake, [os.urandom(64) for _ in range(2000)], first_offset=10)
+    assert row_count(lake.open(raw_transactions)) == 2010
+
+
+def _fill(ballast: Path) -> None:
+    """Writes until the disk takes no more."""
+    with ballast.open("wb", buffering=0) as file:
+        with pytest.raises(OSError, match="No space left"):
+            while file.write(os.urandom(4096)):
+                pass
