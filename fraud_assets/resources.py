@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 import dagster as dg
+from pydantic import Field
 
 from fraud_assets.settings import Settings, load_settings
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 class PlatformResource(dg.ConfigurableResource):
     """The settings of the environment; `overrides` (by setting name) are for tests and embedded use."""
 
-    overrides: dict[str, str] = {}
+    overrides: dict[str, str] = Field(default_factory=dict)
 
     def settings(self) -> Settings:
         """The settings. Raises `SettingError`."""

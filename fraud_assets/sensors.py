@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
@@ -33,7 +34,7 @@ def in_flight(instance: dg.DagsterInstance, sensor: str) -> bool:
 
 
 def request(
-    instance: dg.DagsterInstance, sensor: str, progress: Mapping[str, str], target: str, attempts: int, **run: object
+    instance: dg.DagsterInstance, sensor: str, progress: Mapping[str, str], target: str, attempts: int, **run: Any
 ) -> dg.RunRequest | dg.SkipReason:
     """A run under a key that Dagster has not seen: how far each stage is, where the work ends, and the attempt.
 

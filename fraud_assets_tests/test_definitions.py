@@ -53,6 +53,7 @@ def test_sensors_and_schedules_run_by_default() -> None:
 
 def test_run_config_of_the_schedules_is_valid() -> None:
     for schedule in defs.schedules or ():
+        assert isinstance(schedule, dg.ScheduleDefinition)
         with dg.build_schedule_context() as context:
             requests = schedule.evaluate_tick(context).run_requests or []
         assert [dg.validate_run_config(defs.resolve_job_def(schedule.job_name), r.run_config) for r in requests]

@@ -1,4 +1,4 @@
-"""A user's mistake or a broken world: one sentence with the setting and the remedy, a non-zero exit, nothing half-written."""
+"""A user's mistake or a broken world: one sentence with setting and remedy, non-zero exit, nothing half-written."""
 
 from __future__ import annotations
 
@@ -99,7 +99,8 @@ def test_full_disk_then_space_again(small_disk: Path) -> None:
 
 def _fill(ballast: Path) -> None:
     """Writes until the disk takes no more."""
-    with ballast.open("wb", buffering=0) as file:
-        with pytest.raises(OSError, match="No space left"):
-            while file.write(os.urandom(4096)):
-                pass
+    block = os.urandom(4096)
+    with ballast.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        while file.write(block) == len(block):
+            pass
+        file.write(block)

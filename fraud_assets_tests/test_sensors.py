@@ -38,6 +38,7 @@ class Daemon:
         self.platform = PlatformResource(overrides={name: str(getattr(settings, name)) for name in shared})
         self.definitions = build_defs({"platform": self.platform})
         self.sensor = sensor
+        self.job = self.definitions.resolve_job_def(str(sensor.job_name))
         self.wipe()
 
     def wipe(self) -> None:
@@ -70,7 +71,7 @@ class Daemon:
 
     def run(self, request: dg.RunRequest) -> dg.ExecuteInProcessResult:
         """Executes a request; the result may be a failure."""
-        return self.definitions.resolve_job_def(self.sensor.job_name).execute_in_process(
+        return self.job.execute_in_process(
             run_config=request.run_config,
             asset_selection=list(request.asset_selection) if request.asset_selection else None,
             tags=tags_of(request),
@@ -80,11 +81,10 @@ class Daemon:
 
     def start(self, request: dg.RunRequest, status: dg.DagsterRunStatus) -> None:
         """Leaves a request's run in a status, without executing it."""
-        job = self.definitions.resolve_job_def(self.sensor.job_name)
         module = LoadableTargetOrigin(module_name="fraud_assets.definitions")
         repository = RemoteRepositoryOrigin(ManagedGrpcPythonEnvCodeLocationOrigin(module), "__repository__")
         self.instance.create_run_for_job(
-            job, tags=tags_of(request), status=status, remote_job_origin=RemoteJobOrigin(repository, job.name)
+            self.job, tags=tags_of(request), status=status, remote_job_origin=RemoteJobOrigin(repository, self.job.name)
         )
 
 

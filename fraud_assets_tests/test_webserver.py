@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,8 @@ def query(settings: Settings) -> Iterator[Query]:
 
 def kill_group(leader: int) -> None:
     """Ends what is left of a process group."""
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(leader, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def test_asset_graph_sensors_and_schedules(query: Query) -> None:

@@ -10,7 +10,8 @@ from deltalake import DeltaTable
 
 from fraud_assets.engines.duckdb import connect
 from fraud_assets.lake.positions import NOTHING, Positions, Stream
-from fraud_assets.lake.tables import add_actions, dataset_of
+from fraud_assets.lake.scan import register
+from fraud_assets.lake.tables import add_actions
 from fraud_assets.settings import Settings
 
 _STREAM = 'topic, lineage, "partition"'
@@ -38,23 +39,27 @@ def pending(source: DeltaTable, stored: Callable[[Stream], int], settings: Setti
     files = tuple(_candidate_files(source, stored))
     if not files:
         return Pending(source, (), {}, {}, 0)
+    start: dict[Stream, int] = {}
+    target: dict[Stream, int] = {}
+    rows = 0
     with connect(settings) as connection:
-        connection.register("source", dataset_of(source, files))
+        register(connection, "source", source, files)
         streams = connection.sql(
-            f'select {_STREAM}, max("offset") as last from source group by all'
+            f"""select {_STREAM}, min("offset"), max("offset"), count(*) from source group by all"""
         ).fetchall()
-        start: dict[Stream, int] = {}
-        target: dict[Stream, int] = {}
-        for topic, lineage, partition, last in streams:
+        begun: list[Stream] = []
+        for topic, lineage, partition, first, last, count in streams:
             stream = Stream(topic, lineage, partition)
             known = stored(stream)
             if last > known:
                 start[stream], target[stream] = known, last
-        rows = 0
-        if target:
-            connection.register("bounds", _bounds(start, target))
-            rows = connection.sql(f"select count(*) from ({_WITHIN_BOUNDS})").fetchall()[0][0]
-        connection.unregister("source")
+                if first > known:
+                    rows += count
+                else:
+                    begun.append(stream)
+        if begun:
+            connection.register("bounds", _bounds(start, {stream: target[stream] for stream in begun}))
+            rows += connection.sql(f"select count(*) from {_WITHIN_BOUNDS}").fetchall()[0][0]
     return Pending(source, files, start, target, rows)
 
 
@@ -68,41 +73,46 @@ def read_batch(
     """
     target = work.target if until is None else {s: min(work.target[s], until[s]) for s in work.target if s in until}
     with connect(settings) as connection:
-        connection.register("source", dataset_of(work.source, work.files))
+        register(connection, "source", work.source, work.files)
         if until is None and work.rows > settings.batch_rows:
-            connection.register("bounds", _bounds(work.start, target))
+            bounds = _bounds(work.start, target)
+            connection.register("bounds", bounds)
             # The running maximum keeps the cut a prefix of each stream even where a clock went backwards.
             cut = connection.sql(
                 f"""
                 with ordered as (
-                    select {_POSITION}, max(ingested_at) over (
-                        partition by {_STREAM} order by "offset"
-                    ) as landed from ({_WITHIN_BOUNDS})
+                    select stream, source."offset", max(ingested_at) over (
+                        partition by stream order by source."offset"
+                    ) as landed
+                    from {_WITHIN_BOUNDS}
                 ), first_rows as (
-                    select * from ordered order by landed, {_POSITION} limit {settings.batch_rows}
+                    select stream, "offset" from ordered order by landed, stream, "offset" limit {settings.batch_rows}
                 )
-                select {_STREAM}, max("offset") from first_rows group by all
+                select stream, max("offset") from first_rows group by stream
                 """
             ).fetchall()
-            target = {Stream(*row[:3]): row[3] for row in cut}
-            connection.unregister("bounds")
+            streams = sorted(target)
+            target = {streams[number]: last for number, last in cut}
         connection.register("bounds", _bounds({s: work.start.get(s, NOTHING) for s in target}, target))
-        chosen = "*" if columns is None else ", ".join(f'"{name}"' for name in columns)
-        rows = connection.sql(f"select {chosen} from ({_WITHIN_BOUNDS}) order by {LANDING_ORDER}").to_arrow_table()
-        connection.unregister("source")
-    return rows
+        chosen = "source.*" if columns is None else ", ".join(f'source."{name}"' for name in columns)
+        return connection.sql(
+            f"""select {chosen} from {_WITHIN_BOUNDS} order by source.ingested_at, stream, source."offset" """
+        ).to_arrow_table()
 
 
 _WITHIN_BOUNDS = """
-    select source.* from source join bounds using (topic, lineage, "partition")
-    where source."offset" > bounds.first and source."offset" <= bounds.last
+    source join bounds on source.topic = bounds.topic and source.lineage = bounds.lineage
+        and source."partition" = bounds."partition"
+        and source."offset" > bounds.first and source."offset" <= bounds.last
 """
 
 
 def _bounds(start: Positions, target: Positions) -> pa.Table:
-    streams = list(target)
+    """The streams with their bounds, numbered in landing order, which is cheaper to sort by than names."""
+    streams = sorted(target)
     return pa.table(
         {
+            "stream": pa.array(range(len(streams)), pa.int32()),
             "topic": pa.array([s.topic for s in streams], pa.string()),
             "lineage": pa.array([s.lineage for s in streams], pa.string()),
             "partition": pa.array([s.partition for s in streams], pa.int32()),

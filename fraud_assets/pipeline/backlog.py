@@ -59,7 +59,7 @@ def backlog(lake: Lake, settings: Settings) -> Backlog:
     unscored = pending(features, lambda stream: stored(predictions, stream), settings)
     if not landed.rows and not unscored.rows:
         return Backlog((), "Everything that landed is scored.")
-    assets = FEATURES if landed.rows else ()
+    assets: tuple[str, ...] = FEATURES if landed.rows else ()
     trainable = 0
     if has_champion(settings):
         assets += PREDICTIONS

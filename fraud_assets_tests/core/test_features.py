@@ -91,9 +91,8 @@ def test_windows_equal_the_naive_reference(rows: list, verdicts: list) -> None:
         {"transaction_id": str(which), "is_fraud": fraud, "labelled_us": at, "arrival": number}
         for number, (which, fraud, at) in enumerate(verdicts)
     ]
-    label_schema = pa.schema(
-        [("transaction_id", pa.string()), ("is_fraud", pa.bool_()), ("labelled_us", pa.int64()), ("arrival", pa.int64())]
-    )
+    kinds = {"transaction_id": pa.string(), "is_fraud": pa.bool_(), "labelled_us": pa.int64(), "arrival": pa.int64()}
+    label_schema = pa.schema(kinds.items())
     windows = compute_windows(
         pa.Table.from_pylist(transactions), pa.Table.from_pylist(labels, label_schema), load_settings()
     ).to_pylist()
