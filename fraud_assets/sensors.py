@@ -4,9 +4,11 @@ What is pending is read from the tables alone, so a restart or a wiped Dagster h
 """
 
 import json
+import time
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 from typing import Any
 
 import dagster as dg
@@ -28,9 +30,22 @@ class StuckError(Exception):
     """The same messages failed too often in a row; a person has to look."""
 
 
-def in_flight(instance: dg.DagsterInstance, sensor: str) -> bool:
-    """Whether a run that the sensor requested has not ended yet."""
-    return bool(instance.get_run_records(dg.RunsFilter(tags={SENSOR_TAG: sensor}, statuses=UNDER_WAY), limit=1))
+def in_flight(instance: dg.DagsterInstance, sensor: str, silent_seconds: float) -> bool:
+    """Whether a run that the sensor requested has not ended yet.
+
+    A run whose process was killed stays "started" forever: Dagster's default launcher cannot see it. One without
+    any event for `silent_seconds` is marked failed, so that a person sees it and the next attempt goes on.
+    """
+    alive = False
+    for record in instance.get_run_records(dg.RunsFilter(tags={SENSOR_TAG: sensor}, statuses=UNDER_WAY)):
+        run = record.dagster_run
+        last = instance.get_records_for_run(run.run_id, limit=1, ascending=False).records
+        silent = time.time() - (last[0].timestamp if last else record.create_timestamp.timestamp())
+        if run.status is dg.DagsterRunStatus.STARTED and silent > silent_seconds:
+            instance.report_run_failed(run, f"No event for {silent:.0f} s (FRAUD_RUN_SILENT_SECONDS): it was killed.")
+        else:
+            alive = True
+    return alive
 
 
 def request(
@@ -76,7 +91,7 @@ def new_files_sensor(context: dg.SensorEvaluationContext, platform: PlatformReso
     from fraud_assets.pipeline.backlog import backlog, has_champion
 
     settings, lake = platform.settings(), platform.lake()
-    if in_flight(context.instance, "new_files_sensor"):
+    if in_flight(context.instance, "new_files_sensor", settings.run_silent_seconds):
         return dg.SkipReason("A run is under way; what lands meanwhile is taken by the next one.")
     # What is pending follows from these alone; versions are a cheap hint that nothing changed, never the work.
     facts = [settings.lake, settings.train_min_rows, settings.train_days, has_champion(settings), lake.versions()]
@@ -118,7 +133,7 @@ def dropped_files_sensor(
         return dg.SkipReason(f"No file waits in {settings.incoming}.")
     if lander_is_running(settings):
         return dg.SkipReason("`fraud-assets land` runs and takes them.")
-    if in_flight(context.instance, "dropped_files_sensor"):
+    if in_flight(context.instance, "dropped_files_sensor", settings.run_silent_seconds):
         return dg.SkipReason("A landing run is under way.")
     states = {state: file.name for file in files if (state := _state(file))}
     if not states:

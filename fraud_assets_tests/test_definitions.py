@@ -239,7 +239,7 @@ def test_materialize_by_the_command_line(make_settings: Callable[..., Settings],
         materialize_by_hand(filled, "transaction_features"),
         materialize_by_hand(empty, "isolation_forest"),
     )
-    said, failed = features.communicate(timeout=60)[0], forest.communicate(timeout=60)[0]
+    said, failed = features.communicate(timeout=100)[0], forest.communicate(timeout=100)[0]
     assert features.returncode == 0, said
     assert row_count(lake.open(transaction_features)) == 20
     with dg.DagsterInstance.from_config(str(filled.home_path / "dagster")) as instance:

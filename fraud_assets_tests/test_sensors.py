@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -357,6 +358,20 @@ def test_the_same_file_dropped_again_is_taken_again(file_daemon: Daemon, setting
         assert file_daemon.run(file_daemon.requested()).success
         assert list(settings.incoming.iterdir()) == []
     assert row_count(lake.open(raw_transactions)) == 7
+
+
+def test_a_run_whose_process_was_killed_is_marked_failed(
+    daemon: Daemon, lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays "started" for Dagster; after ten silent minutes a person sees a failure and the next attempt goes on."""
+    land(lake, bodies(10))
+    daemon.start(daemon.requested(), dg.DagsterRunStatus.STARTED)
+    assert "A run is under way" in daemon.skipped()
+    later = time.time() + 601
+    monkeypatch.setattr("fraud_assets.sensors.time.time", lambda: later)
+    daemon.requested()
+    [killed] = daemon.instance.get_runs()
+    assert killed.status is dg.DagsterRunStatus.FAILURE
 
 
 def test_a_lander_takes_the_files_itself(file_daemon: Daemon, settings: Settings) -> None:

@@ -17,9 +17,9 @@ from fraud_assets.pipeline.training import newest_transaction, read_features
 from fraud_assets.registry import champion_version
 from fraud_assets.settings import Settings
 
-FEATURES = ("transaction_features", "quarantined_transactions")
-MODEL = ("isolation_forest", "alert_thresholds")
-PREDICTIONS = ("fraud_predictions",)
+FEATURES: tuple[str, ...] = ("transaction_features", "quarantined_transactions")
+MODEL: tuple[str, ...] = ("isolation_forest", "alert_thresholds")
+PREDICTIONS: tuple[str, ...] = ("fraud_predictions",)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
@@ -33,11 +34,13 @@ from fraud_assets.errors import SettingError
 from fraud_assets.lake.append import CommitConflictError, commit
 from fraud_assets.lake.batches import LANDING_ORDER, Pending, pending, read_batch
 from fraud_assets.lake.positions import Stream, positions_of, stored
+from fraud_assets.lake.scan import files_within, register
 from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.settings import Settings
 
 Progress = Callable[[str], None]
 DUPLICATE = "duplicate"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ def _restate_range(lake: Lake, settings: Settings, low: datetime, high: datetime
         if not rows.num_rows:
             return 0
         rows = rows.sort_by([(name, "ascending") for name in ("ingested_at", *POSITION_COLUMNS)])
-        table = _features(rows, features, lake.open(fraud_labels), settings)
+        table = _features(rows, features, lake.open(fraud_labels), settings, restated=True)
         mark = {"restated": f"{low.isoformat()}/{high.isoformat()}", "rows": table.num_rows}
         where = f"tx_datetime >= '{low:%Y-%m-%dT%H:%M:%S.%fZ}' AND tx_datetime < '{high:%Y-%m-%dT%H:%M:%S.%fZ}'"
         try:
@@ -161,7 +164,7 @@ def _held(batch: pa.Table, quarantine: DeltaTable, start: dict[Stream, int], set
         return batch.slice(0, 0)
     with connect(settings) as connection:
         connection.register("batch", batch.select(list(POSITION_COLUMNS)))
-        connection.register("quarantine", dataset_of(quarantine, beyond.files))
+        register(connection, "quarantine", quarantine, beyond.files)
         return connection.sql(
             f"""select q.* from quarantine q semi join batch using ({_quoted(POSITION_COLUMNS)})
             order by {LANDING_ORDER}"""
@@ -202,29 +205,36 @@ def _repeated(valid: pa.Table, features: DeltaTable, settings: Settings) -> dict
         return {}
     horizon = timedelta(days=settings.duplicate_horizon_days)
     oldest = pc.min(valid["ingested_at"]).as_py() - horizon
+    window_us = horizon // timedelta(microseconds=1)
+    ids = valid.select(["transaction_id", *POSITION_COLUMNS])
+    ids = ids.append_column("row", pa.array(np.arange(valid.num_rows)))
     with connect(settings) as connection:
-        ids = valid.select(["transaction_id", *POSITION_COLUMNS]).append_column(
-            "row", pa.array(range(valid.num_rows), pa.int64())
-        )
-        landed = valid["ingested_at"].cast(pa.int64())
-        connection.register("ids", ids.append_column("landed_us", landed))
-        known = dataset_of(features).filter(pc.field("ingested_at") >= _scalar(oldest))
-        connection.register("features", known)
-        window_us = horizon // timedelta(microseconds=1)
+        connection.register("ids", ids.append_column("landed_us", valid["ingested_at"].cast(pa.int64())))
+        register(connection, "features", features, files_within(features, {"ingested_at": (oldest, None)}))
+        # Mostly there is none, and that is found from the ids alone.
+        doubles = connection.sql(
+            """select distinct transaction_id from features semi join ids using (transaction_id)
+            union select transaction_id from ids group by 1 having count(*) > 1"""
+        ).to_arrow_table()
+        if not doubles.num_rows:
+            return {}
+        connection.register("doubles", doubles)
         rows = connection.sql(
             f"""
             with known as (
                 select f.transaction_id, f.topic, f."partition", f."offset", epoch_us(f.ingested_at) as landed_us
-                from features f semi join ids using (transaction_id)
+                from features f semi join doubles using (transaction_id)
+            ), again as (
+                select * from ids semi join doubles using (transaction_id)
             ), earlier as (
-                select ids."row", known.topic, known."partition", known."offset" from ids join known
-                using (transaction_id) where ids.landed_us - known.landed_us <= {window_us}
+                select again."row", known.topic, known."partition", known."offset" from again join known
+                using (transaction_id) where again.landed_us - known.landed_us <= {window_us}
                 union all
                 select "row", first_topic, first_partition, first_offset from (
                     select "row", row_number() over same_id as place, first_value(topic) over same_id as first_topic,
                         first_value("partition") over same_id as first_partition,
                         first_value("offset") over same_id as first_offset
-                    from ids window same_id as (partition by transaction_id order by "row")
+                    from again window same_id as (partition by transaction_id order by "row")
                 ) where place > 1
             )
             select "row", min(topic), min("partition"), min("offset") from earlier group by 1 order by 1
@@ -233,16 +243,21 @@ def _repeated(valid: pa.Table, features: DeltaTable, settings: Settings) -> dict
     return {row: f"its transaction_id landed first as {topic} {part}/{offset}" for row, topic, part, offset in rows}
 
 
-def _features(rows: pa.Table, features: DeltaTable, labels: DeltaTable, settings: Settings) -> pa.Table:
-    """TRANSACTION_FEATURES of `rows`, which are in landing order, with the history that the lake holds."""
+def _features(
+    rows: pa.Table, features: DeltaTable, labels: DeltaTable, settings: Settings, *, restated: bool = False
+) -> pa.Table:
+    """TRANSACTION_FEATURES of `rows`, which are in landing order, with the history that the lake holds.
+
+    With `restated` the lake holds these rows too.
+    """
     if not rows.num_rows:
         return TRANSACTION_FEATURES.empty_table()
-    history = _history(rows, features, settings)
+    history = _history(rows, features, settings, restated=restated)
     known = pa.concat_tables([history, _bare(rows, is_new=True)])
     if history.num_rows and pc.max(history["landed_us"]).as_py() >= pc.min(rows["ingested_at"].cast(pa.int64())).as_py():
         order = pc.sort_indices(known, [(name, "ascending") for name in ("landed_us", *POSITION_COLUMNS)])
         known = known.take(order)
-    known = known.append_column("arrival", pa.array(range(known.num_rows), pa.int64()))
+    known = known.append_column("arrival", pa.array(np.arange(known.num_rows)))
     verdicts = _labels(known, labels, settings)
     windows = compute_windows(known, verdicts, settings)
     table = rows.select([name for name in rows.column_names if name not in windows.column_names])
@@ -254,28 +269,26 @@ def _features(rows: pa.Table, features: DeltaTable, labels: DeltaTable, settings
     return table.select(TRANSACTION_FEATURES.names).cast(TRANSACTION_FEATURES)
 
 
-def _history(rows: pa.Table, features: DeltaTable, settings: Settings) -> pa.Table:
+def _history(rows: pa.Table, features: DeltaTable, settings: Settings, *, restated: bool) -> pa.Table:
     """Earlier transactions of the rows' customers and terminals, as far back as their windows reach."""
     first, last = (edge.as_py() for edge in pc.min_max(rows["tx_datetime"]).values())
     since = first - timedelta(days=history_days(settings.feedback_delay_days))
-    near = (
-        (pc.field("tx_date") >= since.date())
-        & (pc.field("tx_date") <= last.date())
-        & (pc.field("tx_datetime") > _scalar(since))
-        & (pc.field("tx_datetime") <= _scalar(last))
-    )
+    near = files_within(features, {"tx_date": (since.date(), last.date()), "tx_datetime": (since, last)})
     columns = (*TRANSACTION.names, *POSITION_COLUMNS, "ingested_at")
+    others = "" if not restated else """
+        and not exists (
+            select 1 from rows r where r.topic = f.topic and r.lineage = f.lineage
+            and r."partition" = f."partition" and r."offset" = f."offset"
+        )"""
     with connect(settings) as connection:
-        connection.register("features", dataset_of(features).filter(near))
+        register(connection, "features", features, near)
         connection.register("rows", rows.select(["customer_id", "terminal_id", *POSITION_COLUMNS]))
         found = connection.sql(
             f"""
             select {_quoted(columns)} from features f
-            where (customer_id in (select customer_id from rows) or terminal_id in (select terminal_id from rows))
-            and not exists (
-                select 1 from rows r where r.topic = f.topic and r.lineage = f.lineage
-                and r."partition" = f."partition" and r."offset" = f."offset"
-            )
+            where epoch_us(tx_datetime) > {_microseconds(since)} and epoch_us(tx_datetime) <= {_microseconds(last)}
+            and (customer_id in (select customer_id from rows) or terminal_id in (select terminal_id from rows))
+            {others}
             order by {LANDING_ORDER}
             """
         ).to_arrow_table()
@@ -299,21 +312,26 @@ def _bare(rows: pa.Table, *, is_new: bool) -> pa.Table:
 
 
 def _labels(known: pa.Table, labels: DeltaTable, settings: Settings) -> pa.Table:
-    """All labels of those known transactions that were ever called fraud."""
-    earliest = datetime.fromtimestamp(pc.min(known["event_us"]).as_py() / 1e6, UTC) - timedelta(days=1)
-    recent = dataset_of(labels).filter(pc.field("labelled_at") >= _scalar(earliest))
+    """All labels of those known transactions that were called fraud, up to the newest transaction.
+
+    A label that came later is in no window.
+    """
+    first, last = (edge.as_py() for edge in pc.min_max(known["event_us"]).values())
+    since = first - timedelta(days=1) // timedelta(microseconds=1)
+    recent = files_within(labels, {"labelled_at": (_moment(since), _moment(last))})
+    within = f"epoch_us(labelled_at) between {since} and {last}"
     with connect(settings) as connection:
         connection.register("known", known.select(["transaction_id"]))
-        connection.register("frauds", recent.filter(pc.field("is_fraud")))
+        register(connection, "labels", labels, recent)
         frauds = connection.sql(
-            "select distinct transaction_id from frauds semi join known using (transaction_id)"
+            f"""select distinct transaction_id from labels semi join known using (transaction_id)
+            where is_fraud and {within}"""
         ).to_arrow_table()
-        connection.register("labels", recent)
         connection.register("ever_fraud", frauds)
         return connection.sql(
             f"""select transaction_id, is_fraud, epoch_us(labelled_at) as labelled_us,
             row_number() over (order by {LANDING_ORDER}) as arrival
-            from labels semi join ever_fraud using (transaction_id)"""
+            from labels semi join ever_fraud using (transaction_id) where {within}"""
         ).to_arrow_table()
 
 
@@ -327,6 +345,14 @@ def _counts(*quarantined: pa.Table) -> dict[str, int]:
 
 def _quoted(names: tuple[str, ...]) -> str:
     return ", ".join(f'"{name}"' for name in names)
+
+
+def _microseconds(moment: datetime) -> int:
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
+def _moment(microseconds: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=microseconds)
 
 
 def _scalar(moment: datetime) -> pa.Scalar:

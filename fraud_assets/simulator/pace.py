@@ -12,6 +12,7 @@ import click
 from fraud_assets.kafka.producer import Message
 
 TELL_SECONDS = 5.0
+TELL_SECONDS_WITHOUT_END = 60.0
 
 
 def paced(messages: Iterator[Message], rate: float | None) -> Iterator[Message]:
@@ -33,16 +34,17 @@ def progress(total: int | None, label: str) -> Iterator[Callable[[], None]]:
         with click.progressbar(length=total, label=label, file=sys.stderr, update_min_steps=1 + total // 200) as bar:
             yield lambda: bar.update(1)
         return
+    pause = TELL_SECONDS if total else TELL_SECONDS_WITHOUT_END
     began = told = time.monotonic()
     sent = 0
 
     def tick() -> None:
         nonlocal sent, told
         sent += 1
-        if sent % 100 and time.monotonic() - told < TELL_SECONDS:
+        if sent % 100 and time.monotonic() - told < pause:
             return
         now = time.monotonic()
-        if now - told >= TELL_SECONDS:
+        if now - told >= pause:
             told = now
             share = f" ({sent / total:.0%})" if total else ""
             click.echo(f"{label}: {sent:,} messages{share}, {sent / (now - began):,.0f} a second", err=True)

@@ -27,7 +27,7 @@ from fraud_assets.pipeline.landing import (
 )
 from fraud_assets.settings import Settings
 
-_LANDED_LINE_SECONDS = 5.0
+_LANDED_LINE_SECONDS = 30.0
 _QUIET_LINE_SECONDS = 60.0
 _LOCK_TRIES = 20
 _LOCK_PAUSE_SECONDS = 0.05

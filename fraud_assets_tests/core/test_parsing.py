@@ -315,12 +315,14 @@ def test_label_flag_spellings(value: Any, expected: bool) -> None:
         (label(transaction_id=False), "label_wrong_type"),
         (label(transaction_id=" "), "label_invalid_id"),
         (label(labelled_at="yesterday"), "label_invalid_time"),
+        (label(labelled_at="9999-12-31T23:59:59-01:00"), "label_invalid_time"),
+        (label(labelled_at="0001-01-01T00:00:00+01:00"), "label_invalid_time"),
         (b" " * 100_001, "label_body_too_large"),
     ],
 )
 def test_bad_label_is_rejected(message: bytes | None, reason: str) -> None:
     """Labels have reasons of their own; a label of the far future is none of them."""
-    raw = label_table([label(labelled_at="9999-01-01T00:00:00"), message])
+    raw = label_table([label(labelled_at="9999-01-01T00:00:00Z"), message])
     good, bad = parse_labels(raw, SETTINGS)
     assert good["offset"].to_pylist() == [0]
     assert bad.select(raw.column_names).to_pylist() == raw.slice(1).to_pylist()
