@@ -20,12 +20,6 @@ from fraud_assets.schedules import JOBS, SCHEDULES
 from fraud_assets.sensors import SENSORS
 
 
-@dg.configured(dg.colored_console_logger, config_schema={"log_level": dg.Field(str, default_value="INFO")})
-def console(config: dict[str, Any]) -> dict[str, Any]:
-    """Runs tell their progress on the console; Dagster's own step events (DEBUG) are in the event log."""
-    return config
-
-
 def build_defs(resource_overrides: dict[str, Any] | None = None) -> dg.Definitions:
     """The platform's definitions; `resource_overrides` takes the place of resources by key."""
     return dg.Definitions(
@@ -40,7 +34,6 @@ def build_defs(resource_overrides: dict[str, Any] | None = None) -> dg.Definitio
         sensors=SENSORS,
         schedules=SCHEDULES,
         resources={"platform": PlatformResource(), **(resource_overrides or {})},
-        loggers={"console": console},
         # A process per step costs about 3 s each; the steps of a run share one.
         executor=dg.in_process_executor,
     )

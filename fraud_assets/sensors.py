@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from typing import Any
 
 import dagster as dg
 

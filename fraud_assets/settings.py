@@ -53,9 +53,7 @@ class Settings(BaseSettings):
         description="Payload field of a contract field, as `transaction_id=trans_num,tx_amount=amt`.",
     )
     max_body_bytes: int = Field(100_000, ge=1, description="A larger message body is quarantined.")
-    future_skew_seconds: float = Field(
-        600.0, ge=0, description="How far `tx_datetime` may lie after the landing time."
-    )
+    future_skew_seconds: float = Field(600.0, ge=0, description="How far `tx_datetime` may lie after the landing time.")
     duplicate_horizon_days: int = Field(
         90, ge=1, description="Days of ingest within which a transaction id counts as repeated."
     )

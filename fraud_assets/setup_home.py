@@ -20,6 +20,10 @@ FOLDERS = ("incoming", "processed", "failed", "dagster", "mlflow")
 DAGSTER_YAML = """\
 # Written once by `make setup`; edit it freely, it is not written again while it exists.
 
+# Runs tell their progress on the console; Dagster's own step events (DEBUG) are in the event log.
+python_logs:
+  python_log_level: INFO
+
 telemetry:
   enabled: false
 nux:

@@ -91,7 +91,9 @@ def produced(settings: Settings, broker: Any) -> Settings:
     for number in range(MESSAGES):
         producer.produce(settings.transactions_topic, message(number), key=str(number % 17).encode())
     assert producer.flush(30) == 0
-    return settings.model_copy(update={"batch_rows": 150, "land_batch_rows": 90, "train_min_rows": 50, "train_trees": 5})
+    return settings.model_copy(
+        update={"batch_rows": 150, "land_batch_rows": 90, "train_min_rows": 50, "train_trees": 5}
+    )
 
 
 def positions(lake: Lake, *tables: Any) -> list[tuple[Any, ...]]:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,9 @@ def _fill(ballast: Path) -> None:
     """Writes until the disk takes no more."""
     block = os.urandom(4096)
     with ballast.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
-        while file.write(block) == len(block):
-            pass
+        _write_for_ever(file, block)
+
+
+def _write_for_ever(file: FileIO, block: bytes) -> None:
+    while True:
         file.write(block)

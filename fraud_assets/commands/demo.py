@@ -174,11 +174,14 @@ def _summarise(settings: Settings, seconds: float) -> None:
     _say = click.echo
     _say()
     _say(f"  {counts['landed']:>12,} messages landed")
-    _say(f"  {counts['features']:>12,} features + {counts['quarantined']:,} quarantined + "
-         f"{counts['duplicates']:,} duplicates = {counts['features'] + counts['quarantined'] + counts['duplicates']:,}")
+    _say(
+        f"  {counts['features']:>12,} features + {counts['quarantined']:,} quarantined + "
+        f"{counts['duplicates']:,} duplicates = {counts['features'] + counts['quarantined'] + counts['duplicates']:,}"
+    )
     _say(f"  {counts['labels']:>12,} labels of the past")
-    _say(f"  {counts['scored']:>12,} scored, {alerted:,} of them alerts "
-         f"(budget {settings.alert_budget_per_day:g} a day)")
+    _say(
+        f"  {counts['scored']:>12,} scored, {alerted:,} of them alerts (budget {settings.alert_budget_per_day:g} a day)"
+    )
     _say("\n  Top alerts (a higher score is more suspicious)")
     _say(f"    {'score':>7}  {'amount':>9}  {'when':<16}  {'customer':>9}  {'terminal':>9}  label")
     with connect(settings) as connection:
@@ -225,5 +228,3 @@ def _top_alerts(connection: Any, lake: Any) -> list[tuple[Any, ...]]:
         order by top.score desc
         """
     ).fetchall()
-
-

@@ -91,7 +91,7 @@ _MAX_DEPTH = 100  # a fixed limit, for the interpreter's own depends on how deep
 _FAST_DEPTH = 40  # list and object levels, each, that the fast path takes; their sum stays below _MAX_DEPTH
 _SHOWN_CHARACTERS = 80
 
-_EPOCH = datetime(1970, 1, 1)
+_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - local times are compared before their zone is applied
 _MICROSECOND = timedelta(microseconds=1)
 _EARLIEST = (datetime.min - _EPOCH) // _MICROSECOND
 _LATEST = (datetime.max - _EPOCH) // _MICROSECOND
@@ -394,7 +394,8 @@ def _read_time(value: Any) -> int:
     year, month, day, hour, minute, second, fraction, _, sign, zone_hours, zone_minutes = match.groups()
     microsecond = int((fraction or "0")[:6].ljust(6, "0"))
     try:
-        local = datetime(int(year), int(month), int(day), int(hour), int(minute), int(second or 0), microsecond)
+        clock = int(hour), int(minute), int(second or 0), microsecond
+        local = datetime(int(year), int(month), int(day), *clock)  # noqa: DTZ001 - its zone follows
     except ValueError:
         raise _WrongValue("invalid_time", "a date and time of day that exist") from None
     offset = 0

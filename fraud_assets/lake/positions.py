@@ -50,9 +50,7 @@ def positions_of(rows: pa.Table) -> dict[Stream, int]:
     if rows.num_rows == 0:
         return {}
     largest = rows.select([*STREAM_COLUMNS, "offset"]).group_by(list(STREAM_COLUMNS)).aggregate([("offset", "max")])
-    return {
-        Stream(row["topic"], row["lineage"], row["partition"]): row["offset_max"] for row in largest.to_pylist()
-    }
+    return {Stream(row["topic"], row["lineage"], row["partition"]): row["offset_max"] for row in largest.to_pylist()}
 
 
 def beyond(rows: pa.Table, handle: DeltaTable) -> pa.Table:

@@ -19,6 +19,7 @@ from fraud_assets.settings import Settings
 if TYPE_CHECKING:
     from pyarrow.dataset import Dataset
 
+
 @dataclass(frozen=True)
 class Lake:
     """Root URI of the Delta tables and what is needed to reach it."""

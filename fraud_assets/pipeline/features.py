@@ -254,10 +254,11 @@ def _features(
         return TRANSACTION_FEATURES.empty_table()
     history = _history(rows, features, settings, restated=restated)
     known = pa.concat_tables([history, _bare(rows, is_new=True)])
+    arrival = np.arange(known.num_rows)
     if history.num_rows and pc.max(history["landed_us"]).as_py() >= pc.min(rows["ingested_at"].cast(pa.int64())).as_py():
         order = pc.sort_indices(known, [(name, "ascending") for name in ("landed_us", *POSITION_COLUMNS)])
-        known = known.take(order)
-    known = known.append_column("arrival", pa.array(np.arange(known.num_rows)))
+        arrival[order.to_numpy()] = np.arange(known.num_rows)
+    known = known.append_column("arrival", pa.array(arrival))
     verdicts = _labels(known, labels, settings)
     windows = compute_windows(known, verdicts, settings)
     table = rows.select([name for name in rows.column_names if name not in windows.column_names])

@@ -333,8 +333,10 @@ def test_bad_label_is_rejected(message: bytes | None, reason: str) -> None:
 def test_every_reason_has_a_sentence() -> None:
     """Reasons are words for machines, their texts sentences for people."""
     for reason, sentence in REASONS.items():
-        assert reason.isidentifier() and reason.islower()
-        assert sentence[0].isupper() and sentence.endswith(".")
+        assert reason.isidentifier()
+        assert reason.islower()
+        assert sentence[0].isupper()
+        assert sentence.endswith(".")
 
 
 def test_clean_rows_take_the_fast_path() -> None:
@@ -459,7 +461,8 @@ def _check(bodies: list[bytes | None], raw: pa.Table, contract: parsing._Contrac
     problems = iter(list(zip(reasons, details, strict=True)))
     found = [next(rows) if fine else next(problems) for fine in good.tolist()]
     assert list(map(repr, found)) == list(map(repr, answers))  # repr: 0.0 is not -0.0, and 1 not True
-    assert next(rows, None) is None and next(problems, None) is None
+    assert next(rows, None) is None
+    assert next(problems, None) is None
 
 
 _often = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
