@@ -1,0 +1,64 @@
+"""`make demo` as a user runs it: a fresh folder, a summary, and one JSON object as the last line."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pytest
+
+from fraud_assets.core.schema import fraud_predictions, transaction_features
+from fraud_assets.lake.tables import Lake, dataset_of
+from fraud_assets.settings import load_settings
+
+KEYS = ["landed", "features", "quarantined", "duplicates", "scored", "alerts", "seconds", "lake"]
+
+
+def demo(home: Path, *arguments: str) -> dict[str, Any]:
+    """The last line of a demo in a process of its own."""
+    result = subprocess.run(
+        [sys.executable, "-m", "fraud_assets.cli", "demo", "--home", str(home), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={name: value for name, value in os.environ.items() if not name.startswith(("FRAUD_", "KAFKA_"))},
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.strip() == ""
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_a_whole_demo_in_a_fresh_folder(tmp_path: Path) -> None:
+    summary = demo(tmp_path / "home", "--count", "5000")
+    assert list(summary) == KEYS
+    assert summary["landed"] == summary["features"] + summary["quarantined"] + summary["duplicates"]
+    assert summary["landed"] == 5000 + 26
+    assert summary["scored"] == summary["features"] == 5000 + 26 - summary["quarantined"] - summary["duplicates"]
+    assert summary["quarantined"] > 0
+    assert 0 < summary["alerts"] < 0.05 * summary["scored"]
+    lake = Lake(summary["lake"])
+    times = dataset_of(lake.open(transaction_features)).to_table(columns=["tx_datetime"])["tx_datetime"]
+    assert pc.max(times).as_py() - pc.min(times).as_py() > timedelta(days=45)
+    ids = dataset_of(lake.open(fraud_predictions)).to_table(columns=["transaction_id"])["transaction_id"]
+    assert len(ids) == len(ids.unique())
+
+
+@pytest.mark.proof
+def test_the_handbook_in_three_minutes_and_two_gigabytes(tmp_path: Path) -> None:
+    """All 1,236,698 rows of the five transaction files, every one accounted for."""
+    data = load_settings().handbook_data.absolute()
+    files = sorted(data.glob("transactions_*.parquet"))
+    if not files:
+        pytest.skip(f"the handbook's data is not at {data} (FRAUD_HANDBOOK_DATA)")
+    summary = demo(tmp_path / "home", *(part for file in files for part in ("--data", str(file))))
+    rows = 1_236_698
+    assert (summary["landed"], summary["features"], summary["scored"]) == (rows, rows, rows)
+    assert summary["seconds"] < 180
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 < 2e9

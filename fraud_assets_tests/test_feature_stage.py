@@ -1,0 +1,181 @@
+"""Features and quarantine over the lake: what passes, what does not, in which order it lands, and restatement."""
+
+from __future__ import annotations
+
+import json
+import random
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from fraud_assets.core.schema import (
+    DERIVED_FEATURES,
+    fraud_labels,
+    quarantined_transactions,
+    raw_transactions,
+    transaction_features,
+)
+from fraud_assets.errors import SettingError
+from fraud_assets.lake.append import append_landed
+from fraud_assets.lake.batches import pending
+from fraud_assets.lake.books import books
+from fraud_assets.lake.positions import stored
+from fraud_assets.lake.tables import Lake, dataset_of
+from fraud_assets.pipeline.features import process_landed, restate
+from fraud_assets.settings import Settings
+from fraud_assets_tests.landed import land
+
+FIRST = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def body(number: int, at: datetime, **changes: Any) -> bytes:
+    """A valid transaction, with changes."""
+    fields = {
+        "transaction_id": number,
+        "tx_datetime": at.isoformat(),
+        "customer_id": number % 5,
+        "terminal_id": number % 3,
+        "tx_amount": 10 + number % 7,
+    }
+    return json.dumps({**fields, **changes}).encode()
+
+
+def label(lake: Lake, offset: int, transaction_id: str, at: datetime, *, is_fraud: bool = True) -> None:
+    """Lands one label."""
+    row = {
+        "topic": "fraud-labels",
+        "lineage": "life",
+        "partition": 0,
+        "offset": offset,
+        "transaction_id": transaction_id,
+        "is_fraud": is_fraud,
+        "labelled_at": at,
+        "value": b"{}",
+    }
+    schema = pa.schema([field for field in fraud_labels.schema if field.name in row])
+    assert append_landed(lake, fraud_labels, pa.Table.from_pylist([row], schema)) == 1
+
+
+def features(lake: Lake, *columns: str) -> dict[str, tuple[Any, ...]]:
+    """Feature columns by transaction id."""
+    table = dataset_of(lake.open(transaction_features)).to_table(columns=["transaction_id", *columns])
+    return {row.pop("transaction_id"): tuple(row.values()) for row in table.to_pylist()}
+
+
+def test_bad_messages_are_quarantined_with_reason_and_bytes(settings: Settings, lake: Lake) -> None:
+    soon = datetime.now(UTC)
+    bad = {
+        b"": "empty_body",
+        b"\xff\xfe": "invalid_utf8",
+        b'{"transaction_id": 1': "invalid_json",
+        b"[1]": "not_an_object",
+        body(2, FIRST, tx_amount=True): "wrong_type",
+        body(3, FIRST, tx_amount=-1): "negative_amount",
+        body(4, FIRST, tx_amount=float("nan")): "not_finite",
+        body(5, FIRST, tx_amount=float("inf")): "not_finite",
+        body(6, soon + timedelta(days=2)): "future_time",
+        body(7, FIRST, tx_datetime="yesterday"): "invalid_time",
+        body(8, FIRST)[:-1] + b', "tx_amount": 1}': "duplicate_key",
+        body(9, FIRST, note="x" * settings.max_body_bytes): "body_too_large",
+        b'{"transaction_id": 10}': "missing_field",
+        body(11, FIRST, customer_id=1.5): "wrong_type",
+    }
+    land(lake, [*bad, body(12, FIRST), body(12, FIRST, tx_amount=99)])
+    report = process_landed(lake, settings)
+    assert (report.landed, report.features, report.quarantined, report.duplicates) == (16, 1, 14, 1)
+    rows = dataset_of(lake.open(quarantined_transactions)).to_table().to_pylist()
+    assert {row["value"]: row["reason"] for row in rows} == {**bad, body(12, FIRST, tx_amount=99): "duplicate"}
+    assert all(row["detail"] for row in rows)
+
+
+def test_the_first_that_landed_wins_within_the_horizon(settings: Settings, lake: Lake) -> None:
+    """42 and "42" are one id, in one batch and over two."""
+    land(lake, [body(42, FIRST, tx_amount=1), body(0, FIRST, transaction_id="42", tx_amount=2)])
+    process_landed(lake, settings)
+    land(lake, [body(42, FIRST, tx_amount=3)], partition=1)
+    process_landed(lake, settings)
+    assert features(lake, "tx_amount") == {"42": (1.0,)}
+    assert books(lake, settings)["duplicates"] == 2
+
+
+def test_batches_and_pieces_change_nothing(settings: Settings, make_settings: Any, tmp_path: Any) -> None:
+    """Landed in one piece or in many, in large batches or small ones: the same features of the same transactions."""
+    draw = random.Random(5)
+    at = FIRST
+    messages = []
+    for number in range(600):
+        at += timedelta(seconds=draw.choice([0, 0, 1, 3600, 20_000]))
+        messages.append(body(number, at, customer_id=draw.randrange(9), terminal_id=draw.randrange(4)))
+    lakes = []
+    for name, pieces, batch_rows in (("one", 1, 1000), ("many", 6, 1000), ("small", 2, 70)):
+        lake = Lake(str(tmp_path / name))
+        own = make_settings(lake_uri=lake.root, batch_rows=batch_rows)
+        for number in range(0, 600, 40):
+            label(lake, number, str(number), FIRST + timedelta(days=number / 20))
+        size = len(messages) // pieces
+        for piece in range(pieces):
+            land(lake, messages[piece * size : (piece + 1) * size], first_offset=piece * size)
+            process_landed(lake, own)
+        lakes.append(features(lake, *DERIVED_FEATURES))
+    assert len(lakes[0]) == 600
+    for other in lakes[1:]:
+        assert other.keys() == lakes[0].keys()
+        for key, cells in other.items():
+            assert cells == pytest.approx(lakes[0][key], abs=1e-9)
+
+
+def test_restatement_counts_a_late_label_and_starts_nothing_downstream(settings: Settings, lake: Lake) -> None:
+    late = FIRST + timedelta(days=20)
+    land(lake, [body(0, FIRST, terminal_id=1), body(1, late, terminal_id=1), body(2, late + timedelta(days=1))])
+    process_landed(lake, settings)
+    before = features(lake, "terminal_id_risk_30day_window")
+    label(lake, 0, "0", FIRST + timedelta(days=10))
+    assert process_landed(lake, settings).landed == 0
+    assert features(lake, "terminal_id_risk_30day_window") == before
+    positions = stored_positions(lake)
+    assert restate(lake, settings, late, late + timedelta(days=1)) == 1
+    after = features(lake, "terminal_id_risk_30day_window")
+    assert (before["1"], after["1"]) == ((0.0,), (1.0,))
+    assert {key: after[key] for key in "02"} == {key: before[key] for key in "02"}
+    assert stored_positions(lake) == positions
+
+
+def stored_positions(lake: Lake) -> dict[Any, int]:
+    """What the features table says it contains, for every stream that landed."""
+    handle = lake.open(transaction_features)
+    streams = pending(lake.open(raw_transactions), lambda stream: -1, Settings()).target
+    return {stream: stored(handle, stream) for stream in streams}
+
+
+def test_half_a_range_is_refused(settings: Settings, lake: Lake) -> None:
+    with pytest.raises(SettingError, match="empty or without a zone"):
+        restate(lake, settings, FIRST, FIRST)
+
+
+def test_a_setting_changed_between_kill_and_retry_loses_nothing(
+    settings: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run died after quarantine; the next one, with a laxer limit, keeps the split that was committed."""
+    land(lake, [body(number, FIRST, note="x" * (number * 10)) for number in range(20)])
+    strict = settings.model_copy(update={"max_body_bytes": 200})
+    from fraud_assets.pipeline import features as stage
+
+    real = stage.commit
+
+    def dies_at_features(handle: Any, table: Any, *rest: Any, **named: Any) -> None:
+        if table is transaction_features:
+            raise KeyboardInterrupt
+        real(handle, table, *rest, **named)
+
+    monkeypatch.setattr(stage, "commit", dies_at_features)
+    with pytest.raises(KeyboardInterrupt):
+        process_landed(lake, strict)
+    monkeypatch.setattr(stage, "commit", real)
+    quarantined = books(lake, settings)["quarantined"]
+    assert 0 < quarantined < 20
+    process_landed(lake, settings)
+    totals = books(lake, settings)
+    assert totals["quarantined"] == quarantined
+    assert totals["features"] == 20 - quarantined
