@@ -41,7 +41,7 @@ test: setup ## Format, lint, types, layers, tests
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/pytest -q -n $(TEST_WORKERS)
+	@$(BIN)/pytest -q -n $(TEST_WORKERS) --dist loadgroup
 
 proof: setup ## The long proofs: kills, clusters, big data
 	@$(BIN)/pytest -m proof -v --timeout 1800
@@ -50,7 +50,7 @@ bench: setup ## The benchmarks, each as ratios (BENCH=name for one)
 	@shopt -s nullglob; for file in benchmarks/$(or $(BENCH),[a-z]*).py; do $(BIN)/python "$$file"; done
 
 dev: setup ## Live traffic, landing, web UI and daemon; Ctrl-C ends all
-	@PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONUNBUFFERED=1 exec $(BIN)/honcho start
+	@PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONUNBUFFERED=1 $(BIN)/honcho start || test $$? -eq 130 # Ctrl-C
 
 format: setup ## Format and fix what can be fixed
 	@$(BIN)/ruff check --fix-only --quiet $(SOURCES)

@@ -6,7 +6,7 @@ import gc
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
@@ -104,12 +104,3 @@ def verdict(ratio: float, aim: float, *, least: bool) -> str:
     """Whether an aim is met, in words."""
     met = ratio >= aim if least else ratio <= aim
     return f"aim: at {'least' if least else 'most'} {aim}, {'met' if met else 'NOT met'}"
-
-
-def days_of(lake_rows: int, per_day: int) -> Iterator[tuple[int, int]]:
-    """(day, rows of that day) of a history with the same traffic every day."""
-    day = 0
-    while lake_rows > 0:
-        yield day, min(per_day, lake_rows)
-        lake_rows -= per_day
-        day += 1

@@ -100,11 +100,17 @@ def main() -> None:
     cpu = {name: min(values) for name, values in used.items()}
     pandas = in_pandas(data)
     ratio = wall["plain"] / wall["stage"]
-    print(f"Feature stage of {rows:,} handbook transactions (Delta in, parse, duplicates, windows, quarantine, Delta out)")
-    print(f"  reaches {ratio:.2f} of the speed of the windows alone in plain DuckDB SQL ({lakes.verdict(ratio, 0.6, least=True)});")
+    print(
+        f"Feature stage of {rows:,} handbook transactions (Delta in, parse, duplicates, windows, quarantine, Delta out)"
+    )
+    print(
+        f"  reaches {ratio:.2f} of the speed of the windows alone in plain DuckDB SQL ({lakes.verdict(ratio, 0.6, least=True)});"
+    )
     print(f"  by processor time, which other load disturbs less: {cpu['plain'] / cpu['stage']:.2f}.")
     print(f"  It is {rows / wall['stage'] / pandas:.1f} times as fast as pandas' rolling windows group by group.")
-    print(f"  On this machine now: {rows / wall['stage']:,.0f} rows/s, windows alone {rows / wall['plain']:,.0f}, pandas {pandas:,.0f}.")
+    print(
+        f"  On this machine now: {rows / wall['stage']:,.0f} rows/s, windows alone {rows / wall['plain']:,.0f}, pandas {pandas:,.0f}."
+    )
 
 
 if __name__ == "__main__":

@@ -45,7 +45,9 @@ def fill(lake: Lake, rows: int) -> None:
     for start in range(0, rows, PER_DAY * DAYS_PER_COMMIT):
         count = min(PER_DAY * DAYS_PER_COMMIT, rows - start)
         offsets = np.arange(start, start + count)
-        moments = (datetime(first.year, first.month, first.day, tzinfo=UTC) - EPOCH) // US + offsets * (86_400_000_000 // PER_DAY)
+        moments = (datetime(first.year, first.month, first.day, tzinfo=UTC) - EPOCH) // US + offsets * (
+            86_400_000_000 // PER_DAY
+        )
         ids = pa.array(offsets).cast(pa.string())
         shared = {
             "transaction_id": ids,
@@ -77,7 +79,9 @@ def fill(lake: Lake, rows: int) -> None:
             for field in schema:
                 if field.name not in columns:
                     whole = generator.integers(0, 9, count)
-                    columns[field.name] = pa.nulls(count, field.type) if field.nullable else pa.array(whole).cast(field.type)
+                    columns[field.name] = (
+                        pa.nulls(count, field.type) if field.nullable else pa.array(whole).cast(field.type)
+                    )
             rows_of_table = pa.table({field.name: columns[field.name].cast(field.type) for field in schema})
             reached = {Stream(topic, "benchmark", 0): int(offsets[-1])}
             commit(lake.open(table), table, rows_of_table, reached)
@@ -110,7 +114,9 @@ def land_batch(lake: Lake, offset: int) -> None:
         "offset": pa.array(range(offset, offset + BATCH), pa.int64()),
         "value": pa.array(bodies, pa.binary()),
     }
-    missing = {f.name: pa.nulls(BATCH, f.type) for f in RAW_TRANSACTIONS if f.name not in columns and "ingest" not in f.name}
+    missing = {
+        f.name: pa.nulls(BATCH, f.type) for f in RAW_TRANSACTIONS if f.name not in columns and "ingest" not in f.name
+    }
     append_landed(lake, raw_transactions, pa.table({**columns, **missing}))
 
 
@@ -151,7 +157,9 @@ def main() -> None:
     for less, more in zip(names, names[1:], strict=False):
         ratio = wall[more] / wall[less]
         judged = "" if less != "1,000,000" else f" ({lakes.verdict(ratio, 1.5, least=False)} at 10 million)"
-        print(f"  {more} take {ratio:.2f} times as long as {less}{judged}; by processor time {cpu[more] / cpu[less]:.2f}.")
+        print(
+            f"  {more} take {ratio:.2f} times as long as {less}{judged}; by processor time {cpu[more] / cpu[less]:.2f}."
+        )
     print("  On this machine now: " + ", ".join(f"{name}: {wall[name]:.2f} s" for name in names) + ".")
 
 

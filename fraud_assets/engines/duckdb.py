@@ -50,7 +50,13 @@ def _instance(memory_limit: str, spill: str) -> DuckDBPyConnection:
 @cache
 def _window_sql(delay_days: int, folder: Path) -> str:
     """The feature definition as DuckDB's SQL, kept in `folder`: SQLFrame takes 1.6 s to import and to compile it."""
-    made_of = (Path(features.__file__).read_text("utf-8"), WINDOW_DAYS, delay_days, version("sqlframe"), version("sqlglot"))
+    made_of = (
+        Path(features.__file__).read_text("utf-8"),
+        WINDOW_DAYS,
+        delay_days,
+        version("sqlframe"),
+        version("sqlglot"),
+    )
     file = folder / f"windows-{sha256(repr(made_of).encode()).hexdigest()[:16]}.sql"
     try:
         return file.read_text("utf-8")

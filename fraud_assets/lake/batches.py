@@ -140,8 +140,12 @@ def _candidate_files(source: DeltaTable, stored: Callable[[Stream], int]) -> lis
     for path, topic, topic_max, lineage, lineage_max, partition, partition_max, offset in zip(*columns, strict=True):
         one_source = topic is not None and topic == topic_max and lineage is not None and lineage == lineage_max
         # Statistics of long names are cut short; such a file is read rather than trusted.
-        if not one_source or offset is None or not all(
-            contained(Stream(topic, lineage, number), offset) for number in range(partition, partition_max + 1)
+        if (
+            not one_source
+            or offset is None
+            or not all(
+                contained(Stream(topic, lineage, number), offset) for number in range(partition, partition_max + 1)
+            )
         ):
             files.append(path)
     return files

@@ -33,7 +33,9 @@ def files_within(handle: DeltaTable, ranges: Mapping[str, tuple[Bound, Bound]]) 
     keep = pa.repeat(True, actions.num_rows)
     for column, (low, high) in ranges.items():
         partition = f"partition.{column}"
-        least, most = (partition, partition) if partition in actions.column_names else (f"min.{column}", f"max.{column}")
+        least, most = (
+            (partition, partition) if partition in actions.column_names else (f"min.{column}", f"max.{column}")
+        )
         for name, limit, compare in ((most, low, pc.greater_equal), (least, high, pc.less_equal)):
             if limit is None or name not in actions.column_names:
                 continue
@@ -45,9 +47,7 @@ def files_within(handle: DeltaTable, ranges: Mapping[str, tuple[Bound, Bound]]) 
     return actions.filter(keep)["path"].to_pylist()
 
 
-def register(
-    connection: DuckDBPyConnection, name: str, handle: DeltaTable, files: Sequence[str] | None = None
-) -> None:
+def register(connection: DuckDBPyConnection, name: str, handle: DeltaTable, files: Sequence[str] | None = None) -> None:
     """Makes `name` a view of the handle's version: of all its files, or of those in `files`."""
     schema = pa.schema(handle.schema().to_arrow())
     if files is None:

@@ -105,8 +105,10 @@ def process_landed(lake: Lake, settings: Settings, progress: Progress = lambda l
             progress("another run committed the same messages first; starting over from its positions")
             continue
         report = report.plus(batch.num_rows, table.num_rows, reasons)
-        progress(f"{report.landed:,} of {report.landed + work.rows - batch.num_rows:,} messages: "
-                 f"{report.features:,} features, {report.quarantined:,} quarantined, {report.duplicates:,} duplicates")
+        progress(
+            f"{report.landed:,} of {report.landed + work.rows - batch.num_rows:,} messages: "
+            f"{report.features:,} features, {report.quarantined:,} quarantined, {report.duplicates:,} duplicates"
+        )
 
 
 def restate(
@@ -171,9 +173,7 @@ def _held(batch: pa.Table, quarantine: DeltaTable, start: dict[Stream, int], set
         ).to_arrow_table()
 
 
-def _split(
-    batch: pa.Table, held: pa.Table, features: DeltaTable, settings: Settings
-) -> tuple[pa.Table, pa.Table]:
+def _split(batch: pa.Table, held: pa.Table, features: DeltaTable, settings: Settings) -> tuple[pa.Table, pa.Table]:
     """The batch's first-of-their-id transactions, and what is to be added to quarantine."""
     if held.num_rows:
         with connect(settings) as connection:
@@ -255,7 +255,10 @@ def _features(
     history = _history(rows, features, settings, restated=restated)
     known = pa.concat_tables([history, _bare(rows, is_new=True)])
     arrival = np.arange(known.num_rows)
-    if history.num_rows and pc.max(history["landed_us"]).as_py() >= pc.min(rows["ingested_at"].cast(pa.int64())).as_py():
+    if (
+        history.num_rows
+        and pc.max(history["landed_us"]).as_py() >= pc.min(rows["ingested_at"].cast(pa.int64())).as_py()
+    ):
         order = pc.sort_indices(known, [(name, "ascending") for name in ("landed_us", *POSITION_COLUMNS)])
         arrival[order.to_numpy()] = np.arange(known.num_rows)
     known = known.append_column("arrival", pa.array(arrival))
@@ -276,11 +279,15 @@ def _history(rows: pa.Table, features: DeltaTable, settings: Settings, *, restat
     since = first - timedelta(days=history_days(settings.feedback_delay_days))
     near = files_within(features, {"tx_date": (since.date(), last.date()), "tx_datetime": (since, last)})
     columns = (*TRANSACTION.names, *POSITION_COLUMNS, "ingested_at")
-    others = "" if not restated else """
+    others = (
+        ""
+        if not restated
+        else """
         and not exists (
             select 1 from rows r where r.topic = f.topic and r.lineage = f.lineage
             and r."partition" = f."partition" and r."offset" = f."offset"
         )"""
+    )
     with connect(settings) as connection:
         register(connection, "features", features, near)
         connection.register("rows", rows.select(["customer_id", "terminal_id", *POSITION_COLUMNS]))
@@ -358,5 +365,3 @@ def _moment(microseconds: int) -> datetime:
 
 def _scalar(moment: datetime) -> pa.Scalar:
     return pa.scalar(moment.astimezone(UTC), pa.timestamp("us", tz="UTC"))
-
-
