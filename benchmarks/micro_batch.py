@@ -8,7 +8,8 @@ import json
 import sys
 import tempfile
 import time
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import _lakes as lakes
@@ -40,7 +41,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 def fill(lake: Lake, rows: int) -> None:
     """Features, messages and labels of a history that ends yesterday, a Kafka topic of one partition."""
     days = -(-rows // PER_DAY)
-    first = date.today() - timedelta(days=days)
+    first = datetime.now(UTC).date() - timedelta(days=days)
     generator = np.random.default_rng(0)
     for start in range(0, rows, PER_DAY * DAYS_PER_COMMIT):
         count = min(PER_DAY * DAYS_PER_COMMIT, rows - start)
@@ -154,7 +155,7 @@ def main() -> None:
     cpu = {name: sorted(values)[len(values) // 2] for name, values in used.items()}
     print(f"The feature stage for {BATCH:,} new messages, by transactions of history ({PER_DAY:,} a day)")
     names = list(homes)
-    for less, more in zip(names, names[1:], strict=False):
+    for less, more in pairwise(names):
         ratio = wall[more] / wall[less]
         judged = "" if less != "1,000,000" else f" ({lakes.verdict(ratio, 1.5, least=False)} at 10 million)"
         print(

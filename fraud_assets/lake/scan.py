@@ -36,11 +36,10 @@ def files_within(handle: DeltaTable, ranges: Mapping[str, tuple[Bound, Bound]]) 
         least, most = (
             (partition, partition) if partition in actions.column_names else (f"min.{column}", f"max.{column}")
         )
-        for name, limit, compare in ((most, low, pc.greater_equal), (least, high, pc.less_equal)):
+        lowest = low - _STATISTICS_CUT if isinstance(low, datetime) else low
+        for name, limit, compare in ((most, lowest, pc.greater_equal), (least, high, pc.less_equal)):
             if limit is None or name not in actions.column_names:
                 continue
-            if isinstance(limit, datetime):
-                limit -= _STATISTICS_CUT if limit is low else timedelta(0)
             values = actions[name]
             # A file without statistics may hold anything.
             keep = pc.and_(keep, pc.fill_null(compare(values, pa.scalar(limit, values.type)), True))
