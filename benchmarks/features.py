@@ -1,6 +1,6 @@
-"""The feature stage, Delta to Delta, against its windows alone and against pandas: python benchmarks/features.py [--quick]
+"""The feature stage, Delta to Delta, against its windows alone and pandas: python benchmarks/features.py [--quick]
 
-Windows alone: plain DuckDB SQL on an Arrow table in memory, one select, result to Arrow; frauds as a window over flags.
+Windows alone: plain DuckDB SQL on an Arrow table in memory, one select, result to Arrow; a window over fraud flags.
 """
 
 import shutil
@@ -104,12 +104,14 @@ def main() -> None:
         f"Feature stage of {rows:,} handbook transactions (Delta in, parse, duplicates, windows, quarantine, Delta out)"
     )
     print(
-        f"  reaches {ratio:.2f} of the speed of the windows alone in plain DuckDB SQL ({lakes.verdict(ratio, 0.6, least=True)});"
+        f"  reaches {ratio:.2f} of the speed of the windows alone in plain DuckDB SQL "
+        f"({lakes.verdict(ratio, 0.6, least=True)});"
     )
     print(f"  by processor time, which other load disturbs less: {cpu['plain'] / cpu['stage']:.2f}.")
     print(f"  It is {rows / wall['stage'] / pandas:.1f} times as fast as pandas' rolling windows group by group.")
     print(
-        f"  On this machine now: {rows / wall['stage']:,.0f} rows/s, windows alone {rows / wall['plain']:,.0f}, pandas {pandas:,.0f}."
+        f"  On this machine now: {rows / wall['stage']:,.0f} rows/s, windows alone {rows / wall['plain']:,.0f}, "
+        f"pandas {pandas:,.0f}."
     )
 
 

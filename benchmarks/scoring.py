@@ -63,14 +63,17 @@ def main() -> None:
     cpu = {name: min(values) for name, values in used.items()}
     ratio = wall["alone"] / wall["stage"]
     print(
-        f"Scoring of {rows:,} handbook transactions with {settings.train_trees} trees (Delta in, scores, alerts, Delta out)"
+        f"Scoring of {rows:,} handbook transactions with {settings.train_trees} trees "
+        "(Delta in, scores, alerts, Delta out)"
     )
     print(
-        f"  reaches {ratio:.2f} of the speed of treelite alone on a matrix in memory ({lakes.verdict(ratio, 0.8, least=True)});"
+        f"  reaches {ratio:.2f} of the speed of treelite alone on a matrix in memory "
+        f"({lakes.verdict(ratio, 0.8, least=True)});"
     )
     print(f"  by processor time, which other load disturbs less: {cpu['alone'] / cpu['stage']:.2f}.")
     print(
-        f"  It is {wall['scikit_learn'] / wall['stage']:.1f} times as fast as scikit-learn's score_samples alone ({SAMPLE:,} rows of it)."
+        f"  It is {wall['scikit_learn'] / wall['stage']:.1f} times as fast as scikit-learn's "
+        f"score_samples alone ({SAMPLE:,} rows of it)."
     )
 
 

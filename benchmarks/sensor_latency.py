@@ -1,4 +1,4 @@
-"""From landing to predictions through the real sensor, against a no-op asset: python benchmarks/sensor_latency.py [--quick]
+"""From landing to predictions through the sensor, against a no-op: python benchmarks/sensor_latency.py [--quick]
 
 A Dagster daemon with two code locations, as `dagster dev` has them, launches a process per run: the platform, and an
 asset that does nothing under a sensor of the same kind. Both sensors may look every second; Dagster's daemon itself
@@ -172,14 +172,14 @@ def main() -> None:
     wait = statistics.mean(one["wait for the sensor"] for taken in rounds.values() for one in taken)
     after = {name: phases["after the sensor"] for name, phases in medians.items()}
     ratio = (wait + after["platform"]) / (wait + after["nothing"])
+    print(f"From the landing of {traffic.BATCH:,} messages to their committed predictions, by sensor, queue and run")
     print(
-        f"From the landing of {traffic.BATCH:,} messages to their committed predictions, through sensor, queue and a run"
+        f"  takes {ratio:.2f} times as long as a run of an asset that does nothing "
+        f"({lakes.verdict(ratio, 1.3, least=False)});"
     )
     print(
-        f"  takes {ratio:.2f} times as long as a run of an asset that does nothing ({lakes.verdict(ratio, 1.3, least=False)});"
-    )
-    print(
-        f"  without the wait for the sensor, which is {wait:.1f} s for both: {after['platform'] / after['nothing']:.2f} times."
+        f"  without the wait for the sensor, which is {wait:.1f} s for both: "
+        f"{after['platform'] / after['nothing']:.2f} times."
     )
     for name, phases in medians.items():
         shown = [

@@ -47,6 +47,15 @@ def in_flight(instance: dg.DagsterInstance, sensor: str, silent_seconds: float) 
     return alive
 
 
+def interrupted(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Whether a run failed only because Dagster was stopped under it (Ctrl-C, a restart): that is no fault of the work."""
+    for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE):
+        error = entry.dagster_event.step_failure_data.error if entry.dagster_event else None
+        if error and error.cls_name == "DagsterExecutionInterruptedError":
+            return True
+    return False
+
+
 def request(
     instance: dg.DagsterInstance, sensor: str, progress: Mapping[str, str], target: str, attempts: int, **run: Any
 ) -> dg.RunRequest | dg.SkipReason:
@@ -55,18 +64,19 @@ def request(
     Raises:
         StuckError: `attempts` runs failed without progress of one stage, whatever came in since.
     """
-    failures = 0
+    ended = 0
     for stage, mark in progress.items():
         tags = {SENSOR_TAG: sensor, PROGRESS_TAG + stage: mark}
-        failed = instance.get_runs(dg.RunsFilter(tags=tags, statuses=FAILED))
-        failures = max(failures, len(failed))
-        if failures >= attempts:
+        runs = instance.get_runs(dg.RunsFilter(tags=tags, statuses=FAILED))
+        ended = max(ended, len(runs))
+        failed = [run for run in runs if len(runs) >= attempts and not interrupted(instance, run)]
+        if len(failed) >= attempts:
             raise StuckError(
-                f"{failures} runs failed on the same messages without any progress, the last is run "
+                f"{len(failed)} runs failed on the same messages without any progress, the last is run "
                 f"{failed[0].run_id}. Nothing is lost and nothing is skipped: look at that run, remove the cause, then "
                 f"materialize its assets by hand; {sensor} goes on from there. (FRAUD_SENSOR_ATTEMPTS is {attempts}.)"
             )
-    key = "/".join([*(f"{stage}:{mark}" for stage, mark in progress.items()), target, str(failures)])
+    key = "/".join([*(f"{stage}:{mark}" for stage, mark in progress.items()), target, str(ended)])
     done = instance.get_runs(dg.RunsFilter(tags={SENSOR_TAG: sensor, RUN_KEY_TAG: key}), limit=1)
     if done:
         # Dagster would drop the request without a word.

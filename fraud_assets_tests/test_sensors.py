@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.errors import DagsterExecutionInterruptedError
 from dagster._core.remote_origin import ManagedGrpcPythonEnvCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
@@ -288,6 +290,24 @@ def test_progress_starts_the_count_of_failures_anew(
             for _ in range(ATTEMPTS - 1):
                 assert not daemon.run(daemon.requested()).success
         assert daemon.run(daemon.requested()).success
+
+
+def test_runs_that_a_restart_interrupts_do_not_count_as_failed(
+    daemon: Daemon, lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in `make dev` during a run, as often as it happens, never stops the sensor."""
+    land(lake, bodies(10))
+
+    def stopped(*_: Any, **__: Any) -> None:
+        raise DagsterExecutionInterruptedError
+
+    with monkeypatch.context() as restarting:
+        restarting.setattr("fraud_assets.pipeline.features.process_landed", stopped)
+        for _ in range(ATTEMPTS + 1):
+            with suppress(DagsterExecutionInterruptedError):
+                daemon.run(daemon.requested())
+    assert {run.status for run in daemon.instance.get_runs()} == {dg.DagsterRunStatus.FAILURE}
+    assert daemon.run(daemon.requested()).success
 
 
 def test_canceled_runs_count_as_failed(daemon: Daemon, lake: Lake) -> None:

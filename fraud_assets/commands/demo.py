@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +168,7 @@ def _summarise(settings: Settings, seconds: float) -> None:
     from fraud_assets.engines.duckdb import connect
     from fraud_assets.lake.books import alerts, books
     from fraud_assets.lake.tables import Lake
+    from fraud_assets.pipeline.training import CALIBRATION_DAYS
 
     lake = Lake.of(settings)
     counts, alerted = books(lake, settings), alerts(lake)
@@ -179,9 +180,9 @@ def _summarise(settings: Settings, seconds: float) -> None:
         f"{counts['duplicates']:,} duplicates = {counts['features'] + counts['quarantined'] + counts['duplicates']:,}"
     )
     _say(f"  {counts['labels']:>12,} labels of the past")
-    _say(
-        f"  {counts['scored']:>12,} scored, {alerted:,} of them alerts (budget {settings.alert_budget_per_day:g} a day)"
-    )
+    week = alerts(lake, timedelta(days=CALIBRATION_DAYS)) / CALIBRATION_DAYS
+    budget = f"budget {settings.alert_budget_per_day:g} a day, {week:.1f} a day in the last {CALIBRATION_DAYS} days"
+    _say(f"  {counts['scored']:>12,} scored, {alerted:,} of them alerts ({budget})")
     _say("\n  Top alerts (a higher score is more suspicious)")
     _say(f"    {'score':>7}  {'amount':>9}  {'when':<16}  {'customer':>9}  {'terminal':>9}  label")
     with connect(settings) as connection:

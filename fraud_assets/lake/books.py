@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from fraud_assets.core.schema import (
@@ -37,6 +40,11 @@ def books(lake: Lake, settings: Settings) -> dict[str, int]:
     }
 
 
-def alerts(lake: Lake) -> int:
-    """Predictions at or above their threshold."""
-    return dataset_of(lake.open(fraud_predictions)).count_rows(filter=pc.field("is_alert"))
+def alerts(lake: Lake, last: timedelta | None = None) -> int:
+    """Predictions at or above their threshold; with `last` those of the newest stretch of `tx_datetime` alone."""
+    scored = dataset_of(lake.open(fraud_predictions)).to_table(columns=["tx_datetime"], filter=pc.field("is_alert"))
+    times = scored["tx_datetime"]
+    if last is None or not len(times):
+        return len(times)
+    since = pc.max(times).as_py() - last
+    return pc.sum(pc.greater(times, pa.scalar(since, times.type))).as_py()

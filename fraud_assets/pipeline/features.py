@@ -77,16 +77,18 @@ def pending_landed(lake: Lake, settings: Settings) -> Pending:
 
 
 def process_landed(lake: Lake, settings: Settings, progress: Progress = lambda line: None) -> FeatureReport:
-    """Take everything that landed, from the stored positions on, batch by batch, in landing order.
+    """Take everything that has landed by now, from the stored positions on, batch by batch, in landing order.
 
     Raises:
         LakeError: a table cannot be read or written; the batches before stay committed.
     """
     began = time.monotonic()
     report = FeatureReport()
+    # Pinned: a run ends at what had landed at its start, however fast more comes in.
+    landed = lake.open(raw_transactions)
     while True:
         features, quarantine = lake.open(transaction_features), lake.open(quarantined_transactions)
-        work = pending(lake.open(raw_transactions), lambda stream: stored(features, stream), settings)  # noqa: B023
+        work = pending(landed, lambda stream: stored(features, stream), settings)  # noqa: B023
         if not work.target:
             return replace(report, seconds=time.monotonic() - began)
         begun = _begun(work, quarantine)

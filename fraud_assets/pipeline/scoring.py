@@ -83,9 +83,11 @@ def score_pending(lake: Lake, settings: Settings, progress: Progress = lambda li
     """
     began = time.monotonic()
     report = ScoringReport()
+    # Pinned: a run ends at the features of its start, however fast more come in.
+    features = lake.open(transaction_features)
     while True:
         handle = lake.open(fraud_predictions)
-        work = pending(lake.open(transaction_features), lambda stream: stored(handle, stream), settings)  # noqa: B023
+        work = pending(features, lambda stream: stored(handle, stream), settings)  # noqa: B023
         if not work.target:
             return replace(report, seconds=time.monotonic() - began)
         batch = read_batch(work, settings, columns=PREDICTION_INPUTS)
