@@ -48,7 +48,7 @@ def in_flight(instance: dg.DagsterInstance, sensor: str, silent_seconds: float) 
 
 
 def interrupted(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
-    """Whether a run failed only because Dagster was stopped under it (Ctrl-C, a restart): that is no fault of the work."""
+    """Whether a run failed only because Dagster was stopped under it (Ctrl-C, a restart), no fault of the work."""
     for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE):
         error = entry.dagster_event.step_failure_data.error if entry.dagster_event else None
         if error and error.cls_name == "DagsterExecutionInterruptedError":

@@ -111,6 +111,14 @@ class Settings(BaseSettings):
             raise ValueError(f"{', '.join(unknown)} is no contract field; choose from {', '.join(sorted(known))}")
         return value
 
+    @field_validator("home", "lake_uri")
+    @classmethod
+    def _plain_path(cls, value: Path | str) -> Path | str:
+        # delta-rs panics on them.
+        if any(bracket in str(value) for bracket in "[]"):
+            raise ValueError("a path with [ or ] cannot hold Delta tables; choose another")
+        return value
+
     @field_validator("time_zone")
     @classmethod
     def _known_zone(cls, value: str) -> str:

@@ -60,6 +60,10 @@ def test_wrong_setting(tmp_path: Path) -> None:
     assert result.returncode == 2
 
 
+def test_a_home_that_cannot_hold_delta_tables(tmp_path: Path) -> None:
+    assert_one_sentence(run(tmp_path / "lake[1]", "land", "--once"), "FRAUD_HOME", "lake[1]")
+
+
 def test_lake_where_no_folder_can_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     result = run(tmp_path, "evaluate", "--train-start", "2018-07-11", FRAUD_LAKE_URI=str(tmp_path / "file" / "lake"))
