@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import dagster as dg
 import pytest
 from deltalake import DeltaTable
 
@@ -20,6 +21,7 @@ from fraud_assets.kafka.broker import embedded_broker
 from fraud_assets.lake.tables import Lake, dataset_of, row_count
 from fraud_assets.pipeline.landing import land_topics
 from fraud_assets.settings import Settings
+from fraud_assets.setup_home import prepare_home
 from fraud_assets.streaming.land import lander_is_running, lander_lock
 from fraud_assets_tests.conftest import sender
 
@@ -41,6 +43,7 @@ def start(settings: Settings, tmp_path: Path) -> Iterator[Start]:
                 **os.environ,
                 "PYTHONPATH": str(ROOT),
                 "FRAUD_HOME": str(settings.home_path),
+                "DAGSTER_HOME": "",
                 "FRAUD_FILE_QUIET_SECONDS": "0",
                 "FRAUD_LAND_INTERVAL_SECONDS": "0.05",
                 **environment,
@@ -154,3 +157,18 @@ def test_only_one_lander_runs_for_ever(settings: Settings) -> None:
         with pytest.raises(FraudAssetsError, match="already runs"), lander_lock(settings):
             raise AssertionError("a second one must not start")
     assert not lander_is_running(settings)
+
+
+def test_dagster_is_told_what_landed(start: Start, settings: Settings, lake: Lake, send: Send) -> None:
+    """The asset graph shows landing alive: events without a run, whose rows add up to what landed."""
+    prepare_home(settings)
+    bodies = [json.dumps({"transaction_id": number}).encode() for number in range(30)]
+    send(settings.transactions_topic, bodies)
+    process = start("land", DAGSTER_HOME=str(settings.home_path / "dagster"))
+    until(lambda: count(lake) == 30)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+    with dg.DagsterInstance.from_config(str(settings.home_path / "dagster")) as instance:
+        records = instance.fetch_materializations(dg.AssetKey("raw_transactions"), limit=100).records
+    materializations = [record.asset_materialization for record in records]
+    assert sum(event.metadata["rows"].value for event in materializations if event) == 30

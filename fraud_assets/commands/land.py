@@ -15,7 +15,8 @@ from fraud_assets.settings import load_settings
 def command(once: bool, as_json: bool) -> None:
     """Land the topics and the drop folder, exactly once, until SIGTERM or Ctrl-C.
 
-    It ends after the commit that is under way, with exit code 0. While the broker is away it waits for it; with
+    It ends after the commit that is under way, with exit code 0. Dagster, where it is set up, is told
+    what landed every 30 s. While the broker is away it waits for it; with
     --once that is an error. Lines go to standard error.
 
     \b
@@ -23,6 +24,7 @@ def command(once: bool, as_json: bool) -> None:
              fraud-assets land --once --json
     """
     from fraud_assets.lake.tables import Lake
+    from fraud_assets.streaming.dagster_events import report_landed
     from fraud_assets.streaming.land import land_forever, land_once, lander_lock, stopped_by_signals
 
     if as_json and not once:
@@ -42,7 +44,7 @@ def command(once: bool, as_json: bool) -> None:
         with lander_lock(settings):
             _say(f"Landing into {lake.root}; drop files into {settings.incoming}. Ctrl-C ends it.")
             settings.incoming.mkdir(parents=True, exist_ok=True)
-            land_forever(lake, settings, _say, stop)
+            land_forever(lake, settings, _say, stop, lambda reports: report_landed(settings, reports, _say))
     _say("Stopped; everything that was told is committed.")
 
 

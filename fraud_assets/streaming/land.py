@@ -33,6 +33,7 @@ _LOCK_TRIES = 20
 _LOCK_PAUSE_SECONDS = 0.05
 
 Say = Callable[[str], None]
+Tell = Callable[[dict[str, LandingReport]], None]
 
 
 class LanderRunsError(FraudAssetsError):
@@ -112,16 +113,19 @@ def land_once(lake: Lake, settings: Settings, say: Say, stop: threading.Event) -
     return {name: merged(report, landed[name]) for name, report in reports.items()}
 
 
-def land_forever(lake: Lake, settings: Settings, say: Say, stop: threading.Event) -> None:
+def land_forever(
+    lake: Lake, settings: Settings, say: Say, stop: threading.Event, tell: Tell = lambda reports: None
+) -> None:
     """Lands every FRAUD_LAND_INTERVAL_SECONDS until `stop` is set; ends after the commit that is under way.
 
-    An outage of the broker is told once and waited for; the drop folder goes on meanwhile.
+    An outage of the broker is told once and waited for; the drop folder goes on meanwhile. `tell` gets what landed
+    by table name, added up over some 30 s.
 
     Raises:
         MessagesLostError: messages are gone that had not landed; nothing is skipped.
         LakeError: a table cannot be written.
     """
-    news = _News(say)
+    news = _News(say, tell)
     connection = _Connection(settings)
     try:
         while not stop.is_set():
@@ -168,8 +172,10 @@ class _Connection:
 class _News:
     """What the loop says: changes of state at once, landed rows every few seconds, all-is-well once a minute."""
 
-    def __init__(self, say: Say) -> None:
+    def __init__(self, say: Say, tell: Tell) -> None:
         self._say = say
+        self._tell = tell
+        self._untold = empty_reports()
         self._outage = ""
         self._rows = {raw_transactions.name: 0, fraud_labels.name: 0}
         self._total = dict(self._rows)
@@ -178,9 +184,10 @@ class _News:
         self._told = monotonic()
 
     def files_landed(self, reports: dict[str, LandingReport]) -> None:
-        """Counts what files added; `land_files` told of them itself."""
+        """Counts what files added; `land_files` said it itself."""
         for name, report in reports.items():
             self._total[name] += report.rows
+            self._untold[name] = merged(self._untold[name], report)
 
     def topics_landed(self, reports: dict[str, LandingReport]) -> None:
         if self._outage:
@@ -190,8 +197,10 @@ class _News:
             self._rows[name] += report.rows
             self._total[name] += report.rows
             self._refused += report.quarantined
+            self._untold[name] = merged(self._untold[name], report)
         now = monotonic()
-        if (any(self._rows.values()) or self._refused) and now - self._told_rows >= _LANDED_LINE_SECONDS:
+        news = any(report.rows or report.files for report in self._untold.values())
+        if (news or self._refused) and now - self._told_rows >= _LANDED_LINE_SECONDS:
             self._tell_rows(now)
         elif now - self._told >= _QUIET_LINE_SECONDS:
             self._told = now
@@ -205,13 +214,21 @@ class _News:
     def ended(self) -> None:
         if any(self._rows.values()) or self._refused:
             self._tell_rows(monotonic())
+        else:
+            self._tell_of_all()
 
     def _tell_rows(self, now: float) -> None:
         refused = f", {self._refused:,} labels quarantined" if self._refused else ""
-        self._say(f"Landed {self._amounts(self._rows)}{refused}.")
+        if any(self._rows.values()) or self._refused:
+            self._say(f"Landed {self._amounts(self._rows)}{refused}.")
+        self._tell_of_all()
         self._rows = dict.fromkeys(self._rows, 0)
         self._refused = 0
         self._told = self._told_rows = now
+
+    def _tell_of_all(self) -> None:
+        self._tell(self._untold)
+        self._untold = empty_reports()
 
     @staticmethod
     def _amounts(rows: dict[str, int]) -> str:
