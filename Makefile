@@ -25,7 +25,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not there: install Python 3.11 or set PYTHON=…" >&2; exit 1; }
 	@[ -x $(BIN)/pip ] && $(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv >&2
 	@$(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION) >&2 || true
-	@VIRTUAL_ENV="$(CURDIR)/.venv" $(BIN)/uv pip install --quiet $(PACKAGES) >&2 || { \
+	@UV_SYSTEM_CERTS=1 VIRTUAL_ENV="$(CURDIR)/.venv" $(BIN)/uv pip install --quiet $(PACKAGES) >&2 || { \
 		echo "uv could not install; pip does it instead, in some minutes …" >&2; \
 		$(BIN)/pip install --quiet --disable-pip-version-check $(PACKAGES) >&2; }
 	@touch $@

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import NoReturn
 
 import click
 
-from fraud_assets.errors import FraudAssetsError
+from fraud_assets.errors import FraudAssetsError, disk_fault
 
 COMMANDS = {
     "broker": "Run the embedded broker in the foreground.",
@@ -61,8 +62,17 @@ def main() -> None:
         click.echo("Interrupted.", err=True)
         sys.exit(130)
     except FraudAssetsError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(error.exit_code)
+        _fail(error)
+    except OSError as error:
+        fault = disk_fault(error)
+        if fault is None:
+            raise
+        _fail(fault)
+
+
+def _fail(error: FraudAssetsError) -> NoReturn:
+    click.echo(f"Error: {error}", err=True)
+    sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,10 @@ Every message names the setting or file, the value it has, and what to do. The c
 without a stack trace and exits with `exit_code`; assets raise it as a Dagster `Failure`.
 """
 
+from __future__ import annotations
+
+import errno
+
 
 class FraudAssetsError(Exception):
     """Base of all errors that a person can act upon."""
@@ -35,3 +39,20 @@ class NotEnoughDataError(FraudAssetsError):
 
 class NoChampionError(FraudAssetsError):
     """No model version carries the champion alias yet."""
+
+
+class DiskError(FraudAssetsError):
+    """A file or folder of the platform cannot be read or written."""
+
+
+_DISK_FAULTS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOTDIR})
+
+
+def disk_fault(error: OSError) -> DiskError | None:
+    """The sentence for a disk that is full, read-only or closed to us; None where it is something else."""
+    if error.errno not in _DISK_FAULTS:
+        return None
+    place = error.filename or "A file of the platform"
+    return DiskError(
+        f"{place} cannot be used: {error.strerror}. Free or unlock that disk, or point FRAUD_HOME to another folder."
+    )

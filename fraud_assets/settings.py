@@ -29,7 +29,7 @@ class Settings(BaseSettings):
 
     home: Path = Field(Path(".fraud"), description="Folder of all state: lake, registry, Dagster, drop folder.")
     lake_uri: str = Field("", description="Where the Delta tables are; empty means `lake` under FRAUD_HOME.")
-    engine: Literal["duckdb"] = Field("duckdb", description="Feature engine.")
+    engine: Literal["duckdb"] = Field("duckdb", description="Feature engine; there is only this one yet.")
     duckdb_memory_limit: str = Field("1GB", description="Memory that DuckDB may use before it spills to disk.")
 
     kafka_bootstrap_servers: str = Field(

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from fraud_assets.core.schema import raw_transactions
+from fraud_assets.engines.duckdb import connect
 from fraud_assets.errors import LakeError
 from fraud_assets.lake.tables import Lake, row_count
+from fraud_assets.settings import load_settings
 from fraud_assets_tests.landed import land
 
 
@@ -72,6 +74,31 @@ def test_lake_where_no_folder_can_be(tmp_path: Path) -> None:
 
 def test_evaluation_without_data(tmp_path: Path) -> None:
     assert_one_sentence(run(tmp_path, "evaluate", "--train-start", "2018-07-11"), "2018-07-11")
+
+
+def test_a_table_whose_log_is_broken(tmp_path: Path) -> None:
+    log = tmp_path / "lake" / "transaction_features" / "_delta_log"
+    log.mkdir(parents=True)
+    (log / f"{0:020}.json").write_text("{broken")
+    result = run(tmp_path, "evaluate", "--train-start", "2018-07-11")
+    assert_one_sentence(result, "transaction_features", "Json error", "FRAUD_LAKE_URI")
+    assert "<unknown>" not in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [("land",), ("land", "--once"), ("broker",), ("demo",)])
+def test_read_only_disk(small_disk: Path, arguments: tuple[str, ...]) -> None:
+    incoming = small_disk / "incoming"
+    incoming.mkdir()
+    (incoming / "day.jsonl").write_text('{"transaction_id": 1}\n')
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    result = run(small_disk, *arguments, FRAUD_FILE_QUIET_SECONDS="0")
+    assert_one_sentence(result, str(small_disk), "FRAUD_HOME")
+
+
+def test_no_memory_and_no_disk_to_spill_to(small_disk: Path) -> None:
+    settings = load_settings(home=small_disk, duckdb_memory_limit="8MB")
+    with pytest.raises(LakeError, match=r"FRAUD_DUCKDB_MEMORY_LIMIT \(8MB\)"), connect(settings) as connection:
+        connection.sql("select hash(i) as h, i from range(5000000) t(i) order by h").to_arrow_table()
 
 
 @pytest.fixture

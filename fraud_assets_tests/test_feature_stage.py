@@ -100,6 +100,35 @@ def test_the_first_that_landed_wins_within_the_horizon(settings: Settings, lake:
     assert books(lake, settings)["duplicates"] == 2
 
 
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_an_id_is_free_again_after_the_horizon(
+    settings: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch, pieces: int
+) -> None:
+    """Landed on days 0, 60 and 120 with a horizon of 90: judged by the last accepted, in one batch or three."""
+    for number, day in enumerate((0, 60, 120)):
+        with monkeypatch.context() as clock:
+            clock.setattr("fraud_assets.lake.append.datetime", at_day(day))
+            land(lake, [body(42, FIRST, tx_amount=day)], first_offset=number)
+        if pieces == 3:
+            process_landed(lake, settings)
+    process_landed(lake, settings)
+    rows = dataset_of(lake.open(transaction_features)).to_table(columns=["tx_amount"])
+    assert sorted(rows["tx_amount"].to_pylist()) == [0.0, 120.0]
+    details = dataset_of(lake.open(quarantined_transactions)).to_table(columns=["detail"])["detail"].to_pylist()
+    assert details == ["its transaction_id landed first as transactions 0/0"]
+
+
+def at_day(day: int) -> type[datetime]:
+    """A clock that stands so many days after the first."""
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return (FIRST + timedelta(days=day)).astimezone(tz)
+
+    return Clock
+
+
 def test_batches_and_pieces_change_nothing(settings: Settings, make_settings: Any, tmp_path: Any) -> None:
     """Landed in one piece or in many, in large batches or small ones: the same features of the same transactions."""
     draw = random.Random(5)

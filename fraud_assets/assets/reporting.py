@@ -6,7 +6,7 @@ from typing import Any
 
 import dagster as dg
 
-from fraud_assets.errors import FraudAssetsError
+from fraud_assets.errors import FraudAssetsError, disk_fault
 
 
 @contextmanager
@@ -14,8 +14,11 @@ def failures_in_words() -> Iterator[None]:
     """Turns errors that a person can act upon into a Dagster `Failure` with that sentence."""
     try:
         yield
-    except FraudAssetsError as error:
-        raise dg.Failure(description=str(error), metadata={"error": type(error).__name__}) from None
+    except (FraudAssetsError, OSError) as error:
+        reason = disk_fault(error) if isinstance(error, OSError) else error
+        if reason is None:
+            raise
+        raise dg.Failure(description=str(reason), metadata={"error": type(reason).__name__}) from None
 
 
 def materialized(

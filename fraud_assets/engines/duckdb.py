@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from fraud_assets.core import features
 from fraud_assets.core.schema import WINDOW_DAYS
+from fraud_assets.errors import LakeError
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -28,10 +29,24 @@ if TYPE_CHECKING:
 
 @contextmanager
 def connect(settings: Settings) -> Iterator[DuckDBPyConnection]:
-    """A connection with views of its own; all of a process share FRAUD_DUCKDB_MEMORY_LIMIT, spill under FRAUD_HOME."""
-    connection = _instance(settings.duckdb_memory_limit, str(settings.home_path / "spill")).cursor()
+    """A connection with views of its own; all of a process share FRAUD_DUCKDB_MEMORY_LIMIT, spill under FRAUD_HOME.
+
+    Raises:
+        LakeError: a file cannot be read, or neither memory nor disk is enough.
+    """
+    spill = settings.home_path / "spill"
+    connection = _instance(settings.duckdb_memory_limit, str(spill)).cursor()
+    import duckdb
+
     try:
         yield connection
+    except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
+        cause = str(error).strip().splitlines()[0]
+        raise LakeError(
+            f"DuckDB cannot go on: {cause[:300]}. Check the lake and the free space at {spill}, raise "
+            f"FRAUD_DUCKDB_MEMORY_LIMIT ({settings.duckdb_memory_limit}), or lower FRAUD_BATCH_ROWS "
+            f"({settings.batch_rows})."
+        ) from error
     finally:
         connection.close()
 

@@ -46,7 +46,7 @@ def commit(
     properties = CommitProperties(
         custom_metadata={key: str(value) for key, value in (metadata or {}).items()},
         app_transactions=[Transaction(stream.app_id, offset) for stream, offset in positions.items()],
-        # A retry inside delta-rs would skip our own look at the stored positions for nothing.
+        # Commits of other streams do not conflict: delta-rs puts ours behind theirs, up to so many.
         max_commit_retries=15,
     )
     try:

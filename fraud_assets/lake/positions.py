@@ -56,7 +56,7 @@ def positions_of(rows: pa.Table) -> dict[Stream, int]:
 def beyond(rows: pa.Table, handle: DeltaTable) -> pa.Table:
     """The rows that the handle's version does not contain yet."""
     keep = None
-    for stream, last in positions_of(rows).items():
+    for stream in positions_of(rows):
         known = stored(handle, stream)
         if known == NOTHING:
             continue
@@ -64,7 +64,7 @@ def beyond(rows: pa.Table, handle: DeltaTable) -> pa.Table:
             pc.and_(pc.equal(rows["topic"], stream.topic), pc.equal(rows["lineage"], stream.lineage)),
             pc.equal(rows["partition"], stream.partition),
         )
-        fresh = pc.invert(pc.and_(same, pc.less_equal(rows["offset"], known))) if known <= last else pc.invert(same)
+        fresh = pc.invert(pc.and_(same, pc.less_equal(rows["offset"], known)))
         keep = fresh if keep is None else pc.and_(keep, fresh)
     return rows if keep is None else rows.filter(keep)
 

@@ -73,7 +73,8 @@ class Lake:
 
 def unreadable(uri: str, error: Exception) -> LakeError:
     """The one sentence for a table that cannot be read or written, by what the cause looks like."""
-    cause = " ".join(str(error).split())
+    # delta-rs appends the frames of its own stack to some messages.
+    cause = " ".join(str(error).split()).split(" 0: <unknown>")[0]
     folder = Path(uri.removeprefix("file://"))
     lowered = cause.lower()
     if "no space left" in lowered or "os error 28" in lowered or "enospc" in lowered:

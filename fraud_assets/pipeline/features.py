@@ -70,12 +70,6 @@ class FeatureReport:
         )
 
 
-def pending_landed(lake: Lake, settings: Settings) -> Pending:
-    """Landed messages that features do not hold yet."""
-    features = lake.open(transaction_features)
-    return pending(lake.open(raw_transactions), lambda stream: stored(features, stream), settings)
-
-
 def process_landed(lake: Lake, settings: Settings, progress: Progress = lambda line: None) -> FeatureReport:
     """Take everything that has landed by now, from the stored positions on, batch by batch, in landing order.
 
@@ -221,28 +215,25 @@ def _repeated(valid: pa.Table, features: DeltaTable, settings: Settings) -> dict
         if not doubles.num_rows:
             return {}
         connection.register("doubles", doubles)
-        rows = connection.sql(
-            f"""
-            with known as (
-                select f.transaction_id, f.topic, f."partition", f."offset", epoch_us(f.ingested_at) as landed_us
-                from features f semi join doubles using (transaction_id)
-            ), again as (
-                select * from ids semi join doubles using (transaction_id)
-            ), earlier as (
-                select again."row", known.topic, known."partition", known."offset" from again join known
-                using (transaction_id) where again.landed_us - known.landed_us <= {window_us}
-                union all
-                select "row", first_topic, first_partition, first_offset from (
-                    select "row", row_number() over same_id as place, first_value(topic) over same_id as first_topic,
-                        first_value("partition") over same_id as first_partition,
-                        first_value("offset") over same_id as first_offset
-                    from again window same_id as (partition by transaction_id order by "row")
-                ) where place > 1
-            )
-            select "row", min(topic), min("partition"), min("offset") from earlier group by 1 order by 1
-            """
+        known = connection.sql(
+            f"""select transaction_id, epoch_us(ingested_at), topic, "partition", "offset"
+            from features semi join doubles using (transaction_id) order by {LANDING_ORDER}"""
         ).fetchall()
-    return {row: f"its transaction_id landed first as {topic} {part}/{offset}" for row, topic, part, offset in rows}
+        again = connection.sql(
+            """select "row", transaction_id, landed_us, topic, "partition", "offset"
+            from ids semi join doubles using (transaction_id) order by "row" """
+        ).fetchall()
+    # One by one, for a row is judged by the last one accepted before it, which may be of this very batch.
+    accepted = {known_id: (landed_us, place) for known_id, landed_us, *place in known}
+    repeated = {}
+    for row, transaction_id, landed_us, *place in again:
+        before = accepted.get(transaction_id)
+        if before is not None and landed_us - before[0] <= window_us:
+            topic, partition, offset = before[1]
+            repeated[row] = f"its transaction_id landed first as {topic} {partition}/{offset}"
+        else:
+            accepted[transaction_id] = (landed_us, place)
+    return repeated
 
 
 def _features(
@@ -327,6 +318,7 @@ def _labels(known: pa.Table, labels: DeltaTable, settings: Settings) -> pa.Table
     A label that came later is in no window.
     """
     first, last = (edge.as_py() for edge in pc.min_max(known["event_us"]).values())
+    # A label is younger than its transaction, but for clocks that differ.
     since = first - timedelta(days=1) // timedelta(microseconds=1)
     recent = files_within(labels, {"labelled_at": (_moment(since), _moment(last))})
     within = f"epoch_us(labelled_at) between {since} and {last}"

@@ -6,21 +6,10 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import numpy as np
-
 from fraud_assets.kafka.producer import Message
 from fraud_assets.settings import Settings
 
 BadBody = Callable[[bytes, Settings], bytes]
-
-
-def bad_messages(bodies: list[bytes], count: int, seed: int, settings: Settings) -> Iterator[tuple[str, bytes]]:
-    """So many (kind, body) pairs, each kind in turn, made of the given good bodies; the same for the same seed."""
-    rng = np.random.default_rng((seed, count))
-    kinds = list(KINDS)
-    for number in range(count):
-        kind = kinds[number % len(kinds)]
-        yield kind, KINDS[kind](bodies[rng.integers(len(bodies))], settings)
 
 
 def mixed_in(messages: Iterable[Message], count: int, every: int, settings: Settings) -> Iterator[Message]:
