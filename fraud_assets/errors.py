@@ -29,6 +29,14 @@ class MessagesLostError(BrokerError):
     """The broker no longer has messages that were not landed yet."""
 
 
+class TopicRemadeError(BrokerError):
+    """The topic was deleted and made anew while it was read."""
+
+
+class RegistryError(BrokerError):
+    """The schema registry cannot be asked; like an outage of the broker it is waited for, and nothing is skipped."""
+
+
 class LakeError(FraudAssetsError):
     """A table cannot be read or written."""
 

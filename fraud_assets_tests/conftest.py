@@ -4,28 +4,42 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pytest
 
+from fraud_assets.kafka.apache import Cluster, apache_kafka, why_not
 from fraud_assets.kafka.broker import Broker, embedded_broker
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings, load_settings
+from fraud_assets_tests.object_store import ObjectStore, object_store
+
+if TYPE_CHECKING:
+    from fraud_assets_tests.secure_kafka import SecureKafka
 
 Send = Callable[..., None]
+MakeTopic = Callable[..., str]
+Start = Callable[..., "subprocess.Popen[str]"]
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
 def make_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settings]:
     """Settings of the test's own home, with overrides; nothing of the machine's environment counts."""
     for name in list(os.environ):
-        if name.startswith(("FRAUD_", "KAFKA_", "MLFLOW_")) and name != "FRAUD_HANDBOOK_DATA":
+        ours = name.startswith(("FRAUD_", "AWS_", "KAFKA_", "MLFLOW_", "CONFLUENT_", "SCHEMA_REGISTRY_"))
+        if ours and name != "FRAUD_HANDBOOK_DATA":
             monkeypatch.delenv(name)
 
     def make(**overrides: Any) -> Settings:
         defaults: dict[str, Any] = {
+            "_env_file": None,
             "home": tmp_path / "home",
             "lake_uri": "",
             "kafka_bootstrap_servers": "",
@@ -54,6 +68,119 @@ def broker(settings: Settings) -> Iterator[Broker]:
     """An embedded broker in this process, named in the broker.json of that home."""
     with embedded_broker(settings) as running:
         yield running
+
+
+@cache
+def _why_no_apache_kafka() -> str | None:
+    return why_not()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips the tests of Apache Kafka where it cannot be started; from here, so that one line tells of them all."""
+    if "kafka_jars" in getattr(item, "fixturenames", ()) and (reason := _why_no_apache_kafka()):
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def kafka_jars() -> None:
+    """A test that asks for it needs Apache Kafka, and is skipped where there is none."""
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    """An S3 server for all tests of this worker. Mark its users `pytest.mark.xdist_group("s3")`."""
+    with object_store(tmp_path_factory.mktemp("s3")) as store:
+        yield store
+
+
+@pytest.fixture
+def s3_settings(make_settings: Callable[..., Settings], s3: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings of the test's own home and its own prefix on the S3 server, for the test's processes too."""
+    prefix = uuid4().hex[:8]
+    settings = make_settings(**s3.settings(prefix))
+    for name, value in s3.environment(prefix).items():
+        monkeypatch.setenv(name, value)
+    return settings
+
+
+@pytest.fixture(scope="session")
+def apache(kafka_jars: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One node of Apache Kafka for all tests of this worker. Mark its users `pytest.mark.xdist_group("apache")`."""
+    with apache_kafka(tmp_path_factory.mktemp("apache")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def kafka(kafka_jars: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureKafka]:
+    """One node of Apache Kafka with log-in and encryption. Mark its users `pytest.mark.xdist_group("secure")`."""
+    from fraud_assets_tests.secure_kafka import secure_kafka
+
+    with secure_kafka(tmp_path_factory.mktemp("secure")) as running:
+        yield running
+
+
+@pytest.fixture
+def make_topic(apache: Cluster) -> MakeTopic:
+    """`make_topic(name="t", partitions=1, **config)`: makes a topic of Apache Kafka; gives its unique name."""
+    return topic_maker(apache.bootstrap)
+
+
+@pytest.fixture
+def apache_settings(make_settings: Callable[..., Settings], apache: Cluster, make_topic: MakeTopic) -> Settings:
+    """Settings of the test's own home and its own two topics at Apache Kafka, of two partitions each."""
+    return make_settings(
+        kafka_bootstrap_servers=apache.bootstrap,
+        transactions_topic=make_topic("transactions", partitions=2),
+        labels_topic=make_topic("fraud-labels", partitions=2),
+    )
+
+
+def topic_maker(bootstrap: str) -> MakeTopic:
+    """What the fixture `make_topic` is, for another cluster."""
+
+    def make(name: str = "t", partitions: int = 1, **config: Any) -> str:
+        from confluent_kafka.admin import AdminClient, NewTopic
+
+        topic = f"{name}-{uuid4().hex[:8]}"
+        admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+        settings = {key.replace("_", "."): str(value) for key, value in config.items()}
+        admin.create_topics([NewTopic(topic, partitions, config=settings)])[topic].result(timeout=30)
+        return topic
+
+    return make
+
+
+@pytest.fixture
+def start(settings: Settings, tmp_path: Path) -> Iterator[Start]:
+    """`start("land", FRAUD_…=…)`: a process of the command line under the test's home, ended with the test."""
+    running: list[subprocess.Popen[str]] = []
+
+    def begin(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fraud_assets.cli", *arguments],
+            cwd=tmp_path,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "FRAUD_HOME": str(settings.home_path),
+                "DAGSTER_HOME": "",
+                "FRAUD_FILE_QUIET_SECONDS": "0",
+                "FRAUD_LAND_INTERVAL_SECONDS": "0.05",
+                "FRAUD_LAND_HTTP": "127.0.0.1:19108",
+                **environment,
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        running.append(process)
+        return process
+
+    yield begin
+    for process in running:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
 
 
 @pytest.fixture

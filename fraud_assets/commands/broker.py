@@ -1,32 +1,80 @@
-"""`fraud-assets broker`: the embedded broker in the foreground."""
+"""`fraud-assets broker`: a broker in the foreground, embedded or Apache Kafka."""
 
 from __future__ import annotations
 
+import threading
+
 import click
 
-from fraud_assets.settings import load_settings
+from fraud_assets.settings import Settings, load_settings
+
+PORT = 9092
 
 
 @click.command("broker", context_settings={"help_option_names": ["-h", "--help"]})
-def command() -> None:
-    """Run the embedded broker until SIGTERM or Ctrl-C, for demos and development.
+@click.option("--apache", is_flag=True, help="Apache Kafka (one node, KRaft) instead; keeps its messages.")
+@click.option("--port", type=click.IntRange(1, 65_535), help=f"With --apache: port on 127.0.0.1; {PORT}.")
+@click.option("--if-none-configured", is_flag=True, help="Where a broker is configured, only wait for the end.")
+def command(apache: bool, port: int | None, if_none_configured: bool) -> None:
+    """Run a broker on 127.0.0.1 until SIGTERM or Ctrl-C, for demos and development.
 
-    It speaks the Kafka protocol on 127.0.0.1 and keeps about 5 MB a partition in memory, so let
-    `fraud-assets land` run beside it. It is not used where KAFKA_BOOTSTRAP_SERVERS is set.
+    The embedded one speaks the Kafka protocol and keeps about 5 MB a partition in memory, so let
+    `fraud-assets land` run beside it. It is not used where KAFKA_BOOTSTRAP_SERVERS or KAFKA_CLIENT_PROPERTIES is set.
+
+    With --apache it is Apache Kafka from its jars, with both topics made and all data under FRAUD_HOME/apache-kafka.
+    It needs Java 17 and, the first time, Maven; set KAFKA_BOOTSTRAP_SERVERS to what it prints to use it.
 
     \b
     Example: fraud-assets broker
+             fraud-assets broker --apache --port 9092
     """
-    from fraud_assets.kafka.broker import embedded_broker
+    from fraud_assets.kafka.broker import real_broker_is_named
     from fraud_assets.streaming.land import stopped_by_signals
 
+    if port and not apache:
+        raise click.UsageError("--port goes with --apache.")
     settings = load_settings()
-    with stopped_by_signals() as stop, embedded_broker(settings) as broker:
+    with stopped_by_signals() as stop:
+        if if_none_configured and real_broker_is_named(settings):
+            _wait_only(settings, stop)
+        elif apache:
+            _run_apache(settings, port or PORT, stop)
+        else:
+            _run_embedded(settings, stop)
+
+
+def _wait_only(settings: Settings, stop: threading.Event) -> None:
+    from fraud_assets.kafka.broker import broker_of
+
+    broker = broker_of(settings)
+    click.echo(f"{broker.named_by} names {broker.bootstrap}: no broker is started here.")
+    stop.wait()
+
+
+def _run_embedded(settings: Settings, stop: threading.Event) -> None:
+    from fraud_assets.kafka.broker import broker_of, embedded_broker, real_broker_is_named
+
+    with embedded_broker(settings) as broker:
         click.echo(f"Broker at {broker.bootstrap}, named in {settings.broker_file}. Ctrl-C ends it.")
-        if settings.kafka_bootstrap_servers:
-            click.echo(
-                f"KAFKA_BOOTSTRAP_SERVERS is {settings.kafka_bootstrap_servers!r} and wins over this one.", err=True
-            )
+        if real_broker_is_named(settings):
+            real = broker_of(settings)
+            click.echo(f"{real.named_by} names {real.bootstrap!r} and wins over this one.", err=True)
         click.echo("Next, in other terminals: `fraud-assets land`, then `fraud-assets simulate --count 5000`.")
         stop.wait()
     click.echo("Broker stopped; its messages are gone.")
+
+
+def _run_apache(settings: Settings, port: int, stop: threading.Event) -> None:
+    from fraud_assets.kafka.apache import apache_kafka
+    from fraud_assets.kafka.broker import Broker
+    from fraud_assets.kafka.topics import make_topics
+
+    folder = settings.home_path / "apache-kafka"
+    click.echo("Starting Apache Kafka; the first time its jars are resolved by Maven …", err=True)
+    with apache_kafka(folder, port=port) as cluster:
+        make_topics(Broker(cluster.bootstrap, embedded=False, lineage=None), settings)
+        click.echo(f"Apache Kafka at {cluster.bootstrap}, data in {folder}. Ctrl-C ends it. In other terminals:")
+        click.echo(f"export KAFKA_BOOTSTRAP_SERVERS={cluster.bootstrap}")
+        while not stop.wait(1.0):
+            cluster.check()
+    click.echo("Apache Kafka stopped; its messages are kept.")

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from fraud_assets.settings import load_settings
+from fraud_assets.simulator.outlet import Via, via_option
 
 
 @click.command("replay", context_settings={"help_option_names": ["-h", "--help"]})
@@ -22,9 +23,15 @@ from fraud_assets.settings import load_settings
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Transactions to send, at most.")
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Messages a second, at most.")
+@via_option
 @click.option("--json", "as_json", is_flag=True, help="Summary as one JSON object.")
 def command(
-    files: tuple[Path, ...], mapping: tuple[str, ...], limit: int | None, rate: float | None, as_json: bool
+    files: tuple[Path, ...],
+    mapping: tuple[str, ...],
+    limit: int | None,
+    rate: float | None,
+    via: Via | None,
+    as_json: bool,
 ) -> None:
     """Produce the transactions of Parquet, CSV or JSON-lines FILES, and their fraud labels.
 
@@ -41,9 +48,8 @@ def command(
       fraud-assets replay train_first_5039_rows.parquet --map transaction_id=trans_num,customer_id=cc_num \\
         --map terminal_id=merchant,tx_amount=amt,tx_datetime=trans_date_trans_time
     """
-    from fraud_assets.kafka.broker import broker_of
-    from fraud_assets.kafka.producer import Producer
     from fraud_assets.simulator.event_order import EventOrder
+    from fraud_assets.simulator.outlet import outlet
     from fraud_assets.simulator.pace import paced, progress
     from fraud_assets.simulator.replay import open_source, replayed
 
@@ -54,7 +60,7 @@ def command(
     total = min(sum(known), limit or sum(known)) if len(known) == len(sources) else limit
     order = EventOrder(settings)
     began = time.monotonic()
-    with Producer(broker_of(settings), settings) as producer, progress(total, "replay") as tick:
+    with outlet(settings, via) as producer, progress(total, "replay") as tick:
         for message in paced(replayed(sources, order, limit), rate):
             producer.send(message)
             tick()

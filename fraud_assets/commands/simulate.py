@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fraud_assets.settings import Settings, load_settings
+from fraud_assets.simulator.outlet import Via, via_option
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from fraud_assets.kafka.producer import Message
 
 LIVE_CUSTOMERS = 1_000
 LIVE_RATE = 2.0
@@ -38,6 +41,7 @@ LIVE_BAD_EVERY = 50
 )
 @click.option("--bad", type=click.IntRange(min=0), default=0, help="Broken messages to mix in, of a dozen kinds.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write a Parquet file; produce nothing.")
+@via_option
 @click.option("--json", "as_json", is_flag=True, help="Summary as one JSON object.")
 def command(
     count: int | None,
@@ -51,6 +55,7 @@ def command(
     label_delay: float,
     bad: int,
     out: Path | None,
+    via: Via | None,
     as_json: bool,
 ) -> None:
     """Produce simulated card transactions, about 1 % frauds of three kinds, and the frauds' labels.
@@ -63,16 +68,17 @@ def command(
              fraud-assets simulate --live --history-days 30 --rate 5
     """
     settings = load_settings()
-    if out and (live or bad or rate):
-        raise click.UsageError("--out writes a file: --live, --bad and --rate do not go with it.")
+    if out and (live or bad or rate or via):
+        raise click.UsageError("--out writes a file: --live, --bad, --rate and --via do not go with it.")
     if live and (count or days or end):
         raise click.UsageError("--live goes by the clock: use --history-days instead of --count, --days and --end.")
     began = time.monotonic()
     if live:
-        summary = _live(settings, seed, customers or LIVE_CUSTOMERS, rate or LIVE_RATE, history_days, label_delay, bad)
+        people = customers or LIVE_CUSTOMERS
+        summary = _live(settings, seed, people, rate or LIVE_RATE, history_days, label_delay, bad, via)
     else:
         made = _made(count, days, customers, seed, end)
-        summary = _written(made, out) if out else _produced(settings, made, rate, bad)
+        summary = _written(made, out) if out else _produced(settings, made, rate, bad, via)
     summary["seconds"] = round(time.monotonic() - began, 3)
     click.echo(json.dumps(summary) if as_json else _in_words(summary))
 
@@ -116,7 +122,7 @@ def produce_simulated(
     Args:
         on_wait: lands something, when the embedded broker can take no more before that.
     """
-    return _produced(settings, _made(count, days, None, seed, end), None, bad, on_wait)
+    return _produced(settings, _made(count, days, None, seed, end), None, bad, "kafka", on_wait)
 
 
 def _produced(
@@ -124,19 +130,19 @@ def _produced(
     made: pa.Table,
     rate: float | None,
     bad: int,
+    via: Via | None,
     on_wait: Callable[[], object] | None = None,
 ) -> dict[str, Any]:
-    from fraud_assets.kafka.broker import broker_of
-    from fraud_assets.kafka.producer import Message, Producer
     from fraud_assets.simulator.bad import mixed_in
     from fraud_assets.simulator.event_order import EventOrder
+    from fraud_assets.simulator.outlet import outlet
     from fraud_assets.simulator.pace import paced, progress
 
     order = EventOrder(settings)
     messages: Iterable[Message] = order.messages(made.to_batches(20_000))
     if bad:
         messages = mixed_in(messages, bad, max(1, made.num_rows // bad), settings)
-    with Producer(broker_of(settings), settings, on_wait) as producer, progress(made.num_rows, "simulate") as tick:
+    with outlet(settings, via, on_wait) as producer, progress(made.num_rows, "simulate") as tick:
         for message in paced(iter(messages), rate):
             producer.send(message)
             tick()
@@ -150,14 +156,20 @@ def _produced(
 
 
 def _live(
-    settings: Settings, seed: int, customers: int, rate: float, history_days: int, label_delay: float, bad: int
+    settings: Settings,
+    seed: int,
+    customers: int,
+    rate: float,
+    history_days: int,
+    label_delay: float,
+    bad: int,
+    via: Via | None,
 ) -> dict[str, Any]:
-    from fraud_assets.kafka.broker import broker_of
-    from fraud_assets.kafka.producer import Producer
     from fraud_assets.simulator.bad import mixed_in
     from fraud_assets.simulator.event_order import EventOrder
     from fraud_assets.simulator.generator import population, simulate
     from fraud_assets.simulator.live import LiveTraffic
+    from fraud_assets.simulator.outlet import outlet
     from fraud_assets.simulator.pace import progress
 
     stop = _StopSignal()
@@ -170,7 +182,7 @@ def _live(
     people = population(customers, seed)
     order = EventOrder(settings)
     traffic = LiveTraffic(people, settings, rate, timedelta(seconds=label_delay), stop.is_set)
-    with stop, Producer(broker_of(settings), settings, on_wait=pause) as producer:
+    with stop, outlet(settings, via, on_wait=pause) as producer:
         if history_days:
             count = max(1, round(people.payments_per_day * history_days))
             backlog = simulate(count, seed=seed, end=datetime.now(UTC), days=history_days, customers=customers)

@@ -11,11 +11,12 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from uuid import uuid4
 
 from fraud_assets.errors import BrokerError
+from fraud_assets.kafka.connection import connection
 from fraud_assets.settings import Settings
 
 _ANSWER_SECONDS = 10.0
@@ -24,11 +25,17 @@ _CONNECT_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Broker:
-    """Where the broker is. `lineage` names the life of an embedded one; a real one has an id per topic."""
+    """Where the broker is.
+
+    Attributes:
+        lineage: of an embedded broker, names its life; a real one has an id per topic.
+        named_by: where its address is set, for error messages.
+    """
 
     bootstrap: str
     embedded: bool
     lineage: str | None
+    named_by: str = field(default="KAFKA_BOOTSTRAP_SERVERS", compare=False)
 
     @property
     def name(self) -> str:
@@ -37,13 +44,15 @@ class Broker:
 
 
 def broker_of(settings: Settings) -> Broker:
-    """The broker of KAFKA_BOOTSTRAP_SERVERS, else the embedded one that runs under FRAUD_HOME.
+    """The broker of KAFKA_BOOTSTRAP_SERVERS or KAFKA_CLIENT_PROPERTIES, else the embedded one under FRAUD_HOME.
 
     Raises:
         BrokerError: no broker is named, or the embedded broker that broker.json names is gone.
+        SettingError: how to reach it cannot be made out of the settings.
     """
-    if settings.kafka_bootstrap_servers:
-        return Broker(settings.kafka_bootstrap_servers, embedded=False, lineage=None)
+    if real_broker_is_named(settings):
+        reached = connection(settings)
+        return Broker(reached.bootstrap, False, None, reached.name_of("bootstrap.servers"))
     path = settings.broker_file
     try:
         entry = json.loads(path.read_text())
@@ -51,7 +60,7 @@ def broker_of(settings: Settings) -> Broker:
         pid = int(entry["pid"])
     except FileNotFoundError:
         raise BrokerError(
-            f"No broker: KAFKA_BOOTSTRAP_SERVERS is not set and {path} does not exist. "
+            f"No broker: KAFKA_BOOTSTRAP_SERVERS is not set, nor KAFKA_CLIENT_PROPERTIES, and {path} does not exist. "
             "Start `fraud-assets broker`, or set KAFKA_BOOTSTRAP_SERVERS to host:port."
         ) from None
     except (ValueError, KeyError, TypeError, OSError) as error:
@@ -67,9 +76,14 @@ def broker_of(settings: Settings) -> Broker:
     return broker
 
 
+def real_broker_is_named(settings: Settings) -> bool:
+    """Whether the settings name a broker other than the embedded one, reachable or not."""
+    return bool(settings.kafka_bootstrap_servers or settings.kafka_client_properties)
+
+
 def broker_is_configured(settings: Settings) -> bool:
     """Whether any broker is named at all, reachable or not."""
-    return bool(settings.kafka_bootstrap_servers) or settings.broker_file.exists()
+    return real_broker_is_named(settings) or settings.broker_file.exists()
 
 
 @contextmanager
@@ -123,7 +137,7 @@ def _running(settings: Settings) -> Broker | None:
     if not settings.broker_file.exists():
         return None
     try:
-        return broker_of(settings.model_copy(update={"kafka_bootstrap_servers": ""}))
+        return broker_of(settings.model_copy(update={"kafka_bootstrap_servers": "", "kafka_client_properties": ""}))
     except BrokerError:
         return None
 

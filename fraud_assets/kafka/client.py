@@ -6,25 +6,35 @@ from typing import TYPE_CHECKING
 
 from fraud_assets.errors import BrokerError
 from fraud_assets.kafka.broker import Broker
+from fraud_assets.kafka.connection import checked, connection
+from fraud_assets.kafka.refusal import Heard
 from fraud_assets.settings import Settings, environment_name
 
 if TYPE_CHECKING:
     from confluent_kafka.admin import AdminClient
 
+_REFUSAL_SECONDS = 3.0
+"""How long a new client listens for the broker's refusal, before the calls that have their own time-outs."""
+
 
 def client_config(broker: Broker, settings: Settings) -> dict[str, str | int | float | bool]:
-    """librdkafka settings that producers, consumers and admin clients share."""
+    """librdkafka settings that producers, consumers and admin clients share, secrets among them.
+
+    Raises:
+        SettingError: one of them cannot be used.
+    """
     wait = int(settings.kafka_timeout_seconds * 1000)
     return {
-        "bootstrap.servers": broker.bootstrap,
         "client.id": "fraud-assets",
-        # Failures reach people as one sentence of ours; librdkafka would repeat them on stderr every second.
-        "log_level": 0,
         "socket.timeout.ms": max(wait, 1000),
         "socket.connection.setup.timeout.ms": min(max(wait, 1000), 30_000),
         "reconnect.backoff.max.ms": 1000,
         # At 100 ms, the default, a broker's first answer would wait for the next try of a metadata request.
         "topic.metadata.refresh.fast.interval.ms": 50,
+        **({} if broker.embedded else checked(connection(settings))),
+        "bootstrap.servers": broker.bootstrap,
+        # Failures reach people as one sentence of ours; librdkafka would repeat them on stderr every second.
+        "log_level": 0,
         "allow.auto.create.topics": broker.embedded,
     }
 
@@ -40,17 +50,26 @@ def unreachable(broker: Broker, cause: object) -> BrokerError:
     if broker.embedded:
         remedy = "Start `fraud-assets broker` again"
     else:
-        remedy = f"KAFKA_BOOTSTRAP_SERVERS is {broker.bootstrap!r}: check the address and that the broker runs"
+        remedy = f"{broker.named_by} is {broker.bootstrap!r}: check the address and that the broker runs"
     return BrokerError(f"No answer from {broker.name} ({cause}). {remedy}.")
 
 
 def admin_client(broker: Broker, settings: Settings) -> AdminClient:
-    """An admin client of a real broker; the embedded one does not answer admin calls."""
+    """An admin client of a real broker; the embedded one does not answer admin calls.
+
+    Raises:
+        RefusedError: the broker does not let us in. One that does not answer is left to the calls.
+        SettingError: a setting of the connection cannot be used.
+    """
     from confluent_kafka.admin import AdminClient
 
+    reached = connection(settings)
+    heard = Heard(broker, reached)
     config = client_config(broker, settings)
     config.pop("allow.auto.create.topics")
-    return AdminClient(config)
+    client = reached.client(AdminClient, {**config, "error_cb": heard})
+    heard.wait(client, min(settings.kafka_timeout_seconds, _REFUSAL_SECONDS))
+    return client
 
 
 def lineage_of(broker: Broker, topic: str, settings: Settings, admin: AdminClient | None = None) -> str:

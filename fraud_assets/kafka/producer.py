@@ -14,14 +14,17 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as Delivered
 from confluent_kafka import Producer as KafkaProducer
 
 from fraud_assets.core.schema import Table, fraud_labels, raw_transactions
 from fraud_assets.errors import BrokerError, MessagesLostError
 from fraud_assets.kafka.broker import Broker
-from fraud_assets.kafka.client import client_config, unreachable
+from fraud_assets.kafka.client import client_config, missing_topic, unreachable
+from fraud_assets.kafka.connection import EMBEDDED, connection
+from fraud_assets.kafka.refusal import Heard
+from fraud_assets.kafka.serializer import serializers
 from fraud_assets.lake.positions import Stream, stored
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
@@ -36,6 +39,9 @@ OVERHEAD_BYTES = 100
 """What a message takes in the broker beside key and body, when it is alone in its batch."""
 
 PATIENCE_SECONDS = 2.0
+
+MISSING = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.TOPIC_EXCEPTION)
+"""What a broker says of a topic that is not there, may not be used, or cannot be."""
 
 
 class Message(NamedTuple):
@@ -73,24 +79,30 @@ class Producer:
     delivered: int = 0
     _failure: str = ""
     _backlog: Backlog | None = None
+    _known: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        self._serializers = serializers(self.settings)
         config = client_config(self.broker, self.settings)
-        self._kafka = KafkaProducer(
+        reached = EMBEDDED if self.broker.embedded else connection(self.settings)
+        heard = Heard(self.broker, reached)
+        self._kafka = reached.client(
+            KafkaProducer,
             {
                 **config,
+                "error_cb": heard,
                 "enable.idempotence": True,
                 "acks": "all",
+                # As Kafka's Java clients and REST API choose: a customer has one partition, whoever produces.
+                "partitioner": "murmur2_random",
                 "linger.ms": 20,
                 "queue.buffering.max.messages": 100_000,
                 "queue.buffering.max.kbytes": 32_768,
                 "message.timeout.ms": int(max(self.settings.kafka_timeout_seconds, 30) * 1000),
-            }
+            },
         )
-        try:
-            self._kafka.list_topics(timeout=self.settings.kafka_timeout_seconds)
-        except KafkaException as error:
-            raise unreachable(self.broker, error.args[0].str()) from error
+        if not heard.wait(self._kafka, self.settings.kafka_timeout_seconds):
+            raise unreachable(self.broker, heard.cause("timed out"))
         if self.broker.embedded:
             self._backlog = Backlog(self.broker, self.settings, config)
 
@@ -98,6 +110,10 @@ class Producer:
         """Queue one message; waits while the queue is full or the lander is behind."""
         if self._failure:
             raise BrokerError(self._failure)
+        if message.topic not in self._known:
+            self._check_topic(message.topic)
+        if serialize := self._serializers.get(message.topic):
+            message = message._replace(value=serialize(message.value))
         if self._backlog is not None and not self._backlog.fits(message):
             self._wait_for_lander(message, self._backlog)
         while True:
@@ -130,6 +146,17 @@ class Producer:
             self._kafka.flush(1.0)
         if self._backlog is not None:
             self._backlog.close()
+
+    def _check_topic(self, topic: str) -> None:
+        """Raises at once where a topic is missing; librdkafka would wait half a minute for it to appear."""
+        if not self.broker.embedded:
+            try:
+                found = self._kafka.list_topics(topic, timeout=self.settings.kafka_timeout_seconds).topics[topic]
+            except KafkaException as error:
+                raise unreachable(self.broker, error.args[0].str()) from error
+            if found.error is not None and found.error.code() in MISSING:
+                raise missing_topic(self.broker, topic, self.settings)
+        self._known.add(topic)
 
     def _on_delivery(self, error: Any, message: Delivered) -> None:
         if error is not None:

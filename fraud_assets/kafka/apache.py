@@ -1,0 +1,431 @@
+"""Apache Kafka itself, in KRaft mode on 127.0.0.1, from the jars that Maven resolves for `apache.pom.xml`.
+
+For tests, proofs and benchmarks, and for `fraud-assets broker --apache`. Needs Java 17 or newer, and once Maven.
+"""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import hashlib
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from time import monotonic, sleep
+from uuid import uuid4
+
+from fraud_assets.errors import BrokerError, DiskError
+
+QUICK_START = ("-Xms64m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData")
+"""JVM options of a small broker that is up in 2 s. Without `TieredStopAtLevel` it starts slower and then is faster."""
+
+_JAVA = 17
+_RESOLVE_SECONDS = 600
+_FORMAT_SECONDS = 60
+_UP_SECONDS = 60
+_STOP_SECONDS = 15
+# Below the ports that the system gives to outgoing connections, so that nobody takes one while its node is down.
+_PORTS = (20_000, 32_000)
+_QUIET = "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"
+_PLAIN, _CONTROLLER = "PLAINTEXT", "CONTROLLER"
+
+
+def why_not() -> str | None:
+    """Why Apache Kafka cannot be started here, in one line; None where it can. Resolves the jars the first time."""
+    try:
+        _java()
+        _jars()
+    except (BrokerError, DiskError) as error:
+        return str(error)
+    return None
+
+
+@dataclass
+class _Node:
+    """One combined broker and controller: its files and, while it runs, its process."""
+
+    number: int
+    folder: Path
+    ports: dict[str, int]
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def properties(self) -> Path:
+        return self.folder / "server.properties"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "server.log"
+
+    @property
+    def is_formatted(self) -> bool:
+        return (self.folder / "data" / "meta.properties").exists()
+
+
+@dataclass
+class Cluster:
+    """A running cluster; nodes are numbered from 1. A node keeps its data and its ports when it goes and comes back.
+
+    Attributes:
+        folder: what the nodes keep; `node-1/server.log` is the log of the first.
+        brokers: how many nodes there are, running or not.
+    """
+
+    folder: Path
+    brokers: int
+    _nodes: dict[int, _Node] = field(repr=False)
+    _command: list[str] = field(repr=False)
+
+    @property
+    def bootstrap(self) -> str:
+        """`host:port,…` of all nodes, without encryption."""
+        return self.address(_PLAIN)
+
+    def address(self, listener: str) -> str:
+        """`host:port,…` of one of the `listeners` that were asked for."""
+        return ",".join(f"127.0.0.1:{node.ports[listener]}" for node in self._nodes.values())
+
+    def pid(self, node: int) -> int | None:
+        """The process of a node; None while it is down."""
+        process = self._nodes[node].process
+        return None if process is None or process.poll() is not None else process.pid
+
+    def check(self) -> None:
+        """Raises `BrokerError`, with the last lines of its log, where a node is down."""
+        for node in self._nodes.values():
+            if self.pid(node.number) is None:
+                raise BrokerError(f"Node {node.number} of Apache Kafka has ended. {_last_words(node)}")
+
+    def kill(self, *nodes: int) -> None:
+        """Ends nodes (all, without a number) as a power cut does: SIGKILL."""
+        for node in self._some(nodes):
+            if node.process is not None:
+                node.process.kill()
+                node.process.wait()
+
+    def stop(self, *nodes: int) -> None:
+        """Ends nodes (all, without a number) in good order; those that take longer than 15 s, by SIGKILL."""
+        running = [node.process for node in self._some(nodes) if node.process is not None]
+        for process in running:
+            process.send_signal(signal.SIGTERM)
+        deadline = monotonic() + _STOP_SECONDS
+        for process in running:
+            try:
+                process.wait(max(deadline - monotonic(), 0))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def start(self, *nodes: int) -> None:
+        """Starts nodes (all, without a number) that are down, and waits until each answers.
+
+        Raises:
+            BrokerError: a node ended or did not answer within a minute; with the last lines of its log.
+        """
+        down = [node for node in self._some(nodes) if self.pid(node.number) is None]
+        for node in down:
+            with node.log.open("ab") as log:
+                node.process = subprocess.Popen(
+                    [*self._command, "kafka.Kafka", str(node.properties)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=node.folder,
+                    # Ctrl-C is for the Python process, which then stops the nodes.
+                    start_new_session=True,
+                )
+        deadline = monotonic() + _UP_SECONDS
+        for node in down:
+            self._wait_for(node, deadline)
+
+    def _some(self, numbers: Sequence[int]) -> list[_Node]:
+        return [self._nodes[number] for number in numbers or self._nodes]
+
+    def _wait_for(self, node: _Node, deadline: float) -> None:
+        from confluent_kafka import KafkaException
+        from confluent_kafka.admin import AdminClient
+
+        # Asked at its own address: others would name a node that was killed a moment ago.
+        admin = AdminClient(
+            {
+                "bootstrap.servers": f"127.0.0.1:{node.ports[_PLAIN]}",
+                "log_level": 0,
+                "reconnect.backoff.ms": 20,
+                "reconnect.backoff.max.ms": 100,
+                "topic.metadata.refresh.fast.interval.ms": 50,
+            }
+        )
+        while monotonic() < deadline:
+            if self.pid(node.number) is None:
+                raise BrokerError(f"Node {node.number} of Apache Kafka ended at its start. {_last_words(node)}")
+            try:
+                if node.number in admin.list_topics(timeout=0.5).brokers:
+                    return
+            except KafkaException:
+                continue
+            sleep(0.02)
+        raise BrokerError(
+            f"Node {node.number} of Apache Kafka does not answer after {_UP_SECONDS} s. {_last_words(node)}"
+        )
+
+
+@contextmanager
+def apache_kafka(
+    folder: Path,
+    brokers: int = 1,
+    *,
+    port: int | None = None,
+    listeners: Mapping[str, str] | None = None,
+    scram: Mapping[str, str] | None = None,
+    config: Mapping[str, object] | None = None,
+    jvm: Sequence[str] = QUICK_START,
+) -> Iterator[Cluster]:
+    """Runs Apache Kafka until the block ends, on free ports of 127.0.0.1; what `folder` holds is kept and used again.
+
+    Topics are not made on first use. With three brokers, topics have three replicas and need two of them in sync.
+
+    Args:
+        folder: of the data, configuration and logs.
+        brokers: nodes, each a broker and a controller.
+        port: of the first node without encryption; a free one where None.
+        listeners: names of further listeners (capitals) and their security protocol, as `{"SASL": "SASL_SSL"}`.
+        scram: users and passwords that SCRAM-SHA-256 and SCRAM-SHA-512 know; set when the folder is new.
+        config: further settings of all nodes, as in `server.properties`; they win.
+        jvm: options of the Java machine.
+
+    Raises:
+        BrokerError: Java or the jars are not there, or a node did not start; with the last lines of its log.
+        DiskError: the folder cannot be written.
+    """
+    extra = dict(listeners or {})
+    command = [_java(), *jvm, _QUIET, "-cp", f"{_jars()}/*"]
+    names = [_PLAIN, _CONTROLLER, *extra]
+    nodes: dict[int, _Node] = {}
+    for number in range(1, brokers + 1):
+        node_folder = folder.absolute() / f"node-{number}"
+        try:
+            node_folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DiskError(f"{node_folder} cannot be made: {error.strerror}. Choose another folder.") from error
+        taken = {used for node in nodes.values() for used in node.ports.values()}
+        nodes[number] = _Node(number, node_folder, _free_ports(names, taken))
+    if port is not None:
+        _refuse_taken(port)
+        nodes[1].ports[_PLAIN] = port
+    voters = ",".join(f"{node.number}@127.0.0.1:{node.ports[_CONTROLLER]}" for node in nodes.values())
+    for node in nodes.values():
+        _write_private(node.properties, _properties(node, brokers, voters, extra, config or {}))
+    _format(nodes, command, folder.absolute() / "cluster.id", scram or {})
+    cluster = Cluster(folder.absolute(), brokers, nodes, command)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+def _properties(
+    node: _Node, brokers: int, voters: str, extra: Mapping[str, str], config: Mapping[str, object]
+) -> dict[str, object]:
+    """`server.properties` of a node."""
+    protocols = {_CONTROLLER: "PLAINTEXT", _PLAIN: "PLAINTEXT", **extra}
+    places = {name: f"{name}://127.0.0.1:{port}" for name, port in node.ports.items()}
+    copies, in_sync = min(3, brokers), 2 if brokers >= 3 else 1
+    return {
+        "process.roles": "broker,controller",
+        "node.id": node.number,
+        "controller.quorum.voters": voters,
+        "listeners": ",".join(places.values()),
+        "advertised.listeners": ",".join(place for name, place in places.items() if name != _CONTROLLER),
+        "controller.listener.names": _CONTROLLER,
+        "inter.broker.listener.name": _PLAIN,
+        "listener.security.protocol.map": ",".join(f"{name}:{protocol}" for name, protocol in protocols.items()),
+        "log.dirs": node.folder / "data",
+        "auto.create.topics.enable": "false",
+        "num.partitions": 4,
+        "default.replication.factor": copies,
+        "min.insync.replicas": in_sync,
+        "offsets.topic.num.partitions": 4,
+        "offsets.topic.replication.factor": copies,
+        "transaction.state.log.num.partitions": 4,
+        "transaction.state.log.replication.factor": copies,
+        "transaction.state.log.min.isr": in_sync,
+        "share.coordinator.state.topic.num.partitions": 4,
+        "share.coordinator.state.topic.replication.factor": copies,
+        "share.coordinator.state.topic.min.isr": in_sync,
+        "group.initial.rebalance.delay.ms": 0,
+        # A node that was killed is let in again only when this is over; 9 s by default.
+        "broker.session.timeout.ms": 3000,
+        "broker.heartbeat.interval.ms": 500,
+        # Half the heap by default, and taken at once.
+        "log.cleaner.dedupe.buffer.size": 8_388_608,
+        **config,
+    }
+
+
+def _format(nodes: Mapping[int, _Node], command: list[str], id_file: Path, scram: Mapping[str, str]) -> None:
+    """Prepares the data folders that are new."""
+    new = [node for node in nodes.values() if not node.is_formatted]
+    if not new:
+        return
+    if not id_file.exists():
+        id_file.write_text(base64.urlsafe_b64encode(uuid4().bytes).decode().rstrip("="))
+    users = [
+        f"{mechanism}=[name={user},password={password}]"
+        for user, password in scram.items()
+        for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512")
+    ]
+    arguments = ["format", f"--cluster-id={id_file.read_text()}", *(f"--add-scram={user}" for user in users)]
+    running = [
+        subprocess.Popen(
+            [*command, "kafka.tools.StorageTool", *arguments, "--config", str(node.properties)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for node in new
+    ]
+    try:
+        for node, process in zip(new, running, strict=True):
+            told = process.communicate(timeout=_FORMAT_SECONDS)[0]
+            if process.returncode:
+                raise BrokerError(f"{node.folder / 'data'} cannot be prepared for Apache Kafka: {_telling(told)}")
+    except subprocess.TimeoutExpired:
+        raise BrokerError(f"Apache Kafka did not prepare its folders within {_FORMAT_SECONDS} s. Try again.") from None
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def _write_private(path: Path, properties: Mapping[str, object]) -> None:
+    """Writes a properties file that only its owner reads: it may hold passwords."""
+    lines = "".join(f"{key}={_escaped(value)}\n" for key, value in properties.items())
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(lines)
+
+
+def _escaped(value: object) -> str:
+    return str(value).replace("\\", "\\\\").replace("\n", "\\n")
+
+
+def _last_words(node: _Node) -> str:
+    """The end of a node's log, for an error."""
+    return f"The log {node.log} says: {_telling(node.log.read_bytes())}"
+
+
+def _telling(output: bytes) -> str:
+    """What a Java program's output says of its failure, in one line."""
+    lines = [line.strip() for line in output.decode(errors="replace").splitlines() if line.strip()]
+    failures = [line for line in lines if re.search(r"ERROR|Exception|Error:", line)]
+    return " | ".join((failures or lines)[-3:])[-600:] or "nothing"
+
+
+def _free_ports(names: Sequence[str], taken: set[int]) -> dict[str, int]:
+    ports: dict[str, int] = {}
+    candidates = random.SystemRandom().sample(range(*_PORTS), 200)
+    for candidate in candidates:
+        if len(ports) == len(names):
+            break
+        if candidate not in taken and _is_free(candidate):
+            ports[names[len(ports)]] = candidate
+    if len(ports) < len(names):
+        raise BrokerError(f"No free port of 127.0.0.1 between {_PORTS[0]} and {_PORTS[1]} was found. Try again.")
+    return ports
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        # As Java binds it: a port whose last connections are not quite forgotten is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def _refuse_taken(port: int) -> None:
+    if not _is_free(port):
+        raise BrokerError(f"Port {port} of 127.0.0.1 is taken. Choose another with --port, or stop what uses it.")
+
+
+def _java() -> str:
+    """The Java program: of JAVA_HOME, else of PATH.
+
+    Raises:
+        BrokerError: there is none, or it is too old.
+    """
+    home = os.environ.get("JAVA_HOME", "")
+    java = str(Path(home) / "bin" / "java") if home else shutil.which("java")
+    remedy = f"Install Java {_JAVA} or newer, or point JAVA_HOME to it."
+    if java is None or not Path(java).exists():
+        raise BrokerError(f"Apache Kafka needs Java, and {java or 'java'} is not there. {remedy}")
+    told = subprocess.run([java, "-version"], capture_output=True, text=True, check=False, timeout=30)
+    version = re.search(r'version "(\d+)', told.stderr + told.stdout)
+    if version is None or int(version[1]) < _JAVA:
+        raise BrokerError(
+            f"Apache Kafka needs Java {_JAVA}, and {java} is {version[1] if version else 'none'}. {remedy}"
+        )
+    return java
+
+
+def _jars() -> Path:
+    """Folder of the jars, resolved by Maven once per user and version of `apache.pom.xml`.
+
+    Raises:
+        BrokerError: Maven is not there or cannot resolve them.
+    """
+    pom = resources.files("fraud_assets.kafka").joinpath("apache.pom.xml").read_bytes()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fraud_assets"
+    jars = cache / f"apache-kafka-{hashlib.sha256(pom).hexdigest()[:12]}"
+    if jars.exists():
+        return jars
+    maven = shutil.which("mvn")
+    if maven is None:
+        raise BrokerError("Apache Kafka's jars are resolved by Maven, and mvn is not on the PATH. Install Maven.")
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        # Whoever comes second waits, and finds them.
+        with (cache / "apache-kafka.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not jars.exists():
+                _resolve(maven, pom, jars)
+    except OSError as error:
+        raise DiskError(f"{cache} cannot be written: {error.strerror}. Point XDG_CACHE_HOME elsewhere.") from error
+    return jars
+
+
+def _resolve(maven: str, pom: bytes, jars: Path) -> None:
+    """Has Maven copy the jars beside their place, then puts them there in one step."""
+    with tempfile.TemporaryDirectory(dir=jars.parent) as work:
+        (Path(work) / "pom.xml").write_bytes(pom)
+        goal = [maven, "-q", "-B", "dependency:copy-dependencies", "-DoutputDirectory=jars", "-DincludeScope=runtime"]
+        try:
+            told = subprocess.run(
+                goal,
+                cwd=work,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=_RESOLVE_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise BrokerError(
+                f"Maven did not resolve Apache Kafka's jars in {_RESOLVE_SECONDS} s. Check its access to a repository."
+            ) from None
+        if told.returncode:
+            first = next((line for line in told.stdout.splitlines() if "ERROR" in line), "no reason given")
+            raise BrokerError(f"Maven could not resolve Apache Kafka's jars: {first[:300]}")
+        (Path(work) / "jars").rename(jars)

@@ -1,0 +1,254 @@
+"""How the real broker is reached: environment variables over a `client.properties` file, as librdkafka's settings.
+
+The file may be in librdkafka's words or in those of Kafka's Java clients; Confluent Cloud hands out both. What is
+Java's alone is translated where it matters to the connection, and else left out. What decides over delivery and
+positions is the platform's and not taken from the file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fraud_assets.errors import SettingError
+from fraud_assets.settings import Settings, environment_name
+
+Client = TypeVar("Client")
+
+# Field of the settings by librdkafka's name.
+_FIELDS = {
+    "bootstrap.servers": "kafka_bootstrap_servers",
+    "security.protocol": "kafka_security_protocol",
+    "sasl.mechanism": "kafka_sasl_mechanism",
+    "sasl.username": "kafka_sasl_username",
+    "sasl.password": "kafka_sasl_password",
+    "ssl.ca.location": "kafka_ssl_ca_location",
+    "ssl.certificate.location": "kafka_ssl_certificate_location",
+    "ssl.key.location": "kafka_ssl_key_location",
+    "ssl.key.password": "kafka_ssl_key_password",
+}
+_FILES = ("ssl.ca.location", "ssl.certificate.location", "ssl.key.location", "ssl.keystore.location")
+_SECRET = re.compile(r"password|secret|\.key\.pem|private\.key|user\.info")
+_OTHER_NAMES = {"sasl.mechanisms": "sasl.mechanism", "metadata.broker.list": "bootstrap.servers"}
+
+_OURS = re.compile(
+    r"group\.|session\.timeout|heartbeat\.|max\.poll\.|partition\.assignment|enable\.(auto|idempotence|partition)|auto\."
+    r"|isolation\.|acks$|request\.required|transactional|allow\.auto|log_level$|schema\.registry|basic\.auth"
+)
+_JAVA_ONLY = re.compile(
+    r"sasl\.(jaas|login|kerberos|client\.callback|oauthbearer)|security\.providers"
+    r"|ssl\.(truststore|keystore|protocol|enabled|provider|keymanager|trustmanager|secure|engine|cipher)"
+)
+_JAVA_STORE = re.compile(r"sasl\.jaas|ssl\.(truststore|keystore)\.")
+_CONNECTION = re.compile(r"(sasl|ssl|security|bootstrap)\.")
+
+
+@dataclass(frozen=True)
+class Connection:
+    """librdkafka's settings of the connection, and the name under which a person finds each.
+
+    Attributes:
+        config: by librdkafka's names; holds secrets.
+        named: where a setting comes from, for error messages, e.g. `KAFKA_SASL_PASSWORD`.
+    """
+
+    config: Mapping[str, str] = field(repr=False)
+    named: Mapping[str, str]
+
+    @property
+    def bootstrap(self) -> str:
+        """`host:port,…`, empty where none is named."""
+        return self.config.get("bootstrap.servers", "")
+
+    def name_of(self, key: str) -> str:
+        """Where a setting is, or is to be, set."""
+        return self.named.get(key) or (environment_name(_FIELDS[key]) if key in _FIELDS else key)
+
+    def without_secrets(self, text: str) -> str:
+        """The text with every secret of the connection blotted out."""
+        for key, value in self.config.items():
+            if _SECRET.search(key) and value:
+                text = text.replace(value, "***")
+        return text
+
+    def client(self, kind: Callable[[dict[str, Any]], Client], config: Mapping[str, Any]) -> Client:
+        """A client of librdkafka with this configuration.
+
+        Raises:
+            SettingError: librdkafka refuses a setting, e.g. a certificate that cannot be read.
+        """
+        from confluent_kafka import KafkaException
+
+        try:
+            return kind(dict(config))
+        except KafkaException as error:
+            raise self._refused(error.args[0].str()) from None
+
+    def _refused(self, reason: str) -> SettingError:
+        reason = self.without_secrets(reason.rpartition("client: ")[2])
+        key = next((name for name in sorted(self.config, key=len, reverse=True) if name in reason), "")
+        subject = (
+            f"Setting {self.name_of(key)} cannot be used" if key else "The settings of the Kafka client do not fit"
+        )
+        if "key values mismatch" in reason:
+            reason = f"the key does not belong to the certificate of {self.name_of('ssl.certificate.location')}"
+        return SettingError(f"{subject}: {reason}. Correct it, and see KAFKA_… in the README.")
+
+
+EMBEDDED = Connection({"security.protocol": "PLAINTEXT"}, {})
+"""How the embedded broker is reached."""
+
+
+def connection(settings: Settings) -> Connection:
+    """How the real broker is reached.
+
+    Raises:
+        SettingError: the properties file or a certificate cannot be read, or what a log-in needs is missing.
+    """
+    config: dict[str, str] = {}
+    named: dict[str, str] = {}
+    explicit = {key: value for key, name in _FIELDS.items() if (value := _plain(getattr(settings, name)))}
+    if settings.kafka_client_properties:
+        config = _of_file(Path(settings.kafka_client_properties).expanduser(), explicit)
+        named = {key: f"{key} in {settings.kafka_client_properties}" for key in config}
+    config |= explicit
+    named |= {key: environment_name(_FIELDS[key]) for key in explicit}
+    made = Connection(config, named)
+    _complete(made, config)
+    return made
+
+
+def checked(connection: Connection) -> dict[str, str]:
+    """The settings that librdkafka knows; those of a Java client that it does not know are left out.
+
+    Raises:
+        SettingError: a setting of the connection is unknown, e.g. mistyped, or cannot be used.
+    """
+    from confluent_kafka import KafkaException
+    from confluent_kafka.admin import AdminClient
+
+    # Without an address the client connects to nothing.
+    config = {key: value for key, value in connection.config.items() if key != "bootstrap.servers"}
+    while config:
+        try:
+            AdminClient({**config, "log_level": 0})
+            break
+        except KafkaException as error:
+            unknown = re.search(r'No such configuration property: "([^"]+)"', error.args[0].str())
+            if unknown is None or unknown[1] not in config:
+                raise connection._refused(error.args[0].str()) from None
+        key = unknown[1]
+        if _CONNECTION.match(key) and not _JAVA_ONLY.match(key):
+            raise SettingError(f"Setting {connection.name_of(key)} is not known to any Kafka client: correct its name.")
+        del config[key]
+    return config
+
+
+def _plain(value: Any) -> str:
+    return value.get_secret_value() if hasattr(value, "get_secret_value") else value
+
+
+def _complete(made: Connection, config: dict[str, str]) -> None:
+    """Fills in what follows from the rest; never a weaker connection than was meant."""
+    config["security.protocol"] = config.get("security.protocol", "").upper() or _likely_protocol(config)
+    for key in _FILES:
+        path = config.get(key)
+        if path and not Path(path).exists():
+            raise SettingError(f"Setting {made.name_of(key)} is {path!r}: no such file. Name one that is there.")
+    if config["security.protocol"].startswith("SASL"):
+        mechanism = config.setdefault("sasl.mechanism", "PLAIN")
+        missing = [key for key in ("sasl.username", "sasl.password") if not config.get(key)]
+        if missing and (mechanism == "PLAIN" or mechanism.startswith("SCRAM")):
+            names = " and ".join(made.name_of(key) for key in missing)
+            raise SettingError(
+                f"Setting {made.name_of('security.protocol')} is {config['security.protocol']!r}, and {names} "
+                f"{'is' if len(missing) == 1 else 'are'} empty: set what the log-in needs."
+            )
+    if bool(config.get("ssl.certificate.location")) != bool(config.get("ssl.key.location")):
+        both = ("ssl.certificate.location", "ssl.key.location")
+        there, absent = both if config.get(both[0]) else reversed(both)
+        raise SettingError(f"Setting {made.name_of(there)} is set and {made.name_of(absent)} is not: set both.")
+
+
+def _likely_protocol(config: Mapping[str, str]) -> str:
+    if config.get("sasl.username"):
+        return "SASL_SSL"
+    return "SSL" if any(key.startswith("ssl.") and "location" in key for key in config) else "PLAINTEXT"
+
+
+def _of_file(path: Path, explicit: Mapping[str, str]) -> dict[str, str]:
+    """librdkafka's settings of a properties file."""
+    import javaproperties
+
+    where = f"Setting KAFKA_CLIENT_PROPERTIES is {str(path)!r}"
+    try:
+        with path.open(encoding="utf-8") as file:
+            read = javaproperties.load(file)
+    except OSError as error:
+        raise SettingError(f"{where}: {error.strerror}. Name the file that your broker's operator gave you.") from None
+    except ValueError:
+        raise SettingError(f"{where}: it is no properties file in UTF-8. Write it as lines of key=value.") from None
+    values = {_OTHER_NAMES.get(key, key): value.strip() for key, value in read.items()}
+    # Class names are Java's.
+    config = {
+        key: value
+        for key, value in values.items()
+        if value and not _OURS.match(key) and not value.startswith(("org.apache.kafka.", "io.confluent."))
+    }
+    jaas = values.get("sasl.jaas.config")
+    if jaas and not {"sasl.username", "sasl.password"} <= explicit.keys():
+        config |= _of_jaas(jaas, str(path))
+    config = {key: value for key, value in config.items() if not _JAVA_STORE.match(key)}
+    config |= _of_stores(values, str(path), explicit)
+    if values.get("ssl.endpoint.identification.algorithm") == "":
+        config["ssl.endpoint.identification.algorithm"] = "none"
+    if not config.get("bootstrap.servers") and "bootstrap.servers" not in explicit:
+        raise SettingError(f"{where}, and it has no bootstrap.servers: add it, or set KAFKA_BOOTSTRAP_SERVERS.")
+    return config
+
+
+def _of_jaas(text: str, path: str) -> dict[str, str]:
+    """User name and password of a Java log-in module."""
+    found = {name: double or single for name, double, single in re.findall(r"""(\w+)=(?:"([^"]*)"|'([^']*)')""", text)}
+    if not {"username", "password"} <= found.keys():
+        raise SettingError(
+            f'sasl.jaas.config in {path} has no username="…" and password="…": '
+            "set KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD."
+        )
+    return {"sasl.username": found["username"], "sasl.password": found["password"]}
+
+
+def _of_stores(values: Mapping[str, str], path: str, explicit: Mapping[str, str]) -> dict[str, str]:
+    """Java's trust store and key store: PEM as it is, PKCS12 where librdkafka takes it, JKS not at all."""
+    config: dict[str, str] = {}
+    set_already = explicit.keys() | values.keys()
+    trust, key = values.get("ssl.truststore.location"), values.get("ssl.keystore.location")
+    if trust and "ssl.ca.location" not in set_already:
+        if values.get("ssl.truststore.type", "").upper() != "PEM":
+            raise _java_store("ssl.truststore.location", trust, path, "KAFKA_SSL_CA_LOCATION")
+        config["ssl.ca.location"] = trust
+    if key and "ssl.certificate.location" not in set_already:
+        kind = values.get("ssl.keystore.type", "").upper()
+        if kind == "PEM":
+            config |= {"ssl.certificate.location": key, "ssl.key.location": key}
+        elif kind == "PKCS12" or key.endswith((".p12", ".pfx")):
+            config |= {"ssl.keystore.location": key, "ssl.keystore.password": values.get("ssl.keystore.password", "")}
+        else:
+            remedy = "KAFKA_SSL_CERTIFICATE_LOCATION and KAFKA_SSL_KEY_LOCATION"
+            raise _java_store("ssl.keystore.location", key, path, remedy)
+    texts = {
+        "ssl.truststore.certificates": "ssl.ca.pem",
+        "ssl.keystore.certificate.chain": "ssl.certificate.pem",
+        "ssl.keystore.key": "ssl.key.pem",
+    }
+    return config | {ours: values[java] for java, ours in texts.items() if values.get(java)}
+
+
+def _java_store(key: str, value: str, path: str, remedy: str) -> SettingError:
+    return SettingError(
+        f"{key} in {path} is {value!r}, a Java store that only Java reads: export it as PEM (`keytool`, `openssl`) "
+        f"and set {remedy}."
+    )

@@ -1,0 +1,82 @@
+"""JSON bodies of the simulator and of replays to the format of their topic, with the schema registered."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from datetime import UTC, datetime
+from io import BytesIO
+from typing import Any
+
+from fraud_assets.core.bodies import MAGIC, Rejected, json_object
+from fraud_assets.core.formats import WriterSchema
+from fraud_assets.kafka.schemas import register
+from fraud_assets.settings import CONTRACT_FIELDS, LABEL_FIELDS, Format, Settings
+
+_TIME = {"type": "long", "logicalType": "timestamp-micros"}
+_AVRO: dict[str, Any] = {"tx_datetime": _TIME, "labelled_at": _TIME, "tx_amount": "double", "is_fraud": "boolean"}
+_JSON: dict[str, dict[str, Any]] = {"tx_amount": {"type": "number"}, "is_fraud": {"type": "boolean"}}
+
+Serialize = Callable[[bytes], bytes]
+
+
+def serializers(settings: Settings) -> dict[str, Serialize]:
+    """By topic what makes its bodies of JSON; a topic of JSON has none. A broken body stays as it is.
+
+    Raises:
+        RegistryError: the schema cannot be registered.
+    """
+    topics: tuple[tuple[str, Format, tuple[str, ...]], ...] = (
+        (settings.transactions_topic, settings.transactions_format, CONTRACT_FIELDS),
+        (settings.labels_topic, settings.labels_format, LABEL_FIELDS),
+    )
+    made = {"avro": _avro, "json_schema": _json_schema}
+    return {topic: made[kind](topic, fields, settings) for topic, kind, fields in topics if kind != "json"}
+
+
+def _avro(topic: str, fields: tuple[str, ...], settings: Settings) -> Serialize:
+    from fastavro import parse_schema, schemaless_writer
+
+    payloads = {settings.payload_field(name): name for name in fields}
+    columns = [{"name": payload, "type": _AVRO.get(name, "string")} for payload, name in payloads.items()]
+    text = json.dumps({"type": "record", "name": "Message", "namespace": "fraud_assets", "fields": columns})
+    frame = _frame(register(f"{topic}-value", WriterSchema("AVRO", text), settings))
+    schema = parse_schema(json.loads(text))
+
+    def serialize(body: bytes) -> bytes:
+        stream = BytesIO()
+        try:
+            row = json_object(body, settings.max_body_bytes)
+            if row.keys() != payloads.keys():
+                return body
+            datum = {payload: _datum(name, row[payload]) for payload, name in payloads.items()}
+            schemaless_writer(stream, schema, datum, strict=True)
+        except (Rejected, ValueError, TypeError):
+            return body
+        return frame + stream.getvalue()
+
+    return serialize
+
+
+def _json_schema(topic: str, fields: tuple[str, ...], settings: Settings) -> Serialize:
+    names = [settings.payload_field(name) for name in fields]
+    kinds = [_JSON.get(name, {"type": ["integer", "string"]}) for name in fields]
+    schema = {"title": "Message", "type": "object", "properties": dict(zip(names, kinds, strict=True))}
+    text = json.dumps({**schema, "required": names})
+    frame = _frame(register(f"{topic}-value", WriterSchema("JSON", text), settings))
+    return lambda body: frame + body if body.startswith(b"{") else body
+
+
+def _frame(identity: int) -> bytes:
+    return MAGIC + struct.pack(">I", identity)
+
+
+def _datum(name: str, value: Any) -> Any:
+    kind = _AVRO.get(name, "string")
+    if kind is _TIME:
+        time = datetime.fromisoformat(value)
+        return time if time.tzinfo else time.replace(tzinfo=UTC)
+    if (type(value) is bool) != (kind == "boolean"):
+        raise TypeError(f"{value} is no {kind}")  # which fastavro would write as a number
+    return str(value) if kind == "string" and type(value) is int else value

@@ -1,0 +1,29 @@
+"""Makes the platform's topics where they are missing."""
+
+from __future__ import annotations
+
+from fraud_assets.errors import BrokerError
+from fraud_assets.kafka.broker import Broker
+from fraud_assets.settings import Settings
+
+
+def make_topics(broker: Broker, settings: Settings) -> None:
+    """Makes both topics, with the broker's own defaults; leaves those that are there as they are.
+
+    Raises:
+        BrokerError: the broker refuses or does not answer.
+    """
+    from confluent_kafka import KafkaError, KafkaException
+    from confluent_kafka.admin import AdminClient, NewTopic
+
+    # Without the security settings: they are those of another broker, or of none.
+    admin = AdminClient({"bootstrap.servers": broker.bootstrap, "log_level": 0})
+    wanted = [NewTopic(topic) for topic in dict.fromkeys((settings.transactions_topic, settings.labels_topic))]
+    for topic, made in admin.create_topics(wanted, request_timeout=settings.kafka_timeout_seconds).items():
+        try:
+            made.result(timeout=settings.kafka_timeout_seconds + 1)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise BrokerError(f"Topic {topic!r} cannot be made at {broker.name}: {error.args[0].str()}.") from None
+        except TimeoutError:
+            raise BrokerError(f"Topic {topic!r} was not made in time by {broker.name}. Start it again.") from None
