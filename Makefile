@@ -7,6 +7,7 @@ PYTHON ?= python3.11
 TEST_WORKERS ?= 2
 BENCH ?=
 DATA ?=
+SAMPLE ?=
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -33,8 +34,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 setup: $(INSTALLED) ## Make .venv/, the state folder and .env
 	@$(BIN)/python -m fraud_assets.setup_home
 
-demo: setup ## Stream to scored predictions in a fresh folder (DATA="file …" through the drop folder)
-	@$(BIN)/fraud-assets demo $(foreach file,$(DATA),--data '$(file)')
+demo: setup ## Stream to scored predictions in a fresh folder (DATA="file …" or SAMPLE=sparkov through the drop folder)
+	@$(BIN)/fraud-assets demo $(foreach file,$(DATA),--data '$(file)') $(if $(SAMPLE),--sample '$(SAMPLE)')
 
 test: setup ## Format, lint, types, layers, tests
 	@$(BIN)/ruff format --check $(SOURCES)

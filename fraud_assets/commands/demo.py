@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from fraud_assets.errors import FraudAssetsError
+from fraud_assets.samples import FIELD_MAPPINGS, sample_file
 from fraud_assets.settings import Settings, load_settings
 
 DAYS = 60
@@ -38,8 +39,12 @@ STEPS = {
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Land these files through the drop folder instead of simulating (repeatable).",
 )
+@click.option("--sample", type=click.Choice(list(FIELD_MAPPINGS)), help="Land this bundled data set instead, mapped.")
 @click.option("--home", type=click.Path(path_type=Path), help="Folder to use; default: a new one under FRAUD_HOME.")
-def command(count: int, seed: int, files: tuple[Path, ...], home: Path | None) -> None:
+@click.option("--lake", help="Make the tables in a new folder or prefix below this URI; default: in the demo's folder.")
+def command(
+    count: int, seed: int, files: tuple[Path, ...], sample: str | None, home: Path | None, lake: str | None
+) -> None:
     """Run the whole platform once in a fresh folder and say what came of it.
 
     Progress and the summary are for a person; the last line of standard output is one JSON object.
@@ -47,9 +52,16 @@ def command(count: int, seed: int, files: tuple[Path, ...], home: Path | None) -
     \b
     Example: fraud-assets demo --count 5000
              fraud-assets demo --data april.parquet --data may.parquet
+             fraud-assets demo --sample sparkov
+             fraud-assets demo --lake s3://my-bucket/demos
     """
+    if sample:
+        if files:
+            raise click.UsageError("--sample and --data do not go together.")
+        files = (sample_file(sample),)
+        os.environ["FRAUD_FIELD_MAPPING"] = FIELD_MAPPINGS[sample]
     began = time.monotonic()
-    settings = _fresh(home, count, simulated=not files)
+    settings = _fresh(home, lake, count, simulated=not files)
     click.echo(f"State of this demo: {settings.home_path}")
     if files:
         with _step(f"Dropping {len(files)} files into incoming/"):
@@ -67,7 +79,7 @@ def command(count: int, seed: int, files: tuple[Path, ...], home: Path | None) -
     _summarise(settings, time.monotonic() - began)
 
 
-def _fresh(home: Path | None, count: int, *, simulated: bool) -> Settings:
+def _fresh(home: Path | None, lake: str | None, count: int, *, simulated: bool) -> Settings:
     base = load_settings()
     stamp = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}"
     folder = (home or base.home_path / "demo" / stamp).absolute()
@@ -75,8 +87,10 @@ def _fresh(home: Path | None, count: int, *, simulated: bool) -> Settings:
         raise FraudAssetsError(f"--home {folder} is not empty: name a new folder, the demo always starts fresh.")
     overrides: dict[str, Any] = {"FRAUD_HOME": str(folder), "FRAUD_FILE_QUIET_SECONDS": "0"}
     # The demo is self-contained: it never touches a broker, lake or registry that is configured for real work.
-    for name in ("KAFKA_BOOTSTRAP_SERVERS", "FRAUD_LAKE_URI", "MLFLOW_TRACKING_URI"):
+    for name in ("KAFKA_BOOTSTRAP_SERVERS", "KAFKA_CLIENT_PROPERTIES", "FRAUD_LAKE_URI", "MLFLOW_TRACKING_URI"):
         overrides[name] = ""
+    if lake:
+        overrides["FRAUD_LAKE_URI"] = f"{lake.rstrip('/')}/{stamp}"
     if simulated and "FRAUD_ALERT_BUDGET_PER_DAY" not in os.environ:
         # About one transaction in a hundred; the default budget is that of a bank's review team.
         overrides["FRAUD_ALERT_BUDGET_PER_DAY"] = str(max(1.0, round(count / DAYS / 100, 1)))
@@ -136,7 +150,15 @@ def _materialize_all(settings: Settings, *, topics: bool) -> None:
 
 def _remember(settings: Settings) -> None:
     """A `.env` in the demo's folder, so that Dagster's commands started there show the demo."""
-    names = ("FRAUD_HOME", "FRAUD_FILE_QUIET_SECONDS", "FRAUD_ALERT_BUDGET_PER_DAY")
+    # Which fields are pseudonymised, but never the key: without it nothing more lands there.
+    names = (
+        "FRAUD_HOME",
+        "FRAUD_LAKE_URI",
+        "FRAUD_FILE_QUIET_SECONDS",
+        "FRAUD_ALERT_BUDGET_PER_DAY",
+        "FRAUD_FIELD_MAPPING",
+        "FRAUD_PSEUDONYMISE",
+    )
     lines = [f"{name}='{os.environ[name]}'" for name in names if name in os.environ]
     lines.append(f"DAGSTER_HOME='{settings.home_path / 'dagster'}'")
     (settings.home_path / ".env").write_text("\n".join(lines) + "\n")
@@ -179,6 +201,8 @@ def _summarise(settings: Settings, seconds: float) -> None:
         f"  {counts['features']:>12,} features + {counts['quarantined']:,} quarantined + "
         f"{counts['duplicates']:,} duplicates = {counts['features'] + counts['quarantined'] + counts['duplicates']:,}"
     )
+    if counts["tombstones"]:
+        _say(f"  {counts['tombstones']:>12,} of the quarantined are tombstones, no bad data")
     _say(f"  {counts['labels']:>12,} labels of the past")
     week = alerts(lake, timedelta(days=CALIBRATION_DAYS)) / CALIBRATION_DAYS
     budget = f"budget {settings.alert_budget_per_day:g} a day, {week:.1f} a day in the last {CALIBRATION_DAYS} days"
@@ -187,7 +211,8 @@ def _summarise(settings: Settings, seconds: float) -> None:
     _say(f"    {'score':>7}  {'amount':>9}  {'when':<16}  {'customer':>9}  {'terminal':>9}  label")
     with connect(settings) as connection:
         for row in _top_alerts(connection, lake):
-            score, amount, when, customer, terminal, fraud = row
+            score, amount, when, *ids, fraud = row
+            customer, terminal = (name if len(name) <= 16 else f"{name[:8]}…" for name in ids)
             _say(f"    {score:7.4f}  {amount:9.2f}  {when:<16}  {customer:>9}  {terminal:>9}  {fraud}")
     _say(f"\n  Tables    {lake.root}")
     _say(f"  Registry  {settings.mlflow_uri}")
@@ -211,10 +236,10 @@ def _summarise(settings: Settings, seconds: float) -> None:
 
 def _top_alerts(connection: Any, lake: Any) -> list[tuple[Any, ...]]:
     from fraud_assets.core.schema import fraud_labels, fraud_predictions, transaction_features
-    from fraud_assets.lake.tables import dataset_of
+    from fraud_assets.lake.scan import register
 
     for table in (fraud_labels, fraud_predictions, transaction_features):
-        connection.register(table.name, dataset_of(lake.open(table)))
+        register(connection, table.name, lake.open(table))
     return connection.sql(
         """
         with top as (

@@ -10,12 +10,11 @@ No judgement depends on the clock, so that a retry says what the first attempt s
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import lru_cache, partial
 from operator import attrgetter
@@ -27,6 +26,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from msgspec.structs import astuple
 
+from fraud_assets.core.bodies import (
+    BODY_REASONS,
+    FAST_DEPTH,
+    LongInteger,
+    Rejected,
+    bytes_of,
+    describe,
+    json_object,
+    levels,
+    most_pairs,
+)
+from fraud_assets.core.formats import Decoder
 from fraud_assets.core.schema import (
     INGESTED_AT,
     LABELS_PARSED,
@@ -59,16 +70,10 @@ REJECTED_LABELS = pa.schema(
 """The second table of `parse_labels`."""
 
 _EITHER_REASONS = {
-    "empty_body": "The message has no body.",
-    "body_too_large": "The message body is larger than FRAUD_MAX_BODY_BYTES allows.",
-    "invalid_utf8": "The message body is not UTF-8 text.",
-    "invalid_json": "The message body is not JSON, or is nested too deeply.",
-    "not_an_object": "The message body is JSON, but not an object.",
-    "duplicate_key": "A key occurs more than once in the object, so that its value is ambiguous.",
+    **BODY_REASONS,
     "missing_field": "A required field is absent.",
-    "wrong_type": "A field holds a value of the wrong type.",
     "invalid_id": "An identifier is blank or holds characters that cannot be stored.",
-    "invalid_time": "A time is not ISO 8601 with date and time of day, or does not exist.",
+    "invalid_time": "A time is not ISO 8601 with date and time of day, does not exist, or is centuries away.",
 }
 _LABEL = "label_"
 
@@ -85,16 +90,18 @@ REASONS: dict[str, str] = {
 _CHUNK_ROWS = 8_192  # few enough that the Python objects of a chunk stay in the processor's cache
 _SAMPLE_ROWS = 16  # bodies of a chunk that are looked at for their keys
 _MOST_KEYS = 200
+_ANY_SIZE = 2**31
 _MORE_SHAPES = 3  # further sets of keys that a chunk may hold before the rest is examined one by one
 _FEWEST_ROWS = 64  # fewer are examined one by one at once
-_MAX_DEPTH = 100  # a fixed limit, for the interpreter's own depends on how deep the caller is
-_FAST_DEPTH = 40  # list and object levels, each, that the fast path takes; their sum stays below _MAX_DEPTH
-_SHOWN_CHARACTERS = 80
 
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - local times are compared before their zone is applied
 _MICROSECOND = timedelta(microseconds=1)
 _EARLIEST = (datetime.min - _EPOCH) // _MICROSECOND
 _LATEST = (datetime.max - _EPOCH) // _MICROSECOND
+# Windows are compared in nanoseconds, and 64 bits of them reach from 1677 to 2262.
+_FIRST_YEAR, _LAST_YEAR = 1900, 2199
+_FIRST_TRANSACTION = (datetime(_FIRST_YEAR, 1, 1) - _EPOCH) // _MICROSECOND  # noqa: DTZ001
+_LAST_TRANSACTION = (datetime(_LAST_YEAR + 1, 1, 1) - _EPOCH) // _MICROSECOND - 1  # noqa: DTZ001
 _LONGEST_SKEW_SECONDS = 1e12  # longer than all of time; keeps the sum within int64
 
 # [0-9] and not \d, which takes any script's digits.
@@ -117,15 +124,6 @@ _FLAGS = {"0": False, "1": True, "false": False, "true": True}
 _Kind = Literal["id", "time", "amount", "flag"]
 
 
-class _Rejected(Exception):
-    """A message cannot be taken; `reason` is a key of `REASONS` before any `label_`, `detail` a sentence."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
-
-
 class _WrongValue(Exception):
     """A value cannot be read; carries the reason and what was expected instead."""
 
@@ -133,10 +131,6 @@ class _WrongValue(Exception):
         super().__init__(reason, expected)
         self.reason = reason
         self.expected = expected
-
-
-class _LongInteger(str):
-    """Digits of an integer that is too long for Python to convert."""
 
 
 @dataclass(frozen=True)
@@ -163,19 +157,20 @@ class _Contract:
 # The public functions.
 
 
-def parse_transactions(raw: pa.Table, settings: Settings) -> tuple[pa.Table, pa.Table]:
+def parse_transactions(raw: pa.Table, settings: Settings, decoder: Decoder | None = None) -> tuple[pa.Table, pa.Table]:
     """Read landed transactions.
 
     Args:
         raw: Rows of `raw_transactions`.
         settings: Field mapping, limits and time zone.
+        decoder: Reads the bodies that a schema registry's serializer framed; see `kafka.schemas`.
 
     Returns:
         The good rows (`VALID_TRANSACTIONS`) and the rejected ones (`QUARANTINED_TRANSACTIONS`), both in the
         order of the input. Together they are the input: no row is lost, none is in both.
     """
     contract = _transaction_contract(settings)
-    columns, good, reasons, details = _parse(raw, contract)
+    columns, good, reasons, details = _parse(raw, contract, decoder)
     times = columns["tx_datetime"]
     weekend, night = calendar_flags(times, settings.time_zone)
     kept = _filter(raw.select([*POSITION_COLUMNS, "ingested_at"]), good)
@@ -193,19 +188,20 @@ def parse_transactions(raw: pa.Table, settings: Settings) -> tuple[pa.Table, pa.
     return valid, _rejected(raw, good, reasons, details, QUARANTINED_TRANSACTIONS)
 
 
-def parse_labels(raw: pa.Table, settings: Settings) -> tuple[pa.Table, pa.Table]:
+def parse_labels(raw: pa.Table, settings: Settings, decoder: Decoder | None = None) -> tuple[pa.Table, pa.Table]:
     """Read fraud labels.
 
     Args:
         raw: Messages: the columns of `raw_transactions` without those of the ingest.
         settings: Field mapping and limits.
+        decoder: As for `parse_transactions`.
 
     Returns:
         The good rows (`VALID_LABELS`) and the rejected ones (`REJECTED_LABELS`), both in the order of the
         input; each reason starts with `label_`.
     """
     contract = _label_contract(settings)
-    columns, good, reasons, details = _parse(raw, contract)
+    columns, good, reasons, details = _parse(raw, contract, decoder)
     kept = _filter(raw.select([*POSITION_COLUMNS, "value"]), good)
     valid = _table({**{name: kept[name] for name in kept.column_names}, **columns}, VALID_LABELS)
     return valid, _rejected(raw, good, [_LABEL + reason for reason in reasons], details, REJECTED_LABELS)
@@ -253,92 +249,34 @@ def _examine(body: bytes | None, ingested_at: int | None, contract: _Contract) -
     """The values of one message in the order of the contract; times in microseconds since 1970 UTC.
 
     Raises:
-        _Rejected: with the first thing that is wrong.
+        Rejected: with the first thing that is wrong.
     """
-    payload = _object(body, contract.max_body_bytes)
+    payload = json_object(body, contract.max_body_bytes)
     for field in contract.fields:
         if field.payload not in payload:
-            raise _Rejected("missing_field", f"{field.shown} is missing")
+            raise Rejected("missing_field", f"{field.shown} is missing")
     values = []
     for field in contract.fields:
         value = payload[field.payload]
         try:
             values.append(_READERS[field.kind](value))
         except _WrongValue as wrong:
-            detail = f"{field.shown} is {_describe(value)}; expected {wrong.expected}"
-            raise _Rejected(wrong.reason, detail) from None
-    if contract.skew is not None and ingested_at is not None:
+            detail = f"{field.shown} is {describe(value)}; expected {wrong.expected}"
+            raise Rejected(wrong.reason, detail) from None
+    if contract.skew is not None:
         for field, value in zip(contract.fields, values, strict=True):
-            if field.kind == "time" and value > ingested_at + contract.skew:
-                landed = (_EPOCH + ingested_at * _MICROSECOND).isoformat()
-                shown = _describe(payload[field.payload])
-                allowed = f"at most {contract.skew / 1_000_000:g} s after its landing at {landed}Z"
-                raise _Rejected("future_time", f"{field.shown} is {shown}; expected {allowed}")
+            if field.kind == "time":
+                _judge_time(value, ingested_at, contract.skew, f"{field.shown} is {describe(payload[field.payload])}")
     return tuple(values)
 
 
-def _object(body: bytes | None, max_body_bytes: int) -> dict[str, Any]:
-    if not body:
-        raise _Rejected("empty_body", "the message has no body")
-    if len(body) > max_body_bytes:
-        raise _Rejected("body_too_large", f"the body has {len(body)} bytes; expected at most {max_body_bytes}")
-    try:
-        text = body.decode("utf-8")
-    except UnicodeDecodeError as error:
-        detail = f"byte {error.start} of the body is 0x{body[error.start]:02x}; expected UTF-8"
-        raise _Rejected("invalid_utf8", detail) from None
-
-    top_pairs: list[tuple[str, Any]] = []
-
-    def keep(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        nonlocal top_pairs
-        top_pairs = pairs  # the outermost object closes last, so its pairs stay
-        return dict(pairs)
-
-    too_deep = _Rejected("invalid_json", f"the body is nested too deeply; expected at most {_MAX_DEPTH} levels")
-    try:
-        payload = json.loads(text, object_pairs_hook=keep, parse_int=_integer)
-    except json.JSONDecodeError as error:
-        raise _Rejected("invalid_json", f"the body is not JSON: {error.msg} at character {error.pos}") from None
-    except RecursionError:
-        raise too_deep from None
-    if _levels(payload, _MAX_DEPTH) is None:
-        raise too_deep
-    if not isinstance(payload, dict):
-        raise _Rejected("not_an_object", f"the body is {_describe(payload)}; expected an object")
-    if len(payload) < len(top_pairs):
-        seen: set[str] = set()
-        for key, _ in top_pairs:
-            if key in seen:
-                raise _Rejected("duplicate_key", f"the key {_cut(_storable(json.dumps(key)))} occurs more than once")
-            seen.add(key)
-    return payload
-
-
-def _integer(digits: str) -> int | _LongInteger:
-    try:
-        return int(digits)
-    except ValueError:  # Python converts no more than about 4300 digits
-        return _LongInteger(digits)
-
-
-def _levels(payload: Any, deepest: int) -> int | None:
-    """Number of key-value pairs at all levels, None beyond `deepest` levels. No recursion: the input is hostile."""
-    pairs, depth = 0, 0
-    level = [payload] if type(payload) in (dict, list) else []
-    while level:
-        depth += 1
-        if depth > deepest:
-            return None
-        below: list[Any] = []
-        for item in level:
-            children = item
-            if type(item) is dict:
-                pairs += len(item)
-                children = item.values()
-            below += [child for child in children if type(child) in (dict, list)]
-        level = below
-    return pairs
+def _judge_time(time: int, ingested_at: int | None, skew: int, shown: str) -> None:
+    if ingested_at is not None and time > ingested_at + skew:
+        landed = (_EPOCH + ingested_at * _MICROSECOND).isoformat()
+        allowed = f"at most {skew / 1_000_000:g} s after its landing at {landed}Z"
+        raise Rejected("future_time", f"{shown}; expected {allowed}")
+    if not _FIRST_TRANSACTION <= time <= _LAST_TRANSACTION:
+        raise Rejected("invalid_time", f"{shown}; expected a year from {_FIRST_YEAR} to {_LAST_YEAR} in UTC")
 
 
 def _read_id(value: Any) -> str:
@@ -369,7 +307,7 @@ def _read_amount(value: Any) -> float:
             amount = float(value)
         except OverflowError:
             amount = math.inf
-    elif kind is _LongInteger:
+    elif kind is LongInteger:
         amount = math.inf
     elif kind is str and _NUMERIC.fullmatch(value):
         amount = float(value)
@@ -428,35 +366,25 @@ _READERS: dict[_Kind, Callable[[Any], Any]] = {
 }
 
 
-def _describe(value: Any) -> str:
-    """A value and its type for a person, short and storable."""
-    if value is None:
-        return "null"
-    if isinstance(value, _LongInteger):
-        return f"{_cut(value)}, an integer of {len(value.lstrip('-'))} digits"
-    kinds = {bool: "a boolean", int: "an integer", float: "a number", str: "a string", list: "an array"}
-    return f"{_cut(_storable(json.dumps(value, ensure_ascii=False)))}, {kinds.get(type(value), 'an object')}"
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
-
-
-def _storable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 # ---------------------------------------------------------------------------------------------------------
 # All messages: the fast path first, then the authority for what is left.
 
 
-def _parse(raw: pa.Table, contract: _Contract) -> tuple[dict[str, Any], np.ndarray, list[str], list[str]]:
+def _parse(
+    raw: pa.Table, contract: _Contract, decoder: Decoder | None = None
+) -> tuple[dict[str, Any], np.ndarray, list[str], list[str]]:
     """Columns of the good rows, which rows are good, and reason and detail of each other row in order."""
     chunks: list[list[Any]] = [[] for _ in contract.fields]
     masks: list[np.ndarray] = []
     reasons: list[str] = []
     details: list[str] = []
     judged = raw.select(["value", "ingested_at"] if contract.skew is not None else ["value"])
+    undecoded: dict[int, Rejected] = {}
+    if decoder is not None:
+        bodies, undecoded = decoder.json_bodies(raw["value"], raw["headers"], contract.max_body_bytes)
+        judged = judged.set_column(0, "value", bodies)
+        contract = replace(contract, max_body_bytes=_ANY_SIZE)  # the limit is one of what came
+    start = 0
     for batch in judged.to_batches(max_chunksize=_CHUNK_ROWS):
         if batch.num_rows == 0:
             continue
@@ -480,9 +408,11 @@ def _parse(raw: pa.Table, contract: _Contract) -> tuple[dict[str, Any], np.ndarr
         for index in np.flatnonzero(~good).tolist():
             landed = None if ingested is None else int(ingested[index])
             try:
+                if start + index in undecoded:
+                    raise undecoded[start + index]
                 found.append(_examine(bodies[index].as_py(), landed, contract))
                 accepted[index] = True
-            except _Rejected as rejected:
+            except Rejected as rejected:
                 reasons.append(rejected.reason)
                 details.append(rejected.detail)
         if found:
@@ -495,6 +425,7 @@ def _parse(raw: pa.Table, contract: _Contract) -> tuple[dict[str, Any], np.ndarr
         for column, chunk in zip(columns, chunks, strict=True):
             chunk.append(column if whole else column.filter(mask))
         masks.append(good)
+        start += batch.num_rows
     result = {
         field.name: pa.chunked_array(chunk, type=_ARROW[field.kind]).cast(_STORED[field.kind])
         for field, chunk in zip(contract.fields, chunks, strict=True)
@@ -517,7 +448,7 @@ def _fast(bodies: Any, ingested: np.ndarray | None, contract: _Contract) -> tupl
     Takes the rows that have the usual keys of these bodies, no more and no fewer. Decoding into a slotted
     type of those keys costs half of decoding into dicts.
     """
-    data, offsets = _bytes(bodies)
+    data, offsets = bytes_of(bodies)
     texts = bodies.fill_null(b"").to_numpy(zero_copy_only=False).tolist()
     for index in np.flatnonzero(np.diff(offsets) > contract.max_body_bytes).tolist():
         texts[index] = b""
@@ -535,7 +466,8 @@ def _fast(bodies: Any, ingested: np.ndarray | None, contract: _Contract) -> tupl
             good &= fine
         columns.append(array)
         if field.kind == "time" and contract.skew is not None and ingested is not None:
-            good &= array.fill_null(0).to_numpy() <= ingested + contract.skew
+            times = array.fill_null(0).to_numpy()
+            good &= (times >= _FIRST_TRANSACTION) & (times <= np.minimum(ingested + contract.skew, _LAST_TRANSACTION))
     return columns, good
 
 
@@ -570,16 +502,6 @@ def _shape_decoder(keys: tuple[str, ...]) -> Callable[[bytes], Any] | None:
     return msgspec.json.Decoder(shape).decode
 
 
-def _bytes(bodies: Any) -> tuple[np.ndarray, np.ndarray]:
-    """All bytes of a binary array, and where each row starts and the last ends."""
-    _, starts, content = bodies.buffers()
-    offsets = np.frombuffer(starts, dtype=np.int32)[bodies.offset : bodies.offset + len(bodies) + 1]
-    offsets = offsets.astype(np.int64)
-    if content is None:
-        return np.zeros(0, dtype=np.uint8), offsets - offsets[0]
-    return np.frombuffer(content, dtype=np.uint8)[offsets[0] : offsets[-1]], offsets - offsets[0]
-
-
 def _decoded(texts: list[bytes], decode: Callable[[bytes], Any]) -> tuple[list[Any], np.ndarray]:
     """Each body decoded, and which ones could be. The others get the row of a neighbour.
 
@@ -603,22 +525,15 @@ def _decoded(texts: list[bytes], decode: Callable[[bytes], Any]) -> tuple[list[A
 
 
 def _unambiguous(rows: list[Any], width: int, data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Which rows of `width` keys surely have no repeated key and no deep nesting; `msgspec` tells of neither.
-
-    A colon that ends a key follows a quote or white space. So the colons that do are at least as many as the
-    pairs written, and a row that has that many pairs after decoding lost none to a repeated key.
-    """
-    colons = np.flatnonzero(data == ord(":"))
-    before = data[colons - 1]
-    colons = colons[(before == ord('"')) | (before <= ord(" "))]
-    most_pairs = np.diff(np.searchsorted(colons, offsets))
-    good: np.ndarray = most_pairs == width
-    for index in np.flatnonzero(most_pairs > width).tolist():  # objects within, or colons within strings
-        nested = _levels(list(astuple(rows[index])), _FAST_DEPTH)
-        good[index] = nested is not None and nested + width == most_pairs[index]
+    """Which rows of `width` keys surely have no repeated key and no deep nesting; `msgspec` tells of neither."""
+    pairs = most_pairs(data, offsets)
+    good: np.ndarray = pairs == width
+    for index in np.flatnonzero(pairs > width).tolist():  # objects within, or colons within strings
+        nested = levels(list(astuple(rows[index])), FAST_DEPTH)
+        good[index] = nested is not None and nested + width == pairs[index]
     brackets = np.flatnonzero(data == ord("["))
-    if len(brackets) > _FAST_DEPTH:
-        good &= np.diff(np.searchsorted(brackets, offsets)) <= _FAST_DEPTH
+    if len(brackets) > FAST_DEPTH:
+        good &= np.diff(np.searchsorted(brackets, offsets)) <= FAST_DEPTH
     return good
 
 

@@ -3,6 +3,9 @@
 A file is a stream of its own: its lineage is the SHA-256 of its content, the offset is the row number. It is
 read to its end before anything of it lands, so that a file that cannot be read lands nothing. Then its labels
 land, where it has any, then its transactions, and the file moves to `processed/`.
+
+With FRAUD_PSEUDONYMISE no file is kept: a receipt takes its place, and its lineage is a keyed HMAC, so that nobody
+can try out what it may have held.
 """
 
 from __future__ import annotations
@@ -10,24 +13,27 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fraud_assets.core.schema import TIME, fraud_labels, raw_transactions
+from fraud_assets.core.pseudonyms import keyed_hmac, pseudonymise
+from fraud_assets.core.schema import MESSAGES, TIME, fraud_labels, raw_transactions
 from fraud_assets.errors import LakeError, SettingError
-from fraud_assets.kafka.consumer import MESSAGES
 from fraud_assets.lake.append import append_landed
 from fraud_assets.lake.positions import FILE_LABELS_TOPIC, FILE_TOPIC, NOTHING, Stream, stored
 from fraud_assets.lake.tables import Lake
+from fraud_assets.pipeline.csv_file import csv_file
 from fraud_assets.pipeline.landing import Progress, append_labels, never
 from fraud_assets.settings import CONTRACT_FIELDS, Settings
 
@@ -35,11 +41,16 @@ JSON_LINES = (".jsonl", ".ndjson", ".json")
 FORMATS = (*JSON_LINES, ".csv", ".parquet")
 
 _PART = ".part"
+_REASON = ".reason.txt"
+_RECEIPT = ".receipt.json"
 _LABEL_NAMES = ("is_fraud", "tx_fraud")
 _SNIFFED_LINES = 100
+_LOCK_PAUSE_SECONDS = 0.1
 _KEPT_BATCHES = 2
 """A file of so many landing batches' bytes is converted once and kept; a larger one is converted in each pass."""
 
+_LONGEST_LINE = 100_000_000  # bytes; a file without line ends must not fill the memory
+_LONGEST_NAME = 255 - len(_RECEIPT) - len(".999999")  # bytes that a file system takes, less what is put behind
 _LATEST = datetime(9999, 12, 31, tzinfo=UTC)
 
 
@@ -58,7 +69,11 @@ class FileReport:
 
 
 class _UnusableFile(Exception):
-    """A file cannot be landed; the message says why."""
+    """A file cannot be landed; the message says why, `plain` says it without quoting the file."""
+
+    def __init__(self, reason: str, plain: str = "") -> None:
+        super().__init__(reason)
+        self.plain = plain or reason
 
 
 @dataclass(frozen=True)
@@ -107,7 +122,7 @@ def land_files(
     if not waiting_files(settings):
         return []
     reports = []
-    with _alone(settings):
+    with _alone(settings, stop):
         for path in waiting_files(settings):
             if stop():
                 break
@@ -118,11 +133,16 @@ def land_files(
 
 
 @contextmanager
-def _alone(settings: Settings) -> Iterator[None]:
+def _alone(settings: Settings, stop: Callable[[], bool]) -> Iterator[None]:
     """One lander of files at a time: positions guard the tables, but a file moves under another's reading."""
     settings.home_path.mkdir(parents=True, exist_ok=True)
     with (settings.home_path / "files.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        while not stop():
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(_LOCK_PAUSE_SECONDS)
         yield
 
 
@@ -132,26 +152,55 @@ def _land_file(
     begun = time.monotonic()
     try:
         before = _state(path)
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
+        content = _lineage(path, settings)
         contents = _examine(path, settings)
         if _state(path) != before:
-            progress(f"{path.name} changed while it was read; it waits.")
+            progress(f"{_name_of(path)} changed while it was read; it waits.")
             return None
     except FileNotFoundError:
         return None
     except (_UnusableFile, OSError) as error:
-        reason = str(error)
-        moved = _move(path, settings.failed)
-        moved.with_name(f"{moved.name}.reason.txt").write_text(reason + "\n")
-        progress(f"{path.name} cannot be landed: {reason} It is in {moved.parent}.")
-        return FileReport(path.name, seconds=time.monotonic() - begun, moved_to=moved, reason=reason)
-    name = path.name.encode("utf-8", "replace").decode()
+        if not settings.pseudonymise:
+            moved, reason = _refuse(path, settings, error, progress)
+        elif isinstance(error, OSError):
+            raise  # of what cannot be read nothing can be kept, so nothing is removed
+        elif _state(path) != before:
+            progress(f"{_name_of(path)} changed while it was read; it waits.")
+            return None
+        else:
+            moved, reason = _refuse_withheld(path, settings, error, content, progress)
+        return FileReport(_name_of(path), seconds=time.monotonic() - begun, moved_to=moved, reason=reason)
+    landed = _land_contents(path, contents, content, lake, settings, stop)
+    if landed is None:
+        return None
+    if _state(path) != before:
+        # What was examined has landed; what the file became since is another content, for the next look.
+        progress(f"{_name_of(path)} changed while it landed; it waits.")
+        return None
+    if settings.pseudonymise:
+        moved = _leave_receipt(path, settings, landed, content)
+        removed = "; the file was removed, as FRAUD_PSEUDONYMISE says"
+    else:
+        moved, removed = _move(path, settings.processed), ""
+    seconds = time.monotonic() - begun
+    again = " (its content had landed before)" if contents.rows and not landed.rows and not landed.labels else ""
+    progress(
+        f"{_name_of(path)}: {landed.rows:,} rows, {landed.labels:,} labels landed in {seconds:.1f} s{again}{removed}"
+    )
+    return replace(landed, seconds=seconds, moved_to=moved)
+
+
+def _land_contents(
+    path: Path, contents: _Contents, content: str, lake: Lake, settings: Settings, stop: Callable[[], bool]
+) -> FileReport | None:
+    """Lands the labels of an examined file, then its transactions; None where it was stopped in between."""
+    name = _name_of(path)
     labels = quarantined = rows = size = 0
     if contents.label_field is not None:
         stream = Stream(FILE_LABELS_TOPIC + name, content, 0)
         known = stored(lake.open(fraud_labels), stream)
-        for batch in _batches(contents, stream, known, settings):
+        for messages in _batches(contents, stream, known, settings):
+            batch = pseudonymise(messages, settings)
             parsed = _labels(batch, contents, settings)
             landed, refused = append_labels(lake, settings, batch, parsed)
             labels, quarantined = labels + landed, quarantined + refused
@@ -160,20 +209,53 @@ def _land_file(
     if contents.has_transactions:
         stream = Stream(FILE_TOPIC + name, content, 0)
         known = stored(lake.open(raw_transactions), stream)
-        for batch in _batches(contents, stream, known, settings):
+        for messages in _batches(contents, stream, known, settings):
+            batch = pseudonymise(messages, settings)
             rows += append_landed(lake, raw_transactions, batch, metadata={"file": name})
             size += batch["value"].nbytes
             if stop():
                 return None
-    if _state(path) != before:
-        # What was examined has landed; what the file became since is another content, for the next look.
-        progress(f"{path.name} changed while it landed; it waits.")
-        return None
-    moved = _move(path, settings.processed)
-    seconds = time.monotonic() - begun
-    again = " (its content had landed before)" if contents.rows and not rows and not labels else ""
-    progress(f"{path.name}: {rows:,} rows, {labels:,} labels landed in {seconds:.1f} s{again}")
-    return FileReport(path.name, rows, labels, quarantined, size, seconds, moved)
+    return FileReport(name, rows, labels, quarantined, size)
+
+
+def _refuse(path: Path, settings: Settings, error: Exception, progress: Progress) -> tuple[Path, str]:
+    """Moves a file that cannot be landed to `failed/`, its reason beside it; gives where it is, and the reason."""
+    reason = str(error)
+    moved = _move(path, settings.failed)
+    moved.with_name(f"{moved.name}{_REASON}").write_text(reason + "\n", "utf-8", "backslashreplace")
+    progress(f"{_name_of(path)} cannot be landed: {reason} It is in {moved.parent}.")
+    return moved, reason
+
+
+def _refuse_withheld(
+    path: Path, settings: Settings, error: _UnusableFile, content: str, progress: Progress
+) -> tuple[Path, str]:
+    """The same without the file and without a word of it."""
+    kept = f"{error.plain}\n{path.stat().st_size} bytes, HMAC-SHA-256 {content}\n"
+    moved = _withhold(path, settings.failed, _REASON, kept)
+    progress(
+        f"{_name_of(path)} cannot be landed: {error.plain} It was removed, as FRAUD_PSEUDONYMISE says; reason and HMAC "
+        f"are in {moved.parent}."
+    )
+    return moved, error.plain
+
+
+def _leave_receipt(path: Path, settings: Settings, landed: FileReport, content: str) -> Path:
+    """Removes a landed file and leaves a receipt in `processed/`; gives where that is."""
+    receipt = {
+        "file": _name_of(path),
+        "bytes": path.stat().st_size,
+        "hmac_sha256": content,
+        "rows": landed.rows,
+        "labels": landed.labels,
+        "landed_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return _withhold(path, settings.processed, _RECEIPT, json.dumps(receipt) + "\n")
+
+
+def _name_of(path: Path) -> str:
+    """Its name for tables, reports and people; one that is not UTF-8 has question marks."""
+    return path.name.encode("utf-8", "replace").decode()
 
 
 def _state(path: Path) -> tuple[int, int, int]:
@@ -181,21 +263,55 @@ def _state(path: Path) -> tuple[int, int, int]:
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
+def _lineage(path: Path, settings: Settings) -> str:
+    """What a file is known by: the SHA-256 of its content, or a keyed HMAC of that with FRAUD_PSEUDONYMISE."""
+    with path.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256")
+    return keyed_hmac(content.digest(), settings) if settings.pseudonymise else content.hexdigest()
+
+
 def _move(path: Path, folder: Path) -> Path:
     """Moves a file without overwriting another; gives where it is."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        target, number = folder / path.name, 0
-        while target.exists() or target.with_name(f"{target.name}.reason.txt").exists():
-            number += 1
-            target = folder / f"{path.stem}.{number}{path.suffix}"
+    with _folder_faults(path, folder):
+        target = _free_name(path, folder)
         shutil.move(path, target)
+    return target
+
+
+def _withhold(path: Path, folder: Path, suffix: str, receipt: str) -> Path:
+    """Removes a file and leaves a receipt under its name and a suffix; gives where that is."""
+    with _folder_faults(path, folder):
+        target = _free_name(path, folder)
+        written = target.with_name(target.name + suffix)
+        written.write_text(receipt, "utf-8")
+        path.unlink()
+    return written
+
+
+def _free_name(path: Path, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    name = path.name if len(os.fsencode(path.name)) <= _LONGEST_NAME else _shortened(path)
+    target, number = folder / name, 0
+    while any(target.with_name(target.name + suffix).exists() for suffix in ("", _REASON, _RECEIPT)):
+        number += 1
+        target = folder / f"{Path(name).stem}.{number}{Path(name).suffix}"
+    return target
+
+
+def _shortened(path: Path) -> str:
+    suffix = path.suffix if path.suffix.lower() in FORMATS else ""
+    return os.fsencode(path.name)[: _LONGEST_NAME - len(suffix)].decode(errors="ignore") + suffix
+
+
+@contextmanager
+def _folder_faults(path: Path, folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise LakeError(
             f"{path} cannot be moved to {folder} ({error.strerror or error}). Check that both folders are writable; "
             "what landed of it is kept and will not land again."
         ) from error
-    return target
 
 
 def _examine(path: Path, settings: Settings) -> _Contents:
@@ -213,6 +329,8 @@ def _examine(path: Path, settings: Settings) -> _Contents:
     try:
         if suffix in JSON_LINES:
             return _examine_json_lines(path, settings)
+        if _name_of(path) != path.name:
+            raise _UnusableFile("Its name is not UTF-8 text; give it another.")
         return _examine_columns(path, settings, _csv_source if suffix == ".csv" else _parquet_source)
     except (duckdb.Error, pa.ArrowException, UnicodeError, ValueError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -222,8 +340,20 @@ def _examine(path: Path, settings: Settings) -> _Contents:
                 f"Setting FRAUD_DUCKDB_MEMORY_LIMIT is {settings.duckdb_memory_limit!r}: too little to read "
                 f"{path}. Raise it."
             ) from error
-        words = " ".join(str(error).split("Possible fixes")[0].split()).rstrip(".")
-        raise _UnusableFile(f"It cannot be read as {suffix[1:].upper()}: {words[:500]}.") from error
+        kind = suffix[1:].upper()
+        raise _UnusableFile(
+            f"It cannot be read as {kind}: {_in_short(error)}.", f"It cannot be read as {kind}."
+        ) from error
+
+
+def _in_short(error: Exception) -> str:
+    """The words of a reader, without what one cannot do here and without all of a long line."""
+    text = str(error).split("Possible fixes")[0]
+    if "state machine" in text:
+        return "its lines do not all end alike, or a quoted value does not end"
+    text = re.sub(r"Possible Solution:.*", "", text)
+    text = re.sub(r"(Original Line: .{80}).*", r"\1…", text)
+    return " ".join(text.split())[:500].rstrip(".")
 
 
 def _batches(contents: _Contents, stream: Stream, known: int, settings: Settings) -> Iterator[pa.Table]:
@@ -263,8 +393,7 @@ def _chunk_rows(settings: Settings) -> int:
 
 
 def _examine_json_lines(path: Path, settings: Settings) -> _Contents:
-    wanted = dict.fromkeys([settings.payload_field("is_fraud").lower(), *_LABEL_NAMES])
-    label_key = re.compile(rb'"(' + b"|".join(re.escape(n).encode() for n in wanted) + rb')"\s*:', re.IGNORECASE)
+    wanted, label_key = _label_keys(settings)
     contract = settings.payload_field("labelled_at")
     time_key = json.dumps(contract).encode()
     rows, last, objects = 0, NOTHING, 0
@@ -284,16 +413,25 @@ def _examine_json_lines(path: Path, settings: Settings) -> _Contents:
         raise _UnusableFile("It holds no row.")
     if objects == 0:
         raise _UnusableFile("None of its first lines is a JSON object; write one JSON object per line.")
-    label_field = min(spellings, key=lambda name: (list(wanted).index(name.lower()), name), default=None)
+    label_field = min(spellings, key=lambda name: (wanted.index(name.lower()), name), default=None)
     return _Contents(
         lambda: _json_chunks(path, settings), rows, last, label_field, contract if has_time else None, True
     )
 
 
+def _label_keys(settings: Settings) -> tuple[list[str], re.Pattern[bytes]]:
+    """The names under which a body may have its label, the preferred first, and what finds them as keys."""
+    wanted = list(dict.fromkeys([settings.payload_field("is_fraud").lower(), *_LABEL_NAMES]))
+    names = b"|".join(re.escape(name).encode() for name in wanted)
+    return wanted, re.compile(rb'"(' + names + rb')"\s*:', re.IGNORECASE)
+
+
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Row numbers and bytes of the lines that are not blank."""
     with path.open("rb") as file:
-        for number, line in enumerate(file):
+        for number, line in enumerate(iter(partial(file.readline, _LONGEST_LINE + 1), b"")):
+            if len(line) > _LONGEST_LINE:
+                raise _UnusableFile(f"Line {number + 1:,} is longer than {_LONGEST_LINE:,} bytes.")
             body = line.rstrip(b"\r\n")
             if body.strip():
                 yield number, body
@@ -331,18 +469,15 @@ def _csv_source(path: Path, settings: Settings) -> _Source:
     from fraud_assets.engines.duckdb import connect
 
     # Everything is text, so that no card-number-like integer passes through a float; empty means null.
-    query = "select * from read_csv($path, all_varchar = true, header = true, sample_size = 20480)"
-
-    with connect(settings) as connection:
-        columns = connection.sql(query, params={"path": str(path)}).columns
+    csv = csv_file(path)
 
     def chunks() -> Iterator[pa.Table]:
-        with connect(settings) as connection:
-            reader = connection.sql(query, params={"path": str(path)}).to_arrow_reader(_chunk_rows(settings))
-            for batch in reader:
+        with connect(settings, spill=not settings.pseudonymise) as connection:
+            rows = connection.sql(f"select * from {csv.scan}", params=csv.params)
+            for batch in rows.to_arrow_reader(_chunk_rows(settings)):
                 yield pa.Table.from_batches([batch])
 
-    return _Source(columns, chunks)
+    return _Source(csv.columns, chunks)
 
 
 def _parquet_source(path: Path, settings: Settings) -> _Source:
@@ -353,6 +488,8 @@ def _parquet_source(path: Path, settings: Settings) -> _Source:
     def chunks() -> Iterator[pa.Table]:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(_chunk_rows(settings), use_threads=False):
+                # Of text that is not UTF-8 DuckDB would make no body at all.
+                batch.validate(full=True)
                 yield pa.Table.from_batches([batch])
 
     return _Source(columns, chunks)
@@ -360,8 +497,10 @@ def _parquet_source(path: Path, settings: Settings) -> _Source:
 
 def _examine_columns(path: Path, settings: Settings, open_source: Callable[[Path, Settings], _Source]) -> _Contents:
     source = open_source(path, settings)
-    if len(set(source.columns)) < len(source.columns):
-        raise _UnusableFile("Two of its columns have the same name.")
+    if len({column.lower() for column in source.columns}) < len(source.columns):
+        raise _UnusableFile("Two of its columns have the same name, but for capital letters.")
+    if any(not column or "\0" in column for column in source.columns):
+        raise _UnusableFile("One of its columns has an empty name, or one with a NUL character.")
     names = _payload_names(source.columns, settings)
     payloads = {settings.payload_field(field): field for field in CONTRACT_FIELDS}
     missing = [shown for shown in payloads if shown not in names.values()]
@@ -371,9 +510,11 @@ def _examine_columns(path: Path, settings: Settings, open_source: Callable[[Path
         label_field and labelled_at and settings.payload_field("transaction_id") in names.values() and missing
     )
     if missing and not labels_alone:
+        remedy = "FRAUD_FIELD_MAPPING maps other names."
         raise _UnusableFile(
-            f"It has no column {', '.join(missing)}; its columns are {', '.join(source.columns)[:300]}. "
-            "FRAUD_FIELD_MAPPING maps other names."
+            f"It has no column {', '.join(missing)}; its columns are {', '.join(source.columns)[:300]}. {remedy}",
+            # Of a CSV file without a header the columns are its first row.
+            f"It has no column {', '.join(missing)}. {remedy}",
         )
 
     def chunks() -> Iterator[tuple[pa.Array, pa.Array]]:
@@ -419,10 +560,10 @@ def _column_chunks(
     from fraud_assets.engines.duckdb import connect
 
     start = 0
-    with connect(settings) as connection:
+    with connect(settings, spill=not settings.pseudonymise) as connection:
         query = ""
         for chunk in source.chunks():
-            table = _iso_times(chunk)
+            table = _plain_columns(chunk)
             query = query or _json_query(table.schema, names, label_field)
             connection.register("chunk", table)
             bodies = connection.sql(query).to_arrow_table().column("body").combine_chunks()
@@ -436,7 +577,12 @@ def _json_query(schema: pa.Schema, names: dict[str, str], label_field: str | Non
     fields = []
     for column in schema:
         quoted = _quoted(column.name)
-        if names[column.name] == label_field and pa.types.is_floating(column.type):
+        if pa.types.is_decimal(column.type):
+            # Narrow ones would pass through a float, and 7 come out as 7.0.
+            quoted = f"{quoted}::decimal(38, {column.type.scale})"
+        if names[column.name] == label_field and (
+            pa.types.is_floating(column.type) or pa.types.is_decimal(column.type)
+        ):
             # Files written by pandas have 0.0 and 1.0 where labels are missing elsewhere.
             quoted = f"case when {quoted} in (0, 1) then to_json({quoted}::int) else to_json({quoted}) end"
         fields.append(f"{_quoted(names[column.name])} := {quoted}")
@@ -447,14 +593,23 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _iso_times(table: pa.Table) -> pa.Table:
-    """Timestamps as ISO 8601 text, in UTC with a Z where they have a zone; cut to microseconds."""
+def _plain_columns(table: pa.Table) -> pa.Table:
+    """Timestamps as ISO 8601 text, in UTC with a Z where they have a zone, cut to microseconds.
+
+    And what DuckDB does not take in a form that it does.
+    """
     for index, column in enumerate(table.schema):
-        if not pa.types.is_timestamp(column.type):
-            continue
-        zone = "UTC" if column.type.tz else None
-        text = table.column(index).cast(pa.timestamp("us", zone), safe=False).cast(pa.string())
-        table = table.set_column(index, column.name, pc.replace_substring(text, " ", "T"))
+        values = table.column(index)
+        if pa.types.is_timestamp(column.type):
+            zone = "UTC" if column.type.tz else None
+            text = values.cast(pa.timestamp("us", zone), safe=False).cast(pa.string())
+            # Not in the words that Arrow has for a time beyond the calendar.
+            values = pc.replace_substring_regex(text, r"^(-?\d+-\d+-\d+) ", r"\1T")
+        elif pa.types.is_decimal256(column.type):
+            values = values.cast(pa.string())
+        elif pa.types.is_float16(column.type):
+            values = values.cast(pa.float32())
+        table = table.set_column(index, column.name, values)
     return table
 
 
@@ -476,6 +631,24 @@ def _labels(batch: pa.Table, contents: _Contents, settings: Settings) -> tuple[p
         _parse_labels(labelled.filter(timed), contents.label_field, contents.labelled_at_field, settings),
         _parse_labels(labelled.filter(pc.invert(timed)), contents.label_field, None, settings),
     ]
+    good, rejected = (pa.concat_tables(tables).sort_by("offset") for tables in zip(*parts, strict=True))
+    return good, rejected
+
+
+def labels_of_rows(rows: pa.Table, settings: Settings) -> tuple[pa.Table, pa.Table]:
+    """Good and rejected labels of rows of dropped files (`MESSAGES`), read as they are when a file lands."""
+    wanted, label_key = _label_keys(settings)
+    labelled_at = settings.payload_field("labelled_at")
+    timed = _has_value(rows, labelled_at).combine_chunks().fill_null(False).to_pylist()
+    groups: dict[tuple[str, bool], list[int]] = {}
+    for row, body in enumerate(rows["value"].to_pylist()):
+        found = {name.decode() for name in label_key.findall(body or b"")}
+        label = min(found, key=lambda name: (wanted.index(name.lower()), name), default=wanted[0])
+        groups.setdefault((label, timed[row]), []).append(row)
+    parts = [
+        _parse_labels(rows.take(pa.array(group)), label, labelled_at if has_time else None, settings)
+        for (label, has_time), group in groups.items()
+    ] or [_parse_labels(rows, wanted[0], None, settings)]
     good, rejected = (pa.concat_tables(tables).sort_by("offset") for tables in zip(*parts, strict=True))
     return good, rejected
 

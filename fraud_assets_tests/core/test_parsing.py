@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fraud_assets.core import parsing
+from fraud_assets.core.bodies import Rejected
 from fraud_assets.core.parsing import (
     REASONS,
     REJECTED_LABELS,
@@ -86,7 +87,7 @@ def one(message: bytes | None, **overrides: Any) -> dict[str, Any]:
 
 
 REJECTED = [
-    (None, "empty_body", "no body"),
+    (None, "tombstone", "deletion marker"),
     (b"", "empty_body", "no body"),
     (body(note="x" * 100_000), "body_too_large", "expected at most 100000"),
     (b'{"transaction_id":"\xff"}', "invalid_utf8", "byte 19 of the body is 0xff"),
@@ -157,6 +158,8 @@ REJECTED = [
     (body(tx_datetime="2018-04-01T00:00:31+01:60"), "invalid_time", "offset"),
     (body(tx_datetime="0001-01-01T00:00:00+01:00"), "invalid_time", "year from 1 to 9999"),
     (body(tx_datetime="9999-12-31T23:59:59-01:00"), "invalid_time", "year from 1 to 9999"),
+    (body(tx_datetime="0001-01-01T00:00:00"), "invalid_time", "a year from 1900 to 2199"),
+    (body(tx_datetime="1899-12-31T23:59:59.999999Z"), "invalid_time", "a year from 1900 to 2199"),
     (body(tx_datetime="2024-06-01T12:10:00.000001"), "future_time", "at most 600 s after its landing"),
     (body(tx_datetime="9999-12-31T23:59:59Z"), "future_time", "2024-06-01T12:00:00Z"),
 ]
@@ -198,7 +201,7 @@ ACCEPTED = [
     ({"tx_datetime": "2018-04-01T00:00:31+02:00"}, "tx_datetime", datetime(2018, 3, 31, 22, 0, 31, tzinfo=UTC)),
     ({"tx_datetime": "2018-04-01T00:00:31.5-0130"}, "tx_datetime", datetime(2018, 4, 1, 1, 30, 31, 500000, UTC)),
     ({"tx_datetime": "2018-04-01T00:00:31.123456789"}, "tx_datetime", datetime(2018, 4, 1, 0, 0, 31, 123456, UTC)),
-    ({"tx_datetime": "0001-01-01T00:00:00"}, "tx_datetime", datetime(1, 1, 1, tzinfo=UTC)),
+    ({"tx_datetime": "1900-01-01T00:00:00"}, "tx_datetime", datetime(1900, 1, 1, tzinfo=UTC)),
     ({"tx_datetime": "1969-12-31T23:59:59.999999"}, "tx_date", date(1969, 12, 31)),
     ({"tx_datetime": "2024-06-01T12:10:00"}, "tx_datetime", datetime(2024, 6, 1, 12, 10, tzinfo=UTC)),
     ({"note": {"a": [{"b": 1}], "c": "x\":y"}}, "transaction_id", "1"),
@@ -264,6 +267,15 @@ def test_future_is_judged_against_landing_not_the_clock() -> None:
     assert one(message, future_skew_seconds=float("inf"))["transaction_id"] == "1"
 
 
+def test_a_year_that_no_window_reaches_is_refused_whatever_the_skew() -> None:
+    """Else one such message, as of a producer whose empty time is the year 1, would stop the features for ever."""
+    times = [f"{year}-01-01T00:00:00Z" for year in ("0001", "1899", "1900", "2199", "2200", "9999")]
+    raw = raw_table([body(tx_datetime=time) for time in times])
+    valid, rejected = parse_transactions(raw, load_settings(_env_file=None, future_skew_seconds=1e12))
+    assert valid["offset"].to_pylist() == [2, 3]
+    assert set(rejected["reason"].to_pylist()) == {"invalid_time"}
+
+
 def test_field_mapping_reads_other_names_and_names_them() -> None:
     """Another schema comes through the settings; a detail names the field of the payload."""
     mapping = {"tx_amount": "amt", "tx_datetime": "when it was", "transaction_id": 'odd "key"'}
@@ -303,7 +315,7 @@ def test_label_flag_spellings(value: Any, expected: bool) -> None:
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
-        (None, "label_empty_body"),
+        (None, "label_tombstone"),
         (b"\xff", "label_invalid_utf8"),
         (b"{", "label_invalid_json"),
         (b"1", "label_not_an_object"),
@@ -447,7 +459,7 @@ def _authority(bodies: list[bytes | None], ingested: int | None, contract: parsi
     for message in bodies:
         try:
             answers.append(parsing._examine(message, ingested, contract))
-        except parsing._Rejected as rejected:
+        except Rejected as rejected:
             answers.append((rejected.reason, rejected.detail))
     return answers
 
