@@ -134,7 +134,7 @@ def dropped_files_sensor(
 ) -> dg.RunRequest | dg.SkipReason:
     """Requests landing of the drop folder alone; topics are the lander's."""
     from fraud_assets.pipeline.files import waiting_files
-    from fraud_assets.streaming.land import lander_is_running
+    from fraud_assets.streaming.presence import lander_is_running
 
     settings = platform.settings()
     files = waiting_files(settings)

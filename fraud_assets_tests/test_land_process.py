@@ -5,68 +5,22 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import dagster as dg
-import pytest
 from deltalake import DeltaTable
 
 from fraud_assets.core.schema import raw_transactions
-from fraud_assets.errors import FraudAssetsError
 from fraud_assets.kafka.broker import embedded_broker
 from fraud_assets.lake.tables import Lake, dataset_of, row_count
 from fraud_assets.pipeline.landing import land_topics
 from fraud_assets.settings import Settings
 from fraud_assets.setup_home import prepare_home
-from fraud_assets.streaming.land import lander_is_running, lander_lock
-from fraud_assets_tests.conftest import sender
+from fraud_assets.streaming.presence import lander_is_running, landers, presence
+from fraud_assets_tests.conftest import Start, sender
+from fraud_assets_tests.waiting import until
 
 Send = Callable[..., None]
-Start = Callable[..., "subprocess.Popen[str]"]
-ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def start(settings: Settings, tmp_path: Path) -> Iterator[Start]:
-    """`start("land", FRAUD_…=…)`: a process of the command line under the test's home, ended with the test."""
-    running: list[subprocess.Popen[str]] = []
-
-    def begin(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "fraud_assets.cli", *arguments],
-            cwd=tmp_path,
-            env={
-                **os.environ,
-                "PYTHONPATH": str(ROOT),
-                "FRAUD_HOME": str(settings.home_path),
-                "DAGSTER_HOME": "",
-                "FRAUD_FILE_QUIET_SECONDS": "0",
-                "FRAUD_LAND_INTERVAL_SECONDS": "0.05",
-                **environment,
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        running.append(process)
-        return process
-
-    yield begin
-    for process in running:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
-
-
-def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come"
-        time.sleep(0.02)
 
 
 def version(lake: Lake) -> int:
@@ -101,7 +55,7 @@ def test_lands_topics_and_files_waits_for_brokers_and_ends_on_sigterm(
     assert lander.returncode == 0
     assert not lander_is_running(settings)
     assert lines.count("No broker:") >= 1
-    assert "The broker answers again." in lines
+    assert "Landing of topics goes on." in lines
     assert "transactions" in lines
     assert "Stopped" in lines
     assert "Traceback" not in lines
@@ -150,13 +104,16 @@ def test_once_without_a_broker_is_one_sentence(start: Start) -> None:
     assert len(errors.splitlines()) == 1
 
 
-def test_only_one_lander_runs_for_ever(settings: Settings) -> None:
+def test_landers_are_seen_while_they_run(settings: Settings) -> None:
     assert not lander_is_running(settings)
-    with lander_lock(settings):
-        assert lander_is_running(settings)
-        with pytest.raises(FraudAssetsError, match="already runs"), lander_lock(settings):
-            raise AssertionError("a second one must not start")
+    with presence(settings, "http://127.0.0.1:1"):
+        assert landers(settings) == {os.getpid(): "http://127.0.0.1:1"}
     assert not lander_is_running(settings)
+    # What a lander leaves that was killed.
+    left = settings.home_path / "landers" / "4194304.lander"
+    left.write_text("http://127.0.0.1:1\n")
+    assert landers(settings) == {}
+    assert not left.exists()
 
 
 def test_dagster_is_told_what_landed(start: Start, settings: Settings, lake: Lake, send: Send) -> None:

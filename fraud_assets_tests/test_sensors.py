@@ -23,7 +23,7 @@ from fraud_assets.pipeline.features import process_landed
 from fraud_assets.resources import PlatformResource
 from fraud_assets.sensors import RUN_KEY_TAG, SENSOR_TAG, StuckError, dropped_files_sensor, new_files_sensor
 from fraud_assets.settings import Settings
-from fraud_assets.streaming.land import lander_lock
+from fraud_assets.streaming.presence import presence
 from fraud_assets_tests.landed import bodies, land
 from fraud_assets_tests.synthetic import FIRST, commit_labels
 
@@ -396,7 +396,7 @@ def test_a_run_whose_process_was_killed_is_marked_failed(
 
 def test_a_lander_takes_the_files_itself(file_daemon: Daemon, settings: Settings) -> None:
     drop(settings, "day.jsonl", bodies(7))
-    with lander_lock(settings):
+    with presence(settings):
         assert file_daemon.skipped() == "`fraud-assets land` runs and takes them."
     file_daemon.requested()
 

@@ -15,9 +15,14 @@ from fraud_assets.settings import load_settings
 def command(once: bool, as_json: bool) -> None:
     """Land the topics and the drop folder, exactly once, until SIGTERM or Ctrl-C.
 
-    It ends after the commit that is under way, with exit code 0. Dagster, where it is set up, is told
-    what landed every 30 s. While the broker is away it waits for it; with
-    --once that is an error. Lines go to standard error.
+    Start more of them to share the partitions of the transactions topic. A commit is made for every
+    FRAUD_LAND_BATCH_ROWS messages, FRAUD_LAND_BATCH_BYTES bytes or FRAUD_LAND_INTERVAL_SECONDS. Dagster, where it
+    is set up, is told every FRAUD_DAGSTER_EVENT_SECONDS what landed; Prometheus finds /metrics, a supervisor
+    /health (200 or 503), at FRAUD_LAND_HTTP.
+
+    It says one line a minute, on standard error. While the broker or the lake is away it says so and tries again;
+    with --once that is an error. It ends after the commit that is under way, with exit code 0. Messages that are
+    gone before they landed end it with exit code 1.
 
     \b
     Example: fraud-assets land
@@ -25,7 +30,9 @@ def command(once: bool, as_json: bool) -> None:
     """
     from fraud_assets.lake.tables import Lake
     from fraud_assets.streaming.dagster_events import report_landed
-    from fraud_assets.streaming.land import land_forever, land_once, lander_lock, stopped_by_signals
+    from fraud_assets.streaming.land import land_forever, land_once, stopped_by_signals
+    from fraud_assets.streaming.metrics import LandingMetrics, served
+    from fraud_assets.streaming.presence import presence
 
     if as_json and not once:
         raise click.UsageError("--json goes with --once.")
@@ -41,10 +48,12 @@ def command(once: bool, as_json: bool) -> None:
                     refused = f", {report.quarantined:,} quarantined" if report.quarantined else ""
                     click.echo(f"{name}: {report.rows:,} rows landed{refused}")
             return
-        with lander_lock(settings):
-            _say(f"Landing into {lake.root}; drop files into {settings.incoming}. Ctrl-C ends it.")
+        metrics = LandingMetrics()
+        with served(metrics, settings.land_http) as url, presence(settings, url):
             settings.incoming.mkdir(parents=True, exist_ok=True)
-            land_forever(lake, settings, _say, stop, lambda reports: report_landed(settings, reports, _say))
+            shown = f" Metrics and health at {url}." if url else ""
+            _say(f"Landing into {lake.root}; drop files into {settings.incoming}.{shown} Ctrl-C ends it.")
+            land_forever(lake, settings, _say, stop, lambda reports: report_landed(settings, reports, _say), metrics)
     _say("Stopped; everything that was told is committed.")
 
 

@@ -1,39 +1,40 @@
-"""The one consumer: reads a topic from explicit offsets to explicit ends, in bounded memory.
+"""The one consumer: reads a topic from the positions that the lake holds, in bounded memory.
 
-The lake knows what was landed, so there is no group membership and no committed offset: partitions are
-assigned by hand at the positions that the lake holds.
+`read` goes from explicit offsets to explicit ends, with the partitions assigned by hand. `follow` goes on until
+it is told to stop, with the partitions that a consumer group deals out among all who follow. In both the lake
+says where a partition begins; offsets committed to the broker are a courtesy to lag monitors and never read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
 import pyarrow as pa
 
-from fraud_assets.core.schema import RAW_TRANSACTIONS
-from fraud_assets.errors import BrokerError, MessagesLostError
+from fraud_assets.errors import BrokerError, MessagesLostError, TopicRemadeError
+from fraud_assets.kafka.batch import Batch, last_offsets
 from fraud_assets.kafka.broker import Broker, broker_of
 from fraud_assets.kafka.client import admin_client, client_config, lineage_of, missing_topic, unreachable
 from fraud_assets.lake.positions import NOTHING, Positions, Stream
 from fraud_assets.settings import Settings
 
 if TYPE_CHECKING:
-    from confluent_kafka import Message
+    from confluent_kafka import KafkaError, Message, TopicPartition
     from confluent_kafka.admin import AdminClient
 
 Answer = TypeVar("Answer")
+Stored = Callable[[Iterable[Stream]], Positions]
 
-MESSAGES = pa.schema([field for field in RAW_TRANSACTIONS if field.name not in ("ingested_at", "ingest_date")])
-"""What a batch of messages looks like: the landing schema without the moment of landing."""
-
-_CALL_ROWS = 10_000
-_FIRST_CALL_ROWS = 100
-_LIKELY_BYTES = 10_000
 _POLL_SECONDS = 0.1
 _SLICE_SECONDS = 1.0
+_SESSION_SECONDS = 10
+"""After so long without a sign of life, the partitions of a reader go to the others of its group."""
+_COMMIT_SECONDS = 600
+"""So long may one commit take before the others of the group think that the reader hangs."""
+_NEW_PARTITIONS_SECONDS = 15
 
 
 def never() -> bool:
@@ -44,25 +45,36 @@ def never() -> bool:
 class TopicReader:
     """Reads one topic by position. A context manager; may live long, and asks the broker nothing between reads.
 
-    Raises (from every method): `BrokerError` when the broker or topic is not there, and `MessagesLostError`
-    when the broker no longer has what was not landed.
+    Raises (from every method): `BrokerError` when the broker or topic is not there or the topic was made anew,
+    and `MessagesLostError` when the broker no longer has what was not landed.
+
+    Attributes:
+        accepted: per `topic/partition` the offsets that are gone and that FRAUD_ACCEPT_LOST gave up.
     """
 
-    def __init__(self, topic: str, settings: Settings, broker: Broker | None = None) -> None:
+    def __init__(self, topic: str, settings: Settings, broker: Broker | None = None, group: str = "") -> None:
         from confluent_kafka import Consumer
 
         self.topic = topic
         self.broker = broker or broker_of(settings)
+        self.accepted: dict[str, str] = {}
         self._settings = settings
         self._admin: AdminClient | None = None if self.broker.embedded else admin_client(self.broker, settings)
         self._low: dict[int, int] = {}
         self._high: dict[int, int] = {}
         self._tails: dict[Stream, tuple[int, int]] = {}
+        self._dealt: set[int] = set()
+        self._moved = False
+        self._next: dict[int, int] = {}
+        self._answers = True
         queue_bytes = max(settings.land_batch_bytes, 1_000_000)
         self._consumer = Consumer(
             {
                 **client_config(self.broker, settings),
-                "group.id": "fraud-assets",
+                "group.id": group or "fraud-assets",
+                "session.timeout.ms": _SESSION_SECONDS * 1000,
+                "max.poll.interval.ms": _COMMIT_SECONDS * 1000,
+                "topic.metadata.refresh.interval.ms": _NEW_PARTITIONS_SECONDS * 1000,
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
                 "enable.partition.eof": True,
@@ -89,8 +101,13 @@ class TopicReader:
         self.close()
 
     def close(self) -> None:
-        """Ends the connection. Safe to repeat."""
-        self._consumer.close()
+        """Ends the connection and leaves the group. Safe to repeat."""
+        if self._answers:
+            self._consumer.close()
+        else:
+            # To leave in good order it would wait for the broker; that learns it when the session is over.
+            del self._consumer
+            self._answers = True
 
     def end_offsets(self, stop: Callable[[], bool] = never) -> dict[Stream, int]:
         """Per partition the offset before the high watermark: where a read that is to end must end.
@@ -114,88 +131,179 @@ class TopicReader:
         from confluent_kafka import TopicPartition
 
         self._look([stream.partition for stream in target], stop)
-        start = self._checked_start(stored, target)
-        streams = {stream.partition: stream for stream in start}
-        if not streams:
+        first = self._first_offsets({stream: stored.get(stream, NOTHING) for stream in target})
+        start = {
+            stream: offset
+            for stream, offset in first.items()
+            if offset <= target[stream] and not self._is_empty_tail(stream, offset - 1, target[stream])
+        }
+        if not start:
             return
-        self._consumer.assign([TopicPartition(self.topic, p, start[stream]) for p, stream in streams.items()])
+        self._consumer.assign([TopicPartition(self.topic, stream.partition, start[stream]) for stream in start])
         try:
-            yield from self._batches(streams, start, target, stop)
+            yield from self._batches(start, target, stop)
         finally:
             # Without an assignment nothing is fetched while nobody reads.
             self._consumer.unassign()
 
+    def follow(self, stored: Stored, stop: Callable[[], bool] = never) -> Generator[pa.Table, None, None]:
+        """Batches (`MESSAGES`) of the partitions that the group deals to this reader, until `stop` says so.
+
+        A batch is given when it has FRAUD_LAND_BATCH_ROWS rows or FRAUD_LAND_BATCH_BYTES bytes, or
+        FRAUD_LAND_INTERVAL_SECONDS after its first message; an empty one after as long without any. Asking for
+        the next one says that the last was committed to the lake. Partitions that come to this reader are read
+        from what `stored` says of them; what was read of partitions that go is forgotten, for others read it.
+        Before a batch is committed `check` must be asked, for nothing else sees a topic that was made anew.
+        """
+        partitions = self._partitions(stop)
+        if self.broker.embedded:
+            # It keeps a new group waiting for 3 s, and one lander is all that it is for.
+            self._dealt, self._moved = set(partitions), True
+        else:
+            self._consumer.subscribe(
+                [self.topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
+            )
+        settings = self._settings
+        batch = Batch(self.topic, "", settings.land_batch_rows, settings.land_batch_bytes)
+        lost: MessagesLostError | None = None
+        try:
+            while not stop():
+                if self._moved:
+                    batch.clear()
+                    batch.lineage = self._begin(stored, stop)
+                wait = min(_POLL_SECONDS, max(settings.land_interval_seconds - batch.age, 0.001))
+                messages = self._consumer.consume(batch.call_rows, timeout=wait)
+                if self._moved:
+                    continue
+                try:
+                    batch.add([message for message in messages if self._is_message(message)])
+                except MessagesLostError as error:
+                    lost = error
+                if batch.is_full or lost or batch.age >= settings.land_interval_seconds:
+                    yield from self._given(batch)
+                if lost:
+                    raise lost
+            yield from self._given(batch)
+        finally:
+            self._consumer.unassign() if self.broker.embedded else self._consumer.unsubscribe()
+            self._dealt, self._moved = set(), False
+
+    def lag(self) -> dict[int, int]:
+        """Messages after the last one that `follow` gave, per partition that it has; as far as the broker told."""
+        from confluent_kafka import TopicPartition
+
+        places = [TopicPartition(self.topic, partition) for partition in self._next]
+        lag = {}
+        for place in self._consumer.position(places) if places else []:
+            _, high = self._consumer.get_watermark_offsets(place, cached=True)
+            # Before the first message the position has no value; offsets without a message are passed over.
+            reached = max(place.offset, self._next[place.partition])
+            lag[place.partition] = max(0, max(high, self._high[place.partition]) - reached)
+        return lag
+
+    def _given(self, batch: Batch) -> Generator[pa.Table, None, None]:
+        """The batch; and when it was taken, a word to the broker for those who watch the lag there."""
+        from confluent_kafka import TopicPartition
+
+        table = batch.take()
+        yield table
+        if table.num_rows:
+            reached = {partition: offset + 1 for partition, offset in last_offsets(table).items()}
+            self._next.update(reached)
+            self._consumer.commit(
+                offsets=[TopicPartition(self.topic, partition, offset) for partition, offset in reached.items()],
+                asynchronous=True,
+            )
+
+    def _begin(self, stored: Stored, stop: Callable[[], bool]) -> str:
+        """Assigns the partitions that were dealt at what the lake holds of them; gives the topic's lineage."""
+        from confluent_kafka import TopicPartition
+
+        partitions = sorted(self._dealt)
+        self._moved = False
+        lineage = lineage_of(self.broker, self.topic, self._settings, self._admin)
+        self._look(partitions, stop)
+        first = self._first_offsets(stored([Stream(self.topic, lineage, partition) for partition in partitions]))
+        self._next = {stream.partition: offset for stream, offset in first.items()}
+        self._consumer.assign(
+            [TopicPartition(self.topic, partition, offset) for partition, offset in self._next.items()]
+        )
+        return lineage
+
+    def _on_assign(self, consumer: object, partitions: list[TopicPartition]) -> None:
+        self._dealt = {place.partition for place in partitions}
+        self._moved = True
+        # Without this librdkafka would begin at the offsets that the broker knows.
+        self._consumer.assign([])
+
+    def _on_revoke(self, consumer: object, partitions: list[TopicPartition]) -> None:
+        self._dealt -= {place.partition for place in partitions}
+        self._moved = True
+        self._consumer.unassign()
+
     def _batches(
-        self, streams: dict[int, Stream], start: Positions, target: Positions, stop: Callable[[], bool]
+        self, start: Positions, target: Positions, stop: Callable[[], bool]
     ) -> Generator[pa.Table, None, None]:
+        streams = {stream.partition: stream for stream in start}
         end = {partition: target[stream] for partition, stream in streams.items()}
-        last = {partition: start[stream] - 1 for partition, stream in streams.items()}
-        lineage = next(iter(streams.values())).lineage
+        self._next = {partition: start[stream] for partition, stream in streams.items()}
+        lineage = next(iter(start)).lineage
         open_partitions = set(streams)
-        rows_limit, bytes_limit = self._settings.land_batch_rows, self._settings.land_batch_bytes
-        chunks: list[pa.Table] = []
-        rows = size = 0
-        mean = 1
-        call_rows = max(1, min(_FIRST_CALL_ROWS, bytes_limit // _LIKELY_BYTES))
+        batch = Batch(self.topic, lineage, self._settings.land_batch_rows, self._settings.land_batch_bytes)
         heard = monotonic()
         while open_partitions and not stop():
-            messages = self._consumer.consume(min(call_rows, rows_limit - rows), timeout=_POLL_SECONDS)
+            messages = self._consumer.consume(batch.call_rows, timeout=_POLL_SECONDS)
             if messages:
                 heard = monotonic()
             elif monotonic() - heard > self._settings.kafka_timeout_seconds:
                 raise unreachable(self.broker, f"nothing came for {self._settings.kafka_timeout_seconds:g} s")
             taken: list[Message] = []
+            lost: MessagesLostError | None = None
             for message in messages:
-                error = message.error()
                 partition = message.partition()
-                if error is not None:
-                    if self._is_end(error, partition, message.offset(), last, streams):
-                        reached = message.offset()
-                        if partition in open_partitions and reached is not None and reached > end[partition]:
-                            # Offsets without a message, such as a transaction's marker, end the partition.
-                            open_partitions.discard(partition)
-                            self._tails[streams[partition]] = (last[partition], reached - 1)
-                    continue
+                try:
+                    is_message = self._is_message(message)
+                except MessagesLostError as error:
+                    lost = error
+                    break
                 offset = message.offset()
-                if offset < end[partition]:
-                    taken.append(message)
-                    last[partition] = offset
+                if not is_message:
+                    # Offsets without a message, such as a transaction's marker, may end the partition.
+                    if partition in open_partitions and offset is not None and offset > end[partition]:
+                        open_partitions.discard(partition)
+                        self._tails[streams[partition]] = (self._next[partition] - 1, offset - 1)
                 elif partition in open_partitions:
-                    open_partitions.discard(partition)
-                    if offset == end[partition]:
+                    if offset <= end[partition]:
                         taken.append(message)
-                        last[partition] = offset
-            if taken:
-                chunk, chunk_bytes = _as_table(self.topic, lineage, taken)
-                chunks.append(chunk)
-                rows += chunk.num_rows
-                size += chunk_bytes
-                # Never much more in one call than the batch still takes, judged by the size of the last messages.
-                mean = max(chunk_bytes // chunk.num_rows, 1)
-                call_rows = max(1, min(_CALL_ROWS, (bytes_limit - size) // mean, call_rows * 4))
-            if rows and (rows >= rows_limit or size >= bytes_limit or not open_partitions):
-                self._check_lineage(lineage)
-                yield pa.concat_tables(chunks)
-                chunks, rows, size, heard = [], 0, 0, monotonic()
-                call_rows = max(1, min(_CALL_ROWS, bytes_limit // mean))
-        if rows:
-            self._check_lineage(lineage)
-            yield pa.concat_tables(chunks)
+                        self._next[partition] = offset + 1
+                    if offset >= end[partition]:
+                        open_partitions.discard(partition)
+            batch.add(taken)
+            if batch.rows and (batch.is_full or lost or not open_partitions):
+                yield from self._checked(batch)
+                heard = monotonic()
+            if lost:
+                raise lost
+        if batch.rows:
+            yield from self._checked(batch)
 
-    def _is_end(
-        self, error: object, partition: int, offset: int | None, last: Mapping[int, int], streams: Mapping[int, Stream]
-    ) -> bool:
-        """Whether an event says that a partition ended; raises for those that say that reading failed."""
+    def _checked(self, batch: Batch) -> Generator[pa.Table, None, None]:
+        table = batch.take()
+        self.check(table)
+        yield table
+
+    def _is_message(self, message: Message) -> bool:
+        """False for an event that is none, such as the end of a partition; raises for those that end all reading."""
         from confluent_kafka import KafkaError
 
-        assert isinstance(error, KafkaError)
-        code = error.code()
-        if code == KafkaError._PARTITION_EOF:
+        error: KafkaError | None = message.error()
+        if error is None:
             return True
-        if code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE) and partition in streams:
+        code, partition = error.code(), message.partition()
+        if code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE) and partition in self._next:
             # The broker dropped messages between our look at its log start and the fetch.
             self._look([partition], never)
-            raise self._lost(partition, last[partition], self._low[partition])
+            raise self._lost({partition: self._next[partition] - 1})
         if code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED):
             raise missing_topic(self.broker, self.topic, self._settings)
         if error.fatal():
@@ -203,41 +311,54 @@ class TopicReader:
         # Others (a connection lost, a leader that moves) pass, or end in the time-out of the caller.
         return False
 
-    def _checked_start(self, stored: Positions, target: Positions) -> dict[Stream, int]:
-        """First offset to read of each partition that has something to read; raises where messages are gone."""
-        start: dict[Stream, int] = {}
-        for stream, end in target.items():
-            known = stored.get(stream, NOTHING)
+    def _is_empty_tail(self, stream: Stream, known: int, end: int) -> bool:
+        """Whether an earlier read found offsets without messages alone from after `known` to `end`."""
+        tail_known, tail_end = self._tails.get(stream, (None, NOTHING))
+        return tail_known == known and end <= tail_end
+
+    def _first_offsets(self, stored: Positions) -> dict[Stream, int]:
+        """First offset to read of each partition; raises where messages are gone."""
+        first: dict[Stream, int] = {}
+        lost: dict[int, int] = {}
+        for stream, known in stored.items():
             low, high = self._low[stream.partition], self._high[stream.partition]
             if low > known + 1 and (known != NOTHING or self.broker.embedded):
-                raise self._lost(stream.partition, known, low)
+                place = f"{self.topic}/{stream.partition}"
+                if self._settings.accept_lost.get(place, NOTHING) >= low:
+                    self.accepted[place] = f"{known + 1} to {low - 1}"
+                else:
+                    lost[stream.partition] = known
             if known >= high:
                 raise BrokerError(
                     f"Partition {stream.partition} of topic {self.topic!r} ends at offset {high - 1}, but the lake "
                     f"holds offset {known} of it: the broker lost messages that it had delivered. "
                     "Find out what happened to the broker before landing on; a topic made anew lands from its start."
                 )
-            tail_known, tail_end = self._tails.get(stream, (None, NOTHING))
-            if end > known and end >= low and not (tail_known == known and end <= tail_end):
-                start[stream] = max(known + 1, low)
-        return start
+            first[stream] = max(known + 1, low)
+        if lost:
+            raise self._lost(lost)
+        return first
 
-    def _lost(self, partition: int, known: int, low: int) -> MessagesLostError:
+    def _lost(self, known: Mapping[int, int]) -> MessagesLostError:
+        """The sentence on partitions whose log starts after what is known of them."""
+        gone = [
+            f"Up to {self._low[partition] - last - 1} messages of partition {partition} of topic {self.topic!r} are "
+            f"gone: the lake holds offsets up to {last}, {self.broker.name} starts at {self._low[partition]}"
+            for partition, last in sorted(known.items())
+        ]
         if self.broker.embedded:
             remedy = (
                 "The embedded broker keeps about 5 MB a partition: restart it with `fraud-assets broker`, run "
                 "`fraud-assets land` while messages are produced, and put bulk data into the drop folder"
             )
         else:
+            accepted = ",".join(f"{self.topic}/{partition}={self._low[partition]}" for partition in sorted(known))
             remedy = (
-                "Landing stops here rather than skip them: bring them back from another copy into a new topic "
-                f"or into the drop folder {self._settings.incoming}, name the topic to read by its setting, and "
-                "raise the topic's retention"
+                "Landing stops here rather than skip them: bring them back from another copy into the drop folder "
+                f"{self._settings.incoming} and raise the topic's retention; FRAUD_ACCEPT_LOST={accepted} goes on "
+                "without them"
             )
-        return MessagesLostError(
-            f"Up to {low - known - 1} messages of partition {partition} of topic {self.topic!r} are gone: the lake "
-            f"holds offsets up to {known}, {self.broker.name} starts at {low}. {remedy}."
-        )
+        return MessagesLostError(f"{'. '.join(gone)}. {remedy}.")
 
     def _partitions(self, stop: Callable[[], bool]) -> list[int]:
         """Partitions of the topic; on an embedded broker asking creates it."""
@@ -276,46 +397,24 @@ class TopicReader:
             try:
                 answer = question(wait)
                 if answer is not None:
+                    self._answers = True
                     return answer
                 cause = "timed out"
             except KafkaException as error:
                 cause = error.args[0].str()
             if monotonic() >= deadline or stop():
+                self._answers = False
                 raise unreachable(self.broker, cause)
 
-    def _check_lineage(self, lineage: str) -> None:
-        """Raises where the topic was deleted and made anew while it was read."""
+    def check(self, batch: pa.Table) -> None:
+        """Asks the broker whether the topic is still the one that the batch was read from.
+
+        Raises:
+            TopicRemadeError: it was deleted and made anew.
+        """
         broker = broker_of(self._settings) if self.broker.embedded else self.broker
-        if lineage_of(broker, self.topic, self._settings, self._admin) != lineage:
-            raise BrokerError(f"Topic {self.topic!r} was made anew while it was read; nothing of it landed. Run again.")
-
-
-def _as_table(topic: str, lineage: str, messages: list[Message]) -> tuple[pa.Table, int]:
-    """Messages as `MESSAGES`, and the bytes of their keys and bodies."""
-    count = len(messages)
-    keys = pa.array([message.key() for message in messages], pa.binary())
-    values = pa.array([message.value() for message in messages], pa.binary())
-    times = [message.timestamp() for message in messages]
-    columns = [
-        pa.repeat(pa.scalar(topic, pa.string()), count),
-        pa.repeat(pa.scalar(lineage, pa.string()), count),
-        pa.array([message.partition() for message in messages], pa.int32()),
-        pa.array([message.offset() for message in messages], pa.int64()),
-        # Kind 0 means that the message carries no time.
-        pa.array([time * 1000 if kind else None for kind, time in times], pa.int64()).cast(
-            MESSAGES.field("timestamp").type
-        ),
-        keys,
-        values,
-        _headers(messages),
-    ]
-    return pa.Table.from_arrays(columns, schema=MESSAGES), keys.nbytes + values.nbytes
-
-
-def _headers(messages: list[Message]) -> pa.Array:
-    kind = MESSAGES.field("headers").type
-    found = [message.headers() for message in messages]
-    if not any(found):
-        return pa.nulls(len(found), kind)
-    rows = [None if not pairs else [{"key": k, "value": v} for k, v in pairs] for pairs in found]
-    return pa.array(rows, kind)
+        if lineage_of(broker, self.topic, self._settings, self._admin) != batch["lineage"][0].as_py():
+            raise TopicRemadeError(
+                f"Topic {self.topic!r} was made anew while it was read; what was read last did not land. Its new life "
+                "lands from its start, when landing runs again."
+            )

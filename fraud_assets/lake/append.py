@@ -11,7 +11,14 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
+from deltalake import (
+    CommitProperties,
+    DeltaTable,
+    PostCommitHookProperties,
+    Transaction,
+    WriterProperties,
+    write_deltalake,
+)
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from fraud_assets.core.schema import Table
@@ -20,6 +27,8 @@ from fraud_assets.lake.tables import Lake, unreadable
 
 RACES = 100
 _WRITER = WriterProperties(compression="ZSTD", compression_level=1)
+# To look for old log entries after every commit costs more with every commit; upkeep does it.
+_AFTERWARDS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
 
 
 class CommitConflictError(Exception):
@@ -56,6 +65,7 @@ def commit(
                 rows.select(table.schema.names).cast(table.schema),
                 mode="append",
                 commit_properties=properties,
+                post_commithook_properties=_AFTERWARDS,
                 writer_properties=_WRITER,
             )
         else:
@@ -65,6 +75,7 @@ def commit(
                 mode="overwrite",
                 predicate=restated,
                 commit_properties=properties,
+                post_commithook_properties=_AFTERWARDS,
                 writer_properties=_WRITER,
             )
     except CommitFailedError as error:

@@ -10,8 +10,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from fraud_assets.core.pseudonyms import pseudonymise
 from fraud_assets.core.schema import Table, fraud_labels, quarantined_transactions, raw_transactions
+from fraud_assets.kafka.schemas import label_decoder, transaction_decoder
 from fraud_assets.lake.append import append_landed
 from fraud_assets.lake.positions import Positions, Stream, positions_of, stored
 from fraud_assets.lake.tables import Lake
@@ -73,15 +76,19 @@ class TopicReaders:
     transactions: TopicReader
 
     @classmethod
-    def of(cls, settings: Settings) -> Self:
-        """Readers of both topics. Raises `BrokerError` where no broker is named or the embedded one is gone."""
+    def of(cls, settings: Settings, group: str = "") -> Self:
+        """Readers of both topics; with a `group` the transactions' may follow as a member of it.
+
+        Raises:
+            BrokerError: no broker is named, or the embedded one is gone.
+        """
         from fraud_assets.kafka.broker import broker_of
         from fraud_assets.kafka.consumer import TopicReader
 
         broker = broker_of(settings)
         with ExitStack() as opened:
             labels = opened.enter_context(TopicReader(settings.labels_topic, settings, broker))
-            transactions = opened.enter_context(TopicReader(settings.transactions_topic, settings, broker))
+            transactions = opened.enter_context(TopicReader(settings.transactions_topic, settings, broker, group))
             opened.pop_all()
         return cls(labels, transactions)
 
@@ -91,6 +98,10 @@ class TopicReaders:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends both connections."""
         self.labels.close()
         self.transactions.close()
 
@@ -157,7 +168,9 @@ def land_topics(
     transaction_ends = readers.transactions.end_offsets(stop) if transactions else {}
     reports = {fraud_labels.name: land_labels(lake, settings, readers.labels, label_ends, progress, stop)}
     if transactions:
-        reports[raw_transactions.name] = land_transactions(lake, readers.transactions, transaction_ends, progress, stop)
+        reports[raw_transactions.name] = land_transactions(
+            lake, settings, readers.transactions, transaction_ends, progress, stop
+        )
     return reports
 
 
@@ -170,22 +183,67 @@ def land_labels(
     stop: Callable[[], bool] = never,
 ) -> LandingReport:
     """Drains the labels topic up to `ends`; bad labels go to quarantine."""
+    decoder = label_decoder(settings)
 
     def append(batch: pa.Table) -> tuple[int, int]:
-        return append_labels(lake, settings, batch)
+        return append_labels(lake, settings, pseudonymise(batch, settings, decoder))
 
     return _drain(lake, fraud_labels, reader, ends, append, progress, stop)
 
 
 def land_transactions(
-    lake: Lake, reader: TopicReader, ends: Positions, progress: Progress, stop: Callable[[], bool] = never
+    lake: Lake,
+    settings: Settings,
+    reader: TopicReader,
+    ends: Positions,
+    progress: Progress,
+    stop: Callable[[], bool] = never,
 ) -> LandingReport:
-    """Drains the transactions topic up to `ends`, every body byte for byte."""
+    """Drains the transactions topic up to `ends`, every body byte for byte but for what FRAUD_PSEUDONYMISE names."""
 
     def append(batch: pa.Table) -> tuple[int, int]:
-        return append_landed(lake, raw_transactions, batch), 0
+        return append_transactions(lake, settings, batch, reader.accepted), 0
 
     return _drain(lake, raw_transactions, reader, ends, append, progress, stop)
+
+
+def land_batch(
+    lake: Lake, settings: Settings, readers: TopicReaders, batch: pa.Table, stop: Callable[[], bool] = never
+) -> dict[str, LandingReport]:
+    """Drains the labels topic to its end of this moment, then appends a batch of transactions; a report by table.
+
+    When `stop` says so before the labels are drained, the transactions are left for the next time.
+
+    Raises:
+        TopicRemadeError: the batch is of a topic that is no more.
+        BrokerError, MessagesLostError, LakeError: nothing is skipped, what was committed stays, and the same batch
+            may be tried again.
+    """
+    ends = readers.labels.end_offsets(stop)
+    reports = empty_reports()
+    reports[fraud_labels.name] = labels = land_labels(lake, settings, readers.labels, ends, _silent, stop)
+    if batch.num_rows and not (stop() and any(labels.lag.values())):
+        readers.transactions.check(batch)
+        begun = monotonic()
+        rows = append_transactions(lake, settings, batch, readers.transactions.accepted)
+        reports[raw_transactions.name] = LandingReport(
+            raw_transactions.name,
+            rows,
+            _payload_bytes(batch) if rows else 0,
+            seconds=monotonic() - begun,
+            offsets={_place(stream): offset for stream, offset in sorted(positions_of(batch).items())},
+        )
+    return reports
+
+
+def append_transactions(lake: Lake, settings: Settings, batch: pa.Table, accepted: Mapping[str, str]) -> int:
+    """Appends a batch of messages to `raw_transactions`; gives the rows that it did not hold yet.
+
+    What FRAUD_ACCEPT_LOST gave up (`accepted`, see `TopicReader`) is noted in the commit.
+    """
+    lost = ", ".join(f"{place}: {offsets}" for place, offsets in sorted(accepted.items()))
+    rows = pseudonymise(batch, settings, transaction_decoder(settings))
+    return append_landed(lake, raw_transactions, rows, metadata={"accepted_lost": lost} if lost else None)
 
 
 def append_labels(
@@ -202,7 +260,7 @@ def append_labels(
     """
     from fraud_assets.core.parsing import parse_labels
 
-    good, rejected = parsed or parse_labels(raw, settings)
+    good, rejected = parsed or parse_labels(raw, settings, label_decoder(settings))
     reached = positions_of(raw) if positions is None else positions
     refused = append_landed(lake, quarantined_transactions, rejected, reached) if rejected.num_rows else 0
     return append_landed(lake, fraud_labels, good, reached), refused
@@ -279,7 +337,7 @@ def _drain(
                 rows, quarantined = rows + kept, quarantined + refused
                 known = {**known, **positions_of(batch)}
                 if kept or refused:
-                    size += batch["key"].nbytes + batch["value"].nbytes
+                    size += _payload_bytes(batch)
                     progress(f"{table.name}: {rows:,} rows landed from {reader.topic}")
                 if stop():
                     break
@@ -302,6 +360,16 @@ def _drain(
 def _stored(lake: Lake, table: Table, streams: Positions) -> dict[Stream, int]:
     handle = lake.open(table)
     return {stream: stored(handle, stream) for stream in streams}
+
+
+def _payload_bytes(batch: pa.Table) -> int:
+    """Bytes of keys and bodies."""
+    lengths = [pc.sum(pc.binary_length(batch[name])).as_py() or 0 for name in ("key", "value")]
+    return sum(lengths)
+
+
+def _silent(line: str) -> None:
+    """Progress that nobody reads."""
 
 
 def _place(stream: Stream) -> str:

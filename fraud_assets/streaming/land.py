@@ -1,86 +1,46 @@
-"""Always-on landing: the drop folder and both topics, again and again, until told to stop."""
+"""Landing of the drop folder and both topics: once, or always on, as one of any number of landers."""
 
 from __future__ import annotations
 
-import fcntl
-import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from time import monotonic, sleep
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from time import monotonic
 from types import FrameType
 
-from fraud_assets.core.schema import fraud_labels, raw_transactions
-from fraud_assets.errors import BrokerError, FraudAssetsError, MessagesLostError
+import pyarrow as pa
+
+from fraud_assets.core.schema import raw_transactions
+from fraud_assets.errors import (
+    BrokerError,
+    FraudAssetsError,
+    LakeError,
+    MessagesLostError,
+    TopicRemadeError,
+    disk_fault,
+)
 from fraud_assets.kafka.broker import broker_is_configured, broker_of
+from fraud_assets.lake.positions import Stream, stored
 from fraud_assets.lake.tables import Lake
 from fraud_assets.pipeline.files import land_files
 from fraud_assets.pipeline.landing import (
     LandingReport,
     TopicReaders,
     empty_reports,
+    land_batch,
     land_topics,
     merged,
     with_files,
 )
 from fraud_assets.settings import Settings
+from fraud_assets.streaming.metrics import LandingMetrics
+from fraud_assets.streaming.news import News, Say, Tell
 
-_LANDED_LINE_SECONDS = 30.0
-_QUIET_LINE_SECONDS = 60.0
-_LOCK_TRIES = 20
-_LOCK_PAUSE_SECONDS = 0.05
-
-Say = Callable[[str], None]
-Tell = Callable[[dict[str, LandingReport]], None]
-
-
-class LanderRunsError(FraudAssetsError):
-    """A lander already runs under this FRAUD_HOME."""
-
-
-def lander_is_running(settings: Settings) -> bool:
-    """Whether a `fraud-assets land` process holds the lander's lock of this FRAUD_HOME."""
-    try:
-        with _lock_file(settings).open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return False
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-
-
-@contextmanager
-def lander_lock(settings: Settings) -> Iterator[None]:
-    """Holds the lander's lock; the operating system lets go of it when the process ends, however it does.
-
-    Raises:
-        LanderRunsError: another process holds it.
-    """
-    path = _lock_file(settings)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as lock:
-        for attempt in range(_LOCK_TRIES):
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if attempt == _LOCK_TRIES - 1:
-                    raise LanderRunsError(
-                        f"A `fraud-assets land` process already runs ({path}). Stop it, or use another FRAUD_HOME."
-                    ) from None
-                # Who only looks whether a lander runs holds the lock for a moment.
-                sleep(_LOCK_PAUSE_SECONDS)
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
-        yield
-
-
-def _lock_file(settings: Settings) -> Path:
-    return settings.home_path / "land.lock"
+_FIRST_PAUSE_SECONDS = 0.2
+_LONGEST_PAUSE_SECONDS = 5.0
 
 
 @contextmanager
@@ -114,125 +74,156 @@ def land_once(lake: Lake, settings: Settings, say: Say, stop: threading.Event) -
 
 
 def land_forever(
-    lake: Lake, settings: Settings, say: Say, stop: threading.Event, tell: Tell = lambda reports: None
+    lake: Lake,
+    settings: Settings,
+    say: Say,
+    stop: threading.Event,
+    tell: Tell = lambda reports: None,
+    metrics: LandingMetrics | None = None,
 ) -> None:
-    """Lands every FRAUD_LAND_INTERVAL_SECONDS until `stop` is set; ends after the commit that is under way.
+    """Lands until `stop` is set; ends after the commit that is under way.
 
-    An outage of the broker is told once and waited for; the drop folder goes on meanwhile. `tell` gets what landed
-    by table name, added up over some 30 s.
+    Any number of landers share the partitions of the transactions topic; each drains the labels before it commits
+    transactions, and one at a time takes the drop folder. What keeps landing from going on (the broker, the lake,
+    a disk) is said once, shown by `metrics`, and tried again. `tell` gets what landed by table name, added up over
+    FRAUD_DAGSTER_EVENT_SECONDS.
 
     Raises:
         MessagesLostError: messages are gone that had not landed; nothing is skipped.
-        LakeError: a table cannot be written.
+        LakeError: the lake cannot be used at the start.
     """
-    news = _News(say, tell)
-    connection = _Connection(settings)
-    try:
+    metrics = metrics or LandingMetrics()
+    lander = _Lander(lake, settings, stop, News(say, tell, settings.dagster_event_seconds), metrics)
+    group = consumer_group(lake, settings)
+    with _files_landed_beside(lake, settings, say, stop, lander.news):
         while not stop.is_set():
-            news.files_landed(with_files(empty_reports(), land_files(lake, settings, say, stop.is_set)))
+            lander.tried(partial(lander.follow, group), final=(MessagesLostError,))
+    lander.news.ended()
+
+
+def consumer_group(lake: Lake, settings: Settings) -> str:
+    """FRAUD_CONSUMER_GROUP, else a name of the lake: landers into two lakes must not share out the partitions.
+
+    Raises:
+        LakeError: the lake cannot be used.
+    """
+    return settings.consumer_group or f"fraud-assets-{lake.open(raw_transactions).metadata().id}"
+
+
+@dataclass(frozen=True)
+class _Lander:
+    lake: Lake
+    settings: Settings
+    stop: threading.Event
+    news: News
+    metrics: LandingMetrics
+
+    def follow(self, group: str) -> bool:
+        """Lands what comes to the topics until told to stop, or until an embedded broker was started anew."""
+        topic = self.settings.transactions_topic
+        with TopicReaders.of(self.settings, group) as readers:
+            last: float | None = None
+            with closing(readers.transactions.follow(self._stored, self.stop.is_set)) as batches:
+                for batch in batches:
+                    if batch.num_rows:
+                        oldest, last = _seconds(batch["timestamp"][0]), _seconds(batch["timestamp"][-1])
+                        self.metrics.waits(oldest)
+                    # What is in hand stays in hand while the broker or the lake is away.
+                    if not self.tried(partial(self._land, readers, batch), final=(MessagesLostError, TopicRemadeError)):
+                        break
+                    lag = readers.transactions.lag()
+                    self.metrics.lags(topic, lag, last)
+                    self.news.tick(sum(lag.values()))
+        return True
+
+    def tried(self, work: Callable[[], bool], final: tuple[type[Exception], ...]) -> bool:
+        """What the work says; where something is away that may come back, says so and does it again until told to stop.
+
+        Errors in `final` are raised, for to do the same again would not help.
+        """
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            begun = monotonic()
             try:
-                readers = connection.readers()
-                if not stop.is_set():
-                    news.topics_landed(land_topics(lake, settings, _silent, readers=readers, stop=stop.is_set))
-            except MessagesLostError:
+                return work()
+            except final:
                 raise
-            except BrokerError as error:
-                connection.close()
-                if not stop.is_set():
-                    news.outage(str(error))
-            stop.wait(settings.land_interval_seconds)
+            except (FraudAssetsError, OSError) as error:
+                reason = _passing(error)
+            if self.stop.is_set():
+                return False
+            self.metrics.looked()
+            self.metrics.fails(reason)
+            self.news.fails("topics", reason)
+            self.news.tick(0)
+            if monotonic() - begun > _LONGEST_PAUSE_SECONDS:
+                pause = _FIRST_PAUSE_SECONDS
+            self.stop.wait(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+
+    def _land(self, readers: TopicReaders, batch: pa.Table) -> bool:
+        """Whether the batch is in the lake."""
+        if readers.labels.broker.embedded and broker_of(self.settings) != readers.labels.broker:
+            return False
+        reports = land_batch(self.lake, self.settings, readers, batch, self.stop.is_set)
+        self.metrics.looked()
+        self.metrics.landed(reports.values())
+        self.news.landed(reports)
+        self.news.goes_on("topics")
+        return not batch.num_rows or bool(reports[raw_transactions.name].offsets)
+
+    def _stored(self, streams: Iterable[Stream]) -> dict[Stream, int]:
+        self.metrics.moved(self.settings.transactions_topic)
+        handle = self.lake.open(raw_transactions)
+        return {stream: stored(handle, stream) for stream in streams}
+
+
+@contextmanager
+def _files_landed_beside(lake: Lake, settings: Settings, say: Say, stop: threading.Event, news: News) -> Iterator[None]:
+    """Lands dropped files in a thread of its own, so that a large one keeps no message waiting."""
+    failure: list[BaseException] = []
+
+    def land() -> None:
+        try:
+            while not stop.is_set():
+                try:
+                    news.landed(with_files(empty_reports(), land_files(lake, settings, say, stop.is_set)))
+                    news.goes_on("files")
+                except (FraudAssetsError, OSError) as error:
+                    news.fails("files", _passing(error))
+                    stop.wait(_LONGEST_PAUSE_SECONDS)
+                stop.wait(settings.land_interval_seconds)
+        except BaseException as error:  # noqa: BLE001 - told by the main thread
+            failure.append(error)
+            stop.set()
+
+    thread = threading.Thread(target=land, name="files")
+    thread.start()
+    try:
+        yield
     finally:
-        connection.close()
-        news.ended()
+        stop.set()
+        thread.join()
+    if failure:
+        raise failure[0]
 
 
-class _Connection:
-    """Readers that live as long as their broker does."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._readers: TopicReaders | None = None
-
-    def readers(self) -> TopicReaders:
-        """Open readers of the broker that is meant now. An embedded broker started anew has another lineage."""
-        broker = broker_of(self._settings)
-        if self._readers is not None and self._readers.labels.broker != broker:
-            self.close()
-        if self._readers is None:
-            self._readers = TopicReaders.of(self._settings)
-        return self._readers
-
-    def close(self) -> None:
-        if self._readers is not None:
-            self._readers.labels.close()
-            self._readers.transactions.close()
-            self._readers = None
+def _passing(error: FraudAssetsError | OSError) -> str:
+    """The sentence on what may pass by itself: the broker, the lake, a registry, a disk; raises what will not."""
+    if isinstance(error, OSError):
+        fault = disk_fault(error)
+        if fault is None:
+            raise error
+        return str(fault)
+    if not isinstance(error, BrokerError | LakeError):
+        raise error
+    return str(error)
 
 
-class _News:
-    """What the loop says: changes of state at once, landed rows every few seconds, all-is-well once a minute."""
-
-    def __init__(self, say: Say, tell: Tell) -> None:
-        self._say = say
-        self._tell = tell
-        self._untold = empty_reports()
-        self._outage = ""
-        self._rows = {raw_transactions.name: 0, fraud_labels.name: 0}
-        self._total = dict(self._rows)
-        self._refused = 0
-        self._told_rows = 0.0
-        self._told = monotonic()
-
-    def files_landed(self, reports: dict[str, LandingReport]) -> None:
-        """Counts what files added; `land_files` said it itself."""
-        for name, report in reports.items():
-            self._total[name] += report.rows
-            self._untold[name] = merged(self._untold[name], report)
-
-    def topics_landed(self, reports: dict[str, LandingReport]) -> None:
-        if self._outage:
-            self._say("The broker answers again.")
-            self._outage = ""
-        for name, report in reports.items():
-            self._rows[name] += report.rows
-            self._total[name] += report.rows
-            self._refused += report.quarantined
-            self._untold[name] = merged(self._untold[name], report)
-        now = monotonic()
-        news = any(report.rows or report.files for report in self._untold.values())
-        if (news or self._refused) and now - self._told_rows >= _LANDED_LINE_SECONDS:
-            self._tell_rows(now)
-        elif now - self._told >= _QUIET_LINE_SECONDS:
-            self._told = now
-            self._say(f"All landed: {self._amounts(self._total)} since the start.")
-
-    def outage(self, reason: str) -> None:
-        if reason != self._outage:
-            self._outage = reason
-            self._say(f"{reason} Trying again.")
-
-    def ended(self) -> None:
-        if any(self._rows.values()) or self._refused:
-            self._tell_rows(monotonic())
-        else:
-            self._tell_of_all()
-
-    def _tell_rows(self, now: float) -> None:
-        refused = f", {self._refused:,} labels quarantined" if self._refused else ""
-        if any(self._rows.values()) or self._refused:
-            self._say(f"Landed {self._amounts(self._rows)}{refused}.")
-        self._tell_of_all()
-        self._rows = dict.fromkeys(self._rows, 0)
-        self._refused = 0
-        self._told = self._told_rows = now
-
-    def _tell_of_all(self) -> None:
-        self._tell(self._untold)
-        self._untold = empty_reports()
-
-    @staticmethod
-    def _amounts(rows: dict[str, int]) -> str:
-        return f"{rows[raw_transactions.name]:,} transactions and {rows[fraud_labels.name]:,} labels"
+def _seconds(time: pa.Scalar) -> float | None:
+    """A message's time in seconds since 1970; None where it carries none."""
+    moment = time.as_py()
+    return None if moment is None else moment.timestamp()
 
 
 def _silent(line: str) -> None:

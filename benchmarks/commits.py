@@ -1,0 +1,110 @@
+"""Landing commits in a row with upkeep beside them, first against last: python benchmarks/commits.py [--full]
+
+50,000 commits of 10 messages with --full, else 5,000; on a day of one-second commits 50,000 are 14 hours. Upkeep runs
+in a process of its own as often per commit as its schedule does (every 900), and log entries are kept as many commits
+as FRAUD_LOG_HOURS keeps at one a second (7,200). For comparison, the same without upkeep, 2,000 commits. Wall and CPU
+time are given, for a busy machine moves the first alone.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pyarrow as pa
+
+from fraud_assets.core.schema import HEADERS, TIME, raw_transactions
+from fraud_assets.lake.append import append_landed
+from fraud_assets.lake.tables import Lake
+
+ROWS, UPKEEP_EVERY, KEPT = 10, 900, 7_200
+UPKEEP = """
+import sys
+from fraud_assets.core.schema import raw_transactions
+from fraud_assets.lake import upkeep
+from fraud_assets.lake.tables import Lake
+from fraud_assets.settings import load_settings
+lake, settings = Lake(sys.argv[1]), load_settings()
+for line in sys.stdin:
+    # Of the log as many commits are kept as the setting keeps at one a second.
+    lake.open(raw_transactions).alter.set_table_properties({upkeep._LOG_RETENTION: f"interval {line.strip()} seconds"})
+    upkeep._shorten_log = lambda handle, settings: (handle.create_checkpoint(), handle.cleanup_metadata())
+    upkeep.tend(lake, raw_transactions, settings)
+    print("done", flush=True)
+"""
+
+
+def message_rows(first: int) -> pa.Table:
+    return pa.table(
+        {
+            "topic": pa.repeat("transactions", ROWS),
+            "lineage": pa.repeat("benchmark", ROWS),
+            "partition": pa.array([0] * ROWS, pa.int32()),
+            "offset": pa.array(range(first, first + ROWS), pa.int64()),
+            "timestamp": pa.nulls(ROWS, TIME),
+            "key": pa.array([b"4711"] * ROWS, pa.binary()),
+            "value": pa.array([b'{"transaction_id": 1, "tx_amount": 12.5}' * 4] * ROWS, pa.binary()),
+            "headers": pa.nulls(ROWS, HEADERS),
+        }
+    )
+
+
+def commits(count: int, upkeep: bool) -> tuple[list[float], list[float]]:
+    """Seconds and CPU seconds of each commit."""
+    seconds, busy = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        lake = Lake(str(Path(folder) / "lake"))
+        lake.open(raw_transactions)
+        tender = subprocess.Popen(
+            [sys.executable, "-c", UPKEEP, lake.root],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+        begun = time.monotonic()
+        for number in range(count):
+            began, used = time.perf_counter(), time.process_time()
+            append_landed(lake, raw_transactions, message_rows(number * ROWS))
+            seconds.append(time.perf_counter() - began)
+            busy.append(time.process_time() - used)
+            if upkeep and number % UPKEEP_EVERY == UPKEEP_EVERY - 1:
+                rate = (number + 1) / (time.monotonic() - begun)
+                tender.stdin.write(f"{max(1, round(KEPT / rate))}\n")
+            if number % 1000 == 999:
+                log = sum(1 for _ in (Path(lake.root) / "raw_transactions" / "_delta_log").iterdir())
+                median = 1000 * statistics.median(seconds[-1000:])
+                print(f"  {number + 1:6,} commits: {median:5.1f} ms each, {log:,} files in the log", flush=True)
+        tender.stdin.close()
+        tender.wait(60)
+    return seconds, busy
+
+
+def main() -> None:
+    count = 50_000 if "--full" in sys.argv else 5_000
+    result = {}
+    for name, number, upkeep in (("with upkeep", count, True), ("without", 2_000, False)):
+        print(f"{number:,} commits of {ROWS} messages, {name}")
+        result[name] = {}
+        for kind, measured in zip(("wall", "cpu"), commits(number, upkeep), strict=True):
+            parts = (measured[a:b] for a, b in pairwise(range(0, number + 1, 1000)))
+            thousands = [statistics.median(part) for part in parts]
+            # The log is as long as it ever gets once KEPT commits are in it.
+            steady = thousands[min(KEPT // 1000, len(thousands) - 1)]
+            result[name][kind] = {
+                "first_1000_ms": round(1000 * thousands[0], 1),
+                "last_1000_ms": round(1000 * thousands[-1], 1),
+                "worst_1000_ms": round(1000 * max(thousands), 1),
+                "last_of_first": round(thousands[-1] / thousands[0], 2),
+                "last_of_steady": round(thousands[-1] / steady, 2),
+            }
+            print(f"{name}, {kind}: {result[name][kind]}")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
