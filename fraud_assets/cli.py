@@ -11,11 +11,15 @@ import click
 from fraud_assets.errors import FraudAssetsError, disk_fault
 
 COMMANDS = {
-    "broker": "Run the embedded broker in the foreground.",
+    "broker": "Run a broker in the foreground: the embedded one, or Apache Kafka.",
     "simulate": "Produce simulated transactions and their late fraud labels.",
     "replay": "Produce the transactions and labels of files.",
     "land": "Land the topics and the drop folder for as long as it lives.",
     "evaluate": "Train and test by the handbook's protocol on what the lake holds.",
+    "quarantine": "List what was refused, show it, drive it again after a fix.",
+    "erase": "Remove a customer from every table and from kept files.",
+    "doctor": "Check settings, broker, lake, registry and Dagster, with the fix for each fault.",
+    "chaos": "Run the platform while everything goes wrong, and count every message.",
     "demo": "Stream to scored predictions in a fresh folder, with a summary.",
 }
 

@@ -35,7 +35,7 @@ def shown(default: Any) -> str:
     """A default as one writes it in the environment."""
     if isinstance(default, float):
         default = f"{default:g}"
-    text = "" if default == {} else str(default)
+    text = "" if default in ({}, ()) else str(default)
     return f"`{text}`" if text else "empty"
 
 
@@ -82,6 +82,9 @@ def test_commands_and_options_exist(page: Path) -> None:
         assert call[0] in COMMANDS, f"{page.name} names `fraud-assets {call[0]}`"
         command = cli.get_command(click.Context(cli), call[0])
         assert command is not None
+        if isinstance(command, click.Group):
+            assert call[1] in command.commands, f"{page.name} names `fraud-assets {' '.join(call[:2])}`"
+            command = command.commands[call[1]]
         options = {name for parameter in command.params for name in parameter.opts}
         used = {word.partition("=")[0] for word in call if word.startswith("--")}
         assert used <= options | {"--help"}, f"{page.name} gives `fraud-assets {call[0]}` an option that it has not"

@@ -8,13 +8,18 @@ from fraud_assets.resources import PlatformResource
 
 @dg.asset(group_name="upkeep", kinds={"deltalake"})
 def lake_upkeep(platform: PlatformResource) -> dg.MaterializeResult:
-    """Compacts, checkpoints and vacuums every table. Starts nothing downstream."""
+    """Applies FRAUD_RETENTION_DAYS, compacts, checkpoints and vacuums every table, and lands what a retry had left."""
     from fraud_assets.lake.upkeep import tend_all
+    from fraud_assets.pipeline.quarantine import land_retries
 
     with failures_in_words():
-        reports = tend_all(platform.lake(), platform.settings())
-    return dg.MaterializeResult(
-        metadata={
-            f"{table}/{key}": value for table, report in reports.items() for key, value in report.metadata().items()
-        }
-    )
+        settings, lake = platform.settings(), platform.lake()
+        # Before retention could take away what a retry that was cut off is yet to land.
+        finished = land_retries(lake, settings)
+        reports = tend_all(lake, settings)
+    metadata: dict[str, int | float] = {
+        f"{table}/{key}": value for table, report in reports.items() for key, value in report.metadata().items()
+    }
+    if finished:
+        metadata["retried_messages_landed"] = finished
+    return dg.MaterializeResult(metadata=metadata)

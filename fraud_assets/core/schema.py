@@ -37,6 +37,9 @@ RAW_TRANSACTIONS = pa.schema(
     ]
 )
 
+MESSAGES = pa.schema([field for field in RAW_TRANSACTIONS if field.name not in ("ingested_at", "ingest_date")])
+"""What a batch of messages looks like: the landing schema without the moment of landing."""
+
 LABELS_PARSED = pa.schema(
     [
         pa.field("transaction_id", pa.string(), nullable=False),
@@ -119,6 +122,16 @@ FRAUD_PREDICTIONS = pa.schema(
     ]
 )
 
+RETRIED_MESSAGES = pa.schema(
+    [
+        *POSITION,
+        *(field.with_name(f"origin_{field.name}") for field in POSITION),
+        pa.field("reason", pa.string(), nullable=False),
+        INGESTED_AT,
+    ]
+)
+"""Quarantined messages that were driven again: their new position and, as `origin_…`, that in quarantine."""
+
 ALERT_THRESHOLDS = pa.schema(
     [
         pa.field("model_name", pa.string(), nullable=False),
@@ -154,6 +167,7 @@ fraud_predictions = Table(
     "fraud_predictions", FRAUD_PREDICTIONS, "tx_date", (*POSITION_COLUMNS, "ingested_at", "tx_datetime", "score")
 )
 alert_thresholds = Table("alert_thresholds", ALERT_THRESHOLDS, statistics=("model_version", "calibrated_at"))
+retried_messages = Table("retried_messages", RETRIED_MESSAGES)
 
 TABLES = (
     raw_transactions,
@@ -162,4 +176,5 @@ TABLES = (
     transaction_features,
     fraud_predictions,
     alert_thresholds,
+    retried_messages,
 )

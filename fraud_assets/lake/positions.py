@@ -38,6 +38,10 @@ class Stream(NamedTuple):
 
 Positions = Mapping[Stream, int]
 
+RETRIED_TRANSACTIONS = Stream("retry:transactions", "retry", 0)
+RETRIED_LABELS = Stream("retry:labels", "retry", 0)
+"""What is driven again from quarantine. No topic of Kafka has a colon in its name."""
+
 
 def stored(handle: DeltaTable, stream: Stream) -> int:
     """Last offset of the stream that the handle's version contains; -1 if none."""

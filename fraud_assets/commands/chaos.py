@@ -1,0 +1,65 @@
+"""`fraud-assets chaos`: the platform under faults, and whether anything was lost or counted twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+
+@click.command("chaos", context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--minutes", type=click.FloatRange(min=0), default=1.0, show_default=True, help="How long faults come.")
+@click.option("--kills", type=click.IntRange(min=0), default=0, help="Go on until so many processes were killed.")
+@click.option("--brokers", type=click.IntRange(1, 5), default=1, show_default=True, help="Nodes of the Kafka cluster.")
+@click.option("--rate", type=click.FloatRange(1), default=200.0, show_default=True, help="Transactions per second.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of what happens and when.")
+@click.option("--keep", is_flag=True, help="Keep the folder of the run, also when all is well.")
+@click.option("--json", "as_json", is_flag=True, help="The outcome as one JSON object on standard output.")
+def command(minutes: float, kills: int, brokers: int, rate: float, seed: int, keep: bool, as_json: bool) -> None:
+    """Run the platform on an Apache Kafka of its own while things go wrong, and count every message at the end.
+
+    Landers, features and scoring are killed at random (SIGKILL), brokers restart, partitions move, runs race,
+    compaction and vacuum come in between, the disk fills up and is closed to writes. At the end every message must
+    be in the landing table once, in features or in quarantine once, and scored once. Exit code 0 says so, 1 denies it.
+
+    It works in a new folder and touches nothing of yours. It needs Java 17, and once Maven.
+
+    \b
+    Example: fraud-assets chaos
+             fraud-assets chaos --minutes 120 --brokers 3
+    """
+    from fraud_assets.chaos.harness import Plan, torment
+
+    folder = Path(tempfile.mkdtemp(prefix="fraud-chaos-"))
+    # Neither the settings of the user's environment nor a `.env` of the current folder count.
+    for name in [name for name in os.environ if name.startswith(("FRAUD_", "KAFKA_", "MLFLOW_", "SCHEMA_"))]:
+        del os.environ[name]
+    here = Path.cwd()
+    os.chdir(folder)
+    holds = False
+    try:
+        outcome = torment(folder, Plan(minutes, kills, brokers, rate, seed), _say)
+        holds = outcome.holds
+    finally:
+        os.chdir(here)
+        if holds and not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            _say(f"Logs and tables are in {folder}.")
+    faults = ", ".join(f"{count} x {name}" for name, count in outcome.faults.items())
+    _say(f"In {outcome.seconds:.0f} s: {outcome.kills} kills; {faults}.")
+    if as_json:
+        click.echo(json.dumps({**asdict(outcome), "holds": holds}))
+    else:
+        for check in outcome.checks:
+            click.echo(f"{'ok  ' if check.holds else 'FAIL'} {check.name}: {check.figures}")
+    raise SystemExit(0 if holds else 1)
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)

@@ -1,0 +1,129 @@
+"""`fraud-assets erase`: a customer out of every table and kept file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from fraud_assets.settings import load_settings
+
+if TYPE_CHECKING:
+    from fraud_assets.pipeline.erasure import Holdings
+    from fraud_assets.settings import Settings
+
+_SHOWN = 5
+
+
+@click.command("erase", context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--customer", required=True, metavar="ID", help="The customer_id, in clear also where it is pseudonymised."
+)
+@click.option("--dry-run", is_flag=True, help="Only say what there is.")
+@click.option("--unreadable", is_flag=True, help="Also remove what cannot be read but mentions the id.")
+@click.option("--now", is_flag=True, help="Also remove the files of older table versions at once.")
+@click.option("--yes", is_flag=True, help="Do not ask. Needed where there is no terminal.")
+@click.option("--json", "as_json", is_flag=True, help="Result as one JSON object.")
+def command(customer: str, dry_run: bool, unreadable: bool, now: bool, yes: bool, as_json: bool) -> None:
+    """Remove a customer from every table and from kept files, and say what was removed.
+
+    Messages, quarantine, features, predictions, labels, and the rows of dropped files in processed/ and failed/.
+    Nothing lands or is scored again, and the books balance afterwards. Safe to interrupt: run it again. Older
+    versions of the tables hold the rows until upkeep removes their files, after FRAUD_VACUUM_HOURS; --now
+    does it at once, and breaks readers that hold an older version. The broker's own copies are not touched.
+
+    \b
+    Example: fraud-assets erase --customer 4711 --dry-run
+             fraud-assets erase --customer 4711 --yes --now --json
+    """
+    from dataclasses import replace
+
+    from fraud_assets.lake.tables import Lake
+    from fraud_assets.pipeline.erasure import erase, holdings, vacuum_now
+
+    if not customer.strip():
+        raise click.UsageError("--customer is blank; give the customer_id.")
+    if not dry_run and not yes and (as_json or not sys.stdin.isatty()):
+        raise click.UsageError("It removes data for good: give --yes where nobody can be asked.")
+    settings = load_settings()
+    lake = Lake.of(settings)
+    found = holdings(lake, settings, customer, _say)
+    left = _left(found, unreadable=unreadable and not dry_run)
+    if dry_run:
+        if as_json:
+            click.echo(json.dumps({"tables": found.rows, "files": found.file_rows, "removed": False, **left}))
+        else:
+            _print_rows("There is", found.rows, found.file_rows)
+            _print_left(found, customer, unreadable=False)
+        return
+    nothing = found.empty and not (unreadable and (found.mentions.num_rows or found.unreadable_lines))
+    if not yes and not nothing:
+        _print_rows("There is", found.rows, found.file_rows)
+        click.confirm("Remove this for good?", abort=True)
+    report = erase(lake, settings, customer, unreadable=unreadable, found=found, progress=_say)
+    if now:
+        _say("removing the files of older table versions; readers that hold one of them will fail")
+        report = replace(report, vacuumed_files=vacuum_now(lake))
+    if as_json:
+        removed = {"unreadable": report.unreadable, "vacuumed_files": report.vacuumed_files}
+        click.echo(json.dumps({"tables": report.tables, "files": report.files, "removed": True, **removed, **left}))
+        return
+    _print_rows("Removed", report.tables, report.files)
+    if report.unreadable:
+        click.echo(f"{report.unreadable:>12,}  messages and lines that could not be read but mentioned the id")
+    _print_left(found, customer, unreadable=unreadable)
+    click.echo(_old_versions(settings, report.vacuumed_files, now=now))
+
+
+def _left(found: Holdings, *, unreadable: bool) -> dict[str, object]:
+    """What mentions the id and is not removed."""
+    return {
+        "unreadable_messages": [] if unreadable else _positions(found),
+        "unreadable_lines": {} if unreadable else found.unreadable_lines,
+        "closed_files": found.closed_files,
+        "waiting_files": [str(path) for path in found.waiting],
+    }
+
+
+def _positions(found: Holdings) -> list[str]:
+    return [f"{row['topic']}/{row['partition']}/{row['offset']}" for row in found.mentions.to_pylist()]
+
+
+def _print_rows(verb: str, tables: dict[str, int], files: dict[str, int]) -> None:
+    click.echo(f"{verb}:")
+    for name, rows in (*tables.items(), *files.items()):
+        click.echo(f"{rows:>12,}  {name}")
+
+
+def _print_left(found: Holdings, customer: str, *, unreadable: bool) -> None:
+    positions = [] if unreadable else _positions(found)
+    if positions:
+        click.echo(
+            f"{len(positions):,} messages cannot be read but mention {customer}; look at them, and give --unreadable "
+            "to remove them:"
+        )
+        for position in positions[:_SHOWN]:
+            click.echo(f"  fraud-assets quarantine show {position}")
+        if len(positions) > _SHOWN:
+            click.echo(f"  … and {len(positions) - _SHOWN:,} more (--json names all)")
+    for path, lines in () if unreadable else found.unreadable_lines.items():
+        click.echo(f"{path}: {lines:,} lines cannot be read but mention {customer}; --unreadable removes them.")
+    for path in found.closed_files:
+        click.echo(f"{path} cannot be looked into: remove it if the customer may be in it.")
+    for waiting in found.waiting:
+        click.echo(f"{waiting} holds the customer and has not landed yet: take it away, or run this again afterwards.")
+
+
+def _old_versions(settings: Settings, vacuumed: int, *, now: bool) -> str:
+    if now:
+        return f"{vacuumed:,} files of older table versions were removed; no version of the lake holds the rows."
+    return (
+        f"Older versions of the tables hold the rows until upkeep removes their files, {settings.vacuum_hours} hours "
+        "from now (FRAUD_VACUUM_HOURS); --now removes them at once."
+    )
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)

@@ -1,0 +1,253 @@
+"""`fraud-assets quarantine`: what did not pass, message by message, and driving it again after a fix."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fraud_assets.settings import load_settings
+
+if TYPE_CHECKING:
+    from fraud_assets.pipeline.quarantine import QuarantinedMessage, Selection
+
+_HELP = {"help_option_names": ["-h", "--help"]}
+_LIMIT = 20
+
+
+@click.group("quarantine", context_settings=_HELP)
+def command() -> None:
+    """List what is in quarantine, show one message, drive messages again after a fix.
+
+    \b
+    Example: fraud-assets quarantine list
+             fraud-assets quarantine list --reason missing_field
+             fraud-assets quarantine show transactions/0/17
+             fraud-assets quarantine retry --reason missing_field --dry-run
+    """
+
+
+def _selects(function: Callable[..., None]) -> Callable[..., None]:
+    """The options that list and retry select by."""
+    for option in reversed(
+        (
+            click.option("--reason", help="Messages of one reason, as `list` names it."),
+            click.option("--since", metavar="TIME", help="Landed at this time (ISO 8601, UTC) or later."),
+            click.option("--topic", help="Messages that came by one topic, such as transactions or file:day.csv."),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+@command.command("list", context_settings=_HELP)
+@_selects
+@click.option("--limit", type=click.IntRange(min=1), default=_LIMIT, show_default=True, help="Messages to list.")
+@click.option("--all", "retried", is_flag=True, help="Also those that were driven again already.")
+@click.option("--json", "as_json", is_flag=True, help="Result as one JSON object.")
+def list_command(
+    reason: str | None, since: str | None, topic: str | None, limit: int, retried: bool, as_json: bool
+) -> None:
+    """Count the open messages by reason; with --reason list them, the newest first.
+
+    Open are those that were not driven again.
+
+    \b
+    Example: fraud-assets quarantine list --since 2026-01-31 --json
+             fraud-assets quarantine list --reason invalid_json --limit 5
+    """
+    from fraud_assets.core.parsing import REASONS
+    from fraud_assets.lake.tables import Lake
+    from fraud_assets.pipeline.quarantine import messages, reason_counts, waiting_retries
+
+    settings = load_settings()
+    lake = Lake.of(settings)
+    selection = _selection(reason, since, topic, retried=retried)
+    counts = reason_counts(lake, settings, selection)
+    found = messages(lake, settings, selection, limit) if reason else []
+    waiting = waiting_retries(lake, settings)
+    if as_json:
+        reasons = [
+            {
+                "reason": count.reason,
+                "messages": count.messages,
+                "newest": count.newest.isoformat(),
+                "meaning": REASONS.get(count.reason, ""),
+            }
+            for count in counts
+        ]
+        click.echo(json.dumps({"reasons": reasons, "messages": [_plain(m) for m in found], "waiting": waiting}))
+        return
+    total = sum(count.messages for count in counts)
+    if not total:
+        click.echo("No open message is in quarantine." if selection == _selection() else "No such message.")
+    elif reason:
+        click.echo(f"{total:,} messages: {REASONS.get(reason, reason)}")
+        for entry in found:
+            again = f"  (driven again as {entry.retried_as})" if entry.retried_as else ""
+            click.echo(f"{entry.position:<40} {entry.ingested_at:%Y-%m-%d %H:%M:%S}  {entry.detail}{again}")
+        if total > len(found):
+            click.echo(f"… and {total - len(found):,} more (--limit).")
+    else:
+        for count in counts:
+            click.echo(f"{count.messages:>12,}  {count.reason:<24} newest {count.newest:%Y-%m-%d %H:%M:%S}  "
+                       f"{REASONS.get(count.reason, '')}")  # fmt: skip
+    if waiting:
+        click.echo(f"{waiting:,} messages of a retry that was cut off wait: run `fraud-assets quarantine retry` again.")
+
+
+@command.command("show", context_settings=_HELP)
+@click.argument("position")
+@click.option("--raw", is_flag=True, help="Only the body, its exact bytes, on standard output.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object; key, headers and body in base64.")
+def show_command(position: str, raw: bool, as_json: bool) -> None:
+    """Show one message: where it came from, why it is here, key, headers and body.
+
+    POSITION is written as `list` prints it, topic/partition/offset. It shows the message's content, customer data
+    and all.
+
+    \b
+    Example: fraud-assets quarantine show transactions/0/17
+             fraud-assets quarantine show transactions/0/17 --raw > body.bin
+    """
+    from fraud_assets.core.parsing import REASONS
+    from fraud_assets.lake.tables import Lake
+    from fraud_assets.pipeline.quarantine import message
+
+    if raw and as_json:
+        raise click.UsageError("--raw and --json exclude each other.")
+    settings = load_settings()
+    entry = message(Lake.of(settings), settings, position)
+    if raw:
+        sys.stdout.buffer.write(entry.value or b"")
+    elif as_json:
+        whole = {
+            **_plain(entry),
+            "timestamp": entry.timestamp.isoformat() if entry.timestamp else None,
+            "key": _base64(entry.key),
+            "value": _base64(entry.value),
+            "headers": [{"key": key, "value": _base64(value)} for key, value in entry.headers],
+        }
+        click.echo(json.dumps(whole))
+    else:
+        for name, text in (
+            ("position", entry.position),
+            ("lineage", entry.lineage),
+            ("landed", f"{entry.ingested_at:%Y-%m-%d %H:%M:%S} UTC"),
+            ("reason", f"{entry.reason}: {REASONS.get(entry.reason, '')}"),
+            ("detail", entry.detail),
+            ("driven again", entry.retried_as or "no"),
+            ("timestamp", f"{entry.timestamp:%Y-%m-%d %H:%M:%S} UTC" if entry.timestamp else "none"),
+            ("key", "none" if entry.key is None else _readable(entry.key)),
+            *((f"header {key}", "none" if value is None else _readable(value)) for key, value in entry.headers),
+            ("body", "none" if entry.value is None else f"{len(entry.value):,} bytes"),
+        ):
+            click.echo(f"{name:<14}{text}")
+        if entry.value:
+            click.echo(_readable(entry.value))
+
+
+@command.command("retry", context_settings=_HELP)
+@click.argument("positions", nargs=-1, metavar="[POSITION]…")
+@_selects
+@click.option("--dry-run", is_flag=True, help="Only say how many would pass now, and why the others would not.")
+@click.option("--json", "as_json", is_flag=True, help="Result as one JSON object.")
+def retry_command(
+    positions: tuple[str, ...], reason: str | None, since: str | None, topic: str | None, dry_run: bool, as_json: bool
+) -> None:
+    """Drive open messages again: those that pass with the settings of now land once more, the others stay.
+
+    Without a selection all open messages but repeated ids, which --reason duplicate or a position takes. What lands
+    goes the way of every message, to features and predictions, with its bytes as they were and the header
+    fraud-retry-of. Safe to repeat and to interrupt.
+
+    \b
+    Example: fraud-assets quarantine retry --reason missing_field --dry-run
+             fraud-assets quarantine retry transactions/0/17 transactions/2/4
+    """
+    from fraud_assets.lake.tables import Lake
+    from fraud_assets.pipeline.quarantine import retry
+
+    settings = load_settings()
+    selection = _selection(reason, since, topic, positions)
+    report = retry(Lake.of(settings), settings, selection, dry_run=dry_run, progress=_say)
+    if as_json:
+        click.echo(json.dumps(asdict(report)))
+        return
+    if report.resumed:
+        click.echo(f"{report.resumed:,} messages of a retry that was cut off have landed.")
+    if not report.selected:
+        click.echo("No open message is selected; what was driven again already is left alone.")
+        return
+    if dry_run:
+        click.echo(f"{report.passing:,} of {report.selected:,} messages would pass now.")
+    else:
+        click.echo(f"{report.transactions + report.labels:,} of {report.selected:,} messages landed again: "
+                   f"{report.transactions:,} transactions, {report.labels:,} labels.")  # fmt: skip
+    for name, count in sorted(report.failing.items(), key=lambda entry: -entry[1]):
+        click.echo(f"{count:>12,}  still {name}")
+
+
+def _selection(
+    reason: str | None = None,
+    since: str | None = None,
+    topic: str | None = None,
+    positions: tuple[str, ...] = (),
+    *,
+    retried: bool = False,
+) -> Selection:
+    """The selection that the options make. Raises `UsageError` for a reason that does not exist."""
+    from difflib import get_close_matches
+
+    from fraud_assets.assets.ranges import moment
+    from fraud_assets.core.parsing import REASONS
+    from fraud_assets.pipeline.quarantine import Selection
+
+    if reason is not None and reason not in REASONS:
+        near = get_close_matches(reason, REASONS, 1)
+        meant = f"did you mean {near[0]}?" if near else f"they are {', '.join(REASONS)}."
+        raise click.UsageError(f"--reason {reason!r} is no reason; {meant}")
+    return Selection(reason, None if since is None else moment(since), topic, positions, retried)
+
+
+def _plain(entry: QuarantinedMessage) -> dict[str, Any]:
+    return {
+        "position": entry.position,
+        "topic": entry.topic,
+        "lineage": entry.lineage,
+        "partition": entry.partition,
+        "offset": entry.offset,
+        "reason": entry.reason,
+        "detail": entry.detail,
+        "ingested_at": _iso(entry.ingested_at),
+        "bytes": entry.size,
+        "retried_as": entry.retried_as,
+    }
+
+
+def _iso(time: datetime) -> str:
+    return time.isoformat()
+
+
+def _base64(value: bytes | None) -> str | None:
+    return None if value is None else base64.b64encode(value).decode()
+
+
+def _readable(value: bytes) -> str:
+    """Bytes for a person: JSON indented, other text with control characters escaped, else bytes escaped."""
+    try:
+        text = json.dumps(json.loads(value), indent=2, ensure_ascii=False)
+    except (ValueError, RecursionError):
+        text = value.decode("utf-8", "backslashreplace")
+    # What a terminal would act upon is shown instead.
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)

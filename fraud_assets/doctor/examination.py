@@ -1,0 +1,80 @@
+"""All checks at once, each on its own and within a few seconds."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+from fraud_assets.doctor.finding import Finding, fail, refused
+from fraud_assets.doctor.lake import check_books, check_lake, check_quarantine, check_registry
+from fraud_assets.doctor.orchestrator import check_dagster
+from fraud_assets.doctor.place import check_home, check_settings, check_versions
+from fraud_assets.doctor.stream import check_broker, check_landers, check_schema_registry
+from fraud_assets.errors import FraudAssetsError
+from fraud_assets.settings import Settings
+
+Check = Callable[[Settings], list[Finding]]
+
+CHECKS: Mapping[str, Check] = {
+    "settings": check_settings,
+    "versions": check_versions,
+    "home": check_home,
+    "broker": check_broker,
+    "schema registry": check_schema_registry,
+    "landers": check_landers,
+    "lake": check_lake,
+    "books": check_books,
+    "quarantine": check_quarantine,
+    "registry": check_registry,
+    "dagster": check_dagster,
+}
+"""In the order of the report."""
+
+PATIENCE_SECONDS = 15.0
+_ANSWER_SECONDS = 4.0
+
+
+def examine(
+    settings: Settings, checks: Mapping[str, Check] = CHECKS, patience: float = PATIENCE_SECONDS
+) -> list[Finding]:
+    """Runs the checks beside each other and gives what they found, in their order.
+
+    A check that fails or has not ended after `patience` seconds is a line of its own and hides no other.
+    """
+    quick = settings.model_copy(
+        update={
+            "kafka_timeout_seconds": min(settings.kafka_timeout_seconds, _ANSWER_SECONDS),
+            "lake_timeout_seconds": min(settings.lake_timeout_seconds, _ANSWER_SECONDS),
+        }
+    )
+    results: dict[str, list[Finding]] = {}
+
+    def run(name: str, check: Check) -> None:
+        # What it names is shown as it is set; only waiting is cut short.
+        results[name] = _guarded(name, check, settings if check is check_settings else quick)
+
+    # Daemons: one that hangs must not keep the process from ending.
+    threads = [threading.Thread(target=run, args=item, name=f"check {item[0]}", daemon=True) for item in checks.items()]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + patience
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    late = f"no answer within {patience:g} s"
+    return [
+        finding
+        for name in checks
+        for finding in results.get(name, [fail(name, late, "See whether what it asks is overloaded or away.")])
+    ]
+
+
+def _guarded(name: str, check: Check, settings: Settings) -> list[Finding]:
+    try:
+        return check(settings)
+    except FraudAssetsError as error:
+        return [refused(name, error)]
+    # A fault of a check must not hide the others, nor be a stack trace.
+    except Exception as error:  # noqa: BLE001
+        cause = " ".join(str(error).split())[:200]
+        return [fail(name, f"could not be checked ({type(error).__name__}: {cause})", "Report this line.")]

@@ -1,0 +1,106 @@
+"""Dagster: its home, the daemon, sensors and schedules, and runs that failed."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fraud_assets.doctor.finding import Finding, fail, ok, warn
+from fraud_assets.settings import Settings
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
+
+_SILENT_SECONDS = 120
+"""The daemon gives a sign of life every 30 s."""
+
+_LOOK_BACK = timedelta(days=1)
+
+
+def check_dagster(settings: Settings) -> list[Finding]:
+    """Dagster's home and daemon, sensors and schedules that are off or fail, runs that failed within a day."""
+    home = _home(settings)
+    if home is None:
+        fix = "Run `make setup`; without Dagster only `fraud-assets land` and single commands work."
+        return [warn("dagster", f"no dagster.yaml in {settings.home_path / 'dagster'} or DAGSTER_HOME", fix)]
+    import dagster as dg
+
+    try:
+        with dg.DagsterInstance.from_config(str(home)) as instance:
+            return [ok("dagster", f"Dagster {dg.__version__}, {home}"), *_daemon(instance), *_triggers(instance),
+                    *_runs(instance)]  # fmt: skip
+    # Its storage raises what its database does, its configuration what its reader does.
+    except Exception as error:  # noqa: BLE001
+        cause = " ".join(str(error).split())[:200]
+        fix = f"Correct {home / 'dagster.yaml'}, or move it away and run `make setup`."
+        return [fail("dagster", f"{home} cannot be used ({type(error).__name__}: {cause})", fix)]
+
+
+def _home(settings: Settings) -> Path | None:
+    from fraud_assets.streaming.dagster_events import dagster_home
+
+    return dagster_home(settings)
+
+
+def _daemon(instance: DagsterInstance) -> list[Finding]:
+    beats = instance.get_daemon_heartbeats()
+    needed = [kind for kind in instance.get_required_daemon_types() if kind in ("SENSOR", "SCHEDULER")]
+    needed += [kind for kind in instance.get_required_daemon_types() if kind == "QUEUED_RUN_COORDINATOR"]
+    start = "Start `make dev`, or `dagster-daemon run` beside `dagster-webserver`."
+    if not any(kind in beats for kind in needed):
+        return [warn("daemon", "has never run, so sensors and schedules do nothing", start)]
+    last = min((beats[kind].timestamp if kind in beats else 0.0) for kind in needed)
+    silent = time.time() - last
+    if silent > _SILENT_SECONDS:
+        return [fail("daemon", f"no sign of life since {_at(last)}, so sensors and schedules do nothing", start)]
+    errors = [error.message.strip().splitlines()[0] for kind in needed for error in beats[kind].errors or ()]
+    if errors:
+        return [fail("daemon", f"runs with errors: {errors[0][:200]}", "See its log.")]
+    return [ok("daemon", f"alive {silent:.0f} s ago")]
+
+
+def _triggers(instance: DagsterInstance) -> list[Finding]:
+    """Sensors and schedules that somebody turned off, and those whose last look failed."""
+    from fraud_assets.schedules import SCHEDULES
+    from fraud_assets.sensors import SENSORS
+
+    names = {*(sensor.name for sensor in SENSORS), *(schedule.name for schedule in SCHEDULES)}
+    known = [state for state in instance.all_instigator_state() if state.name in names]
+    off, found = [], []
+    for state in known:
+        if state.status.value == "STOPPED":
+            off.append(state.name)
+            continue
+        for tick in instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=1):
+            if tick.status.value == "FAILURE" and tick.error is not None:
+                reason = " ".join((tick.error.cause or tick.error).message.split())[:400]
+                fix = f"Remove that cause; {state.name} looks again by itself."
+                found.append(fail("sensors", f"{state.name} failed at {_at(tick.timestamp)}: {reason}", fix))
+    if off:
+        fix = "Turn them on in the web UI, under Automation, unless that was meant."
+        found.append(warn("sensors", f"turned off: {', '.join(sorted(off))}", fix))
+    return found or [ok("sensors", f"{len(known)} of {len(names)} sensors and schedules known, none off, none failing")]
+
+
+def _runs(instance: DagsterInstance) -> list[Finding]:
+    import dagster as dg
+
+    since = datetime.now(UTC) - _LOOK_BACK
+    failed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], created_after=since)
+    records = instance.get_run_records(failed, limit=100)
+    if not records:
+        return [ok("runs", "none failed within a day")]
+    last = records[0].dagster_run
+    later = dg.RunsFilter(
+        job_name=last.job_name, statuses=[dg.DagsterRunStatus.SUCCESS], created_after=records[0].create_timestamp
+    )
+    text = f"{len(records)} failed within a day, the last {last.run_id} of {last.job_name}"
+    if instance.get_run_records(later, limit=1):
+        return [ok("runs", f"{text}; a later one of it succeeded")]
+    return [warn("runs", text, "Look at it in the web UI, under Runs; nothing is skipped meanwhile.")]
+
+
+def _at(timestamp: float) -> str:
+    return f"{datetime.fromtimestamp(timestamp, UTC):%Y-%m-%d %H:%M:%S} UTC" if timestamp else "ever"
