@@ -1,0 +1,216 @@
+"""The whole platform under faults: a known stream, everything killed at random, and a judgement at the end."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic, sleep
+
+from fraud_assets.chaos.faults import DISK_FAULTS, FAULTS, FOLDER_FAULTS, Fault, Run
+from fraud_assets.chaos.processes import LAND, Processes, worker
+from fraud_assets.chaos.traffic import Traffic
+from fraud_assets.chaos.verdict import Check, is_drained, judge
+from fraud_assets.errors import BrokerError, FraudAssetsError
+from fraud_assets.kafka.apache import apache_kafka, why_not
+from fraud_assets.kafka.broker import broker_of
+from fraud_assets.kafka.topics import make_topics
+from fraud_assets.lake.tables import Lake
+from fraud_assets.settings import Settings, load_settings
+
+Say = Callable[[str], None]
+
+_FIRST = 2_000
+_DISK_BYTES = 4_000_000_000
+_DRAIN_SECONDS = 300
+_PAUSE_SECONDS = (0.2, 1.2)
+_LINE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do to the platform.
+
+    Args:
+        minutes: how long faults come.
+        kills: they come until so many processes were killed, however long it takes.
+        brokers: nodes of the Kafka cluster.
+        rate: transactions per second.
+        seed: of what happens and when; processes are not replayed to the millisecond.
+    """
+
+    minutes: float = 1.0
+    kills: int = 0
+    brokers: int = 1
+    rate: float = 200.0
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was done, and what of it shows."""
+
+    checks: list[Check]
+    faults: dict[str, int]
+    kills: int
+    transactions: int
+    labels: int
+    seconds: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether every check does."""
+        return all(check.holds for check in self.checks)
+
+
+def torment(folder: Path, plan: Plan, say: Say) -> Outcome:
+    """Runs the platform in a new folder, on a Kafka cluster of its own, while faults come.
+
+    Raises:
+        BrokerError: Apache Kafka cannot be started here.
+        FraudAssetsError: the platform did not start, or what was sent did not get through within five minutes.
+    """
+    if reason := why_not():
+        raise BrokerError(reason)
+    begun = monotonic()
+    with ExitStack() as stack:
+        lake, disk = stack.enter_context(_lake(folder))
+        say(f"Starting Apache Kafka with {plan.brokers} node{'s' * (plan.brokers > 1)} …")
+        cluster = stack.enter_context(apache_kafka(folder / "kafka", plan.brokers))
+        settings = _settings(folder, lake, cluster.bootstrap)
+        make_topics(broker_of(settings), settings)
+        run = Run(Processes(settings, folder), cluster, lake, disk, random.Random(plan.seed))
+        traffic = Traffic(settings, plan.rate, plan.seed)
+        stack.callback(run.processes.end_all)
+        _begin(run, traffic, settings, say)
+        faults = dict(FAULTS)
+        faults.update(DISK_FAULTS if disk else FOLDER_FAULTS if os.geteuid() else {})
+        if not disk:
+            say("The lake is in a folder: a full disk is not tried (root could mount a small one).")
+        came = _come(run, traffic, faults, plan, say)
+        say(f"{sum(came.values())} faults, {run.processes.kills} kills; letting the rest through …")
+        traffic.stop()
+        _drain(run, settings, traffic)
+        run.processes.end_all()
+        checks = judge(Lake.of(settings), settings, traffic.sent, run.processes.deaths)
+    return Outcome(
+        checks,
+        dict(came.most_common()),
+        run.processes.kills,
+        len(traffic.sent.transactions),
+        len(traffic.sent.labels),
+        monotonic() - begun,
+    )
+
+
+def _settings(folder: Path, lake: Path, bootstrap: str) -> Settings:
+    return load_settings(
+        home=folder / "home",
+        lake_uri=str(lake),
+        kafka_bootstrap_servers=bootstrap,
+        mlflow_tracking_uri="",
+        land_interval_seconds=0.2,
+        kafka_timeout_seconds=5.0,
+        train_min_rows=500,
+        train_trees=10,
+        batch_rows=5_000,
+        land_batch_rows=2_000,
+        duckdb_memory_limit="500MB",
+    )
+
+
+@contextmanager
+def _lake(folder: Path) -> Iterator[tuple[Path, Path | None]]:
+    """The lake's folder; for root on a disk of its own, which is given too."""
+    disk = folder / "disk"
+    disk.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={_DISK_BYTES}", "tmpfs", str(disk)]
+    mounted = shutil.which("mount") and not subprocess.run(mount, capture_output=True, check=False).returncode
+    try:
+        yield disk / "lake", disk if mounted else None
+    finally:
+        if mounted:
+            subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def _begin(run: Run, traffic: Traffic, settings: Settings, say: Say) -> None:
+    """Everything runs, a first stretch of the stream has gone through, and a champion is there."""
+    from dagster import DagsterInstance
+
+    from fraud_assets.pipeline.training import train
+    from fraud_assets.setup_home import prepare_home
+
+    prepare_home(settings)
+    with DagsterInstance.from_config(str(settings.home_path / "dagster")) as instance:
+        # Two that make its database at the same time would lock each other out.
+        instance.get_runs_count()
+    lake = Lake.of(settings)
+    traffic.burst(_FIRST)
+    for name, command in (
+        ("land-1", LAND),
+        ("land-2", LAND),
+        ("features", worker("features")),
+    ):
+        run.processes.start(name, command)
+    say(f"{_FIRST:,} transactions sent; landing them and training a model …")
+    _until(run, lambda: _has_features(lake), "features of the first transactions")
+    train(lake, settings)
+    run.processes.start("scoring", worker("scoring"))
+    traffic.start()
+
+
+def _has_features(lake: Lake) -> bool:
+    from fraud_assets.core.schema import transaction_features
+    from fraud_assets.lake.tables import row_count
+
+    return lake.exists(transaction_features) and row_count(lake.open(transaction_features)) > _FIRST * 0.8
+
+
+def _come(run: Run, traffic: Traffic, faults: dict[Fault, int], plan: Plan, say: Say) -> Counter[str]:
+    """Faults, one after another, until time is over and enough were killed."""
+    came: Counter[str] = Counter()
+    begun = told = monotonic()
+    names = list(faults)
+    while monotonic() - begun < plan.minutes * 60 or run.processes.kills < plan.kills:
+        run.processes.tend()
+        fault = run.random.choices(names, list(faults.values()))[0]
+        fault(run)
+        came[fault.__name__] += 1
+        run.wait(_PAUSE_SECONDS)
+        if monotonic() - told > _LINE_SECONDS:
+            told = monotonic()
+            say(
+                f"{told - begun:4.0f} s: {len(traffic.sent.transactions):,} transactions sent, {sum(came.values())} "
+                f"faults, {run.processes.kills} kills, last {fault.__name__}"
+            )
+    return came
+
+
+def _drain(run: Run, settings: Settings, traffic: Traffic) -> None:
+    lake = Lake.of(settings)
+    _until(run, lambda: is_drained(lake, traffic.sent), "the rest of the stream")
+
+
+def _until(run: Run, condition: Callable[[], bool], what: str) -> None:
+    deadline = monotonic() + _DRAIN_SECONDS
+    while not _holds(condition):
+        run.processes.tend()
+        if monotonic() > deadline:
+            raise FraudAssetsError(
+                f"Waited {_DRAIN_SECONDS} s for {what} in vain. The logs are in {run.processes.folder}."
+            )
+        sleep(0.3)
+
+
+def _holds(condition: Callable[[], bool]) -> bool:
+    try:
+        return condition()
+    except FileNotFoundError:
+        # The vacuum took a file between the look at the log and the read.
+        return False

@@ -1,0 +1,143 @@
+"""The processes under test: started, killed, started again, and their last words kept."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fraud_assets.settings import Settings
+
+RUNS = "dagster"
+LAND = ("-m", "fraud_assets.cli", "land")
+
+
+def worker(kind: str, *arguments: str) -> tuple[str, ...]:
+    """Command line of a worker."""
+    return ("-m", "fraud_assets.chaos.worker", kind, *arguments)
+
+
+@dataclass
+class Process:
+    """One process that is to run, under a name."""
+
+    name: str
+    command: tuple[str, ...]
+    log: Path
+    running: subprocess.Popen[bytes]
+    for_ever: bool = True
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is over."""
+        return self.running.poll() is not None
+
+
+@dataclass
+class Processes:
+    """All processes of a run of the harness.
+
+    Attributes:
+        deaths: what ended by itself with an error, and its last words.
+        failed_runs: Dagster runs that failed, as runs do on a full disk; the next one goes on.
+        kills: how often SIGKILL was sent.
+    """
+
+    settings: Settings
+    folder: Path
+    deaths: list[str] = field(default_factory=list)
+    failed_runs: int = 0
+    kills: int = 0
+    _processes: dict[str, Process] = field(default_factory=dict)
+
+    def start(self, name: str, command: tuple[str, ...], *, for_ever: bool = True) -> None:
+        """Starts a process; one `for_ever` is started again when it was killed."""
+        log = self.folder / f"{name}.log"
+        self._processes[name] = Process(name, command, log, self._popen(command, log), for_ever)
+
+    def kill(self, name: str) -> bool:
+        """Ends a process by SIGKILL, as a power cut or the kernel's memory killer does; False if it was over."""
+        process = self._processes.get(name)
+        if process is None or process.ended:
+            return False
+        process.running.kill()
+        process.running.wait()
+        self.kills += 1
+        return True
+
+    def stop(self, name: str) -> None:
+        """Ends a process by SIGTERM and waits for it."""
+        process = self._processes.pop(name, None)
+        if process is None:
+            return
+        if not process.ended:
+            process.running.send_signal(signal.SIGTERM)
+            try:
+                process.running.wait(30)
+            except subprocess.TimeoutExpired:
+                process.running.kill()
+                process.running.wait()
+                self.deaths.append(f"{name} did not end within 30 s of SIGTERM")
+        self._note(process)
+
+    def tend(self) -> None:
+        """Starts again what was killed; notes what ended by itself."""
+        for name, process in list(self._processes.items()):
+            if not process.ended:
+                continue
+            self._note(process)
+            if process.for_ever:
+                process.running = self._popen(process.command, process.log)
+            else:
+                del self._processes[name]
+
+    def end_all(self) -> None:
+        """Ends all in good order."""
+        for name in list(self._processes):
+            self.stop(name)
+
+    def names(self, prefix: str = "") -> list[str]:
+        """Names of those that run."""
+        return [name for name, process in self._processes.items() if name.startswith(prefix) and not process.ended]
+
+    def _note(self, process: Process) -> None:
+        code = process.running.returncode
+        asked = (0, -signal.SIGKILL, -signal.SIGTERM)
+        if code == 1 and RUNS in process.command:
+            self.failed_runs += 1
+        elif code not in asked:
+            last = process.log.read_text(errors="replace").strip().splitlines()[-3:]
+            self.deaths.append(f"{process.name} ended with code {code}: {' | '.join(last)[-600:]}")
+
+    def _popen(self, command: tuple[str, ...], log: Path) -> subprocess.Popen[bytes]:
+        with log.open("ab") as output:
+            return subprocess.Popen(
+                [sys.executable, *command],
+                cwd=self.folder,
+                env=environment(self.settings),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """Environment of the processes: the run's own settings, and nothing of the user's."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("FRAUD_", "KAFKA_", "MLFLOW_"))}
+    return {
+        **own,
+        "FRAUD_HOME": str(settings.home_path),
+        "FRAUD_LAKE_URI": settings.lake_uri,
+        "KAFKA_BOOTSTRAP_SERVERS": settings.kafka_bootstrap_servers,
+        "DAGSTER_HOME": str(settings.home_path / "dagster"),
+        "FRAUD_LAND_INTERVAL_SECONDS": str(settings.land_interval_seconds),
+        "FRAUD_KAFKA_TIMEOUT_SECONDS": str(settings.kafka_timeout_seconds),
+        "FRAUD_BATCH_ROWS": str(settings.batch_rows),
+        "FRAUD_LAND_BATCH_ROWS": str(settings.land_batch_rows),
+        "FRAUD_DUCKDB_MEMORY_LIMIT": settings.duckdb_memory_limit,
+        "PYTHONWARNINGS": "ignore",
+    }
