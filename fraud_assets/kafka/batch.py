@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import methodcaller
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,11 @@ if TYPE_CHECKING:
 _CALL_ROWS = 10_000
 _FIRST_CALL_ROWS = 100
 _LIKELY_BYTES = 10_000
+_MILLISECONDS = pa.timestamp("ms", "UTC")
 _LATEST = 253_402_300_799_999  # milliseconds
-_UNREADABLE_HEADERS: list[tuple[str, bytes | None]] = [("fraud_assets.unreadable_headers", None)]
+# The client returns and leaves an error behind; a plain call, once it is a hot one, lets that surface anywhere later.
+_call_headers = methodcaller("headers")
+_UNREADABLE_HEADERS = [("fraud_assets.unreadable_headers", None)]
 """Stands for headers that the client cannot give."""
 
 
@@ -108,7 +112,7 @@ def _as_table(topic: str, lineage: str, messages: Sequence[Message]) -> pa.Table
         pa.array([message.offset() for message in messages], pa.int64()),
         # Kind 0 means that the message carries no time; one beyond the year 9999 is none (a producer may put in
         # nanoseconds), and neither Python nor 64 bits of microseconds hold it.
-        pa.array([time * 1000 if kind and 0 <= time <= _LATEST else None for kind, time in times], pa.int64()).cast(
+        pa.array([time if kind and 0 <= time <= _LATEST else None for kind, time in times], _MILLISECONDS).cast(
             MESSAGES.field("timestamp").type
         ),
         pa.array([message.key() for message in messages], pa.binary()),
@@ -129,9 +133,9 @@ def _headers(messages: Collection[Message]) -> pa.Array:
     return pa.array(rows, kind)
 
 
-def _headers_of(message: Message) -> list[tuple[str, bytes | None]]:
+def _headers_of(message: Message) -> Sequence[tuple[str, bytes | None]]:
     try:
-        return message.headers() or []
+        return _call_headers(message) or ()
     # What the client raises of a header's name that is not UTF-8. It must not be asked again: it would give a tuple
     # with a hole in it.
     except (SystemError, UnicodeDecodeError):

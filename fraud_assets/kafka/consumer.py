@@ -176,7 +176,7 @@ class TopicReader:
                 if self._moved:
                     continue
                 try:
-                    batch.add([message for message in messages if self._is_message(message)])
+                    batch.add([message for message in messages if message.error() is None or self._heard(message)])
                 except MessagesLostError as error:
                     lost = error
                 if batch.is_full or lost or batch.age >= settings.land_interval_seconds:
@@ -262,7 +262,7 @@ class TopicReader:
             for message in messages:
                 partition = message.partition()
                 try:
-                    is_message = self._is_message(message)
+                    is_message = message.error() is None or self._heard(message)
                 except MessagesLostError as error:
                     lost = error
                     break
@@ -292,14 +292,12 @@ class TopicReader:
         self.check(table)
         yield table
 
-    def _is_message(self, message: Message) -> bool:
-        """False for an event that is none, such as the end of a partition; raises for those that end all reading."""
+    def _heard(self, event: Message) -> bool:
+        """False, for an event that is no message, such as the end of a partition; raises for what ends all reading."""
         from confluent_kafka import KafkaError
 
-        error: KafkaError | None = message.error()
-        if error is None:
-            return True
-        code, partition = error.code(), message.partition()
+        error: KafkaError = event.error()
+        code, partition = error.code(), event.partition()
         if code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE) and partition in self._next:
             # The broker dropped messages between our look at its log start and the fetch.
             self._look([partition], never)

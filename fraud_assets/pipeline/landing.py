@@ -70,10 +70,15 @@ class LandingReport:
 
 @dataclass
 class TopicReaders:
-    """One reader a topic, for one landing or for many. A context manager."""
+    """One reader a topic, for one landing or for many. A context manager.
+
+    Attributes:
+        drained: ends of the labels topic up to which the lake is known to hold it.
+    """
 
     labels: TopicReader
     transactions: TopicReader
+    drained: Positions = field(default_factory=dict)
 
     @classmethod
     def of(cls, settings: Settings, group: str = "") -> Self:
@@ -219,10 +224,14 @@ def land_batch(
         BrokerError, MessagesLostError, LakeError: nothing is skipped, what was committed stays, and the same batch
             may be tried again.
     """
-    ends = readers.labels.end_offsets(stop)
     reports = empty_reports()
-    reports[fraud_labels.name] = labels = land_labels(lake, settings, readers.labels, ends, _silent, stop)
-    if batch.num_rows and not (stop() and any(labels.lag.values())):
+    ends = readers.labels.end_offsets(stop)
+    # Most of the time there is no new label, and the table need not be opened to know it.
+    if ends != readers.drained:
+        labels = land_labels(lake, settings, readers.labels, ends, _silent, stop)
+        reports[fraud_labels.name] = labels
+        readers.drained = {} if any(labels.lag.values()) else ends
+    if batch.num_rows and (ends == readers.drained or not stop()):
         readers.transactions.check(batch)
         begun = monotonic()
         rows = append_transactions(lake, settings, batch, readers.transactions.accepted)
