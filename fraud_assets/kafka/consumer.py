@@ -66,6 +66,7 @@ class TopicReader:
         self._dealt: set[int] = set()
         self._moved = False
         self._next: dict[int, int] = {}
+        self._given: dict[int, int] = {}
         self._answers = True
         queue_bytes = max(settings.land_batch_bytes, 1_000_000)
         self._consumer = Consumer(
@@ -150,10 +151,10 @@ class TopicReader:
         """Batches (`MESSAGES`) of the partitions that the group deals to this reader, until `stop` says so.
 
         A batch is given when it has FRAUD_LAND_BATCH_ROWS rows or FRAUD_LAND_BATCH_BYTES bytes, or
-        FRAUD_LAND_INTERVAL_SECONDS after its first message; an empty one after as long without any. Asking for
-        the next one says that the last was committed to the lake. Partitions that come to this reader are read
-        from what `stored` says of them; what was read of partitions that go is forgotten, for others read it.
-        Before a batch is committed `check` must be asked, for nothing else sees a topic that was made anew.
+        FRAUD_LAND_INTERVAL_SECONDS after its first message; an empty one after as long without any. Partitions that
+        come to this reader are read from what `stored` says of them; what was read of partitions that go is forgotten,
+        for others read it. Before a batch is committed ask `check`, and tell `landed` when it is in the lake; both may
+        come from another thread.
         """
         partitions = self._partitions(stop)
         if self.broker.embedded:
@@ -180,40 +181,42 @@ class TopicReader:
                 except MessagesLostError as error:
                     lost = error
                 if batch.is_full or lost or batch.age >= settings.land_interval_seconds:
-                    yield from self._given(batch)
+                    yield self._taken(batch)
                 if lost:
                     raise lost
-            yield from self._given(batch)
+            yield self._taken(batch)
         finally:
             self._consumer.unassign() if self.broker.embedded else self._consumer.unsubscribe()
             self._dealt, self._moved = set(), False
 
+    def landed(self, batch: pa.Table) -> None:
+        """Notes that a batch of `follow` is in the lake, and tells the broker for those who watch the lag there."""
+        from confluent_kafka import TopicPartition
+
+        reached = {partition: offset + 1 for partition, offset in last_offsets(batch).items()}
+        self._next.update(reached)
+        self._consumer.commit(
+            offsets=[TopicPartition(self.topic, partition, offset) for partition, offset in reached.items()],
+            asynchronous=True,
+        )
+
     def lag(self) -> dict[int, int]:
-        """Messages after the last one that `follow` gave, per partition that it has; as far as the broker told."""
+        """Messages after the last that landed, per partition that `follow` has; as far as the broker told."""
         from confluent_kafka import TopicPartition
 
         places = [TopicPartition(self.topic, partition) for partition in self._next]
         lag = {}
         for place in self._consumer.position(places) if places else []:
             _, high = self._consumer.get_watermark_offsets(place, cached=True)
-            # Before the first message the position has no value; offsets without a message are passed over.
-            reached = max(place.offset, self._next[place.partition])
-            lag[place.partition] = max(0, max(high, self._high[place.partition]) - reached)
+            landed, end = self._next[place.partition], max(high, self._high[place.partition])
+            # What was read to its end has no more messages, only offsets without one.
+            lag[place.partition] = 0 if place.offset >= end and landed >= self._given[place.partition] else end - landed
         return lag
 
-    def _given(self, batch: Batch) -> Generator[pa.Table, None, None]:
-        """The batch; and when it was taken, a word to the broker for those who watch the lag there."""
-        from confluent_kafka import TopicPartition
-
+    def _taken(self, batch: Batch) -> pa.Table:
         table = batch.take()
-        yield table
-        if table.num_rows:
-            reached = {partition: offset + 1 for partition, offset in last_offsets(table).items()}
-            self._next.update(reached)
-            self._consumer.commit(
-                offsets=[TopicPartition(self.topic, partition, offset) for partition, offset in reached.items()],
-                asynchronous=True,
-            )
+        self._given.update({partition: offset + 1 for partition, offset in last_offsets(table).items()})
+        return table
 
     def _begin(self, stored: Stored, stop: Callable[[], bool]) -> str:
         """Assigns the partitions that were dealt at what the lake holds of them; gives the topic's lineage."""
@@ -225,6 +228,7 @@ class TopicReader:
         self._look(partitions, stop)
         first = self._first_offsets(stored([Stream(self.topic, lineage, partition) for partition in partitions]))
         self._next = {stream.partition: offset for stream, offset in first.items()}
+        self._given = dict(self._next)
         self._consumer.assign(
             [TopicPartition(self.topic, partition, offset) for partition, offset in self._next.items()]
         )

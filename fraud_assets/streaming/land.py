@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -120,20 +121,19 @@ class _Lander:
 
     def follow(self, group: str) -> bool:
         """Lands what comes to the topics until told to stop, or until an embedded broker was started anew."""
-        topic = self.settings.transactions_topic
-        with TopicReaders.of(self.settings, group) as readers:
-            last: float | None = None
-            with closing(readers.transactions.follow(self._stored, self.stop.is_set)) as batches:
-                for batch in batches:
-                    if batch.num_rows:
-                        oldest, last = _seconds(batch["timestamp"][0]), _seconds(batch["timestamp"][-1])
-                        self.metrics.waits(oldest)
-                    # What is in hand stays in hand while the broker or the lake is away.
-                    if not self.tried(partial(self._land, readers, batch), final=(MessagesLostError, TopicRemadeError)):
-                        break
-                    lag = readers.transactions.lag()
-                    self.metrics.lags(topic, lag, last)
-                    self.news.tick(sum(lag.values()))
+        # One batch is committed while the next is read.
+        with (
+            TopicReaders.of(self.settings, group) as readers,
+            ThreadPoolExecutor(1, "commit") as committer,
+            closing(readers.transactions.follow(self._stored, self.stop.is_set)) as batches,
+        ):
+            under_way: Future[bool] | None = None
+            for batch in batches:
+                if under_way is not None and not under_way.result():
+                    return True
+                under_way = committer.submit(self._landed, readers, batch)
+            if under_way is not None:
+                under_way.result()
         return True
 
     def tried(self, work: Callable[[], bool], final: tuple[type[Exception], ...]) -> bool:
@@ -160,6 +160,21 @@ class _Lander:
                 pause = _FIRST_PAUSE_SECONDS
             self.stop.wait(pause)
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+
+    def _landed(self, readers: TopicReaders, batch: pa.Table) -> bool:
+        """Whether the batch is in the lake; False where it has to be read again."""
+        if batch.num_rows:
+            self.metrics.waits(_seconds(batch["timestamp"][0]))
+        # What is in hand stays in hand while the broker or the lake is away.
+        if not self.tried(partial(self._land, readers, batch), final=(MessagesLostError, TopicRemadeError)):
+            return False
+        if batch.num_rows:
+            readers.transactions.landed(batch)
+        lag = readers.transactions.lag()
+        last = _seconds(batch["timestamp"][-1]) if batch.num_rows else None
+        self.metrics.lags(self.settings.transactions_topic, lag, last)
+        self.news.tick(sum(lag.values()))
+        return True
 
     def _land(self, readers: TopicReaders, batch: pa.Table) -> bool:
         """Whether the batch is in the lake."""

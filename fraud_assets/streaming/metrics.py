@@ -81,8 +81,8 @@ class LandingMetrics:
         """Messages that wait per partition that this lander has, and the time of the last that landed."""
         for partition, messages in lag.items():
             self.lag.labels(topic, str(partition)).set(messages)
-        # The next ones are not here yet, but they came after the last.
-        self._oldest = last if any(lag.values()) else None
+        # The next ones are not in hand yet, but they came after the last.
+        self._oldest = (last or self._oldest) if any(lag.values()) else None
 
     def moved(self, topic: str) -> None:
         """Partitions of the topic went to other landers, or came: what was known of them is another's now."""
