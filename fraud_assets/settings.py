@@ -164,7 +164,7 @@ class Settings(BaseSettings):
     land_http: str = Field(
         "127.0.0.1:9108",
         pattern=r"^([^:\s]+:[0-9]{1,5})?$",
-        description="Address of `/metrics` and `/health` of `fraud-assets land`, or the next free port; empty for none.",
+        description="Where `fraud-assets land` serves `/metrics` and `/health`, or the next free port; empty for none.",
     )
     dagster_event_seconds: float = Field(
         30.0, gt=0, description="How often `fraud-assets land` tells Dagster what it materialized."

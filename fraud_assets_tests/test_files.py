@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,127 @@ def test_csv_keeps_long_ids_and_every_column(settings: Settings, lake: Lake) -> 
     good, rejected = parse_transactions(dataset_of(lake.open(raw_transactions)).to_table(), settings)
     assert good["transaction_id"].to_pylist() == [str(LONG_ID)]
     assert rejected.num_rows == 1
+
+
+def test_csv_rows_are_never_taken_for_comments(settings: Settings, lake: Lake) -> None:
+    rows = [f"{name},2024-01-01T00:00:00Z,1,1,1" for name in ("1", "2", "#3", "4")]
+    drop(settings, "a.csv", "\n".join([HEADER, *rows]))
+    assert land(lake, settings)[0].rows == 4
+    assert [json.loads(body)["transaction_id"] for body in bodies(lake)] == ["1", "2", "#3", "4"]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_the_first_line_of_a_csv_file_says_how_to_read_it(
+    settings: Settings, lake: Lake, delimiter: str, end: str
+) -> None:
+    lines = [HEADER + ",note", '1,2024-01-01T00:00:00Z,1,1,1,"a ""b"" c, d; e"', "2,2024-01-01T00:00:00Z,1,1,1,"]
+    whole = end.join(lines).replace(",", delimiter).encode("utf-8-sig")
+    drop(settings, "a.csv", whole)
+    assert land(lake, settings)[0].rows == 2
+    assert [json.loads(body)["note"] for body in bodies(lake)] == [f'a "b" c{delimiter} d; e', None]
+
+
+@pytest.mark.parametrize("name", ["a*.csv", "a?.csv", "[ab].csv", "a[1].csv", "a'b.csv", "a\\b.csv", "é\n.csv"])
+def test_a_file_name_is_no_pattern(settings: Settings, lake: Lake, name: str) -> None:
+    drop(settings, name, f"{HEADER}\n1,2024-01-01T00:00:00Z,1,1,1\n")
+    drop(settings, "ab.csv", f"{HEADER}\n2,2024-01-01T00:00:00Z,1,1,1\n3,2024-01-01T00:00:00Z,1,1,1\n")
+    drop(settings, "a.csv", f"{HEADER}\n4,2024-01-01T00:00:00Z,1,1,1\n")
+    assert {report.name: report.rows for report in land(lake, settings)} == {name: 1, "ab.csv": 2, "a.csv": 1}
+    assert sorted(json.loads(body)["transaction_id"] for body in bodies(lake)) == ["1", "2", "3", "4"]
+
+
+def test_folders_of_a_home_are_no_columns(make_settings: Callable[..., Settings], tmp_path: Path) -> None:
+    settings = make_settings(home=tmp_path / "env=prod")
+    lake = Lake.of(settings)
+    drop(settings, "a.csv", f"{HEADER}\n1,2024-01-01T00:00:00Z,1,1,1\n")
+    assert land(lake, settings)[0].rows == 1
+    assert "env" not in json.loads(bodies(lake)[0])
+
+
+def test_decimals_of_parquet_stay_what_they_are(settings: Settings, lake: Lake) -> None:
+    """As databases export their numbers."""
+    settings.incoming.mkdir(parents=True)
+    moment = datetime(2024, 1, 1, tzinfo=UTC)
+    table = pa.table(
+        {
+            "transaction_id": pa.array([LONG_ID, 7], pa.decimal128(38, 0)),
+            "tx_datetime": [moment, moment],
+            "customer_id": pa.array([7, 8], pa.decimal128(9, 0)),
+            "terminal_id": ["1", "2"],
+            "tx_amount": pa.array([Decimal("12.50"), Decimal("1.00")], pa.decimal256(60, 2)),
+            "is_fraud": pa.array([1, 0], pa.decimal128(1, 0)),
+            "rate": pa.array([1.5, 2.5], pa.float16()),
+        }
+    )
+    pq.write_table(table, settings.incoming / "a.parquet")
+    assert land(lake, settings)[0].labels == 2
+    good, _ = parse_transactions(dataset_of(lake.open(raw_transactions)).to_table(), settings)
+    assert good["transaction_id"].to_pylist() == [str(LONG_ID), "7"]
+    assert good["customer_id"].to_pylist() == ["7", "8"]
+    assert good["tx_amount"].to_pylist() == [12.5, 1.0]
+
+
+def columns_with(name: str, column: pa.Array) -> pa.Table:
+    columns = {known.lower(): ["2024-01-01T00:00:00"] * len(column) for known in HEADER.split(",")}
+    return pa.table({**columns, name: column})
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "reason"),
+    [
+        ("note", pa.array([b"a", b"\xff"]).view(pa.string()), "Invalid UTF8"),
+        ("note", pa.ListArray.from_arrays([0, 1, 1], pa.array(["{"], pa.json_())), "Malformed JSON"),
+        ("TX_AMOUNT", pa.array([1, 2]), "the same name, but for capital letters"),
+        ("", pa.array([1, 2]), "an empty name"),
+    ],
+)
+def test_a_parquet_file_that_cannot_be_read_harms_no_other(
+    settings: Settings, lake: Lake, name: str, column: pa.Array, reason: str
+) -> None:
+    """DuckDB would refuse everything after one of them, and leave out the body of another."""
+    settings.incoming.mkdir(parents=True)
+    pq.write_table(columns_with(name, column), settings.incoming / "a.parquet")
+    pq.write_table(columns_with("note", pa.array(["{", "é"], pa.json_())), settings.incoming / "b.parquet")
+    bad, good = land(lake, settings)
+    assert re.search(reason, bad.reason)
+    assert good.rows == 2
+    assert [json.loads(body)["note"] if number else body for number, body in enumerate(bodies(lake))][1] == "é"
+
+
+def test_a_long_name_is_cut_where_the_file_goes(settings: Settings, lake: Lake) -> None:
+    """A file that cannot be moved would stop those behind it."""
+    drop(settings, "é" * 125 + ".csv", f"{HEADER}\n1,2024-01-01T00:00:00Z,1,1,1\n")
+    drop(settings, "b" * 250 + ".csv", "none")
+    drop(settings, "c" * 255, "none")
+    drop(settings, "z.jsonl", "{}\n")
+    assert [report.rows for report in land(lake, settings)] == [0, 0, 1, 1]
+    kept = [path.name for folder in (settings.processed, settings.failed) for path in folder.iterdir()]
+    assert len(kept) == 6
+    assert sum(name.startswith("é" * 50) and name.endswith(".csv") for name in kept) == 1
+
+
+def test_a_name_that_is_not_utf8(settings: Settings, lake: Lake) -> None:
+    settings.incoming.mkdir(parents=True)
+    for name in (b"a\xff.csv", b"b\xff.jsonl", b"c.\xff"):
+        Path(os.fsdecode(os.fsencode(settings.incoming) + b"/" + name)).write_bytes(b"{}\n")
+    reports = {report.name: report for report in land(lake, settings)}
+    assert {name: bool(report.reason) for name, report in reports.items()} == {
+        "a?.csv": True, "b?.jsonl": False, "c.?": True
+    }  # fmt: skip
+    assert "not UTF-8" in reports["a?.csv"].reason
+    assert rows_of(lake, raw_transactions)[0]["topic"] == "file:b?.jsonl"
+
+
+def test_a_line_without_end_does_not_fill_the_memory(
+    settings: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_LONGEST_LINE", 1_000)
+    drop(settings, "a.jsonl", b"{}\n" + b" " * 1_001)
+    drop(settings, "b.jsonl", b"{}\n" + b"x" * 999 + b"\n{}\n")
+    refused, landed = land(lake, settings)
+    assert refused.reason == "Line 2 is longer than 1,000 bytes."
+    assert landed.rows == 3
 
 
 def test_parquet_keeps_long_ids_and_makes_times_text(settings: Settings, lake: Lake) -> None:
@@ -199,7 +321,11 @@ def test_mapped_names(make_settings: Callable[..., Settings], lake: Lake) -> Non
     [
         ("a.xlsx", "x", r"suffix '\.xlsx' is unknown"),
         ("a.parquet", "PAR1 no", "cannot be read as PARQUET"),
-        ("a.csv", f"{HEADER}\n" + "1,2,3,4,5\n" * 30_000 + "1,2\n", "cannot be read as CSV"),
+        ("a.csv", f"{HEADER}\n" + "1,2,3,4,5\n" * 30_000 + "1,2\n", r"Line: 30002 .*Columns: 5 Found: 2\.$"),
+        ("a.csv", f"{HEADER}\n1,2\n", r"Line: 2 .*Columns: 5 Found: 2\.$"),
+        ("a.csv", f"{HEADER},tx_amount\n1,2,3,4,5,6\n", "the same name"),
+        ("a.csv", f'{HEADER}\n"1,2,3,4,5\n', "unterminated quote"),
+        ("a.csv", f"{HEADER}\n1,2,3,4,5\r\n1,2,3,4,5\n", "do not all end alike"),
         ("a.csv", "a,b\n1,2\n", "has no column transaction_id"),
         ("a.csv", "", "has no column|cannot be read"),
         ("a.json", "[\n{}\n]\n", "JSON array"),
@@ -216,7 +342,7 @@ def test_unusable_files_fail_with_a_reason(
         stem, dot, end = name.rpartition(".")
         moved = settings.failed / f"{stem}{suffix}{dot}{end}"
         assert report.moved_to == moved
-        assert moved.read_text() == content
+        assert moved.read_bytes().decode() == content
         told = moved.with_name(f"{moved.name}.reason.txt").read_text()
         assert re.search(reason, told)
         assert report.reason in told

@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from fraud_assets.core.schema import MESSAGES
 from fraud_assets.errors import BrokerError, MessagesLostError
 from fraud_assets.kafka.broker import Broker, broker_of, embedded_broker
-from fraud_assets.core.schema import MESSAGES
 from fraud_assets.kafka.consumer import TopicReader
 from fraud_assets.lake.positions import Stream
 from fraud_assets.settings import Settings

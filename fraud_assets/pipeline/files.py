@@ -348,7 +348,7 @@ def _examine(path: Path, settings: Settings) -> _Contents:
 
 def _in_short(error: Exception) -> str:
     """The words of a reader, without what one cannot do here and without all of a long line."""
-    text = str(error).split("Possible fixes")[0]
+    text = str(error).split("Possible fixes")[0].split("Stack Trace:")[0]
     if "state machine" in text:
         return "its lines do not all end alike, or a quoted value does not end"
     text = re.sub(r"Possible Solution:.*", "", text)
@@ -605,6 +605,8 @@ def _plain_columns(table: pa.Table) -> pa.Table:
             text = values.cast(pa.timestamp("us", zone), safe=False).cast(pa.string())
             # Not in the words that Arrow has for a time beyond the calendar.
             values = pc.replace_substring_regex(text, r"^(-?\d+-\d+-\d+) ", r"\1T")
+        elif isinstance(column.type, pa.JsonType):
+            values = values.cast(column.type.storage_type)
         elif pa.types.is_decimal256(column.type):
             values = values.cast(pa.string())
         elif pa.types.is_float16(column.type):
