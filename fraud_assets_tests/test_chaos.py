@@ -60,11 +60,15 @@ def test_the_verdict_sees_a_loss_and_a_repetition(lake: Lake, settings: Settings
     def land(numbers: list[int], first_offset: int) -> None:
         count = len(numbers)
         rows = {
-            "topic": pa.repeat("t", count), "lineage": pa.repeat("l", count), "partition": pa.array([0] * count, pa.int32()),
-            "offset": pa.array(range(first_offset, first_offset + count), pa.int64()), "timestamp": pa.nulls(count, TIME),
-            "key": pa.nulls(count, pa.binary()), "value": pa.array([b"{"] * count),
+            "topic": pa.repeat("t", count),
+            "lineage": pa.repeat("l", count),
+            "partition": pa.array([0] * count, pa.int32()),
+            "offset": pa.array(range(first_offset, first_offset + count), pa.int64()),
+            "timestamp": pa.nulls(count, TIME),
+            "key": pa.nulls(count, pa.binary()),
+            "value": pa.array([b"{"] * count),
             "headers": pa.array([[{"key": NUMBER, "value": b"%d" % n}] for n in numbers], HEADERS),
-        }  # fmt: skip
+        }
         append_landed(lake, raw_transactions, pa.table(rows))
 
     def failing(numbers: set[int], deaths: list[str]) -> set[str]:

@@ -28,22 +28,34 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def connect(settings: Settings) -> Iterator[DuckDBPyConnection]:
+def connect(settings: Settings, *, spill: bool = True) -> Iterator[DuckDBPyConnection]:
     """A connection with views of its own; all of a process share FRAUD_DUCKDB_MEMORY_LIMIT, spill under FRAUD_HOME.
+
+    Args:
+        settings: memory limit and home.
+        spill: without, nothing is written to disk, and what memory cannot hold fails.
 
     Raises:
         LakeError: a file cannot be read, or neither memory nor disk is enough.
     """
-    spill = settings.home_path / "spill"
-    connection = _instance(settings.duckdb_memory_limit, str(spill)).cursor()
+    folder = settings.home_path / "spill"
+    connection = _instance(settings.duckdb_memory_limit, str(folder) if spill else "").cursor()
     import duckdb
 
     try:
         yield connection
+    except duckdb.InternalException:
+        _instance.cache_clear()  # after an error of its own DuckDB refuses all that comes to this database
+        raise
+    except duckdb.FatalException as error:
+        _instance.cache_clear()
+        raise LakeError(
+            "DuckDB gave up its database after an error of another query of this process. Nothing is lost; run again."
+        ) from error
     except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
         cause = str(error).strip().splitlines()[0]
         raise LakeError(
-            f"DuckDB cannot go on: {cause[:300]}. Check the lake and the free space at {spill}, raise "
+            f"DuckDB cannot go on: {cause[:300]}. Check the lake and the free space at {folder}, raise "
             f"FRAUD_DUCKDB_MEMORY_LIMIT ({settings.duckdb_memory_limit}), or lower FRAUD_BATCH_ROWS "
             f"({settings.batch_rows})."
         ) from error

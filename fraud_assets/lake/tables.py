@@ -1,78 +1,157 @@
-"""The lake: opens, creates and reads the Delta tables of `core.schema`."""
+"""The lake: opens, creates and reads the Delta tables of `core.schema`, in a folder or on an object store."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from deltalake import DeltaTable
-from deltalake.exceptions import DeltaError, TableNotFoundError
+from deltalake import CommitProperties, DeltaTable
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from fraud_assets.core.schema import TABLES, Table
 from fraud_assets.errors import LakeError
+from fraud_assets.lake.copies import Copies
+from fraud_assets.lake.storage import is_remote, storage_options, store_fault
 from fraud_assets.settings import Settings
 
 if TYPE_CHECKING:
-    from pyarrow.dataset import Dataset
+    from pyarrow.dataset import Dataset, Expression, Fragment
+
+
+_REMOTE_CHECKPOINT = 10
+"""Commits between two checkpoints. To open a table takes two requests for each commit since the last one."""
 
 
 @dataclass(frozen=True)
 class Lake:
-    """Root URI of the Delta tables and what is needed to reach it."""
+    """Root URI of the Delta tables and what is needed to reach it; `copies` is for a lake on an object store."""
 
     root: str
-    storage_options: Mapping[str, str] = field(default_factory=dict)
+    storage_options: Mapping[str, str] = field(default_factory=dict, repr=False)
+    copies: Copies | None = None
 
     @classmethod
-    def of(cls, settings: Settings) -> Lake:
-        """The lake that the settings name."""
-        return cls(settings.lake)
+    def of(cls, settings: Settings, more: Mapping[str, str] | None = None) -> Lake:
+        """The lake that the settings name; `more` are options of delta-rs that win over theirs.
+
+        Raises:
+            SettingError: commits would not be safe with these options.
+        """
+        copies = Copies(settings.home_path / "cache" / "lake", settings.lake_cache_bytes)
+        return cls(settings.lake, storage_options(settings, more), copies if is_remote(settings.lake) else None)
 
     def uri(self, table: Table) -> str:
         """Where a table is."""
         return f"{self.root.rstrip('/')}/{table.name}"
 
     def exists(self, table: Table) -> bool:
-        """Whether the table has been created."""
-        return DeltaTable.is_deltatable(self.uri(table), dict(self.storage_options) or None)
+        """Whether the table has been created. Raises `LakeError`."""
+        return self._found(table) is not None
 
     def versions(self) -> dict[str, int]:
-        """Newest version of every table that exists, by name."""
-        return {table.name: self.open(table).version() for table in TABLES if self.exists(table)}
+        """Newest version of every table that exists, by name. Raises `LakeError`."""
+        found = {table.name: self._found(table) for table in TABLES}
+        return {name: handle.version() for name, handle in found.items() if handle is not None}
 
     def open(self, table: Table) -> DeltaTable:
         """A fresh handle on the newest version; the table is created when it does not exist.
 
         Raises:
-            LakeError: the folder cannot be read or written.
+            LakeError: it cannot be read or written.
         """
-        options = dict(self.storage_options) or None
-        try:
-            try:
-                return DeltaTable(self.uri(table), storage_options=options)
-            except TableNotFoundError:
-                return self._create(table)
-        except (DeltaError, OSError) as error:
-            raise unreadable(self.uri(table), error) from error
+        found = self._found(table)
+        if found is not None:
+            return found
+        with _in_words(self.uri(table)):
+            self._create(table)
+            return self._newest(table)
 
-    def _create(self, table: Table) -> DeltaTable:
-        # mode="ignore": two processes may meet a missing table at the same time.
-        return DeltaTable.create(
-            self.uri(table),
-            schema=table.schema,
-            mode="ignore",
-            partition_by=[table.partition_by] if table.partition_by else None,
-            storage_options=dict(self.storage_options) or None,
-            configuration={"delta.dataSkippingStatsColumns": ",".join(table.statistics)},
-        )
+    @property
+    def _options(self) -> dict[str, str] | None:
+        return dict(self.storage_options) or None
+
+    def _found(self, table: Table) -> DeltaTable | None:
+        # Not `DeltaTable.is_deltatable`: it holds the interpreter lock for as long as an object store keeps it waiting.
+        with _in_words(self.uri(table)):
+            try:
+                return self._newest(table)
+            except TableNotFoundError:
+                return None
+
+    def _newest(self, table: Table) -> DeltaTable:
+        if self.copies is None:
+            return DeltaTable(self.uri(table), storage_options=self._options)
+        return RemoteTable(self.uri(table), self.storage_options, self.copies)
+
+    def _create(self, table: Table) -> None:
+        # Two processes may meet a missing table at the same time, and an object store may have made it without being
+        # able to say so. It is there then, and is not made again on top.
+        with suppress(CommitFailedError):
+            DeltaTable.create(
+                self.uri(table),
+                schema=table.schema,
+                mode="ignore",
+                partition_by=[table.partition_by] if table.partition_by else None,
+                storage_options=self._options,
+                configuration={
+                    "delta.dataSkippingStatsColumns": ",".join(table.statistics),
+                    **({} if self.copies is None else {"delta.checkpointInterval": str(_REMOTE_CHECKPOINT)}),
+                },
+                commit_properties=CommitProperties(max_commit_retries=0),
+            )
+
+
+class RemoteTable(DeltaTable):
+    """A table on an object store. Its files are read from local copies; what goes wrong is a `LakeError`."""
+
+    def __init__(self, uri: str, options: Mapping[str, str], copies: Copies) -> None:
+        super().__init__(uri, storage_options=dict(options))
+        self._options = options
+        self._copies = copies
+        self._transactions: dict[tuple[int, str], int | None] = {}
+
+    @property
+    def copied_to(self) -> Path:
+        """Folder of the local copies, with the same paths below it as the table's own."""
+        return self._copies.place(self.table_uri)
+
+    def fetch(self, paths: Iterable[str]) -> Path:
+        """Sees to the local copies of these files; gives `copied_to`. Raises `LakeError` and `DiskError`."""
+        actions = add_actions(self)
+        sizes = dict(zip(actions["path"].to_pylist(), actions["size_bytes"].to_pylist(), strict=True))
+        return self._copies.fetch(self.table_uri, self._options, {path: sizes[path] for path in paths})
+
+    def transaction_version(self, app_id: str) -> int | None:
+        """As delta-rs's own, which reads the log anew for each call. Raises `LakeError`."""
+        known = (self.version(), app_id)
+        if known not in self._transactions:
+            with _in_words(self.table_uri):
+                self._transactions[known] = super().transaction_version(app_id)
+        return self._transactions[known]
+
+    def get_add_actions(self, flatten: bool = False) -> Any:
+        """As delta-rs's own. Raises `LakeError`."""
+        with _in_words(self.table_uri):
+            return super().get_add_actions(flatten)
+
+
+@contextmanager
+def _in_words(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except (DeltaError, OSError) as error:
+        raise unreadable(uri, error) from error
 
 
 def unreadable(uri: str, error: Exception) -> LakeError:
     """The one sentence for a table that cannot be read or written, by what the cause looks like."""
+    if is_remote(uri):
+        return store_fault(uri, error)
     # delta-rs appends the frames of its own stack to some messages.
     cause = " ".join(str(error).split()).split(" 0: <unknown>")[0]
     folder = Path(uri.removeprefix("file://"))
@@ -99,12 +178,43 @@ def row_count(handle: DeltaTable) -> int:
 
 
 def dataset_of(handle: DeltaTable, paths: Iterable[str] | None = None) -> Dataset:
-    """Arrow dataset of the handle's version, of all files or of those in `paths` (as `add_actions` names them)."""
+    """Arrow dataset of the handle's version, of all files or of those in `paths` (as `add_actions` names them).
+
+    Raises:
+        LakeError: the files of an object store cannot be fetched.
+    """
+    whole = _whole(handle)
+    wanted = None if paths is None else set(paths)
+    return _of(handle, whole, [part for part in whole.get_fragments() if wanted is None or part.path in wanted])
+
+
+def read(handle: DeltaTable, columns: Sequence[str] | None = None, where: Expression | None = None) -> pa.Table:
+    """Rows of the handle's version as an Arrow table: `columns` (all) of those that meet `where` (all).
+
+    Only files that can hold such rows are touched, by partition and statistics.
+
+    Raises:
+        LakeError: a file cannot be read.
+    """
+    whole = _whole(handle)
+    dataset = _of(handle, whole, list(whole.get_fragments(where)))
+    with _in_words(handle.table_uri):
+        return dataset.to_table(columns=columns and list(columns), filter=where)
+
+
+def _whole(handle: DeltaTable) -> Dataset:
+    """The dataset of all files; those of a remote table need not be there yet."""
+    from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
+
+    if isinstance(handle, RemoteTable):
+        return handle.to_pyarrow_dataset(filesystem=SubTreeFileSystem(str(handle.copied_to), LocalFileSystem()))
+    return handle.to_pyarrow_dataset()
+
+
+def _of(handle: DeltaTable, whole: Dataset, fragments: Sequence[Fragment]) -> Dataset:
+    """The dataset of these fragments alone, ready to be read."""
     from pyarrow.dataset import FileSystemDataset
 
-    dataset = handle.to_pyarrow_dataset()
-    if paths is None:
-        return dataset
-    wanted = set(paths)
-    fragments = [fragment for fragment in dataset.get_fragments() if fragment.path in wanted]
-    return FileSystemDataset(fragments, dataset.schema, dataset.format, dataset.filesystem)
+    if isinstance(handle, RemoteTable):
+        handle.fetch(fragment.path for fragment in fragments)
+    return FileSystemDataset(fragments, whole.schema, whole.format, whole.filesystem)

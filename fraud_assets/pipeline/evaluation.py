@@ -13,7 +13,8 @@ from fraud_assets.core.evaluation import BOOK_SEED, BOOK_TREES, Evaluation, Prot
 from fraud_assets.core.schema import MODEL_INPUTS, fraud_labels
 from fraud_assets.engines.duckdb import connect
 from fraud_assets.errors import NotEnoughDataError
-from fraud_assets.lake.tables import Lake, dataset_of
+from fraud_assets.lake.scan import register
+from fraud_assets.lake.tables import Lake
 from fraud_assets.pipeline.training import newest_transaction, read_features
 from fraud_assets.settings import Settings
 
@@ -77,7 +78,7 @@ def _verdicts(features: pa.Table, lake: Lake, settings: Settings) -> pa.Array:
     with connect(settings) as connection:
         numbers = pa.array(range(features.num_rows), pa.int64())
         connection.register("ids", features.select(["transaction_id"]).append_column("number", numbers))
-        connection.register("labels", dataset_of(lake.open(fraud_labels)))
+        register(connection, "labels", lake.open(fraud_labels))
         verdicts = connection.sql(
             """
             with latest as (

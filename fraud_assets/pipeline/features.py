@@ -31,11 +31,12 @@ from fraud_assets.core.schema import (
 )
 from fraud_assets.engines.duckdb import compute_windows, connect
 from fraud_assets.errors import SettingError
+from fraud_assets.kafka.schemas import transaction_decoder
 from fraud_assets.lake.append import CommitConflictError, commit
 from fraud_assets.lake.batches import LANDING_ORDER, Pending, pending, read_batch
 from fraud_assets.lake.positions import Stream, positions_of, stored
 from fraud_assets.lake.scan import files_within, register
-from fraud_assets.lake.tables import Lake, dataset_of
+from fraud_assets.lake.tables import Lake, read
 from fraud_assets.settings import Settings
 
 Progress = Callable[[str], None]
@@ -135,7 +136,7 @@ def _restate_range(lake: Lake, settings: Settings, low: datetime, high: datetime
     while True:
         features = lake.open(transaction_features)
         near = (pc.field("tx_date") >= low.date()) & (pc.field("tx_date") <= high.date())
-        rows = dataset_of(features).to_table(filter=near & within).cast(TRANSACTION_FEATURES)
+        rows = read(features, where=near & within).cast(TRANSACTION_FEATURES)
         if not rows.num_rows:
             return 0
         rows = rows.sort_by([(name, "ascending") for name in ("ingested_at", *POSITION_COLUMNS)])
@@ -178,7 +179,7 @@ def _split(batch: pa.Table, held: pa.Table, features: DeltaTable, settings: Sett
             batch = connection.sql(
                 f"select * from batch anti join held using ({_quoted(POSITION_COLUMNS)}) order by {LANDING_ORDER}"
             ).to_arrow_table()
-    valid, rejected = parse_transactions(batch, settings)
+    valid, rejected = parse_transactions(batch, settings, transaction_decoder(settings))
     repeated = _repeated(valid, features, settings)
     if not repeated:
         return valid, rejected

@@ -26,7 +26,7 @@ from fraud_assets.errors import LakeError, SettingError
 from fraud_assets.lake.append import CommitConflictError, commit
 from fraud_assets.lake.batches import pending, read_batch
 from fraud_assets.lake.positions import positions_of, stored
-from fraud_assets.lake.tables import Lake, add_actions, dataset_of
+from fraud_assets.lake.tables import Lake, add_actions, read
 from fraud_assets.pipeline.training import current_threshold
 from fraud_assets.registry import champion
 from fraud_assets.settings import Settings
@@ -166,7 +166,7 @@ def _score_day(lake: Lake, settings: Settings, low: datetime, high: datetime) ->
     while True:
         # Predictions first: what is scored for the first time afterwards stays beyond their stored positions.
         handle = lake.open(fraud_predictions)
-        rows = dataset_of(lake.open(transaction_features)).to_table(columns=list(PREDICTION_INPUTS), filter=within)
+        rows = read(lake.open(transaction_features), PREDICTION_INPUTS, within)
         rows = _contained(rows.cast(pa.schema([TRANSACTION_FEATURES.field(n) for n in PREDICTION_INPUTS])), handle)
         if not rows.num_rows:
             return FRAUD_PREDICTIONS.empty_table(), 0

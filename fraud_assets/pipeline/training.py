@@ -28,7 +28,7 @@ from fraud_assets.core.threshold import calibrate, days_covered
 from fraud_assets.core.training import fit, treelite_form
 from fraud_assets.errors import LakeError, NotEnoughDataError, SettingError
 from fraud_assets.lake.append import commit
-from fraud_assets.lake.tables import Lake, add_actions, dataset_of
+from fraud_assets.lake.tables import Lake, add_actions, read
 from fraud_assets.registry import TrainingFacts, champion, register, set_champion
 from fraud_assets.settings import Settings
 
@@ -173,7 +173,7 @@ def current_threshold(lake: Lake, version: int, settings: Settings) -> float:
         LakeError: the version was never calibrated.
     """
     same = (pc.field("model_name") == settings.model_name) & (pc.field("model_version") == version)
-    rows = dataset_of(lake.open(alert_thresholds)).to_table(columns=["calibrated_at", "threshold"], filter=same)
+    rows = read(lake.open(alert_thresholds), ["calibrated_at", "threshold"], same)
     if not rows.num_rows:
         raise LakeError(
             f"Version {version} of model {settings.model_name} has no threshold in {lake.uri(alert_thresholds)}: "
@@ -196,7 +196,7 @@ def read_features(lake: Lake, start: datetime, end: datetime, columns: Sequence[
         & (pc.field("tx_datetime") < high)
         & (pc.field("feature_version") == FEATURE_VERSION)
     )
-    rows = dataset_of(lake.open(transaction_features)).to_table(columns=list(columns), filter=within)
+    rows = read(lake.open(transaction_features), columns, within)
     return rows.sort_by([("tx_datetime", "ascending"), ("transaction_id", "ascending")])
 
 
@@ -207,7 +207,7 @@ def newest_transaction(lake: Lake) -> datetime | None:
     if not actions.num_rows:
         return None
     last = pc.max(actions["partition.tx_date"]).as_py()
-    times = dataset_of(handle).to_table(columns=["tx_datetime"], filter=pc.field("tx_date") == last)
+    times = read(handle, ["tx_datetime"], pc.field("tx_date") == last)
     return pc.max(times["tx_datetime"]).as_py()
 
 

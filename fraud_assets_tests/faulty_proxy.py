@@ -1,0 +1,86 @@
+"""A proxy on 127.0.0.1 that forwards HTTP requests and does to some of them what a network does."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Literal
+from urllib.parse import urlsplit
+
+Fault = Literal["unavailable", "answer lost"] | None
+Judge = Callable[[str, str], Fault]
+
+
+@dataclass
+class FaultyProxy:
+    """Where it listens, what it does to a request (by method and path), and what it has done so far."""
+
+    endpoint: str = ""
+    judge: Judge = lambda method, path: None
+    done: list[tuple[str, str, str]] = field(default_factory=list)
+
+
+@contextmanager
+def faulty_proxy(target: str) -> Iterator[FaultyProxy]:
+    """Forwards to `target` until the block ends."""
+    proxy = FaultyProxy()
+    place = urlsplit(target).netloc
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def handle_one(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            fault = proxy.judge(self.command, self.path)
+            if fault is not None:
+                proxy.done.append((fault, self.command, self.path))
+            if fault == "unavailable":
+                self.send_response(503)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            onward = http.client.HTTPConnection(place, timeout=30)
+            # The Host header is part of the signature and stays what the client meant.
+            onward.request(self.command, self.path, body, dict(self.headers.items()))
+            answer = onward.getresponse()
+            content = answer.read()
+            onward.close()
+            if fault == "answer lost":
+                self.close_connection = True
+                return
+            self.send_response(answer.status)
+            for name, value in answer.getheaders():
+                if name.lower() not in ("transfer-encoding", "connection", "content-length", "date", "server"):
+                    self.send_header(name, value)
+            length = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(content))
+            self.send_header("Content-Length", length or "0")
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_one
+
+        def log_message(self, *arguments: object) -> None:
+            """Nothing is printed."""
+
+    class Server(ThreadingHTTPServer):
+        # With the 5 of the standard library, connections beyond them wait for seconds.
+        request_queue_size = 128
+
+        def handle_error(self, request: object, client_address: object) -> None:
+            """A client that gave up is no news."""
+
+    server = Server(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    proxy.endpoint = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield proxy
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

