@@ -14,11 +14,11 @@ from uuid import uuid4
 
 import pytest
 
+from fraud_assets.chaos.object_store import ObjectStore, object_store
 from fraud_assets.kafka.apache import Cluster, apache_kafka, why_not
 from fraud_assets.kafka.broker import Broker, embedded_broker
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings, load_settings
-from fraud_assets_tests.object_store import ObjectStore, object_store
 
 if TYPE_CHECKING:
     from fraud_assets_tests.secure_kafka import SecureKafka

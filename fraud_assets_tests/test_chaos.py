@@ -49,6 +49,14 @@ def test_two_hundred_kills_on_three_brokers_lose_and_repeat_nothing(tmp_path: Pa
     assert len(outcome["faults"]) >= 10
 
 
+@pytest.mark.proof
+@pytest.mark.timeout(1800)
+def test_forty_kills_with_the_lake_on_an_object_store_lose_and_repeat_nothing(tmp_path: Path) -> None:
+    outcome = chaos(tmp_path, "--kills", "40", "--object-store", "--rate", "100", "--seed", "3", seconds=1700)
+    assert outcome["kills"] >= 40
+    assert {"kill_store", "freeze_store"} <= set(outcome["faults"])
+
+
 def test_the_verdict_sees_a_loss_and_a_repetition(lake: Lake, settings: Settings) -> None:
     """A harness that cannot fail proves nothing."""
     import pyarrow as pa

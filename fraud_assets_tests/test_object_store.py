@@ -20,6 +20,7 @@ import pytest
 from obstore.exceptions import AlreadyExistsError
 from obstore.store import S3Store
 
+from fraud_assets.chaos.object_store import ACCESS_KEY, BUCKET, REGION, SECRET_KEY, ObjectStore, object_store
 from fraud_assets.core.schema import (
     TABLES,
     alert_thresholds,
@@ -44,7 +45,6 @@ from fraud_assets.pipeline.training import train
 from fraud_assets.settings import Settings, load_settings
 from fraud_assets_tests.faulty_proxy import Fault, FaultyProxy, faulty_proxy
 from fraud_assets_tests.landed import bodies, land
-from fraud_assets_tests.object_store import ACCESS_KEY, BUCKET, REGION, SECRET_KEY, ObjectStore, object_store
 from fraud_assets_tests.test_crashes import FEATURES, LAND, MESSAGES, assert_balanced, message, start
 
 pytestmark = pytest.mark.xdist_group("s3")

@@ -16,6 +16,7 @@ from uuid import uuid4
 import pytest
 from confluent_kafka import Producer
 
+from fraud_assets.chaos.object_store import object_store
 from fraud_assets.core.schema import (
     fraud_predictions,
     quarantined_transactions,
@@ -32,7 +33,6 @@ from fraud_assets.pipeline.scoring import score_pending
 from fraud_assets.pipeline.training import train
 from fraud_assets.settings import Settings
 from fraud_assets_tests.conftest import ROOT
-from fraud_assets_tests.object_store import object_store
 from fraud_assets_tests.test_crashes import message, positions
 from fraud_assets_tests.test_object_store import assert_one_winner_each, client
 
@@ -63,7 +63,7 @@ while True:
 RACE = """
 import json, sys
 from pathlib import Path
-from fraud_assets_tests.object_store import ObjectStore
+from fraud_assets.chaos.object_store import ObjectStore
 from fraud_assets_tests.test_object_store import client, race_for_keys
 ports, prefix, keys, name = json.loads(sys.argv[1])
 print(json.dumps(race_for_keys(client(ObjectStore(Path(), ports), prefix), keys, name)))

@@ -11,11 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import sleep
 
+from fraud_assets.chaos.object_store import ObjectStore
 from fraud_assets.chaos.processes import LAND, Processes, worker
 from fraud_assets.kafka.apache import Cluster
 
 _OUTAGE_SECONDS = (0.5, 2.5)
 _LET_RUN_SECONDS = (0.3, 1.5)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the lake is: in a folder, perhaps on a disk of its own, or on an object store."""
+
+    uri: str
+    disk: Path | None = None
+    store: ObjectStore | None = None
 
 
 @dataclass
@@ -24,9 +34,7 @@ class Run:
 
     processes: Processes
     cluster: Cluster
-    lake: Path
-    disk: Path | None
-    """Where a disk of the run's own is mounted, with the lake on it."""
+    place: Place
     random: random.Random
 
     def wait(self, span: tuple[float, float]) -> None:
@@ -114,11 +122,11 @@ def upkeep(run: Run) -> None:
 
 def full_disk(run: Run) -> None:
     """The disk of the lake is full for a moment."""
-    assert run.disk is not None
-    ballast = run.disk / "ballast"
+    assert run.place.disk is not None
+    ballast = run.place.disk / "ballast"
     try:
         with ballast.open("wb") as file:
-            free = os.statvfs(run.disk)
+            free = os.statvfs(run.place.disk)
             os.posix_fallocate(file.fileno(), 0, max(free.f_bavail * free.f_frsize, 1))
         run.wait(_OUTAGE_SECONDS)
     finally:
@@ -127,23 +135,23 @@ def full_disk(run: Run) -> None:
 
 def read_only_disk(run: Run) -> None:
     """The disk of the lake cannot be written for a moment."""
-    assert run.disk is not None
+    assert run.place.disk is not None
+    disk = str(run.place.disk)
     for _ in range(50):
         # Refused while a file is open for writing.
-        if not subprocess.run(
-            ["mount", "-o", "remount,ro", str(run.disk)], capture_output=True, check=False
-        ).returncode:
+        if not subprocess.run(["mount", "-o", "remount,ro", disk], capture_output=True, check=False).returncode:
             break
         sleep(0.02)
     try:
         run.wait(_OUTAGE_SECONDS)
     finally:
-        subprocess.run(["mount", "-o", "remount,rw", str(run.disk)], capture_output=True, check=True)
+        subprocess.run(["mount", "-o", "remount,rw", disk], capture_output=True, check=True)
 
 
 def closed_folders(run: Run) -> None:
     """The folders of the tables cannot be written for a moment."""
-    folders = [run.lake, *(path for path in run.lake.rglob("*") if path.is_dir())]
+    lake = Path(run.place.uri)
+    folders = [lake, *(path for path in lake.rglob("*") if path.is_dir())]
     try:
         for folder in folders:
             folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
@@ -151,6 +159,23 @@ def closed_folders(run: Run) -> None:
     finally:
         for folder in folders:
             folder.chmod(stat.S_IRWXU)
+
+
+def kill_store(run: Run) -> None:
+    """SIGKILL to the object store, and a new start."""
+    assert run.place.store is not None
+    run.place.store.kill()
+    run.processes.kills += 1
+    run.wait(_OUTAGE_SECONDS)
+    run.place.store.start()
+
+
+def freeze_store(run: Run) -> None:
+    """The object store takes requests and does not answer for a moment."""
+    assert run.place.store is not None
+    run.place.store.freeze()
+    run.wait(_OUTAGE_SECONDS)
+    run.place.store.thaw()
 
 
 FAULTS: dict[Fault, int] = {
@@ -172,3 +197,6 @@ DISK_FAULTS: dict[Fault, int] = {full_disk: 2, read_only_disk: 2}
 
 FOLDER_FAULTS: dict[Fault, int] = {closed_folders: 2}
 """For a lake in a folder: root is not held up by permissions."""
+
+STORE_FAULTS: dict[Fault, int] = {kill_store: 2, freeze_store: 2}
+"""For a lake on an object store."""

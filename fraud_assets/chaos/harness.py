@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
 
-from fraud_assets.chaos.faults import DISK_FAULTS, FAULTS, FOLDER_FAULTS, Fault, Run
+from fraud_assets.chaos.faults import DISK_FAULTS, FAULTS, FOLDER_FAULTS, STORE_FAULTS, Fault, Place, Run
+from fraud_assets.chaos.object_store import ObjectStore
 from fraud_assets.chaos.processes import LAND, Processes, worker
 from fraud_assets.chaos.traffic import Traffic
 from fraud_assets.chaos.verdict import Check, is_drained, judge
@@ -27,6 +28,7 @@ from fraud_assets.settings import Settings, load_settings
 Say = Callable[[str], None]
 
 _FIRST = 2_000
+_PREFIX = "chaos"
 _DISK_BYTES = 4_000_000_000
 _DRAIN_SECONDS = 300
 _PAUSE_SECONDS = (0.2, 1.2)
@@ -41,6 +43,7 @@ class Plan:
         minutes: how long faults come.
         kills: they come until so many processes were killed, however long it takes.
         brokers: nodes of the Kafka cluster.
+        object_store: the lake is on an S3 server instead of a folder.
         rate: transactions per second.
         seed: of what happens and when; processes are not replayed to the millisecond.
     """
@@ -48,6 +51,7 @@ class Plan:
     minutes: float = 1.0
     kills: int = 0
     brokers: int = 1
+    object_store: bool = False
     rate: float = 200.0
     seed: int = 1
 
@@ -80,19 +84,16 @@ def torment(folder: Path, plan: Plan, say: Say) -> Outcome:
         raise BrokerError(reason)
     begun = monotonic()
     with ExitStack() as stack:
-        lake, disk = stack.enter_context(_lake(folder))
+        place = stack.enter_context(_on_object_store(folder) if plan.object_store else _on_disk(folder))
         say(f"Starting Apache Kafka with {plan.brokers} node{'s' * (plan.brokers > 1)} …")
         cluster = stack.enter_context(apache_kafka(folder / "kafka", plan.brokers))
-        settings = _settings(folder, lake, cluster.bootstrap)
+        settings = _settings(folder, place, cluster.bootstrap)
         make_topics(broker_of(settings), settings)
-        run = Run(Processes(settings, folder), cluster, lake, disk, random.Random(plan.seed))
+        run = Run(Processes(settings, folder), cluster, place, random.Random(plan.seed))
         traffic = Traffic(settings, plan.rate, plan.seed)
         stack.callback(run.processes.end_all)
         _begin(run, traffic, settings, say)
-        faults = dict(FAULTS)
-        faults.update(DISK_FAULTS if disk else FOLDER_FAULTS if os.geteuid() else {})
-        if not disk:
-            say("The lake is in a folder: a full disk is not tried (root could mount a small one).")
+        faults = {**FAULTS, **_of_the_lake(place, say)}
         came = _come(run, traffic, faults, plan, say)
         say(f"{sum(came.values())} faults, {run.processes.kills} kills; letting the rest through …")
         traffic.stop()
@@ -109,34 +110,56 @@ def torment(folder: Path, plan: Plan, say: Say) -> Outcome:
     )
 
 
-def _settings(folder: Path, lake: Path, bootstrap: str) -> Settings:
+def _settings(folder: Path, place: Place, bootstrap: str) -> Settings:
     return load_settings(
         home=folder / "home",
-        lake_uri=str(lake),
         kafka_bootstrap_servers=bootstrap,
         mlflow_tracking_uri="",
         land_interval_seconds=0.2,
         kafka_timeout_seconds=5.0,
+        lake_timeout_seconds=5.0,
         train_min_rows=500,
         train_trees=10,
         batch_rows=5_000,
         land_batch_rows=2_000,
         duckdb_memory_limit="500MB",
+        **(place.store.settings(_PREFIX) if place.store else {"lake_uri": place.uri}),
     )
 
 
+def _of_the_lake(place: Place, say: Say) -> dict[Fault, int]:
+    """The faults that the place of the lake allows."""
+    if place.store:
+        return STORE_FAULTS
+    if place.disk:
+        return DISK_FAULTS
+    say("The lake is in a folder: a full disk is not tried (root could mount a small one).")
+    return FOLDER_FAULTS if os.geteuid() else {}
+
+
 @contextmanager
-def _lake(folder: Path) -> Iterator[tuple[Path, Path | None]]:
-    """The lake's folder; for root on a disk of its own, which is given too."""
+def _on_disk(folder: Path) -> Iterator[Place]:
+    """A folder for the lake; for root on a disk of its own."""
     disk = folder / "disk"
     disk.mkdir(parents=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={_DISK_BYTES}", "tmpfs", str(disk)]
     mounted = shutil.which("mount") and not subprocess.run(mount, capture_output=True, check=False).returncode
     try:
-        yield disk / "lake", disk if mounted else None
+        yield Place(str(disk / "lake"), disk if mounted else None)
     finally:
         if mounted:
             subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@contextmanager
+def _on_object_store(folder: Path) -> Iterator[Place]:
+    """An S3 server for the lake."""
+    store = ObjectStore(folder / "s3")
+    try:
+        store.start()
+        yield Place(store.settings(_PREFIX)["lake_uri"], store=store)
+    finally:
+        store.kill()
 
 
 def _begin(run: Run, traffic: Traffic, settings: Settings, say: Say) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from fraud_assets.settings import Settings
 
 RUNS = "dagster"
+_THE_USERS = ("FRAUD_", "KAFKA_", "MLFLOW_", "AWS_", "SCHEMA_")
 LAND = ("-m", "fraud_assets.cli", "land")
 
 
@@ -127,7 +128,7 @@ class Processes:
 
 def environment(settings: Settings) -> dict[str, str]:
     """Environment of the processes: the run's own settings, and nothing of the user's."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("FRAUD_", "KAFKA_", "MLFLOW_"))}
+    own = {name: value for name, value in os.environ.items() if not name.startswith(_THE_USERS)}
     return {
         **own,
         "FRAUD_HOME": str(settings.home_path),
@@ -139,5 +140,10 @@ def environment(settings: Settings) -> dict[str, str]:
         "FRAUD_BATCH_ROWS": str(settings.batch_rows),
         "FRAUD_LAND_BATCH_ROWS": str(settings.land_batch_rows),
         "FRAUD_DUCKDB_MEMORY_LIMIT": settings.duckdb_memory_limit,
+        "FRAUD_LAKE_TIMEOUT_SECONDS": str(settings.lake_timeout_seconds),
+        "AWS_ENDPOINT_URL": settings.aws_endpoint_url,
+        "AWS_REGION": settings.aws_region,
+        "AWS_ACCESS_KEY_ID": settings.aws_access_key_id,
+        "AWS_SECRET_ACCESS_KEY": settings.aws_secret_access_key.get_secret_value(),
         "PYTHONWARNINGS": "ignore",
     }

