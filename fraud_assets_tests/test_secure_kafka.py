@@ -225,7 +225,7 @@ def test_a_user_reads_the_sentence(kafka: SecureKafka, tmp_path: Path) -> None:
         "KAFKA_SASL_PASSWORD": "wrong-4711",
         "KAFKA_SSL_CA_LOCATION": kafka.pem("ca"),
     }
-    for command in (("land", "--once"), ("simulate", "--count", "10")):
+    for command in (("land", "--once"), ("land",), ("simulate", "--count", "10")):
         result = run(tmp_path, *command, **environment)
         assert_one_sentence(result, "KAFKA_SASL_PASSWORD", kafka.sasl)
         assert "wrong-4711" not in result.stdout + result.stderr

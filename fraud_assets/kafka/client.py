@@ -13,7 +13,7 @@ from fraud_assets.settings import Settings, environment_name
 if TYPE_CHECKING:
     from confluent_kafka.admin import AdminClient
 
-_REFUSAL_SECONDS = 3.0
+_REFUSAL_SECONDS = 10.0
 """How long a new client listens for the broker's refusal, before the calls that have their own time-outs."""
 
 

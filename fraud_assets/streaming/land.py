@@ -24,6 +24,7 @@ from fraud_assets.errors import (
     disk_fault,
 )
 from fraud_assets.kafka.broker import broker_is_configured, broker_of
+from fraud_assets.kafka.refusal import RefusedError
 from fraud_assets.lake.positions import Stream, stored
 from fraud_assets.lake.tables import Lake
 from fraud_assets.pipeline.files import land_files
@@ -91,6 +92,7 @@ def land_forever(
 
     Raises:
         MessagesLostError: messages are gone that had not landed; nothing is skipped.
+        RefusedError: the broker does not let us in at the start. Later that may pass, as an outage does.
         LakeError: the lake cannot be used at the start.
     """
     metrics = metrics or LandingMetrics()
@@ -98,7 +100,8 @@ def land_forever(
     group = consumer_group(lake, settings)
     with _files_landed_beside(lake, settings, say, stop, lander.news):
         while not stop.is_set():
-            lander.tried(partial(lander.follow, group), final=(MessagesLostError,))
+            final = (MessagesLostError,) if lander.was_let_in else (MessagesLostError, RefusedError)
+            lander.tried(partial(lander.follow, group), final)
     lander.news.ended()
 
 
@@ -111,13 +114,14 @@ def consumer_group(lake: Lake, settings: Settings) -> str:
     return settings.consumer_group or f"fraud-assets-{lake.open(raw_transactions).metadata().id}"
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Lander:
     lake: Lake
     settings: Settings
     stop: threading.Event
     news: News
     metrics: LandingMetrics
+    was_let_in: bool = False
 
     def follow(self, group: str) -> bool:
         """Lands what comes to the topics until told to stop, or until an embedded broker was started anew."""
@@ -181,6 +185,7 @@ class _Lander:
         if readers.labels.broker.embedded and broker_of(self.settings) != readers.labels.broker:
             return False
         reports = land_batch(self.lake, self.settings, readers, batch, self.stop.is_set)
+        self.was_let_in = True
         self.metrics.looked()
         self.metrics.landed(reports.values())
         self.news.landed(reports)
