@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import stat
@@ -126,11 +127,24 @@ def full_disk(run: Run) -> None:
     ballast = run.place.disk / "ballast"
     try:
         with ballast.open("wb") as file:
-            free = os.statvfs(run.place.disk)
-            os.posix_fallocate(file.fileno(), 0, max(free.f_bavail * free.f_frsize, 1))
+            _fill(file.fileno(), run.place.disk)
         run.wait(_OUTAGE_SECONDS)
     finally:
         ballast.unlink(missing_ok=True)
+
+
+def _fill(file: int, disk: Path) -> None:
+    """Takes all that is free, while others take and give back."""
+    space = os.statvfs(disk)
+    piece, filled = space.f_bavail * space.f_frsize, 0
+    while piece >= space.f_frsize:
+        try:
+            os.posix_fallocate(file, filled, piece)
+            filled += piece
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            piece //= 2
 
 
 def read_only_disk(run: Run) -> None:

@@ -29,7 +29,7 @@ Say = Callable[[str], None]
 
 _FIRST = 2_000
 _PREFIX = "chaos"
-_DISK_BYTES = 4_000_000_000
+_DISK_BYTES = 1_500_000_000
 _DRAIN_SECONDS = 300
 _PAUSE_SECONDS = (0.2, 1.2)
 _LINE_SECONDS = 5.0
@@ -92,6 +92,7 @@ def torment(folder: Path, plan: Plan, say: Say) -> Outcome:
         run = Run(Processes(settings, folder), cluster, place, random.Random(plan.seed))
         traffic = Traffic(settings, plan.rate, plan.seed)
         stack.callback(run.processes.end_all)
+        stack.callback(traffic.abandon)
         _begin(run, traffic, settings, say)
         faults = {**FAULTS, **_of_the_lake(place, say)}
         came = _come(run, traffic, faults, plan, say)

@@ -103,6 +103,10 @@ class Traffic:
         if left:
             self.sent.failures.append(f"{left} messages did not arrive")
 
+    def abandon(self) -> None:
+        """Ends without waiting for anything to arrive. Safe to repeat."""
+        self._stop.set()
+
     def _run(self) -> None:
         begun, sent = monotonic(), 0
         while not self._stop.is_set():
