@@ -7,10 +7,8 @@ It keeps its objects on disk, so that it can be killed and started again, and it
 from __future__ import annotations
 
 import json
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +18,7 @@ from pathlib import Path
 from time import monotonic, sleep
 
 from fraud_assets.errors import LakeError
+from fraud_assets.kafka.apache import free_ports
 
 BUCKET = "lake"
 ACCESS_KEY = "lake-access-key"
@@ -28,8 +27,6 @@ REGION = "us-east-1"
 
 _SERVERS = ("master", "volume", "filer", "s3")
 _UP_SECONDS = 60
-# Below the ports that the system gives to outgoing connections, so that nobody takes one while the server is down.
-_PORTS = (20_000, 32_000)
 
 
 @dataclass
@@ -69,7 +66,7 @@ class ObjectStore:
             LakeError: the package is not there, or the server did not start.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.ports = self.ports or _free_ports()
+        self.ports = self.ports or free_ports([*_SERVERS, *(f"{server}.grpc" for server in _SERVERS)])
         log = self.folder / "server.log"
         with log.open("ab") as output:
             self.process = subprocess.Popen(
@@ -160,13 +157,3 @@ def object_store(folder: Path) -> Iterator[ObjectStore]:
 
 def _flag(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _free_ports() -> dict[str, int]:
-    ports: dict[str, int] = {}
-    names = [*_SERVERS, *(f"{server}.grpc" for server in _SERVERS)]
-    for candidate in random.SystemRandom().sample(range(*_PORTS), 400):
-        with socket.socket() as probe:
-            if len(ports) < len(names) and probe.connect_ex(("127.0.0.1", candidate)) != 0:
-                ports[names[len(ports)]] = candidate
-    return ports

@@ -16,7 +16,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
@@ -218,7 +218,7 @@ def apache_kafka(
         except OSError as error:
             raise DiskError(f"{node_folder} cannot be made: {error.strerror}. Choose another folder.") from error
         taken = {used for node in nodes.values() for used in node.ports.values()}
-        nodes[number] = _Node(number, node_folder, _free_ports(names, taken))
+        nodes[number] = _Node(number, node_folder, free_ports(names, taken))
     if port is not None:
         _refuse_taken(port)
         nodes[1].ports[_PLAIN] = port
@@ -331,7 +331,12 @@ def _telling(output: bytes) -> str:
     return " | ".join((failures or lines)[-3:])[-600:] or "nothing"
 
 
-def _free_ports(names: Sequence[str], taken: set[int]) -> dict[str, int]:
+def free_ports(names: Sequence[str], taken: Collection[int] = ()) -> dict[str, int]:
+    """A free port of 127.0.0.1 for each name, one that the system gives to nobody while its server is down.
+
+    Raises:
+        BrokerError: there are too few.
+    """
     ports: dict[str, int] = {}
     candidates = random.SystemRandom().sample(range(*_PORTS), 200)
     for candidate in candidates:
