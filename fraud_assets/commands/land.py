@@ -28,12 +28,16 @@ def command(once: bool, as_json: bool) -> None:
     Example: fraud-assets land
              fraud-assets land --once --json
     """
+    import pyarrow as pa
+
     from fraud_assets.lake.tables import Lake
     from fraud_assets.streaming.dagster_events import report_landed
     from fraud_assets.streaming.land import land_forever, land_once, stopped_by_signals
     from fraud_assets.streaming.metrics import LandingMetrics, served
     from fraud_assets.streaming.presence import presence
 
+    # Arrow's own allocator keeps some 30 MB of what a batch has used; this process lives for months.
+    pa.set_memory_pool(pa.system_memory_pool())
     if as_json and not once:
         raise click.UsageError("--json goes with --once.")
     settings = load_settings()

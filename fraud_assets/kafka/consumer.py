@@ -35,6 +35,8 @@ _SESSION_SECONDS = 10
 _COMMIT_SECONDS = 600
 """So long may one commit take before the others of the group think that the reader hangs."""
 _NEW_PARTITIONS_SECONDS = 15
+_QUEUE_BYTES = 8_000_000
+"""Of keys and bodies that wait to be read. The client keeps some 400 bytes beside each message."""
 
 
 def never() -> bool:
@@ -68,7 +70,7 @@ class TopicReader:
         self._next: dict[int, int] = {}
         self._given: dict[int, int] = {}
         self._answers = True
-        queue_bytes = max(settings.land_batch_bytes, 1_000_000)
+        queue_bytes = max(min(settings.land_batch_bytes, _QUEUE_BYTES), 1_000_000)
         self._consumer = Consumer(
             {
                 **client_config(self.broker, settings),
@@ -81,9 +83,9 @@ class TopicReader:
                 "enable.partition.eof": True,
                 "auto.offset.reset": "error",
                 "isolation.level": "read_committed",
-                # Memory: what is fetched and waiting is at most about a batch, over all partitions.
+                # Memory: over all partitions.
                 "queued.max.messages.kbytes": queue_bytes // 1000,
-                "queued.min.messages": 50_000,
+                "queued.min.messages": 10_000,
                 "fetch.max.bytes": min(queue_bytes, 16_000_000),
                 "max.partition.fetch.bytes": 1_000_000,
                 "message.max.bytes": 1_000_000,
