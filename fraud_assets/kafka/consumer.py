@@ -87,7 +87,8 @@ class TopicReader:
                 "queued.max.messages.kbytes": queue_bytes // 1000,
                 "queued.min.messages": 10_000,
                 "fetch.max.bytes": min(queue_bytes, 16_000_000),
-                "max.partition.fetch.bytes": 1_000_000,
+                # As they are sent: unpacked they are many times as much, and a larger message comes all the same.
+                "max.partition.fetch.bytes": 256_000,
                 "message.max.bytes": 1_000_000,
                 # A read ends at a known offset: an empty fetch is a wait for nothing.
                 "fetch.wait.max.ms": 10 if self.broker.embedded else 50,

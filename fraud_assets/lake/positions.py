@@ -51,18 +51,15 @@ def stored(handle: DeltaTable, stream: Stream) -> int:
 
 def positions_of(rows: pa.Table) -> dict[Stream, int]:
     """Largest offset per stream in rows that carry a position."""
-    if rows.num_rows == 0:
-        return {}
-    largest = rows.select([*STREAM_COLUMNS, "offset"]).group_by(list(STREAM_COLUMNS)).aggregate([("offset", "max")])
-    return {Stream(row["topic"], row["lineage"], row["partition"]): row["offset_max"] for row in largest.to_pylist()}
+    return {stream: largest for stream, (_, largest) in _spans(rows).items()}
 
 
 def beyond(rows: pa.Table, handle: DeltaTable) -> pa.Table:
     """The rows that the handle's version does not contain yet."""
     keep = None
-    for stream in positions_of(rows):
+    for stream, (smallest, _) in _spans(rows).items():
         known = stored(handle, stream)
-        if known == NOTHING:
+        if smallest > known:
             continue
         same = pc.and_(
             pc.and_(pc.equal(rows["topic"], stream.topic), pc.equal(rows["lineage"], stream.lineage)),
@@ -71,6 +68,17 @@ def beyond(rows: pa.Table, handle: DeltaTable) -> pa.Table:
         fresh = pc.invert(pc.and_(same, pc.less_equal(rows["offset"], known)))
         keep = fresh if keep is None else pc.and_(keep, fresh)
     return rows if keep is None else rows.filter(keep)
+
+
+def _spans(rows: pa.Table) -> dict[Stream, tuple[int, int]]:
+    """Smallest and largest offset per stream."""
+    if rows.num_rows == 0:
+        return {}
+    grouped = rows.select([*STREAM_COLUMNS, "offset"]).group_by(list(STREAM_COLUMNS))
+    spans = grouped.aggregate([("offset", "min"), ("offset", "max")]).to_pylist()
+    return {
+        Stream(row["topic"], row["lineage"], row["partition"]): (row["offset_min"], row["offset_max"]) for row in spans
+    }
 
 
 def digest(positions: Positions) -> str:
