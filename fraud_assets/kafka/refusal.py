@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _SLICE_SECONDS = 0.1
 _HANG_UPS = 2
+# Other trouble, such as a connection that a busy broker drops, may be followed by its reason.
+_NOBODY = re.compile(r"refused|resolve|unreachable|no route|timed out", re.IGNORECASE)
 
 
 class RefusedError(BrokerError):
@@ -77,9 +79,9 @@ class Heard:
                 return True
             self.raise_refusal()
             # Nobody there: told as trouble, and all brokers down. A hang-up is told as the latter alone.
-            if self._hang_ups and self._trouble:
+            if self._hang_ups and _NOBODY.search(self._trouble):
                 return False
-            if self._hang_ups >= _HANG_UPS:
+            if self._hang_ups >= _HANG_UPS and not self._trouble:
                 raise RefusedError(self._hang_up_sentence())
             if monotonic() >= deadline:
                 return False
