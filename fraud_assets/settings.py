@@ -159,7 +159,7 @@ class Settings(BaseSettings):
     land_batch_rows: int = Field(100_000, ge=1, description="Rows per landing commit, at most.")
     land_batch_bytes: int = Field(32_000_000, ge=1_000, description="Body bytes per landing commit, at most.")
     land_interval_seconds: float = Field(
-        1.0, ge=0, description="`fraud-assets land` commits a message at the latest so long after it came."
+        1.0, gt=0, description="`fraud-assets land` commits a message at the latest so long after it came."
     )
     land_http: str = Field(
         "127.0.0.1:9108",

@@ -63,6 +63,7 @@ class Outcome:
     checks: list[Check]
     faults: dict[str, int]
     kills: int
+    failed_runs: int
     transactions: int
     labels: int
     seconds: float
@@ -105,6 +106,7 @@ def torment(folder: Path, plan: Plan, say: Say) -> Outcome:
         checks,
         dict(came.most_common()),
         run.processes.kills,
+        run.processes.failed_runs,
         len(traffic.sent.transactions),
         len(traffic.sent.labels),
         monotonic() - begun,

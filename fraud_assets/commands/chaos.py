@@ -57,7 +57,7 @@ def command(
         else:
             _say(f"Logs and tables are in {folder}.")
     faults = ", ".join(f"{count} x {name}" for name, count in outcome.faults.items())
-    _say(f"In {outcome.seconds:.0f} s: {outcome.kills} kills; {faults}.")
+    _say(f"In {outcome.seconds:.0f} s: {outcome.kills} kills, {outcome.failed_runs} Dagster runs failed; {faults}.")
     if as_json:
         click.echo(json.dumps({**asdict(outcome), "holds": holds}))
     else:

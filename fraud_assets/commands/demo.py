@@ -108,18 +108,14 @@ def _drop(file: Path, incoming: Path) -> None:
 def _produce(settings: Settings, count: int, seed: int) -> None:
     from fraud_assets.commands.simulate import produce_simulated
     from fraud_assets.lake.tables import Lake
-    from fraud_assets.pipeline.landing import land_topics
+    from fraud_assets.pipeline.landing import land_topics, silent
 
     lake = Lake.of(settings)
 
     def land(_: str = "") -> None:
-        land_topics(lake, settings, _silent)
+        land_topics(lake, settings, silent)
 
     produce_simulated(settings, count=count, days=DAYS, seed=seed, bad=BAD_MESSAGES, on_wait=land)
-
-
-def _silent(_: str) -> None:
-    """Progress that nobody needs to see."""
 
 
 def _materialize_all(settings: Settings, *, topics: bool) -> None:

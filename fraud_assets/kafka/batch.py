@@ -96,12 +96,6 @@ class Batch:
         self._chunks, self.rows, self.bytes, self.oldest, self._since = [], 0, 0, None, monotonic()
 
 
-def last_offsets(batch: pa.Table) -> dict[int, int]:
-    """Last offset of each partition in a batch."""
-    ends = batch.group_by("partition").aggregate([("offset", "max")])
-    return dict(zip(ends["partition"].to_pylist(), ends["offset_max"].to_pylist(), strict=True))
-
-
 def _as_table(topic: str, lineage: str, messages: Sequence[Message]) -> pa.Table:
     count = len(messages)
     times = [message.timestamp() for message in messages]

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import pyarrow as pa
 
 from fraud_assets.errors import BrokerError, MessagesLostError, TopicRemadeError
-from fraud_assets.kafka.batch import Batch, last_offsets
+from fraud_assets.kafka.batch import Batch
 from fraud_assets.kafka.broker import Broker, broker_of
 from fraud_assets.kafka.client import admin_client, client_config, lineage_of, missing_topic, unreachable
-from fraud_assets.lake.positions import NOTHING, Positions, Stream
+from fraud_assets.lake.positions import NOTHING, Positions, Stream, positions_of
 from fraud_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ class TopicReader:
         """Notes that a batch of `follow` is in the lake, and tells the broker for those who watch the lag there."""
         from confluent_kafka import TopicPartition
 
-        reached = {partition: offset + 1 for partition, offset in last_offsets(batch).items()}
+        reached = {stream.partition: offset + 1 for stream, offset in positions_of(batch).items()}
         self._next.update(reached)
         self._consumer.commit(
             offsets=[TopicPartition(self.topic, partition, offset) for partition, offset in reached.items()],
@@ -218,7 +218,7 @@ class TopicReader:
 
     def _taken(self, batch: Batch) -> pa.Table:
         table = batch.take()
-        self._given.update({partition: offset + 1 for partition, offset in last_offsets(table).items()})
+        self._given.update({stream.partition: offset + 1 for stream, offset in positions_of(table).items()})
         return table
 
     def _begin(self, stored: Stored, stop: Callable[[], bool]) -> str:

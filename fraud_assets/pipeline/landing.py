@@ -32,6 +32,10 @@ def never() -> bool:
     return False
 
 
+def silent(line: str) -> None:
+    """Progress that nobody reads."""
+
+
 @dataclass(frozen=True)
 class LandingReport:
     """What one landing did to one table.
@@ -228,7 +232,7 @@ def land_batch(
     ends = readers.labels.end_offsets(stop)
     # Most of the time there is no new label, and the table need not be opened to know it.
     if ends != readers.drained:
-        labels = land_labels(lake, settings, readers.labels, ends, _silent, stop)
+        labels = land_labels(lake, settings, readers.labels, ends, silent, stop)
         reports[fraud_labels.name] = labels
         readers.drained = {} if any(labels.lag.values()) else ends
     if batch.num_rows and (ends == readers.drained or not stop()):
@@ -375,10 +379,6 @@ def _payload_bytes(batch: pa.Table) -> int:
     """Bytes of keys and bodies."""
     lengths = [pc.sum(pc.binary_length(batch[name])).as_py() or 0 for name in ("key", "value")]
     return sum(lengths)
-
-
-def _silent(line: str) -> None:
-    """Progress that nobody reads."""
 
 
 def _place(stream: Stream) -> str:

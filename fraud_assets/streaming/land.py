@@ -35,6 +35,7 @@ from fraud_assets.pipeline.landing import (
     land_batch,
     land_topics,
     merged,
+    silent,
     with_files,
 )
 from fraud_assets.settings import Settings
@@ -71,7 +72,7 @@ def land_once(lake: Lake, settings: Settings, say: Say, stop: threading.Event) -
     reports = with_files(empty_reports(), files)
     if stop.is_set() or (files and not broker_is_configured(settings)):
         return reports
-    landed = land_topics(lake, settings, _silent, stop=stop.is_set)
+    landed = land_topics(lake, settings, silent, stop=stop.is_set)
     return {name: merged(report, landed[name]) for name, report in reports.items()}
 
 
@@ -244,7 +245,3 @@ def _seconds(time: pa.Scalar) -> float | None:
     """A message's time in seconds since 1970; None where it carries none."""
     moment = time.as_py()
     return None if moment is None else moment.timestamp()
-
-
-def _silent(line: str) -> None:
-    """Progress that the loop tells in its own words."""
