@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import pyarrow as pa
 
@@ -71,7 +71,7 @@ class TopicReader:
         self._given: dict[int, int] = {}
         self._answers = True
         queue_bytes = max(min(settings.land_batch_bytes, _QUEUE_BYTES), 1_000_000)
-        self._consumer = Consumer(
+        self._consumer: Any = Consumer(
             {
                 **client_config(self.broker, settings),
                 "group.id": group or "fraud-assets",
@@ -104,14 +104,18 @@ class TopicReader:
     ) -> None:
         self.close()
 
-    def close(self) -> None:
-        """Ends the connection and leaves the group. Safe to repeat."""
-        if self._answers:
+    @property
+    def answers(self) -> bool:
+        """Whether the broker gave an answer when it was asked last."""
+        return self._answers
+
+    def close(self, *, wait: bool = True) -> None:
+        """Ends the connection and leaves the group; does not wait for a broker that is away. Safe to repeat."""
+        if self._consumer is not None and wait and self._answers:
             self._consumer.close()
         else:
             # To leave in good order it would wait for the broker; that learns it when the session is over.
-            del self._consumer
-            self._answers = True
+            self._consumer = None
 
     def end_offsets(self, stop: Callable[[], bool] = never) -> dict[Stream, int]:
         """Per partition the offset before the high watermark: where a read that is to end must end.
@@ -198,10 +202,11 @@ class TopicReader:
 
         reached = {stream.partition: offset + 1 for stream, offset in positions_of(batch).items()}
         self._next.update(reached)
-        self._consumer.commit(
-            offsets=[TopicPartition(self.topic, partition, offset) for partition, offset in reached.items()],
-            asynchronous=True,
-        )
+        if not self.broker.embedded:
+            self._consumer.commit(
+                offsets=[TopicPartition(self.topic, partition, offset) for partition, offset in reached.items()],
+                asynchronous=True,
+            )
 
     def lag(self) -> dict[int, int]:
         """Messages after the last that landed, per partition that `follow` has; as far as the broker told."""

@@ -110,9 +110,10 @@ class TopicReaders:
         self.close()
 
     def close(self) -> None:
-        """Ends both connections."""
-        self.labels.close()
-        self.transactions.close()
+        """Ends both connections; where the broker is away for one of them it is for both."""
+        wait = self.labels.answers and self.transactions.answers
+        self.labels.close(wait=wait)
+        self.transactions.close(wait=wait)
 
 
 def land_everything(
