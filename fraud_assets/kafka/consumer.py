@@ -7,6 +7,7 @@ says where a partition begins; offsets committed to the broker are a courtesy to
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from time import monotonic
 from types import TracebackType
@@ -22,7 +23,7 @@ from fraud_assets.lake.positions import NOTHING, Positions, Stream, positions_of
 from fraud_assets.settings import Settings
 
 if TYPE_CHECKING:
-    from confluent_kafka import KafkaError, Message, TopicPartition
+    from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
     from confluent_kafka.admin import AdminClient
 
 Answer = TypeVar("Answer")
@@ -67,6 +68,7 @@ class TopicReader:
         self._tails: dict[Stream, tuple[int, int]] = {}
         self._dealt: set[int] = set()
         self._moved = False
+        self._places = threading.Lock()
         self._next: dict[int, int] = {}
         self._given: dict[int, int] = {}
         self._answers = True
@@ -111,11 +113,15 @@ class TopicReader:
 
     def close(self, *, wait: bool = True) -> None:
         """Ends the connection and leaves the group; does not wait for a broker that is away. Safe to repeat."""
-        if self._consumer is not None and wait and self._answers:
-            self._consumer.close()
-        else:
-            # To leave in good order it would wait for the broker; that learns it when the session is over.
-            self._consumer = None
+        if self._consumer is None:
+            return
+        last, self._consumer = [self._consumer], None
+        in_order = wait and self._answers
+        # librdkafka waits for a broker that is away as long as a session lasts, be it to leave the group or to be
+        # forgotten. The broker learns of it when the session is over, and nobody has to wait for that.
+        end = threading.Thread(target=_end, args=(last, in_order), name="end of a consumer", daemon=True)
+        end.start()
+        end.join(self._settings.kafka_timeout_seconds if in_order else _POLL_SECONDS)
 
     def end_offsets(self, stop: Callable[[], bool] = never) -> dict[Stream, int]:
         """Per partition the offset before the high watermark: where a read that is to end must end.
@@ -201,7 +207,9 @@ class TopicReader:
         from confluent_kafka import TopicPartition
 
         reached = {stream.partition: offset + 1 for stream, offset in positions_of(batch).items()}
-        self._next.update(reached)
+        with self._places:
+            # What went to another reader meanwhile is not this one's any more.
+            self._next.update({n: max(offset, self._next[n]) for n, offset in reached.items() if n in self._next})
         if not self.broker.embedded:
             self._consumer.commit(
                 offsets=[TopicPartition(self.topic, partition, offset) for partition, offset in reached.items()],
@@ -212,18 +220,22 @@ class TopicReader:
         """Messages after the last that landed, per partition that `follow` has; as far as the broker told."""
         from confluent_kafka import TopicPartition
 
-        places = [TopicPartition(self.topic, partition) for partition in self._next]
+        with self._places:
+            next_offsets, given = dict(self._next), dict(self._given)
+        places = [TopicPartition(self.topic, partition) for partition in next_offsets]
         lag = {}
         for place in self._consumer.position(places) if places else []:
             _, high = self._consumer.get_watermark_offsets(place, cached=True)
-            landed, end = self._next[place.partition], max(high, self._high[place.partition])
+            landed, end = next_offsets[place.partition], max(high, self._high[place.partition])
             # What was read to its end has no more messages, only offsets without one.
-            lag[place.partition] = 0 if place.offset >= end and landed >= self._given[place.partition] else end - landed
+            lag[place.partition] = 0 if place.offset >= end and landed >= given[place.partition] else end - landed
         return lag
 
     def _taken(self, batch: Batch) -> pa.Table:
         table = batch.take()
-        self._given.update({stream.partition: offset + 1 for stream, offset in positions_of(table).items()})
+        given = {stream.partition: offset + 1 for stream, offset in positions_of(table).items()}
+        with self._places:
+            self._given.update(given)
         return table
 
     def _begin(self, stored: Stored, stop: Callable[[], bool]) -> str:
@@ -235,23 +247,22 @@ class TopicReader:
         lineage = lineage_of(self.broker, self.topic, self._settings, self._admin)
         self._look(partitions, stop)
         first = self._first_offsets(stored([Stream(self.topic, lineage, partition) for partition in partitions]))
-        self._next = {stream.partition: offset for stream, offset in first.items()}
-        self._given = dict(self._next)
-        self._consumer.assign(
-            [TopicPartition(self.topic, partition, offset) for partition, offset in self._next.items()]
-        )
+        begin = {stream.partition: offset for stream, offset in first.items()}
+        with self._places:
+            self._next, self._given = dict(begin), dict(begin)
+        self._consumer.assign([TopicPartition(self.topic, partition, offset) for partition, offset in begin.items()])
         return lineage
 
-    def _on_assign(self, consumer: object, partitions: list[TopicPartition]) -> None:
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._dealt = {place.partition for place in partitions}
         self._moved = True
         # Without this librdkafka would begin at the offsets that the broker knows.
-        self._consumer.assign([])
+        consumer.assign([])
 
-    def _on_revoke(self, consumer: object, partitions: list[TopicPartition]) -> None:
+    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._dealt -= {place.partition for place in partitions}
         self._moved = True
-        self._consumer.unassign()
+        consumer.unassign()
 
     def _batches(
         self, start: Positions, target: Positions, stop: Callable[[], bool]
@@ -428,3 +439,10 @@ class TopicReader:
                 f"Topic {self.topic!r} was made anew while it was read; what was read last did not land. Its new life "
                 "lands from its start, when landing runs again."
             )
+
+
+def _end(last: list[Consumer], in_order: bool) -> None:
+    """Closes the consumer, whose only reference `last` is, in good order or by dropping it."""
+    if in_order:
+        last[0].close()
+    last.clear()

@@ -194,7 +194,6 @@ class _Lander:
         return not batch.num_rows or bool(reports[raw_transactions.name].offsets)
 
     def _stored(self, streams: Iterable[Stream]) -> dict[Stream, int]:
-        self.metrics.moved(self.settings.transactions_topic)
         handle = self.lake.open(raw_transactions)
         return {stream: stored(handle, stream) for stream in streams}
 

@@ -81,14 +81,12 @@ class LandingMetrics:
         """Messages that wait per partition that this lander has, and the time of the last that landed."""
         for partition, messages in lag.items():
             self.lag.labels(topic, str(partition)).set(messages)
+        # Others went to another lander, which shows them.
+        for labels in [sample.labels for metric in self.lag.collect() for sample in metric.samples]:
+            if labels["topic"] == topic and int(labels["partition"]) not in lag:
+                self.lag.remove(topic, labels["partition"])
         # The next ones are not in hand yet, but they came after the last.
         self._oldest = (last or self._oldest) if any(lag.values()) else None
-
-    def moved(self, topic: str) -> None:
-        """Partitions of the topic went to other landers, or came: what was known of them is another's now."""
-        for labels in [sample.labels for metric in self.lag.collect() for sample in metric.samples]:
-            if labels["topic"] == topic:
-                self.lag.remove(topic, labels["partition"])
 
     def fails(self, reason: str) -> None:
         """Landing cannot go on for now."""

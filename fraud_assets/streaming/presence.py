@@ -40,12 +40,13 @@ def presence(settings: Settings, address: str = "") -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with path.open("w") as file:
+            # The address first: who finds it locked reads it.
+            file.write(f"{address}\n")
+            file.flush()
             fcntl.flock(file, fcntl.LOCK_EX)
             # Who looked before it was locked took it for left over and removed it.
             if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
                 continue
-            file.write(f"{address}\n")
-            file.flush()
             try:
                 yield
             finally:
