@@ -15,7 +15,7 @@ from fraud_assets.assets.landing import landing
 from fraud_assets.assets.model import model
 from fraud_assets.assets.predictions import fraud_predictions
 from fraud_assets.assets.upkeep import lake_upkeep
-from fraud_assets.resources import PlatformResource
+from fraud_assets.resources import PlatformResource, SparkResource
 from fraud_assets.schedules import JOBS, SCHEDULES
 from fraud_assets.sensors import SENSORS
 
@@ -33,7 +33,7 @@ def build_defs(resource_overrides: dict[str, Any] | None = None) -> dg.Definitio
         jobs=JOBS,
         sensors=SENSORS,
         schedules=SCHEDULES,
-        resources={"platform": PlatformResource(), **(resource_overrides or {})},
+        resources={"platform": PlatformResource(), "spark": SparkResource(), **(resource_overrides or {})},
         # A process per step costs about 3 s each; the steps of a run share one.
         executor=dg.in_process_executor,
     )

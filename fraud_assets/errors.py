@@ -49,6 +49,14 @@ class NoChampionError(FraudAssetsError):
     """No model version carries the champion alias yet."""
 
 
+class JarsError(FraudAssetsError):
+    """Jars that are needed are not there and cannot be had."""
+
+
+class EngineError(FraudAssetsError):
+    """Spark cannot be started, or a job on it failed."""
+
+
 class DiskError(FraudAssetsError):
     """A file or folder of the platform cannot be read or written."""
 

@@ -3,11 +3,13 @@
 from typing import TYPE_CHECKING
 
 import dagster as dg
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from fraud_assets.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
     from fraud_assets.lake.tables import Lake
 
 
@@ -31,3 +33,36 @@ class PlatformResource(dg.ConfigurableResource):
         from fraud_assets.lake.tables import Lake
 
         return Lake.of(self.settings(), self.storage_options)
+
+
+class SparkResource(dg.ConfigurableResource):
+    """A session of dagster-pyspark, started when an asset asks for it first and stopped when the run ends.
+
+    `spark_config` wins over the settings, by names of Spark.
+    """
+
+    spark_config: dict[str, str] = Field(default_factory=dict)
+    _session: "SparkSession | None" = PrivateAttr(default=None)
+
+    def session(self, settings: Settings) -> "SparkSession":
+        """The session. Raises `EngineError`, `JarsError` and `SettingError`."""
+        from dagster_pyspark import LazyPySparkResource
+        from pyspark.sql import SparkSession
+
+        from fraud_assets.engines.spark.session import spark_config, started
+
+        # A session that was there before, as in a notebook, is not ours to stop.
+        if (running := SparkSession.getActiveSession()) is not None:
+            return running
+        self._session = started(
+            settings,
+            spark_config(settings) | self.spark_config,
+            lambda config: LazyPySparkResource(spark_config=config).spark_session,
+        )
+        return self._session
+
+    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
+        """Stops the session, if there is one."""
+        if self._session is not None:
+            self._session.stop()
+            self._session = None

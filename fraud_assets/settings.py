@@ -80,8 +80,28 @@ class Settings(BaseSettings):
         description="Disk under FRAUD_HOME for copies of the object store's files; the least recently used go first, "
         "all that were unused for a day go anyway, and what is being read stays.",
     )
-    engine: Literal["duckdb"] = Field("duckdb", description="Feature engine; there is only this one yet.")
+    engine: Literal["duckdb", "spark"] = Field(
+        "duckdb", description="What computes features and scores: `duckdb` in the process, or `spark`."
+    )
     duckdb_memory_limit: str = Field("1GB", description="Memory that DuckDB may use before it spills to disk.")
+    spark_master: str = Field(
+        "local[*]",
+        description="Master of Spark: `local[*]`, `spark://host:7077`, `yarn`, `k8s://…`.",
+    )
+    spark_memory: str = Field(
+        "2g",
+        pattern=r"^[1-9][0-9]*[mg]$",
+        description="Memory of Spark's driver, and of each executor beside it, as `2g`.",
+    )
+    spark_jars: str = Field(
+        "",
+        description="Folder of the jars of Spark's Kafka connector; empty means those that Maven resolves.",
+    )
+    spark_conf: Annotated[dict[str, str], NoDecode] = Field(
+        default_factory=dict,
+        description="Further settings of Spark, as `spark.executor.instances=4;spark.executor.cores=2`; they win. "
+        "Secrets belong in Spark's own `spark-defaults.conf`.",
+    )
 
     kafka_bootstrap_servers: str = Field(
         "",
@@ -360,6 +380,16 @@ class Settings(BaseSettings):
         if not all("=" in part for part in value.get_secret_value().split(",") if part.strip()):
             raise ValueError("write it as key=value, separated by commas")
         return value
+
+    @field_validator("spark_conf", mode="before")
+    @classmethod
+    def _spark_settings(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        pairs = [pair.strip().partition("=") for pair in value.split(";") if pair.strip()]
+        if not all(name.startswith("spark.") and equals for name, equals, _ in pairs):
+            raise ValueError("write it as spark.name=value, separated by semicolons")
+        return {name.strip(): setting.strip() for name, _, setting in pairs}
 
     @field_validator("aws_endpoint_url")
     @classmethod

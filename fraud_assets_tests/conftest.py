@@ -15,12 +15,16 @@ from uuid import uuid4
 import pytest
 
 from fraud_assets.chaos.object_store import ObjectStore, object_store
+from fraud_assets.engines.spark.session import spark_session
+from fraud_assets.errors import JarsError
 from fraud_assets.kafka.apache import Cluster, apache_kafka, why_not
 from fraud_assets.kafka.broker import Broker, embedded_broker
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
     from fraud_assets_tests.secure_kafka import SecureKafka
 
 Send = Callable[..., None]
@@ -117,6 +121,17 @@ def kafka(kafka_jars: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
     with secure_kafka(tmp_path_factory.mktemp("secure")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
+    """A session on two cores of this machine, shared by the tests; skips where there is no Java."""
+    home = tmp_path_factory.mktemp("spark")
+    try:
+        with spark_session(load_settings(_env_file=None, home=home, spark_master="local[2]")) as session:
+            yield session
+    except JarsError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture

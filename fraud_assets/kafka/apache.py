@@ -1,4 +1,4 @@
-"""Apache Kafka itself, in KRaft mode on 127.0.0.1, from the jars that Maven resolves for `apache.pom.xml`.
+"""Apache Kafka itself, in KRaft mode on 127.0.0.1, from the jars that Maven resolves for `apache-kafka.pom.xml`.
 
 For tests, proofs and benchmarks, and for `fraud-assets broker --apache`. Needs Java 17 or newer, and once Maven.
 """
@@ -6,31 +6,26 @@ For tests, proofs and benchmarks, and for `fraud-assets broker --apache`. Needs 
 from __future__ import annotations
 
 import base64
-import fcntl
-import hashlib
 import os
 import random
 import re
-import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from time import monotonic, sleep
 from uuid import uuid4
 
-from fraud_assets.errors import BrokerError, DiskError
+from fraud_assets.errors import BrokerError, DiskError, JarsError
+from fraud_assets.java import jars_of, java_program
 
 QUICK_START = ("-Xms64m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData")
 """JVM options of a small broker that is up in 2 s. Without `TieredStopAtLevel` it starts slower and then is faster."""
 
-_JAVA = 17
-_RESOLVE_SECONDS = 600
+_PRODUCT = "Apache Kafka"
 _FORMAT_SECONDS = 60
 _UP_SECONDS = 60
 _STOP_SECONDS = 15
@@ -43,9 +38,9 @@ _PLAIN, _CONTROLLER = "PLAINTEXT", "CONTROLLER"
 def why_not() -> str | None:
     """Why Apache Kafka cannot be started here, in one line; None where it can. Resolves the jars the first time."""
     try:
-        _java()
+        java_program(_PRODUCT)
         _jars()
-    except (BrokerError, DiskError) as error:
+    except (BrokerError, JarsError, DiskError) as error:
         return str(error)
     return None
 
@@ -204,11 +199,12 @@ def apache_kafka(
         jvm: options of the Java machine.
 
     Raises:
-        BrokerError: Java or the jars are not there, or a node did not start; with the last lines of its log.
+        BrokerError: a node did not start; with the last lines of its log.
+        JarsError: Java or the jars are not there and cannot be had.
         DiskError: the folder cannot be written.
     """
     extra = dict(listeners or {})
-    command = [_java(), *jvm, _QUIET, "-cp", f"{_jars()}/*"]
+    command = [java_program(_PRODUCT), *jvm, _QUIET, "-cp", f"{_jars()}/*"]
     names = [_PLAIN, _CONTROLLER, *extra]
     nodes: dict[int, _Node] = {}
     for number in range(1, brokers + 1):
@@ -365,72 +361,5 @@ def _refuse_taken(port: int) -> None:
         raise BrokerError(f"Port {port} of 127.0.0.1 is taken. Choose another with --port, or stop what uses it.")
 
 
-def _java() -> str:
-    """The Java program: of JAVA_HOME, else of PATH.
-
-    Raises:
-        BrokerError: there is none, or it is too old.
-    """
-    home = os.environ.get("JAVA_HOME", "")
-    java = str(Path(home) / "bin" / "java") if home else shutil.which("java")
-    remedy = f"Install Java {_JAVA} or newer, or point JAVA_HOME to it."
-    if java is None or not Path(java).exists():
-        raise BrokerError(f"Apache Kafka needs Java, and {java or 'java'} is not there. {remedy}")
-    told = subprocess.run([java, "-version"], capture_output=True, text=True, check=False, timeout=30)
-    version = re.search(r'version "(\d+)', told.stderr + told.stdout)
-    if version is None or int(version[1]) < _JAVA:
-        raise BrokerError(
-            f"Apache Kafka needs Java {_JAVA}, and {java} is {version[1] if version else 'none'}. {remedy}"
-        )
-    return java
-
-
 def _jars() -> Path:
-    """Folder of the jars, resolved by Maven once per user and version of `apache.pom.xml`.
-
-    Raises:
-        BrokerError: Maven is not there or cannot resolve them.
-    """
-    pom = resources.files("fraud_assets.kafka").joinpath("apache.pom.xml").read_bytes()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fraud_assets"
-    jars = cache / f"apache-kafka-{hashlib.sha256(pom).hexdigest()[:12]}"
-    if jars.exists():
-        return jars
-    maven = shutil.which("mvn")
-    if maven is None:
-        raise BrokerError("Apache Kafka's jars are resolved by Maven, and mvn is not on the PATH. Install Maven.")
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        # Whoever comes second waits, and finds them.
-        with (cache / "apache-kafka.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not jars.exists():
-                _resolve(maven, pom, jars)
-    except OSError as error:
-        raise DiskError(f"{cache} cannot be written: {error.strerror}. Point XDG_CACHE_HOME elsewhere.") from error
-    return jars
-
-
-def _resolve(maven: str, pom: bytes, jars: Path) -> None:
-    """Has Maven copy the jars beside their place, then puts them there in one step."""
-    with tempfile.TemporaryDirectory(dir=jars.parent) as work:
-        (Path(work) / "pom.xml").write_bytes(pom)
-        goal = [maven, "-q", "-B", "dependency:copy-dependencies", "-DoutputDirectory=jars", "-DincludeScope=runtime"]
-        try:
-            told = subprocess.run(
-                goal,
-                cwd=work,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=_RESOLVE_SECONDS,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise BrokerError(
-                f"Maven did not resolve Apache Kafka's jars in {_RESOLVE_SECONDS} s. Check its access to a repository."
-            ) from None
-        if told.returncode:
-            first = next((line for line in told.stdout.splitlines() if "ERROR" in line), "no reason given")
-            raise BrokerError(f"Maven could not resolve Apache Kafka's jars: {first[:300]}")
-        (Path(work) / "jars").rename(jars)
+    return jars_of("fraud_assets.kafka", "apache-kafka.pom.xml", _PRODUCT)

@@ -7,7 +7,7 @@ moved one of the same application ids meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -22,6 +22,7 @@ from deltalake import (
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from fraud_assets.core.schema import Table
+from fraud_assets.lake.data_files import DataFile
 from fraud_assets.lake.positions import Positions, beyond, positions_of, stored
 from fraud_assets.lake.tables import Lake, unreadable
 
@@ -38,13 +39,14 @@ class CommitConflictError(Exception):
 def commit(
     handle: DeltaTable,
     table: Table,
-    rows: pa.Table,
+    rows: pa.Table | Sequence[DataFile],
     positions: Positions,
     metadata: Mapping[str, object] | None = None,
     restated: str | None = None,
 ) -> None:
     """Append `rows` and set `positions` in one commit, with the very handle that the positions were read from.
 
+    Rows may be in data files already, which other machines wrote; where the commit fails they are left to the caller.
     With `restated` (a SQL predicate) the rows take the place of those that meet it; predictions do not take
     them for new, because positions do not move.
 
@@ -59,7 +61,16 @@ def commit(
         max_commit_retries=15,
     )
     try:
-        if restated is None:
+        if not isinstance(rows, pa.Table):
+            handle.create_write_transaction(
+                [file.action(table) for file in rows],
+                "append",
+                handle.schema(),
+                [table.partition_by] if table.partition_by else None,
+                commit_properties=properties,
+                post_commithook_properties=_AFTERWARDS,
+            )
+        elif restated is None:
             write_deltalake(
                 handle,
                 rows.select(table.schema.names).cast(table.schema),
