@@ -60,7 +60,10 @@ class Champion:
 
 @dataclass(frozen=True)
 class TrainingFacts:
-    """What a model was trained on; `window` is half-open. `example`: a few feature rows."""
+    """What a model was trained on: `rows` of the `window_rows` (None: all) of a half-open window.
+
+    `example` is a few feature rows; `seed` that of the sample and of the forest.
+    """
 
     rows: int
     window_start: datetime
@@ -69,6 +72,7 @@ class TrainingFacts:
     seed: int
     example: pa.Table
     metrics: Mapping[str, float] = field(default_factory=dict)
+    window_rows: int | None = None
 
 
 # --- The champion, cheaply -------------------------------------------------------------------------------------
@@ -246,6 +250,7 @@ def _log(
         "window_start": facts.window_start.isoformat(),
         "window_end": facts.window_end.isoformat(),
         "rows": facts.rows,
+        "window_rows": facts.rows if facts.window_rows is None else facts.window_rows,
     }
     texts = {key: str(value) for key, value in params.items()}
     now = int(datetime.now().astimezone().timestamp() * 1000)

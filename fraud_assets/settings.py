@@ -97,6 +97,9 @@ class Settings(BaseSettings):
         "",
         description="Folder of the jars of Spark's Kafka connector; empty means those that Maven resolves.",
     )
+    spark_land_rows: int = Field(
+        1_000_000, ge=1, description="Messages per landing commit by Spark, at most, over all partitions."
+    )
     spark_conf: Annotated[dict[str, str], NoDecode] = Field(
         default_factory=dict,
         description="Further settings of Spark, as `spark.executor.instances=4;spark.executor.cores=2`; they win. "
@@ -233,8 +236,14 @@ class Settings(BaseSettings):
     model_name: str = Field("isolation_forest", description="Name of the registered model.")
     train_days: int = Field(28, ge=1, description="Length of the training window: the last days in the lake.")
     train_min_rows: int = Field(1_000, ge=2, description="Fewest rows that a model is trained on.")
+    train_max_rows: int = Field(
+        1_000_000,
+        ge=256,
+        description="Rows of a larger training window that are drawn to train on, uniformly and by FRAUD_TRAIN_SEED; "
+        "a tree sees 256 of them, so that more take memory and change nothing.",
+    )
     train_trees: int = Field(100, ge=1, description="Trees of the Isolation Forest.")
-    train_seed: int = Field(42, ge=0, description="Random seed of the training.")
+    train_seed: int = Field(42, ge=0, description="Random seed of the training and of its sample.")
     alert_budget_per_day: float = Field(
         100.0, gt=0, description="Transactions per day that the analysts can review; sets the threshold."
     )

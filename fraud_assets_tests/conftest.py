@@ -16,6 +16,7 @@ import pytest
 
 from fraud_assets.chaos.object_store import ObjectStore, object_store
 from fraud_assets.engines.spark.session import spark_session
+from fraud_assets.engines.spark.standalone import StandaloneCluster, standalone
 from fraud_assets.errors import JarsError
 from fraud_assets.kafka.apache import Cluster, apache_kafka, why_not
 from fraud_assets.kafka.broker import Broker, embedded_broker
@@ -31,6 +32,7 @@ Send = Callable[..., None]
 MakeTopic = Callable[..., str]
 Start = Callable[..., "subprocess.Popen[str]"]
 ROOT = Path(__file__).parents[1]
+_QUICK_JAVA = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"
 
 
 @pytest.fixture
@@ -126,10 +128,26 @@ def kafka(kafka_jars: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     """A session on two cores of this machine, shared by the tests; skips where there is no Java."""
-    home = tmp_path_factory.mktemp("spark")
+    settings = load_settings(
+        _env_file=None,
+        home=tmp_path_factory.mktemp("spark"),
+        spark_master="local[2]",
+        # Few rows: most of the time goes to the Java machine's own start and compiler.
+        spark_conf={"spark.sql.shuffle.partitions": "2", "spark.driver.defaultJavaOptions": _QUICK_JAVA},
+    )
     try:
-        with spark_session(load_settings(_env_file=None, home=home, spark_master="local[2]")) as session:
+        with spark_session(settings) as session:
             yield session
+    except JarsError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def spark_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandaloneCluster]:
+    """A standalone cluster of two workers. Drivers run in processes of their own: this one has the session `spark`."""
+    try:
+        with standalone(tmp_path_factory.mktemp("cluster")) as cluster:
+            yield cluster
     except JarsError as error:
         pytest.skip(str(error))
 

@@ -18,7 +18,7 @@ from fraud_assets.definitions import build_defs, defs
 from fraud_assets.kafka.broker import Broker
 from fraud_assets.lake.tables import Lake, row_count
 from fraud_assets.pipeline.features import process_landed
-from fraud_assets.resources import PlatformResource
+from fraud_assets.resources import PlatformResource, SparkResource
 from fraud_assets.settings import Settings
 from fraud_assets.setup_home import prepare_home
 from fraud_assets_tests.landed import bodies, land
@@ -81,7 +81,7 @@ def materialize(settings: Settings) -> Materialize:
         return dg.materialize(
             assets,  # type: ignore[arg-type]
             selection=[name],
-            resources={"platform": platform},
+            resources={"platform": platform, "spark": SparkResource()},
             run_config={"ops": {op: {"config": values} for op, values in config.items()}},
             instance=dg.DagsterInstance.ephemeral(),
             raise_on_error=False,

@@ -12,9 +12,9 @@ import pytest
 from deltalake import DeltaTable
 
 from fraud_assets.core.schema import HEADERS, MESSAGES, RAW_TRANSACTIONS, TIME, raw_transactions
-from fraud_assets.engines.spark.tables import place_of, scan, write
+from fraud_assets.engines.spark.tables import scan, write
 from fraud_assets.lake.append import CommitConflictError, append_landed, commit
-from fraud_assets.lake.data_files import DataFile, remove, slices_of
+from fraud_assets.lake.data_files import DataFile, place_of, remove, slices_of
 from fraud_assets.lake.positions import Stream, stored
 from fraud_assets.lake.tables import Lake, add_actions, read, row_count
 from fraud_assets.lake.upkeep import tend

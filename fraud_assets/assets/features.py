@@ -1,13 +1,14 @@
 """`transaction_features` and `quarantined_transactions`: every landed message is in exactly one of them."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import dagster as dg
 
 from fraud_assets.assets.ranges import half_open
 from fraud_assets.assets.reporting import failures_in_words, materialized
 from fraud_assets.core.schema import FEATURE_VERSION
-from fraud_assets.resources import PlatformResource
+from fraud_assets.resources import PlatformResource, SparkResource
 
 
 class FeatureConfig(dg.Config):
@@ -41,7 +42,7 @@ class FeatureConfig(dg.Config):
     name="cleaned_features",
 )
 def cleaned_features(
-    context: dg.AssetExecutionContext, config: FeatureConfig, platform: PlatformResource
+    context: dg.AssetExecutionContext, config: FeatureConfig, platform: PlatformResource, spark: SparkResource
 ) -> Iterator[dg.MaterializeResult]:
     """Take what landed since the last run, or restate a range."""
     from fraud_assets.lake.books import books
@@ -49,12 +50,18 @@ def cleaned_features(
 
     with failures_in_words():
         settings, lake = platform.settings(), platform.lake()
+        compute, restate_range = None, None
+        if settings.engine == "spark":
+            from fraud_assets.engines.spark.features import features_on, restatement_on
+
+            session = partial(spark.session, settings)
+            compute, restate_range = features_on(session), restatement_on(session)
         restated = half_open(config.restate_start, config.restate_end)
         if restated:
-            rows = restate(lake, settings, *restated, context.log.info)
+            rows = restate(lake, settings, *restated, context.log.info, restate_range)
             yield from materialized(context, "transaction_features", {"restated": rows})
             return
-        report = process_landed(lake, settings, context.log.info)
+        report = process_landed(lake, settings, context.log.info, compute)
         metadata = {
             "landed": report.landed,
             "features": report.features,

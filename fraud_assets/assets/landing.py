@@ -1,11 +1,12 @@
 """`raw_transactions` and `fraud_labels`: what came in, exactly once by source position."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import dagster as dg
 
 from fraud_assets.assets.reporting import failures_in_words, materialized
-from fraud_assets.resources import PlatformResource
+from fraud_assets.resources import PlatformResource, SparkResource
 
 
 class LandingConfig(dg.Config):
@@ -35,19 +36,24 @@ class LandingConfig(dg.Config):
     name="landing",
 )
 def landing(
-    context: dg.AssetExecutionContext, config: LandingConfig, platform: PlatformResource
+    context: dg.AssetExecutionContext, config: LandingConfig, platform: PlatformResource, spark: SparkResource
 ) -> Iterator[dg.MaterializeResult]:
     """Drain topics and drop folder to the ends seen at the start, labels first."""
     from fraud_assets.pipeline.landing import land_everything
 
     with failures_in_words():
-        settings = platform.settings()
+        settings, by = platform.settings(), None
+        if settings.engine == "spark":
+            from fraud_assets.engines.spark.landing import landing_on
+
+            by = landing_on(partial(spark.session, settings))
         reports = land_everything(
             platform.lake(),
             settings,
             context.log.info,
             transactions=dg.AssetKey("raw_transactions") in context.selected_asset_keys,
             topics=config.topics,
+            by=by,
         )
         # Labels are drained before transactions even where only the latter were asked for.
         for table, report in reports.items():

@@ -1,13 +1,14 @@
 """`isolation_forest` and its `alert_thresholds`: trained, registered, calibrated, then champion."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import dagster as dg
 
 from fraud_assets.assets.ranges import moment
 from fraud_assets.assets.reporting import failures_in_words, materialized
 from fraud_assets.errors import NotEnoughDataError
-from fraud_assets.resources import PlatformResource
+from fraud_assets.resources import PlatformResource, SparkResource
 
 
 class TrainingConfig(dg.Config):
@@ -41,22 +42,27 @@ class TrainingConfig(dg.Config):
     name="model",
 )
 def model(
-    context: dg.AssetExecutionContext, config: TrainingConfig, platform: PlatformResource
+    context: dg.AssetExecutionContext, config: TrainingConfig, platform: PlatformResource, spark: SparkResource
 ) -> Iterator[dg.MaterializeResult]:
     """Train and calibrate; with only `alert_thresholds` selected, calibrate the champion again."""
     from fraud_assets.pipeline.training import recalibrate, train
+    from fraud_assets.pipeline.window import Gather, gather_here
 
     with failures_in_words():
         settings, lake = platform.settings(), platform.lake()
+        gather: Gather = gather_here
+        if settings.engine == "spark":
+            from fraud_assets.engines.spark.training import gather_on
+
+            gather = gather_on(partial(spark.session, settings))
         if dg.AssetKey("isolation_forest") not in context.selected_asset_keys:
-            yield from materialized(
-                context, "alert_thresholds", recalibrate(lake, settings, context.log.info).metadata()
-            )
+            recalibrated = recalibrate(lake, settings, context.log.info, gather)
+            yield from materialized(context, "alert_thresholds", recalibrated.metadata())
             return
         start = moment(config.start) if config.start else None
         end = moment(config.end) if config.end else None
         try:
-            report = train(lake, settings, start, end, context.log.info)
+            report = train(lake, settings, start, end, context.log.info, gather)
         except NotEnoughDataError as error:
             if not config.skip_too_little_data:
                 raise

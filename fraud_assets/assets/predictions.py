@@ -1,13 +1,14 @@
 """`fraud_predictions`: every feature row scored once, by the champion."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import dagster as dg
 
 from fraud_assets.assets.ranges import half_open
 from fraud_assets.assets.reporting import failures_in_words
 from fraud_assets.errors import NoChampionError
-from fraud_assets.resources import PlatformResource
+from fraud_assets.resources import PlatformResource, SparkResource
 
 
 class ScoringConfig(dg.Config):
@@ -24,7 +25,7 @@ class ScoringConfig(dg.Config):
     output_required=False,
 )
 def fraud_predictions(
-    context: dg.AssetExecutionContext, config: ScoringConfig, platform: PlatformResource
+    context: dg.AssetExecutionContext, config: ScoringConfig, platform: PlatformResource, spark: SparkResource
 ) -> Iterator[dg.MaterializeResult]:
     """Scores new feature rows exactly once. A higher score is more suspicious; each row names its model version."""
     from fraud_assets.pipeline.scoring import score_pending, score_range
@@ -35,8 +36,13 @@ def fraud_predictions(
         if again:
             report = score_range(lake, settings, *again, context.log.info)
         else:
+            compute = None
+            if settings.engine == "spark":
+                from fraud_assets.engines.spark.scoring import scoring_on
+
+                compute = scoring_on(partial(spark.session, settings))
             try:
-                report = score_pending(lake, settings, context.log.info)
+                report = score_pending(lake, settings, context.log.info, compute)
             except NoChampionError as error:
                 context.log.info(f"Scoring skipped, it catches up later: {error}")
                 return

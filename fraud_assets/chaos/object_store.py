@@ -18,7 +18,7 @@ from pathlib import Path
 from time import monotonic, sleep
 
 from fraud_assets.errors import LakeError
-from fraud_assets.kafka.apache import free_ports
+from fraud_assets.ports import free_ports
 
 BUCKET = "lake"
 ACCESS_KEY = "lake-access-key"

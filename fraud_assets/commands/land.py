@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import click
 
-from fraud_assets.settings import load_settings
+from fraud_assets.errors import SettingError
+from fraud_assets.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+    from fraud_assets.pipeline.landing import LandTopics
 
 
 @click.command("land", context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--engine",
+    type=click.Choice(["python", "spark"]),
+    help="What lands the transactions topic: this process, or Spark. Default: spark where FRAUD_ENGINE is spark and a "
+    "broker is named, else python.",
+)
 @click.option("--once", is_flag=True, help="Drain what is there now and end.")
 @click.option("--json", "as_json", is_flag=True, help="With --once: the report as one JSON object on standard output.")
-def command(once: bool, as_json: bool) -> None:
+def command(engine: str | None, once: bool, as_json: bool) -> None:
     """Land the topics and the drop folder, exactly once, until SIGTERM or Ctrl-C.
 
-    Start more of them to share the partitions of the transactions topic. A commit is made for every
+    Start more of them to share the partitions of the transactions topic. With --engine spark one is enough: Spark
+    shares them out among its executors, and commits at most FRAUD_SPARK_LAND_ROWS messages at a time. Both landers
+    write the same rows and may follow each other, or run at once. A commit is made for every
     FRAUD_LAND_BATCH_ROWS messages, FRAUD_LAND_BATCH_BYTES bytes or FRAUD_LAND_INTERVAL_SECONDS. Dagster, where it
     is set up, is told every FRAUD_DAGSTER_EVENT_SECONDS what landed; Prometheus finds /metrics, a supervisor
     /health (200 or 503), at FRAUD_LAND_HTTP.
@@ -27,7 +44,10 @@ def command(once: bool, as_json: bool) -> None:
     \b
     Example: fraud-assets land
              fraud-assets land --once --json
+             fraud-assets land --engine spark
     """
+    from functools import partial
+
     import pyarrow as pa
 
     from fraud_assets.lake.tables import Lake
@@ -42,9 +62,9 @@ def command(once: bool, as_json: bool) -> None:
         raise click.UsageError("--json goes with --once.")
     settings = load_settings()
     lake = Lake.of(settings)
-    with stopped_by_signals() as stop:
+    with _session(engine, settings) as spark, stopped_by_signals() as stop:
         if once:
-            reports = land_once(lake, settings, _say, stop)
+            reports = land_once(lake, settings, _say, stop, _topics_by(spark))
             if as_json:
                 click.echo(json.dumps({name: report.metadata() for name, report in reports.items()}))
             else:
@@ -57,8 +77,48 @@ def command(once: bool, as_json: bool) -> None:
             settings.incoming.mkdir(parents=True, exist_ok=True)
             shown = f" Metrics and health at {url}." if url else ""
             _say(f"Landing into {lake.root}; drop files into {settings.incoming}.{shown} Ctrl-C ends it.")
-            land_forever(lake, settings, _say, stop, lambda reports: report_landed(settings, reports, _say), metrics)
+            tell = partial(report_landed, settings, say=_say)
+            if spark is None:
+                land_forever(lake, settings, _say, stop, tell, metrics)
+            else:
+                from fraud_assets.streaming.land_on_spark import land_forever_on_spark
+
+                land_forever_on_spark(spark, lake, settings, _say, stop, tell, metrics)
     _say("Stopped; everything that was told is committed.")
+
+
+@contextmanager
+def _session(engine: str | None, settings: Settings) -> Iterator[SparkSession | None]:
+    """The session of a lander on Spark, None for one in this process."""
+    from fraud_assets.kafka.broker import real_broker_is_named
+
+    is_named = real_broker_is_named(settings)
+    if engine is None:
+        engine = "spark" if settings.engine == "spark" and is_named else "python"
+    if engine == "python":
+        yield None
+        return
+    if not is_named:
+        raise SettingError(
+            "--engine spark needs a broker of its own, and KAFKA_BOOTSTRAP_SERVERS is not set: the embedded one does "
+            "not answer Java's clients, so land from it with --engine python."
+        )
+    from fraud_assets.engines.spark.session import require_connector, spark_session
+
+    require_connector(settings)
+    _say(f"Starting Spark at {settings.spark_master}.")
+    with spark_session(settings) as session:
+        yield session
+
+
+def _topics_by(spark: SparkSession | None) -> LandTopics:
+    if spark is None:
+        from fraud_assets.pipeline.landing import land_topics
+
+        return land_topics
+    from fraud_assets.engines.spark.landing import landing_on
+
+    return landing_on(lambda: spark)
 
 
 def _say(line: str) -> None:

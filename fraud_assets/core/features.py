@@ -7,6 +7,7 @@ transformation"). Two transactions of one instant are ordered by landing: each i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from fraud_assets.core.schema import WINDOW_DAYS
@@ -33,7 +34,15 @@ def history_days(delay_days: int) -> int:
     return max(WINDOW_DAYS) + delay_days
 
 
-def window_features(transactions: Any, labels: Any, delay_days: int, functions: Any, window: Any) -> Any:
+def window_features(
+    transactions: Any,
+    labels: Any,
+    delay_days: int,
+    functions: Any,
+    window: Any,
+    arrival_type: Any = "bigint",
+    keep: Callable[[Any], Any] = lambda frame: frame,
+) -> Any:
     """Customer and terminal windows of every transaction with `is_new`.
 
     Args:
@@ -43,6 +52,8 @@ def window_features(transactions: Any, labels: Any, delay_days: int, functions: 
         delay_days: feedback delay; terminal windows end so many days before t.
         functions: `pyspark.sql.functions` or SQLFrame's.
         window: `pyspark.sql.Window` or SQLFrame's.
+        arrival_type: type of `arrival`, where it is another one that has an order, such as a struct.
+        keep: what an engine does to a DataFrame that is used several times and would be computed as often.
 
     Returns:
         DataFrame of `arrival` and the twelve windowed features (counts as bigint, means and shares as double).
@@ -60,17 +71,19 @@ def window_features(transactions: Any, labels: Any, delay_days: int, functions: 
     def key(*partition: str) -> Any:
         return F.col("event_us") * F.lit(1000) + rank(*partition)
 
-    keyed = transactions.select(
-        "transaction_id",
-        "customer_id",
-        "terminal_id",
-        "tx_amount",
-        "arrival",
-        "is_new",
-        key("customer_id").alias("customer_key"),
-        key("terminal_id").alias("terminal_key"),
+    keyed = keep(
+        transactions.select(
+            "transaction_id",
+            "customer_id",
+            "terminal_id",
+            "tx_amount",
+            "arrival",
+            "is_new",
+            key("customer_id").alias("customer_key"),
+            key("terminal_id").alias("terminal_key"),
+        )
     )
-    events = _fraud_events(keyed, labels, delay_days, F, W)
+    events = _fraud_events(keep(_spans(keyed, labels, delay_days, F, W)), F, arrival_type)
     rows = keyed.select(
         "arrival",
         "is_new",
@@ -113,8 +126,8 @@ def window_features(transactions: Any, labels: Any, delay_days: int, functions: 
     return counted.select("arrival", *shares)
 
 
-def _fraud_events(keyed: Any, labels: Any, delay_days: int, functions: Any, window: Any) -> Any:
-    """Rows of the terminals' running sums: a fraud enters and leaves each window once."""
+def _spans(keyed: Any, labels: Any, delay_days: int, functions: Any, window: Any) -> Any:
+    """When each known fraud of a terminal enters and leaves each window, as range keys."""
     F, W = functions, window  # noqa: N806
     of_transaction = W.partitionBy("transaction_id").orderBy("labelled_us", "arrival")
     verdicts = labels.select(
@@ -129,13 +142,18 @@ def _fraud_events(keyed: Any, labels: Any, delay_days: int, functions: Any, wind
         )
         for days in WINDOW_DAYS
     }
-    spans = frauds.select(
+    return frauds.select(
         "terminal_id", enters.alias("enters"), *(leaves[days].alias(f"leaves_{days}") for days in WINDOW_DAYS)
     )
 
+
+def _fraud_events(spans: Any, functions: Any, arrival_type: Any) -> Any:
+    """Rows of the terminals' running sums: a fraud enters and leaves each window once."""
+    F = functions  # noqa: N806
+
     def event(at: str, changes: dict[int, Any]) -> Any:
         return spans.select(
-            F.lit(None).cast("bigint").alias("arrival"),
+            F.lit(None).cast(arrival_type).alias("arrival"),
             F.lit(False).alias("is_new"),
             F.lit(None).cast("string").alias("customer_id"),
             F.lit(None).cast("bigint").alias("customer_key"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,8 @@ PREDICTION_INPUTS = ("transaction_id", "tx_datetime", *MODEL_INPUTS, "feature_ve
 """The columns of TRANSACTION_FEATURES that `predictions` needs."""
 
 _THREADS_FROM_ROWS = 8_192
+_ALL_THREADS = -1
+"""As many as OpenMP allows: OMP_NUM_THREADS, which Spark sets for its tasks, or else the cores of this process."""
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -49,7 +50,7 @@ def score(model: treelite.Model, features: pa.Table) -> np.ndarray:
     for first in range(0, features.num_rows, CHUNK_ROWS):
         inputs = matrix(features.slice(first, CHUNK_ROWS))
         # Few rows are scored sooner by one thread than others are started.
-        threads = _cores() if len(inputs) >= _THREADS_FROM_ROWS else 1
+        threads = _ALL_THREADS if len(inputs) >= _THREADS_FROM_ROWS else 1
         scores[first : first + len(inputs)] = treelite.gtil.predict(model, inputs, nthread=threads).reshape(-1)
     return scores
 
@@ -75,8 +76,3 @@ def predictions(
     ):
         table = table.append_column(name, values)
     return table.select(FRAUD_PREDICTIONS.names).cast(FRAUD_PREDICTIONS)
-
-
-def _cores() -> int:
-    """Cores that this process may use, which in a container are fewer than the machine's."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

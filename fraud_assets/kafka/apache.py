@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import base64
 import os
-import random
-import re
 import signal
-import socket
 import subprocess
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,17 +17,13 @@ from time import monotonic, sleep
 from uuid import uuid4
 
 from fraud_assets.errors import BrokerError, DiskError, JarsError
-from fraud_assets.java import jars_of, java_program
-
-QUICK_START = ("-Xms64m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData")
-"""JVM options of a small broker that is up in 2 s. Without `TieredStopAtLevel` it starts slower and then is faster."""
+from fraud_assets.java import QUICK_START, jars_of, java_program, telling
+from fraud_assets.ports import free_ports, is_free
 
 _PRODUCT = "Apache Kafka"
 _FORMAT_SECONDS = 60
 _UP_SECONDS = 60
 _STOP_SECONDS = 15
-# Below the ports that the system gives to outgoing connections, so that nobody takes one while its node is down.
-_PORTS = (20_000, 32_000)
 _QUIET = "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"
 _PLAIN, _CONTROLLER = "PLAINTEXT", "CONTROLLER"
 
@@ -295,7 +288,7 @@ def _format(nodes: Mapping[int, _Node], command: list[str], id_file: Path, scram
         for node, process in zip(new, running, strict=True):
             told = process.communicate(timeout=_FORMAT_SECONDS)[0]
             if process.returncode:
-                raise BrokerError(f"{node.folder / 'data'} cannot be prepared for Apache Kafka: {_telling(told)}")
+                raise BrokerError(f"{node.folder / 'data'} cannot be prepared for Apache Kafka: {telling(told)}")
     except subprocess.TimeoutExpired:
         raise BrokerError(f"Apache Kafka did not prepare its folders within {_FORMAT_SECONDS} s. Try again.") from None
     finally:
@@ -317,47 +310,11 @@ def _escaped(value: object) -> str:
 
 def _last_words(node: _Node) -> str:
     """The end of a node's log, for an error."""
-    return f"The log {node.log} says: {_telling(node.log.read_bytes())}"
-
-
-def _telling(output: bytes) -> str:
-    """What a Java program's output says of its failure, in one line."""
-    lines = [line.strip() for line in output.decode(errors="replace").splitlines() if line.strip()]
-    failures = [line for line in lines if re.search(r"ERROR|Exception|Error:", line)]
-    return " | ".join((failures or lines)[-3:])[-600:] or "nothing"
-
-
-def free_ports(names: Sequence[str], taken: Collection[int] = ()) -> dict[str, int]:
-    """A free port of 127.0.0.1 for each name, one that the system gives to nobody while its server is down.
-
-    Raises:
-        BrokerError: there are too few.
-    """
-    ports: dict[str, int] = {}
-    candidates = random.SystemRandom().sample(range(*_PORTS), 200)
-    for candidate in candidates:
-        if len(ports) == len(names):
-            break
-        if candidate not in taken and _is_free(candidate):
-            ports[names[len(ports)]] = candidate
-    if len(ports) < len(names):
-        raise BrokerError(f"No free port of 127.0.0.1 between {_PORTS[0]} and {_PORTS[1]} was found. Try again.")
-    return ports
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        # As Java binds it: a port whose last connections are not quite forgotten is free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
+    return f"The log {node.log} says: {telling(node.log.read_bytes())}"
 
 
 def _refuse_taken(port: int) -> None:
-    if not _is_free(port):
+    if not is_free(port):
         raise BrokerError(f"Port {port} of 127.0.0.1 is taken. Choose another with --port, or stop what uses it.")
 
 

@@ -19,7 +19,8 @@ _CALL_ROWS = 10_000
 _FIRST_CALL_ROWS = 100
 _LIKELY_BYTES = 10_000
 _MILLISECONDS = pa.timestamp("ms", "UTC")
-_LATEST = 253_402_300_799_999  # milliseconds
+LATEST = 253_402_300_799_999
+"""Latest time of a message that is kept, in milliseconds: the end of the year 9999."""
 # The client returns and leaves an error behind; a plain call, once it is a hot one, lets that surface anywhere later.
 _call_headers = methodcaller("headers")
 _UNREADABLE_HEADERS = [("fraud_assets.unreadable_headers", None)]
@@ -106,7 +107,7 @@ def _as_table(topic: str, lineage: str, messages: Sequence[Message]) -> pa.Table
         pa.array([message.offset() for message in messages], pa.int64()),
         # Kind 0 means that the message carries no time; one beyond the year 9999 is none (a producer may put in
         # nanoseconds), and neither Python nor 64 bits of microseconds hold it.
-        pa.array([time if kind and 0 <= time <= _LATEST else None for kind, time in times], _MILLISECONDS).cast(
+        pa.array([time if kind and 0 <= time <= LATEST else None for kind, time in times], _MILLISECONDS).cast(
             MESSAGES.field("timestamp").type
         ),
         pa.array([message.key() for message in messages], pa.binary()),

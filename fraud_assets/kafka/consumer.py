@@ -53,6 +53,7 @@ class TopicReader:
 
     Attributes:
         accepted: per `topic/partition` the offsets that are gone and that FRAUD_ACCEPT_LOST gave up.
+        group: name of its consumer group.
     """
 
     def __init__(self, topic: str, settings: Settings, broker: Broker | None = None, group: str = "") -> None:
@@ -61,6 +62,7 @@ class TopicReader:
         self.topic = topic
         self.broker = broker or broker_of(settings)
         self.accepted: dict[str, str] = {}
+        self.group = group or "fraud-assets"
         self._settings = settings
         self._admin: AdminClient | None = None if self.broker.embedded else admin_client(self.broker, settings)
         self._low: dict[int, int] = {}
@@ -76,7 +78,7 @@ class TopicReader:
         self._consumer: Any = Consumer(
             {
                 **client_config(self.broker, settings),
-                "group.id": group or "fraud-assets",
+                "group.id": self.group,
                 "session.timeout.ms": _SESSION_SECONDS * 1000,
                 "max.poll.interval.ms": _COMMIT_SECONDS * 1000,
                 "topic.metadata.refresh.interval.ms": _NEW_PARTITIONS_SECONDS * 1000,
@@ -133,6 +135,13 @@ class TopicReader:
         lineage = lineage_of(self.broker, self.topic, self._settings, self._admin)
         self._look(partitions, stop)
         return {Stream(self.topic, lineage, partition): self._high[partition] - 1 for partition in partitions}
+
+    def first_offsets(self, stored: Stored, stop: Callable[[], bool] = never) -> dict[Stream, int]:
+        """First offset to read of every partition, by what `stored` says of it; for who reads by other means.
+
+        All that `read` and `follow` look at before they begin is looked at here.
+        """
+        return self._first_offsets_of(self._partitions(stop), stored, stop)
 
     def read(
         self, stored: Positions, target: Positions, stop: Callable[[], bool] = never
@@ -204,15 +213,21 @@ class TopicReader:
 
     def landed(self, batch: pa.Table) -> None:
         """Notes that a batch of `follow` is in the lake, and tells the broker for those who watch the lag there."""
-        from confluent_kafka import TopicPartition
-
-        reached = {stream.partition: offset + 1 for stream, offset in positions_of(batch).items()}
+        reached = positions_of(batch)
         with self._places:
             # What went to another reader meanwhile is not this one's any more.
-            self._next.update({n: max(offset, self._next[n]) for n, offset in reached.items() if n in self._next})
-        if not self.broker.embedded:
+            for stream, offset in reached.items():
+                if stream.partition in self._next:
+                    self._next[stream.partition] = max(offset + 1, self._next[stream.partition])
+        self.tell(reached)
+
+    def tell(self, reached: Positions) -> None:
+        """Tells the broker what the lake holds, for those who watch the lag there; does not wait for an answer."""
+        from confluent_kafka import TopicPartition
+
+        if reached and not self.broker.embedded:
             self._consumer.commit(
-                offsets=[TopicPartition(self.topic, partition, offset) for partition, offset in reached.items()],
+                offsets=[TopicPartition(self.topic, stream.partition, last + 1) for stream, last in reached.items()],
                 asynchronous=True,
             )
 
@@ -244,14 +259,19 @@ class TopicReader:
 
         partitions = sorted(self._dealt)
         self._moved = False
-        lineage = lineage_of(self.broker, self.topic, self._settings, self._admin)
-        self._look(partitions, stop)
-        first = self._first_offsets(stored([Stream(self.topic, lineage, partition) for partition in partitions]))
+        first = self._first_offsets_of(partitions, stored, stop)
         begin = {stream.partition: offset for stream, offset in first.items()}
         with self._places:
             self._next, self._given = dict(begin), dict(begin)
         self._consumer.assign([TopicPartition(self.topic, partition, offset) for partition, offset in begin.items()])
-        return lineage
+        return next(iter(first)).lineage if first else ""
+
+    def _first_offsets_of(
+        self, partitions: Sequence[int], stored: Stored, stop: Callable[[], bool]
+    ) -> dict[Stream, int]:
+        lineage = lineage_of(self.broker, self.topic, self._settings, self._admin)
+        self._look(partitions, stop)
+        return self._first_offsets(stored([Stream(self.topic, lineage, partition) for partition in partitions]))
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._dealt = {place.partition for place in partitions}
@@ -428,13 +448,17 @@ class TopicReader:
                 raise unreachable(self.broker, cause)
 
     def check(self, batch: pa.Table) -> None:
-        """Asks the broker whether the topic is still the one that the batch was read from.
+        """Asks the broker whether the topic is still the one that the batch was read from; see `check_lineage`."""
+        self.check_lineage(batch["lineage"][0].as_py())
+
+    def check_lineage(self, lineage: str) -> None:
+        """Asks the broker whether the topic is still in this life of it, and so all that was read by now is of it.
 
         Raises:
             TopicRemadeError: it was deleted and made anew.
         """
         broker = broker_of(self._settings) if self.broker.embedded else self.broker
-        if lineage_of(broker, self.topic, self._settings, self._admin) != batch["lineage"][0].as_py():
+        if lineage_of(broker, self.topic, self._settings, self._admin) != lineage:
             raise TopicRemadeError(
                 f"Topic {self.topic!r} was made anew while it was read; what was read last did not land. Its new life "
                 "lands from its start, when landing runs again."

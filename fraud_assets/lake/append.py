@@ -8,7 +8,7 @@ moved one of the same application ids meanwhile.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
 import pyarrow as pa
 from deltalake import (
@@ -22,7 +22,7 @@ from deltalake import (
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from fraud_assets.core.schema import Table
-from fraud_assets.lake.data_files import DataFile
+from fraud_assets.lake.data_files import Rows
 from fraud_assets.lake.positions import Positions, beyond, positions_of, stored
 from fraud_assets.lake.tables import Lake, unreadable
 
@@ -39,16 +39,17 @@ class CommitConflictError(Exception):
 def commit(
     handle: DeltaTable,
     table: Table,
-    rows: pa.Table | Sequence[DataFile],
+    rows: Rows,
     positions: Positions,
     metadata: Mapping[str, object] | None = None,
     restated: str | None = None,
+    replaced: Sequence[date] | None = None,
 ) -> None:
     """Append `rows` and set `positions` in one commit, with the very handle that the positions were read from.
 
     Rows may be in data files already, which other machines wrote; where the commit fails they are left to the caller.
-    With `restated` (a SQL predicate) the rows take the place of those that meet it; predictions do not take
-    them for new, because positions do not move.
+    With `restated` (a SQL predicate) the rows take the place of those that meet it, with `replaced` (of data files:
+    partition values) of those partitions; predictions do not take them for new, because positions do not move.
 
     Raises:
         CommitConflictError: another writer came first; nothing was written.
@@ -64,9 +65,10 @@ def commit(
         if not isinstance(rows, pa.Table):
             handle.create_write_transaction(
                 [file.action(table) for file in rows],
-                "append",
+                "append" if replaced is None else "overwrite",
                 handle.schema(),
                 [table.partition_by] if table.partition_by else None,
+                None if replaced is None else [(str(table.partition_by), "in", [str(value) for value in replaced])],
                 commit_properties=properties,
                 post_commithook_properties=_AFTERWARDS,
             )
@@ -125,9 +127,9 @@ def append_landed(
     raise unreadable(lake.uri(table), RuntimeError(f"{RACES} commits in a row lost against other writers"))
 
 
-def stamped(rows: pa.Table, table: Table) -> pa.Table:
-    """Rows with `ingested_at` and `ingest_date` of this moment (UTC)."""
-    now = datetime.now(UTC)
+def stamped(rows: pa.Table, table: Table, moment: datetime | None = None) -> pa.Table:
+    """Rows with `ingested_at` and `ingest_date` (UTC) of this moment, or of the one given."""
+    now = moment or datetime.now(UTC)
     for name, value in (("ingested_at", now), ("ingest_date", now.date())):
         field = table.schema.field(name)
         column = pa.repeat(pa.scalar(value, field.type), rows.num_rows)

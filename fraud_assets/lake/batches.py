@@ -9,7 +9,7 @@ import pyarrow as pa
 from deltalake import DeltaTable
 
 from fraud_assets.engines.duckdb import connect
-from fraud_assets.lake.positions import NOTHING, Positions, Stream
+from fraud_assets.lake.positions import Positions, Stream
 from fraud_assets.lake.scan import register
 from fraud_assets.lake.tables import add_actions
 from fraud_assets.settings import Settings
@@ -58,25 +58,30 @@ def pending(source: DeltaTable, stored: Callable[[Stream], int], settings: Setti
                 else:
                     begun.append(stream)
         if begun:
-            connection.register("bounds", _bounds(start, {stream: target[stream] for stream in begun}))
+            begun_bounds = Bounds({s: start[s] for s in begun}, {s: target[s] for s in begun})
+            connection.register("bounds", _bounds(begun_bounds))
             rows += connection.sql(f"select count(*) from {_WITHIN_BOUNDS}").fetchall()[0][0]
     return Pending(source, files, start, target, rows)
 
 
-def read_batch(
-    work: Pending, settings: Settings, until: Positions | None = None, columns: Sequence[str] | None = None
-) -> pa.Table:
+@dataclass(frozen=True)
+class Bounds:
+    """A batch: per stream the offset before its first row and the offset of its last."""
+
+    start: dict[Stream, int]
+    target: dict[Stream, int]
+
+
+def next_bounds(work: Pending, settings: Settings, until: Positions | None = None) -> Bounds:
     """The next batch in landing order: at most FRAUD_BATCH_ROWS rows, a prefix of every stream.
 
-    With `until` it is exactly the rows up to those positions: the batch that a killed run began. With `columns`
-    only those are read.
+    With `until` it is exactly the rows up to those positions: the batch that a killed run began.
     """
     target = work.target if until is None else {s: min(work.target[s], until[s]) for s in work.target if s in until}
-    with connect(settings) as connection:
-        register(connection, "source", work.source, work.files)
-        if until is None and work.rows > settings.batch_rows:
-            bounds = _bounds(work.start, target)
-            connection.register("bounds", bounds)
+    if until is None and work.rows > settings.batch_rows:
+        with connect(settings) as connection:
+            register(connection, "source", work.source, work.files)
+            connection.register("bounds", _bounds(Bounds(work.start, target)))
             # The running maximum keeps the cut a prefix of each stream even where a clock went backwards.
             cut = connection.sql(
                 f"""
@@ -91,9 +96,21 @@ def read_batch(
                 select stream, max("offset") from first_rows group by stream
                 """
             ).fetchall()
-            streams = sorted(target)
-            target = {streams[number]: last for number, last in cut}
-        connection.register("bounds", _bounds({s: work.start.get(s, NOTHING) for s in target}, target))
+        streams = sorted(target)
+        target = {streams[number]: last for number, last in cut}
+    return Bounds({stream: work.start[stream] for stream in target}, dict(target))
+
+
+def read_batch(work: Pending, settings: Settings, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of `next_bounds`, as `rows_within` gives them."""
+    return rows_within(work, next_bounds(work, settings), settings, columns)
+
+
+def rows_within(work: Pending, bounds: Bounds, settings: Settings, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of the batch in landing order; with `columns` only those are read."""
+    with connect(settings) as connection:
+        register(connection, "source", work.source, work.files)
+        connection.register("bounds", _bounds(bounds))
         chosen = "source.*" if columns is None else ", ".join(f'source."{name}"' for name in columns)
         return connection.sql(
             f"""select {chosen} from {_WITHIN_BOUNDS} order by source.ingested_at, stream, source."offset" """
@@ -107,17 +124,17 @@ _WITHIN_BOUNDS = """
 """
 
 
-def _bounds(start: Positions, target: Positions) -> pa.Table:
+def _bounds(bounds: Bounds) -> pa.Table:
     """The streams with their bounds, numbered in landing order, which is cheaper to sort by than names."""
-    streams = sorted(target)
+    streams = sorted(bounds.target)
     return pa.table(
         {
             "stream": pa.array(range(len(streams)), pa.int32()),
             "topic": pa.array([s.topic for s in streams], pa.string()),
             "lineage": pa.array([s.lineage for s in streams], pa.string()),
             "partition": pa.array([s.partition for s in streams], pa.int32()),
-            "first": pa.array([start[s] for s in streams], pa.int64()),
-            "last": pa.array([target[s] for s in streams], pa.int64()),
+            "first": pa.array([bounds.start[s] for s in streams], pa.int64()),
+            "last": pa.array([bounds.target[s] for s in streams], pa.int64()),
         }
     )
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import uuid4
 
 import pyarrow as pa
@@ -26,9 +26,13 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
     from pyarrow.parquet import ParquetWriter
 
+    from fraud_assets.lake.tables import Lake
+
 READ_ROWS = 65_536
 _GROUP_ROWS = 131_072
 """Rows of a Parquet row group: what a reader holds at a time, and what a large file is split by."""
+_GROUP_BYTES = 134_217_728
+"""Of fewer rows, where they are large: what a writer holds at a time."""
 _SLICE_BYTES = 33_554_432
 
 
@@ -48,6 +52,11 @@ class Place:
         from deltalake.fs import DeltaStorageHandler
 
         return PyFileSystem(DeltaStorageHandler(self.uri, dict(self.options), dict(sizes or {})))
+
+
+def place_of(lake: Lake, table: Table) -> Place:
+    """The table's folder, as other machines reach it."""
+    return Place(lake.uri(table), dict(lake.storage_options))
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,10 @@ class DataFile:
         values = {} if table.partition_by is None else {table.partition_by: self.partition}
         now = int(datetime.now(UTC).timestamp() * 1000)
         return AddAction(self.path, self.size, values, now, True, self.statistics)
+
+
+Rows: TypeAlias = pa.Table | Sequence[DataFile]
+"""Rows that are to be committed: in memory, or in data files already."""
 
 
 def slices_of(handle: DeltaTable, files: Sequence[str], table: Table) -> list[Slice]:
@@ -153,6 +166,23 @@ def remove(place: Place, files: Iterable[DataFile]) -> None:
         filesystem.delete_file(file.path)
 
 
+def count_of(rows: Rows) -> int:
+    """How many rows these are."""
+    return rows.num_rows if isinstance(rows, pa.Table) else sum(file.rows for file in rows)
+
+
+def discard(lake: Lake, table: Table, rows: Rows) -> None:
+    """Gives up rows whose commit was refused: their data files are removed.
+
+    Not those that the log names all the same: an object store may have made a commit without being able to say so.
+    """
+    if not isinstance(rows, pa.Table):
+        from fraud_assets.lake.tables import add_actions
+
+        named = set(add_actions(lake.open(table))["path"].to_pylist())
+        remove(place_of(lake, table), [file for file in rows if file.path not in named])
+
+
 def _by_partition(rows: pa.Table, column: str | None) -> Iterator[tuple[str | None, pa.Table]]:
     if column is None:
         yield None, rows
@@ -184,12 +214,13 @@ class _Writer:
             self._sink, schema, compression="zstd", compression_level=1, metadata_collector=self._metadata
         )
         self._waiting: list[pa.Table] = []
-        self._rows = 0
+        self._rows = self._bytes = 0
 
     def add(self, rows: pa.Table) -> None:
         self._waiting.append(rows)
         self._rows += rows.num_rows
-        if self._rows >= _GROUP_ROWS:
+        self._bytes += rows.nbytes
+        if self._rows >= _GROUP_ROWS or self._bytes >= _GROUP_BYTES:
             self._flush()
 
     def finished(self) -> DataFile:
@@ -209,7 +240,7 @@ class _Writer:
     def _flush(self) -> None:
         if self._waiting:
             self._writer.write_table(pa.concat_tables(self._waiting), row_group_size=_GROUP_ROWS)
-        self._waiting, self._rows = [], 0
+        self._waiting, self._rows, self._bytes = [], 0, 0
 
 
 def _statistics(metadata: Any, table: Table) -> str:

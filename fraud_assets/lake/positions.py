@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from hashlib import sha256
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -37,6 +37,7 @@ class Stream(NamedTuple):
 
 
 Positions = Mapping[Stream, int]
+Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
 
 RETRIED_TRANSACTIONS = Stream("retry:transactions", "retry", 0)
 RETRIED_LABELS = Stream("retry:labels", "retry", 0)
@@ -56,9 +57,14 @@ def positions_of(rows: pa.Table) -> dict[Stream, int]:
 
 def beyond(rows: pa.Table, handle: DeltaTable) -> pa.Table:
     """The rows that the handle's version does not contain yet."""
+    return rows_after(rows, {stream: stored(handle, stream) for stream in _spans(rows)})
+
+
+def rows_after(rows: pa.Table, positions: Positions) -> pa.Table:
+    """The rows whose offsets are beyond their stream's position; all of a stream that has none."""
     keep = None
     for stream, (smallest, _) in _spans(rows).items():
-        known = stored(handle, stream)
+        known = positions.get(stream, NOTHING)
         if smallest > known:
             continue
         same = pc.and_(
@@ -70,11 +76,28 @@ def beyond(rows: pa.Table, handle: DeltaTable) -> pa.Table:
     return rows if keep is None else rows.filter(keep)
 
 
-def _spans(rows: pa.Table) -> dict[Stream, tuple[int, int]]:
+def within(rows: Rows, start: Positions, target: Positions) -> Rows:
+    """Those of the rows (a table or a batch) after `start` and up to `target` of a stream in `target`."""
+    outside = None
+    for stream, (smallest, largest) in _spans(rows).items():
+        low, high = (start[stream], target[stream]) if stream in target else (NOTHING, NOTHING)
+        if low < smallest and largest <= high:
+            continue
+        same = pc.and_(
+            pc.and_(pc.equal(rows["topic"], stream.topic), pc.equal(rows["lineage"], stream.lineage)),
+            pc.equal(rows["partition"], stream.partition),
+        )
+        apart = pc.or_(pc.less_equal(rows["offset"], low), pc.greater(rows["offset"], high))
+        outside = pc.and_(same, apart) if outside is None else pc.or_(outside, pc.and_(same, apart))
+    return rows if outside is None else rows.filter(pc.invert(outside))
+
+
+def _spans(rows: pa.Table | pa.RecordBatch) -> dict[Stream, tuple[int, int]]:
     """Smallest and largest offset per stream."""
     if rows.num_rows == 0:
         return {}
-    grouped = rows.select([*STREAM_COLUMNS, "offset"]).group_by(list(STREAM_COLUMNS))
+    positions = pa.table({name: rows[name] for name in (*STREAM_COLUMNS, "offset")})
+    grouped = positions.group_by(list(STREAM_COLUMNS))
     spans = grouped.aggregate([("offset", "min"), ("offset", "max")]).to_pylist()
     return {
         Stream(row["topic"], row["lineage"], row["partition"]): (row["offset_min"], row["offset_max"]) for row in spans

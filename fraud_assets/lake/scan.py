@@ -19,7 +19,7 @@ from fraud_assets.lake.tables import RemoteTable, add_actions, dataset_of
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-Bound = date | datetime | None
+Bound = date | datetime | int | None
 
 _SPECIAL = frozenset("*?[%=")
 """In a folder's name: a glob to DuckDB, or what looks like an escape or a partition."""

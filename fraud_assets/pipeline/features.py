@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
 
+from fraud_assets.core.duplicates import Landed, repeated
 from fraud_assets.core.features import history_days
 from fraud_assets.core.parsing import parse_transactions
 from fraud_assets.core.schema import (
@@ -33,14 +34,19 @@ from fraud_assets.engines.duckdb import compute_windows, connect
 from fraud_assets.errors import SettingError
 from fraud_assets.kafka.schemas import transaction_decoder
 from fraud_assets.lake.append import CommitConflictError, commit
-from fraud_assets.lake.batches import LANDING_ORDER, Pending, pending, read_batch
-from fraud_assets.lake.positions import Stream, positions_of, stored
+from fraud_assets.lake.batches import LANDING_ORDER, Bounds, Pending, next_bounds, pending, rows_within
+from fraud_assets.lake.data_files import Rows, count_of, discard
+from fraud_assets.lake.positions import Stream, stored
 from fraud_assets.lake.scan import files_within, register
 from fraud_assets.lake.tables import Lake, read
 from fraud_assets.settings import Settings
 
 Progress = Callable[[str], None]
+RestateRange = Callable[[Lake, Settings, datetime, datetime], int]
 DUPLICATE = "duplicate"
+CLOCKS_DIFFER = timedelta(days=1)
+"""A label is younger than its transaction, but for clocks that differ."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -71,8 +77,48 @@ class FeatureReport:
         )
 
 
-def process_landed(lake: Lake, settings: Settings, progress: Progress = lambda line: None) -> FeatureReport:
+@dataclass(frozen=True)
+class Batch:
+    """What one round takes: the `bounds` of `work`, with the handles that it will be committed with.
+
+    `held` is what of it quarantine holds already, where a run was killed between its two commits.
+    """
+
+    lake: Lake
+    settings: Settings
+    work: Pending
+    bounds: Bounds
+    features: DeltaTable
+    quarantine: DeltaTable
+    held: Pending | None
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A batch ready for its commits: its messages, new features and new quarantine, and the reasons of the latter.
+
+    `reasons` count what quarantine holds already too.
+    """
+
+    landed: int
+    features: Rows
+    rejected: Rows
+    reasons: dict[str, int]
+
+
+def process_landed(
+    lake: Lake,
+    settings: Settings,
+    progress: Progress = lambda line: None,
+    compute: Callable[[Batch], Computed] | None = None,
+) -> FeatureReport:
     """Take everything that has landed by now, from the stored positions on, batch by batch, in landing order.
+
+    Args:
+        lake: where the tables are.
+        settings: of the contract, the windows and the batch.
+        progress: told after every batch.
+        compute: the engine; DuckDB in this process where None.
 
     Raises:
         LakeError: a table cannot be read or written; the batches before stay committed.
@@ -87,34 +133,60 @@ def process_landed(lake: Lake, settings: Settings, progress: Progress = lambda l
         if not work.target:
             return replace(report, seconds=time.monotonic() - began)
         begun = _begun(work, quarantine)
-        batch = read_batch(work, settings, begun or None)
-        held = _held(batch, quarantine, work.start, settings) if begun else batch.slice(0, 0)
-        rows, rejected = _split(batch, held, features, settings)
-        table = _features(rows, features, lake.open(fraud_labels), settings)
-        reached = positions_of(batch)
-        reasons = _counts(held, rejected)
-        counts = {"landed": batch.num_rows, "features": table.num_rows, **reasons}
+        bounds = next_bounds(work, settings, begun or None)
+        held = _held(quarantine, bounds, settings) if begun else None
+        computed = (compute or compute_here)(Batch(lake, settings, work, bounds, features, quarantine, held))
+        counts = {"landed": computed.landed, "features": count_of(computed.features), **computed.reasons}
+        waiting = {quarantined_transactions: computed.rejected, transaction_features: computed.features}
         try:
-            if rejected.num_rows or not begun:
-                commit(quarantine, quarantined_transactions, rejected, reached, counts)
-            commit(features, transaction_features, table, reached, counts)
+            if count_of(computed.rejected) or not begun:
+                commit(quarantine, quarantined_transactions, computed.rejected, bounds.target, counts)
+                del waiting[quarantined_transactions]
+            commit(features, transaction_features, computed.features, bounds.target, counts)
         except CommitConflictError:
+            for table, rows in waiting.items():
+                discard(lake, table, rows)
             progress("another run committed the same messages first; starting over from its positions")
             continue
-        report = report.plus(batch.num_rows, table.num_rows, reasons)
+        report = report.plus(computed.landed, count_of(computed.features), computed.reasons)
         progress(
-            f"{report.landed:,} of {report.landed + work.rows - batch.num_rows:,} messages: "
+            f"{report.landed:,} of {report.landed + work.rows - computed.landed:,} messages: "
             f"{report.features:,} features, {report.quarantined:,} quarantined, {report.duplicates:,} duplicates"
         )
 
 
+def compute_here(batch: Batch) -> Computed:
+    """The batch by DuckDB, in this process."""
+    settings = batch.settings
+    messages = rows_within(batch.work, batch.bounds, settings)
+    held = messages.slice(0, 0)
+    if batch.held is not None and batch.held.target:
+        held = rows_within(batch.held, bounds_of(batch.held, batch.bounds), settings)
+    rows, rejected = _split(messages, held, batch.features, settings)
+    table = _features(rows, batch.features, batch.lake.open(fraud_labels), settings)
+    return Computed(messages.num_rows, table, rejected, _counts(held, rejected))
+
+
 def restate(
-    lake: Lake, settings: Settings, start: datetime, end: datetime, progress: Progress = lambda line: None
+    lake: Lake,
+    settings: Settings,
+    start: datetime,
+    end: datetime,
+    progress: Progress = lambda line: None,
+    restate_range: RestateRange | None = None,
 ) -> int:
     """Compute the features of `tx_datetime` in [start, end) again, with all history and labels of now.
 
     Gives the number of rows. Positions do not move, so predictions do not take them for new; score the
     range again on its own request. Later rows' windows are not refreshed.
+
+    Args:
+        lake: where the tables are.
+        settings: of the windows.
+        start: first moment, with zone.
+        end: the moment after the last.
+        progress: told after every commit: of a day, or with `restate_range` of 31 days.
+        restate_range: the engine; DuckDB in this process where None.
 
     Raises:
         SettingError: the range is empty or has no zone.
@@ -122,16 +194,22 @@ def restate(
     if start.tzinfo is None or end.tzinfo is None or start >= end:
         raise SettingError(f"The range from {start} to {end} is empty or without a zone: give start < end, in UTC.")
     day = datetime(start.year, start.month, start.day, tzinfo=UTC)
+    step = timedelta(days=31 if restate_range else 1)
     done = 0
     while day < end:
-        low, high = max(day, start), min(day + timedelta(days=1), end)
-        done += _restate_range(lake, settings, low, high)
+        low, high = max(day, start), min(day + step, end)
+        done += (restate_range or _restate_here)(lake, settings, low, high)
         progress(f"restated up to {high:%Y-%m-%d %H:%M}: {done:,} rows")
-        day += timedelta(days=1)
+        day += step
     return done
 
 
-def _restate_range(lake: Lake, settings: Settings, low: datetime, high: datetime) -> int:
+def restated_mark(low: datetime, high: datetime, rows: int) -> dict[str, object]:
+    """What the commit says of a restatement."""
+    return {"restated": f"{low.isoformat()}/{high.isoformat()}", "rows": rows}
+
+
+def _restate_here(lake: Lake, settings: Settings, low: datetime, high: datetime) -> int:
     within = (pc.field("tx_datetime") >= _scalar(low)) & (pc.field("tx_datetime") < _scalar(high))
     while True:
         features = lake.open(transaction_features)
@@ -141,9 +219,9 @@ def _restate_range(lake: Lake, settings: Settings, low: datetime, high: datetime
             return 0
         rows = rows.sort_by([(name, "ascending") for name in ("ingested_at", *POSITION_COLUMNS)])
         table = _features(rows, features, lake.open(fraud_labels), settings, restated=True)
-        mark = {"restated": f"{low.isoformat()}/{high.isoformat()}", "rows": table.num_rows}
         where = f"tx_datetime >= '{low:%Y-%m-%dT%H:%M:%S.%fZ}' AND tx_datetime < '{high:%Y-%m-%dT%H:%M:%S.%fZ}'"
         try:
+            mark = restated_mark(low, high, table.num_rows)
             commit(features, transaction_features, table, {}, mark, restated=where)
         except CommitConflictError:
             continue
@@ -156,18 +234,15 @@ def _begun(work: Pending, quarantine: DeltaTable) -> dict[Stream, int]:
     return {stream: offset for stream, offset in ahead.items() if offset > work.start[stream]}
 
 
-def _held(batch: pa.Table, quarantine: DeltaTable, start: dict[Stream, int], settings: Settings) -> pa.Table:
+def _held(quarantine: DeltaTable, bounds: Bounds, settings: Settings) -> Pending:
     """Rows of the batch that quarantine already holds."""
-    beyond = pending(quarantine, lambda stream: start.get(stream, 2**62), settings)
-    if not beyond.files:
-        return batch.slice(0, 0)
-    with connect(settings) as connection:
-        connection.register("batch", batch.select(list(POSITION_COLUMNS)))
-        register(connection, "quarantine", quarantine, beyond.files)
-        return connection.sql(
-            f"""select q.* from quarantine q semi join batch using ({_quoted(POSITION_COLUMNS)})
-            order by {LANDING_ORDER}"""
-        ).to_arrow_table()
+    return pending(quarantine, lambda stream: bounds.start.get(stream, 2**62), settings)
+
+
+def bounds_of(held: Pending, bounds: Bounds) -> Bounds:
+    """The part of the batch's bounds in which quarantine holds rows."""
+    streams = [stream for stream in held.target if stream in bounds.target]
+    return Bounds({s: bounds.start[s] for s in streams}, {s: bounds.target[s] for s in streams})
 
 
 def _split(batch: pa.Table, held: pa.Table, features: DeltaTable, settings: Settings) -> tuple[pa.Table, pa.Table]:
@@ -202,7 +277,6 @@ def _repeated(valid: pa.Table, features: DeltaTable, settings: Settings) -> dict
         return {}
     horizon = timedelta(days=settings.duplicate_horizon_days)
     oldest = pc.min(valid["ingested_at"]).as_py() - horizon
-    window_us = horizon // timedelta(microseconds=1)
     ids = valid.select(["transaction_id", *POSITION_COLUMNS])
     ids = ids.append_column("row", pa.array(np.arange(valid.num_rows)))
     with connect(settings) as connection:
@@ -224,17 +298,12 @@ def _repeated(valid: pa.Table, features: DeltaTable, settings: Settings) -> dict
             """select "row", transaction_id, landed_us, topic, "partition", "offset"
             from ids semi join doubles using (transaction_id) order by "row" """
         ).fetchall()
-    # One by one, for a row is judged by the last one accepted before it, which may be of this very batch.
-    accepted = {known_id: (landed_us, place) for known_id, landed_us, *place in known}
-    repeated = {}
-    for row, transaction_id, landed_us, *place in again:
-        before = accepted.get(transaction_id)
-        if before is not None and landed_us - before[0] <= window_us:
-            topic, partition, offset = before[1]
-            repeated[row] = f"its transaction_id landed first as {topic} {partition}/{offset}"
-        else:
-            accepted[transaction_id] = (landed_us, place)
-    return repeated
+    verdicts = repeated(
+        (Landed(*row) for row in known),
+        (Landed(*row[1:]) for row in again),
+        horizon // timedelta(microseconds=1),
+    )
+    return {row[0]: verdict for row, verdict in zip(again, verdicts, strict=True) if verdict is not None}
 
 
 def _features(
@@ -256,7 +325,7 @@ def _features(
         order = pc.sort_indices(known, [(name, "ascending") for name in ("landed_us", *POSITION_COLUMNS)])
         arrival[order.to_numpy()] = np.arange(known.num_rows)
     known = known.append_column("arrival", pa.array(arrival))
-    verdicts = _labels(known, labels, settings)
+    verdicts = _labels(known, labels, rows, settings)
     windows = compute_windows(known, verdicts, settings)
     table = rows.select([name for name in rows.column_names if name not in windows.column_names])
     for name in windows.column_names:
@@ -269,8 +338,7 @@ def _features(
 
 def _history(rows: pa.Table, features: DeltaTable, settings: Settings, *, restated: bool) -> pa.Table:
     """Earlier transactions of the rows' customers and terminals, as far back as their windows reach."""
-    first, last = (edge.as_py() for edge in pc.min_max(rows["tx_datetime"]).values())
-    since = first - timedelta(days=history_days(settings.feedback_delay_days))
+    since, last = reach(rows["tx_datetime"], settings)
     near = files_within(features, {"tx_date": (since.date(), last.date()), "tx_datetime": (since, last)})
     columns = (*TRANSACTION.names, *POSITION_COLUMNS, "ingested_at")
     others = (
@@ -297,6 +365,12 @@ def _history(rows: pa.Table, features: DeltaTable, settings: Settings, *, restat
     return _bare(found, is_new=False)
 
 
+def reach(times: pa.ChunkedArray, settings: Settings) -> tuple[datetime, datetime]:
+    """From when (exclusively) to when transactions are in a window of one at these times."""
+    first, last = (edge.as_py() for edge in pc.min_max(times).values())
+    return first - timedelta(days=history_days(settings.feedback_delay_days)), last
+
+
 def _bare(rows: pa.Table, *, is_new: bool) -> pa.Table:
     """What the windows need of a transaction, times as microseconds."""
     return pa.table(
@@ -313,16 +387,15 @@ def _bare(rows: pa.Table, *, is_new: bool) -> pa.Table:
     )
 
 
-def _labels(known: pa.Table, labels: DeltaTable, settings: Settings) -> pa.Table:
+def _labels(known: pa.Table, labels: DeltaTable, rows: pa.Table, settings: Settings) -> pa.Table:
     """All labels of those known transactions that were called fraud, up to the newest transaction.
 
     A label that came later is in no window.
     """
-    first, last = (edge.as_py() for edge in pc.min_max(known["event_us"]).values())
-    # A label is younger than its transaction, but for clocks that differ.
-    since = first - timedelta(days=1) // timedelta(microseconds=1)
-    recent = files_within(labels, {"labelled_at": (_moment(since), _moment(last))})
-    within = f"epoch_us(labelled_at) between {since} and {last}"
+    since, last = reach(rows["tx_datetime"], settings)
+    since -= CLOCKS_DIFFER
+    recent = files_within(labels, {"labelled_at": (since, last)})
+    within = f"epoch_us(labelled_at) between {_microseconds(since)} and {_microseconds(last)}"
     with connect(settings) as connection:
         connection.register("known", known.select(["transaction_id"]))
         register(connection, "labels", labels, recent)
@@ -352,10 +425,6 @@ def _quoted(names: tuple[str, ...]) -> str:
 
 def _microseconds(moment: datetime) -> int:
     return (moment - _EPOCH) // timedelta(microseconds=1)
-
-
-def _moment(microseconds: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=microseconds)
 
 
 def _scalar(moment: datetime) -> pa.Scalar:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from time import monotonic
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from fraud_assets.pipeline.files import FileReport
 
 Progress = Callable[[str], None]
+LandTopics = Callable[..., dict[str, "LandingReport"]]
+"""`land_topics`, or what does the same on another engine."""
 
 
 def never() -> bool:
@@ -123,12 +125,14 @@ def land_everything(
     *,
     transactions: bool = True,
     topics: bool = True,
+    by: LandTopics | None = None,
 ) -> dict[str, LandingReport]:
     """Lands the drop folder, then the topics; gives a report by table name.
 
     Args:
         transactions: without, only the labels topic is drained (files hold transactions, so they wait).
         topics: without, only the drop folder.
+        by: what lands the topics; `land_topics` if not given.
 
     Raises:
         BrokerError: the broker or a topic cannot be read; files landed before stay landed. Not raised where
@@ -146,7 +150,7 @@ def land_everything(
             progress("No broker is named, so only the drop folder was landed.")
             topics = False
     if topics:
-        landed = land_topics(lake, settings, progress, transactions=transactions)
+        landed = (by or land_topics)(lake, settings, progress, transactions=transactions)
         reports = {name: merged(report, landed[name]) for name, report in reports.items()}
     return reports
 
@@ -230,24 +234,34 @@ def land_batch(
             may be tried again.
     """
     reports = empty_reports()
-    ends = readers.labels.end_offsets(stop)
-    # Most of the time there is no new label, and the table need not be opened to know it.
-    if ends != readers.drained:
-        labels = land_labels(lake, settings, readers.labels, ends, silent, stop)
-        reports[fraud_labels.name] = labels
-        readers.drained = {} if any(labels.lag.values()) else ends
-    if batch.num_rows and (ends == readers.drained or not stop()):
+    reports[fraud_labels.name], is_drained = land_new_labels(lake, settings, readers, stop)
+    if batch.num_rows and is_drained:
         readers.transactions.check(batch)
         begun = monotonic()
         rows = append_transactions(lake, settings, batch, readers.transactions.accepted)
         reports[raw_transactions.name] = LandingReport(
             raw_transactions.name,
             rows,
-            _payload_bytes(batch) if rows else 0,
+            payload_bytes(batch) if rows else 0,
             seconds=monotonic() - begun,
-            offsets={_place(stream): offset for stream, offset in sorted(positions_of(batch).items())},
+            offsets=by_place(positions_of(batch)),
         )
     return reports
+
+
+def land_new_labels(
+    lake: Lake, settings: Settings, readers: TopicReaders, stop: Callable[[], bool] = never
+) -> tuple[LandingReport, bool]:
+    """Drains the labels topic to its end of this moment; gives the report, and False where `stop` came before the end.
+
+    Most of the time there is no new label, and the table need not be opened to know it.
+    """
+    ends = readers.labels.end_offsets(stop)
+    if ends == readers.drained:
+        return LandingReport(fraud_labels.name), True
+    report = land_labels(lake, settings, readers.labels, ends, silent, stop)
+    readers.drained = {} if any(report.lag.values()) else ends
+    return report, ends == readers.drained or not stop()
 
 
 def append_transactions(lake: Lake, settings: Settings, batch: pa.Table, accepted: Mapping[str, str]) -> int:
@@ -255,9 +269,14 @@ def append_transactions(lake: Lake, settings: Settings, batch: pa.Table, accepte
 
     What FRAUD_ACCEPT_LOST gave up (`accepted`, see `TopicReader`) is noted in the commit.
     """
-    lost = ", ".join(f"{place}: {offsets}" for place, offsets in sorted(accepted.items()))
     rows = pseudonymise(batch, settings, transaction_decoder(settings))
-    return append_landed(lake, raw_transactions, rows, metadata={"accepted_lost": lost} if lost else None)
+    return append_landed(lake, raw_transactions, rows, metadata=note_of(accepted))
+
+
+def note_of(accepted: Mapping[str, str]) -> dict[str, str]:
+    """What a commit's metadata says of messages that were given up."""
+    lost = ", ".join(f"{place}: {offsets}" for place, offsets in sorted(accepted.items()))
+    return {"accepted_lost": lost} if lost else {}
 
 
 def append_labels(
@@ -342,7 +361,7 @@ def _drain(
     begun = monotonic()
     rows = size = quarantined = 0
     ahead = True
-    known = _stored(lake, table, ends)
+    known = stored_of(lake, table, ends)
     while ahead and not stop():
         ahead = False
         with closing(reader.read(known, ends, stop)) as batches:
@@ -351,7 +370,7 @@ def _drain(
                 rows, quarantined = rows + kept, quarantined + refused
                 known = {**known, **positions_of(batch)}
                 if kept or refused:
-                    size += _payload_bytes(batch)
+                    size += payload_bytes(batch)
                     progress(f"{table.name}: {rows:,} rows landed from {reader.topic}")
                 if stop():
                     break
@@ -359,28 +378,30 @@ def _drain(
                     ahead = True
                     break
         if ahead:
-            known = _stored(lake, table, ends)
+            known = stored_of(lake, table, ends)
     return LandingReport(
         table.name,
         rows,
         size,
         quarantined,
         monotonic() - begun,
-        {_place(stream): offset for stream, offset in sorted(known.items())},
-        {_place(stream): max(0, end - known[stream]) for stream, end in sorted(ends.items())},
+        by_place(known),
+        by_place({stream: max(0, end - known[stream]) for stream, end in ends.items()}),
     )
 
 
-def _stored(lake: Lake, table: Table, streams: Positions) -> dict[Stream, int]:
+def stored_of(lake: Lake, table: Table, streams: Iterable[Stream]) -> dict[Stream, int]:
+    """Last offset of each stream that the table holds now; -1 if none."""
     handle = lake.open(table)
     return {stream: stored(handle, stream) for stream in streams}
 
 
-def _payload_bytes(batch: pa.Table) -> int:
+def payload_bytes(batch: pa.Table) -> int:
     """Bytes of keys and bodies."""
     lengths = [pc.sum(pc.binary_length(batch[name])).as_py() or 0 for name in ("key", "value")]
     return sum(lengths)
 
 
-def _place(stream: Stream) -> str:
-    return f"{stream.topic}/{stream.partition}"
+def by_place(numbers: Positions) -> dict[str, int]:
+    """Numbers by `topic/partition`, as reports have them."""
+    return {f"{stream.topic}/{stream.partition}": number for stream, number in sorted(numbers.items())}

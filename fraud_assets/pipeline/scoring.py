@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import reduce
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,12 +24,16 @@ from fraud_assets.core.schema import (
 from fraud_assets.core.scoring import PREDICTION_INPUTS, predictions
 from fraud_assets.errors import LakeError, SettingError
 from fraud_assets.lake.append import CommitConflictError, commit
-from fraud_assets.lake.batches import pending, read_batch
+from fraud_assets.lake.batches import Bounds, Pending, next_bounds, pending, rows_within
+from fraud_assets.lake.data_files import Rows, count_of, discard
 from fraud_assets.lake.positions import positions_of, stored
 from fraud_assets.lake.tables import Lake, add_actions, read
 from fraud_assets.pipeline.training import current_threshold
 from fraud_assets.registry import champion
 from fraud_assets.settings import Settings
+
+if TYPE_CHECKING:
+    import treelite
 
 Progress = Callable[[str], None]
 
@@ -49,13 +53,12 @@ class ScoringReport:
         """Share of the rows that alerted."""
         return self.alerts / self.rows if self.rows else 0.0
 
-    def plus(self, scored: pa.Table, model_version: int) -> ScoringReport:
+    def plus(self, scored: Scored, model_version: int) -> ScoringReport:
         """The report with one more batch."""
-        alerts = pc.sum(scored["is_alert"]).as_py() or 0
         return replace(
             self,
-            rows=self.rows + scored.num_rows,
-            alerts=self.alerts + alerts,
+            rows=self.rows + count_of(scored.rows),
+            alerts=self.alerts + scored.alerts,
             model_version=model_version,
             batches=self.batches + 1,
         )
@@ -72,10 +75,65 @@ class ScoringReport:
         }
 
 
-def score_pending(lake: Lake, settings: Settings, progress: Progress = lambda line: None) -> ScoringReport:
+@dataclass(frozen=True)
+class Scorer:
+    """What all rows of a batch are scored with: a model version, its threshold and the moment."""
+
+    model: treelite.Model
+    version: int
+    threshold: float
+    scored_at: datetime
+
+    @classmethod
+    def now(cls, lake: Lake, settings: Settings) -> Scorer:
+        """The champion of this moment. Raises `NoChampionError` and `LakeError`."""
+        current = champion(settings)
+        threshold = current_threshold(lake, current.version, settings)
+        return cls(current.model, current.version, threshold, datetime.now(UTC))
+
+    def score(self, rows: pa.Table) -> pa.Table:
+        """Predictions of the rows (columns PREDICTION_INPUTS), in their order."""
+        return predictions(rows, self.model, self.threshold, self.version, self.scored_at)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one round scores: the feature rows within the `bounds` of `work`."""
+
+    lake: Lake
+    settings: Settings
+    work: Pending
+    bounds: Bounds
+    scorer: Scorer
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Predictions ready for their commit, and how many of them alert.
+
+    `other_versions` are feature versions that the model does not know; rows of them are not scored.
+    """
+
+    rows: Rows
+    alerts: int
+    other_versions: frozenset[str] = frozenset()
+
+
+def score_pending(
+    lake: Lake,
+    settings: Settings,
+    progress: Progress = lambda line: None,
+    compute: Callable[[Batch], Scored] | None = None,
+) -> ScoringReport:
     """Score all feature rows beyond the stored positions, batch by batch, in landing order.
 
     Champion and threshold are read anew for each batch, so that a long backlog follows a hand-over.
+
+    Args:
+        lake: where the tables are.
+        settings: of the batch and the registry.
+        progress: told after every batch.
+        compute: the engine, asked only when there is something to score; this process where None.
 
     Raises:
         NoChampionError: there is no champion yet; nothing was scored.
@@ -90,16 +148,43 @@ def score_pending(lake: Lake, settings: Settings, progress: Progress = lambda li
         work = pending(features, lambda stream: stored(handle, stream), settings)  # noqa: B023
         if not work.target:
             return replace(report, seconds=time.monotonic() - began)
-        batch = read_batch(work, settings, columns=PREDICTION_INPUTS)
-        scored, version = _scored(batch, lake, settings)
+        scorer = Scorer.now(lake, settings)
+        batch = Batch(lake, settings, work, next_bounds(work, settings), scorer)
+        scored = (compute or compute_here)(batch)
+        if scored.other_versions:
+            discard(lake, fraud_predictions, scored.rows)
+            raise _unknown(scored.other_versions, lake)
         try:
-            commit(handle, fraud_predictions, scored, positions_of(batch), _facts(scored, version))
+            commit(handle, fraud_predictions, scored.rows, batch.bounds.target, _facts(scored, scorer.version))
         except CommitConflictError:
+            discard(lake, fraud_predictions, scored.rows)
             progress("another run scored the same transactions first; starting over from its positions")
             continue
-        report = report.plus(scored, version)
-        progress(f"{report.rows:,} of {report.rows + work.rows - batch.num_rows:,} transactions scored: "
+        report = report.plus(scored, scorer.version)
+        progress(f"{report.rows:,} of {report.rows + work.rows - count_of(scored.rows):,} transactions scored: "
                  f"{report.alerts:,} alerts")  # fmt: skip
+
+
+def compute_here(batch: Batch) -> Scored:
+    """The batch, scored in this process."""
+    return score_rows(rows_within(batch.work, batch.bounds, batch.settings, PREDICTION_INPUTS), batch.scorer)
+
+
+def score_rows(rows: pa.Table, scorer: Scorer) -> Scored:
+    """The rows (columns PREDICTION_INPUTS), scored; none of them where one has another feature version."""
+    others = other_versions(rows)
+    scored = FRAUD_PREDICTIONS.empty_table() if others else scorer.score(rows)
+    return Scored(scored, alerts_in(scored), others)
+
+
+def other_versions(rows: pa.Table) -> frozenset[str]:
+    """Feature versions of the rows that no champion of this release scores."""
+    return frozenset(pc.unique(rows["feature_version"]).to_pylist()) - {FEATURE_VERSION}
+
+
+def alerts_in(scored: pa.Table) -> int:
+    """How many of the predictions alert."""
+    return pc.sum(scored["is_alert"]).as_py() or 0
 
 
 def score_range(
@@ -107,7 +192,8 @@ def score_range(
 ) -> ScoringReport:
     """Score `tx_datetime` in [start, end) again, with the champion, threshold and features of now.
 
-    Day by day, each in one commit. Rows that wait for their first score are left to `score_pending`.
+    Day by day, each in one commit. Rows that wait for their first score are left to `score_pending`. Always in this
+    process, whatever the engine: that a day's rows take the place of others by a predicate is delta-rs's own writing.
 
     Raises:
         SettingError: the range is empty or has no zone.
@@ -119,28 +205,22 @@ def score_range(
     began = time.monotonic()
     report = ScoringReport()
     for low, high in _days(lake.open(transaction_features), start.astimezone(UTC), end.astimezone(UTC)):
-        scored, version = _score_day(lake, settings, low, high)
-        if scored.num_rows:
-            report = report.plus(scored, version)
+        day = _score_day(lake, settings, low, high)
+        if day is not None:
+            report = report.plus(*day)
             progress(f"scored again up to {high:%Y-%m-%d %H:%M}: {report.rows:,} transactions")
     return replace(report, seconds=time.monotonic() - began)
 
 
-def _scored(rows: pa.Table, lake: Lake, settings: Settings) -> tuple[pa.Table, int]:
-    """Predictions of the rows and the version that made them."""
-    current = champion(settings)
-    others = set(pc.unique(rows["feature_version"]).to_pylist()) - {FEATURE_VERSION}
-    if others:
-        raise LakeError(
-            f"Rows of {lake.uri(transaction_features)} have feature version {', '.join(sorted(others))}, the champion "
-            f"scores version {FEATURE_VERSION}: restate their range of tx_datetime first."
-        )
-    threshold = current_threshold(lake, current.version, settings)
-    return predictions(rows, current.model, threshold, current.version, datetime.now(UTC)), current.version
+def _unknown(versions: frozenset[str], lake: Lake) -> LakeError:
+    return LakeError(
+        f"Rows of {lake.uri(transaction_features)} have feature version {', '.join(sorted(versions))}, the champion "
+        f"scores version {FEATURE_VERSION}: restate their range of tx_datetime first."
+    )
 
 
-def _facts(scored: pa.Table, version: int) -> dict[str, object]:
-    return {"rows": scored.num_rows, "alerts": pc.sum(scored["is_alert"]).as_py() or 0, "model_version": version}
+def _facts(scored: Scored, version: int) -> dict[str, object]:
+    return {"rows": count_of(scored.rows), "alerts": scored.alerts, "model_version": version}
 
 
 def _days(features: DeltaTable, start: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
@@ -156,7 +236,8 @@ def _days(features: DeltaTable, start: datetime, end: datetime) -> list[tuple[da
     return days
 
 
-def _score_day(lake: Lake, settings: Settings, low: datetime, high: datetime) -> tuple[pa.Table, int]:
+def _score_day(lake: Lake, settings: Settings, low: datetime, high: datetime) -> tuple[Scored, int] | None:
+    """What took the place of the day's predictions, and the version that made it; None where it has none."""
     within = (
         (pc.field("tx_date") == low.date())
         & (pc.field("tx_datetime") >= pa.scalar(low, TIME))
@@ -169,14 +250,17 @@ def _score_day(lake: Lake, settings: Settings, low: datetime, high: datetime) ->
         rows = read(lake.open(transaction_features), PREDICTION_INPUTS, within)
         rows = _contained(rows.cast(pa.schema([TRANSACTION_FEATURES.field(n) for n in PREDICTION_INPUTS])), handle)
         if not rows.num_rows:
-            return FRAUD_PREDICTIONS.empty_table(), 0
-        scored, version = _scored(rows, lake, settings)
-        mark = {"rescored": f"{low.isoformat()}/{high.isoformat()}", **_facts(scored, version)}
+            return None
+        scorer = Scorer.now(lake, settings)
+        scored = score_rows(rows, scorer)
+        if scored.other_versions:
+            raise _unknown(scored.other_versions, lake)
+        mark = {"rescored": f"{low.isoformat()}/{high.isoformat()}", **_facts(scored, scorer.version)}
         try:
-            commit(handle, fraud_predictions, scored, {}, mark, restated=where)
+            commit(handle, fraud_predictions, scored.rows, {}, mark, restated=where)
         except CommitConflictError:
             continue
-        return scored, version
+        return scored, scorer.version
 
 
 def _contained(rows: pa.Table, handle: DeltaTable) -> pa.Table:

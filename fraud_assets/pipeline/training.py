@@ -6,29 +6,33 @@ Whatever scores meanwhile keeps the old champion; a new one is never without its
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fraud_assets.core.sampling import DRAW, candidates, smallest
 from fraud_assets.core.schema import (
     ALERT_THRESHOLDS,
     FEATURE_VERSION,
     MODEL_INPUTS,
+    POSITION_COLUMNS,
     TIME,
+    TRANSACTION_FEATURES,
     alert_thresholds,
     transaction_features,
 )
 from fraud_assets.core.scoring import score
-from fraud_assets.core.threshold import calibrate, days_covered
+from fraud_assets.core.threshold import ScoredTraffic, lowest_threshold, scored_traffic, scores_needed, together
 from fraud_assets.core.training import fit, treelite_form
 from fraud_assets.errors import LakeError, NotEnoughDataError, SettingError
 from fraud_assets.lake.append import commit
 from fraud_assets.lake.tables import Lake, add_actions, read
+from fraud_assets.pipeline.window import Gather, Window, Work, count, gather_for, gather_here
 from fraud_assets.registry import TrainingFacts, champion, register, set_champion
 from fraud_assets.settings import Settings
 
@@ -41,6 +45,14 @@ CALIBRATION_DAYS = 7
 
 _COLUMNS = ("transaction_id", "tx_datetime", *MODEL_INPUTS)
 _EXAMPLE_ROWS = 5
+_TRAFFIC = pa.schema(
+    [
+        pa.field("rows", pa.int64()),
+        pa.field("first", pa.int64()),
+        pa.field("last", pa.int64()),
+        pa.field("highest", pa.list_(pa.float64())),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -72,11 +84,13 @@ class CalibrationReport:
 
 @dataclass(frozen=True)
 class TrainingReport:
-    """A new champion, its training window [window_start, window_end) and its threshold."""
+    """A new champion, trained on `rows` of the `window_rows` in [window_start, window_end), and its threshold."""
 
     version: int
     rows: int
+    window_rows: int
     trees: int
+    seed: int
     window_start: datetime
     window_end: datetime
     seconds: float
@@ -86,7 +100,9 @@ class TrainingReport:
         """Plain values, for plots in the web UI."""
         return {
             "rows": self.rows,
+            "window_rows": self.window_rows,
             "trees": self.trees,
+            "seed": self.seed,
             "window_start": self.window_start.isoformat(),
             "window_end": self.window_end.isoformat(),
             "seconds": round(self.seconds, 3),
@@ -100,8 +116,20 @@ def train(
     start: datetime | None = None,
     end: datetime | None = None,
     progress: Progress = lambda line: None,
+    gather: Gather = gather_here,
 ) -> TrainingReport:
     """Train a new champion on the features of [start, end), by default the last FRAUD_TRAIN_DAYS days of the lake.
+
+    Of more than FRAUD_TRAIN_MAX_ROWS it is trained on a sample, the same one with the same FRAUD_TRAIN_SEED. The
+    threshold is always that of all the traffic.
+
+    Args:
+        lake: where the tables are.
+        settings: of window, model and budget.
+        start: of the window.
+        end: of the window.
+        progress: told what happens.
+        gather: the engine, for windows of more rows than FRAUD_TRAIN_MAX_ROWS.
 
     Raises:
         NotEnoughDataError: the window holds fewer rows than FRAUD_TRAIN_MIN_ROWS.
@@ -111,16 +139,19 @@ def train(
     """
     began = time.monotonic()
     start, end = _window(lake, settings, start, end)
-    features = read_features(lake, start, end, _COLUMNS)
-    if features.num_rows < settings.train_min_rows:
+    window = Window.of(lake, settings, start, end)
+    gather = gather_for(window, gather)
+    window_rows, newest = count(window, gather)
+    if newest is None or window_rows < settings.train_min_rows:
         raise NotEnoughDataError(
             f"Training needs {settings.train_min_rows:,} transactions (FRAUD_TRAIN_MIN_ROWS); from "
-            f"{start:%Y-%m-%d %H:%M} to before {end:%Y-%m-%d %H:%M} UTC the lake holds {features.num_rows:,} of "
+            f"{start:%Y-%m-%d %H:%M} to before {end:%Y-%m-%d %H:%M} UTC the lake holds {window_rows:,} of "
             f"feature version {FEATURE_VERSION}. Land more, lower the setting, or widen the window (FRAUD_TRAIN_DAYS)."
         )
-    progress(f"training {settings.train_trees} trees on {features.num_rows:,} transactions")
+    features = training_rows(window, window_rows, gather)
+    progress(f"training {settings.train_trees} trees on {features.num_rows:,} of {window_rows:,} transactions")
     forest = fit(features, settings.train_trees, settings.train_seed)
-    calibration = _calibrated(features, treelite_form(forest), settings, version=0)
+    calibration = _calibrated(window, newest, treelite_form(forest), 0, gather)
     facts = TrainingFacts(
         rows=features.num_rows,
         window_start=start,
@@ -135,18 +166,53 @@ def train(
             "alert_rate": calibration.alert_rate,
             "fit_seconds": time.monotonic() - began,
         },
+        window_rows=window_rows,
     )
     version = register(forest, facts, settings)
     calibration = replace(calibration, model_version=version)
     _store(lake, settings, calibration)
     set_champion(version, settings)
     progress(f"version {version} is champion; it alerts {calibration.alerts_per_day:.1f} times a day")
-    seconds = time.monotonic() - began
-    return TrainingReport(version, features.num_rows, settings.train_trees, start, end, seconds, calibration)
+    return TrainingReport(
+        version=version,
+        rows=features.num_rows,
+        window_rows=window_rows,
+        trees=settings.train_trees,
+        seed=settings.train_seed,
+        window_start=start,
+        window_end=end,
+        seconds=time.monotonic() - began,
+        calibration=calibration,
+    )
 
 
-def recalibrate(lake: Lake, settings: Settings, progress: Progress = lambda line: None) -> CalibrationReport:
+def training_rows(window: Window, rows: int, gather: Gather = gather_here) -> pa.Table:
+    """The rows to train on, in time order: all `rows` of the window, or FRAUD_TRAIN_MAX_ROWS of them, drawn uniformly.
+
+    Raises:
+        LakeError: a file cannot be read.
+    """
+    size, seed = window.settings.train_max_rows, window.settings.train_seed
+    columns = (*_COLUMNS, *POSITION_COLUMNS)
+    schema = pa.schema([TRANSACTION_FEATURES.field(name) for name in columns]).append(DRAW)
+
+    def draw(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            yield candidates(batch, size, rows, seed)
+
+    return _in_time_order(smallest(gather(window, columns, draw, schema), size).select(_COLUMNS))
+
+
+def recalibrate(
+    lake: Lake, settings: Settings, progress: Progress = lambda line: None, gather: Gather = gather_here
+) -> CalibrationReport:
     """A new threshold for the champion, from the lake's last days and the budget of now, without training.
+
+    Args:
+        lake: where the tables are.
+        settings: of the budget and the registry.
+        progress: told what happens.
+        gather: the engine, for more rows than FRAUD_TRAIN_MAX_ROWS.
 
     Raises:
         NoChampionError: there is no champion yet.
@@ -155,10 +221,12 @@ def recalibrate(lake: Lake, settings: Settings, progress: Progress = lambda line
     """
     current = champion(settings)
     end = _window(lake, settings, None, None)[1]
-    features = read_features(lake, end - timedelta(days=CALIBRATION_DAYS), end, _COLUMNS)
-    if not features.num_rows:
+    window = Window.of(lake, settings, end - timedelta(days=CALIBRATION_DAYS), end)
+    gather = gather_for(window, gather)
+    newest = count(window, gather)[1]
+    if newest is None:
         raise NotEnoughDataError(f"The lake holds no features of version {FEATURE_VERSION}: restate them first.")
-    report = _calibrated(features, current.model, settings, current.version)
+    report = _calibrated(window, newest, current.model, current.version, gather)
     _store(lake, settings, report)
     progress(
         f"threshold of version {current.version}: {report.threshold:.4f}, {report.alerts_per_day:.1f} alerts a day"
@@ -196,7 +264,10 @@ def read_features(lake: Lake, start: datetime, end: datetime, columns: Sequence[
         & (pc.field("tx_datetime") < high)
         & (pc.field("feature_version") == FEATURE_VERSION)
     )
-    rows = read(lake.open(transaction_features), columns, within)
+    return _in_time_order(read(lake.open(transaction_features), columns, within))
+
+
+def _in_time_order(rows: pa.Table) -> pa.Table:
     return rows.sort_by([("tx_datetime", "ascending"), ("transaction_id", "ascending")])
 
 
@@ -230,25 +301,55 @@ def _window(lake: Lake, settings: Settings, start: datetime | None, end: datetim
     return start, end
 
 
-def _calibrated(features: pa.Table, model: treelite.Model, settings: Settings, version: int) -> CalibrationReport:
-    """The threshold on the last CALIBRATION_DAYS of the traffic in `features`."""
-    newest = pc.max(features["tx_datetime"]).as_py()
-    since = newest - timedelta(days=CALIBRATION_DAYS)
-    recent = features.filter(pc.greater(features["tx_datetime"], pa.scalar(since, TIME)))
-    times = recent["tx_datetime"].to_numpy()
-    scores = score(model, recent)
-    threshold = calibrate(scores, times, settings.alert_budget_per_day, settings.alert_max_rate)
-    alerts = int((scores >= threshold).sum())
+def _calibrated(
+    window: Window, newest: datetime, model: treelite.Model, version: int, gather: Gather
+) -> CalibrationReport:
+    """The threshold on the last CALIBRATION_DAYS of all the traffic in the window, up to its newest transaction."""
+    settings = window.settings
+    since = newest - timedelta(days=CALIBRATION_DAYS) + timedelta(microseconds=1)
+    recent = Window.of(window.lake, settings, max(window.start, since), window.end, window.handle)
+    keep = scores_needed(settings.alert_budget_per_day, CALIBRATION_DAYS)
+    columns = ("tx_datetime", *MODEL_INPUTS)
+    parts = gather_for(recent, gather)(recent, columns, _scoring(model.serialize_bytes(), keep), _TRAFFIC)
+    traffic = together((_traffic(part) for part in parts.to_pylist()), keep)
+    threshold = lowest_threshold(traffic, settings.alert_budget_per_day, settings.alert_max_rate)
+    alerts = traffic.alerts(threshold)
     return CalibrationReport(
         model_version=version,
         threshold=threshold,
         budget_per_day=settings.alert_budget_per_day,
-        window_start=since + timedelta(microseconds=1),
+        window_start=since,
         window_end=newest + timedelta(microseconds=1),
-        rows=len(scores),
-        alerts_per_day=alerts / days_covered(times),
-        alert_rate=alerts / len(scores),
+        rows=traffic.rows,
+        alerts_per_day=alerts / traffic.days,
+        alert_rate=alerts / traffic.rows,
     )
+
+
+def _scoring(serialised: bytes, keep: int) -> Work:
+    """Scores rows by the model of these bytes; a row of _TRAFFIC comes of them, if there are any."""
+
+    def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        import treelite
+
+        model = treelite.Model.deserialize_bytes(serialised)
+        known: list[ScoredTraffic] = []
+        for batch in batches:
+            if batch.num_rows:
+                rows = pa.Table.from_batches([batch])
+                part = scored_traffic(score(model, rows), rows["tx_datetime"].to_numpy(), keep)
+                known = [together([*known, part], keep)]
+        for traffic in known:
+            first, last = (int(moment.astype("datetime64[us]").astype(int)) for moment in (traffic.first, traffic.last))
+            columns = {"rows": [traffic.rows], "first": [first], "last": [last], "highest": [traffic.highest]}
+            yield pa.RecordBatch.from_pydict(columns, schema=_TRAFFIC)
+
+    return work
+
+
+def _traffic(row: dict[str, Any]) -> ScoredTraffic:
+    first, last = (np.datetime64(row[name], "us") for name in ("first", "last"))
+    return ScoredTraffic(row["rows"], first, last, np.array(row["highest"]))
 
 
 def _store(lake: Lake, settings: Settings, report: CalibrationReport) -> None:

@@ -4,46 +4,38 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from time import monotonic
 from types import FrameType
 
 import pyarrow as pa
 
 from fraud_assets.core.schema import raw_transactions
-from fraud_assets.errors import (
-    BrokerError,
-    FraudAssetsError,
-    LakeError,
-    MessagesLostError,
-    TopicRemadeError,
-    disk_fault,
-)
+from fraud_assets.errors import MessagesLostError, TopicRemadeError
 from fraud_assets.kafka.broker import broker_is_configured, broker_of
 from fraud_assets.kafka.refusal import RefusedError
-from fraud_assets.lake.positions import Stream, stored
+from fraud_assets.lake.positions import Stream
 from fraud_assets.lake.tables import Lake
 from fraud_assets.pipeline.files import land_files
 from fraud_assets.pipeline.landing import (
     LandingReport,
+    LandTopics,
     TopicReaders,
     empty_reports,
     land_batch,
     land_topics,
     merged,
     silent,
+    stored_of,
     with_files,
 )
 from fraud_assets.settings import Settings
 from fraud_assets.streaming.metrics import LandingMetrics
 from fraud_assets.streaming.news import News, Say, Tell
-
-_FIRST_PAUSE_SECONDS = 0.2
-_LONGEST_PAUSE_SECONDS = 5.0
+from fraud_assets.streaming.outages import Outages, files_landed_beside
 
 
 @contextmanager
@@ -62,8 +54,10 @@ def stopped_by_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def land_once(lake: Lake, settings: Settings, say: Say, stop: threading.Event) -> dict[str, LandingReport]:
-    """Drains the drop folder and both topics to their present ends; gives a report by table name.
+def land_once(
+    lake: Lake, settings: Settings, say: Say, stop: threading.Event, by: LandTopics = land_topics
+) -> dict[str, LandingReport]:
+    """Drains the drop folder and both topics, these `by` an engine, to their present ends; a report by table name.
 
     Raises:
         BrokerError: the broker or a topic cannot be read. Not raised where files landed and no broker is named.
@@ -72,7 +66,7 @@ def land_once(lake: Lake, settings: Settings, say: Say, stop: threading.Event) -
     reports = with_files(empty_reports(), files)
     if stop.is_set() or (files and not broker_is_configured(settings)):
         return reports
-    landed = land_topics(lake, settings, silent, stop=stop.is_set)
+    landed = by(lake, settings, silent, stop=stop.is_set)
     return {name: merged(report, landed[name]) for name, report in reports.items()}
 
 
@@ -97,13 +91,15 @@ def land_forever(
         LakeError: the lake cannot be used at the start.
     """
     metrics = metrics or LandingMetrics()
-    lander = _Lander(lake, settings, stop, News(say, tell, settings.dagster_event_seconds), metrics)
+    news = News(say, tell, settings.dagster_event_seconds)
+    outages = Outages(stop, news, metrics)
+    lander = _Lander(lake, settings, stop, news, metrics, outages)
     group = consumer_group(lake, settings)
-    with _files_landed_beside(lake, settings, say, stop, lander.news):
+    with files_landed_beside(lake, settings, say, stop, news):
         while not stop.is_set():
             final = (MessagesLostError,) if lander.was_let_in else (MessagesLostError, RefusedError)
-            lander.tried(partial(lander.follow, group), final)
-    lander.news.ended()
+            outages.tried(partial(lander.follow, group), final)
+    news.ended()
 
 
 def consumer_group(lake: Lake, settings: Settings) -> str:
@@ -122,6 +118,7 @@ class _Lander:
     stop: threading.Event
     news: News
     metrics: LandingMetrics
+    outages: Outages
     was_let_in: bool = False
 
     def follow(self, group: str) -> bool:
@@ -141,37 +138,12 @@ class _Lander:
                 under_way.result()
         return True
 
-    def tried(self, work: Callable[[], bool], final: tuple[type[Exception], ...]) -> bool:
-        """What the work says; where something is away that may come back, says so and does it again until told to stop.
-
-        Errors in `final` are raised, for to do the same again would not help.
-        """
-        pause = _FIRST_PAUSE_SECONDS
-        while True:
-            begun = monotonic()
-            try:
-                return work()
-            except final:
-                raise
-            except (FraudAssetsError, OSError) as error:
-                reason = _passing(error)
-            if self.stop.is_set():
-                return False
-            self.metrics.looked()
-            self.metrics.fails(reason)
-            self.news.fails("topics", reason)
-            self.news.tick(0)
-            if monotonic() - begun > _LONGEST_PAUSE_SECONDS:
-                pause = _FIRST_PAUSE_SECONDS
-            self.stop.wait(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
-
     def _landed(self, readers: TopicReaders, batch: pa.Table) -> bool:
         """Whether the batch is in the lake; False where it has to be read again."""
         if batch.num_rows:
             self.metrics.waits(_seconds(batch["timestamp"][0]))
         # What is in hand stays in hand while the broker or the lake is away.
-        if not self.tried(partial(self._land, readers, batch), final=(MessagesLostError, TopicRemadeError)):
+        if not self.outages.tried(partial(self._land, readers, batch), final=(MessagesLostError, TopicRemadeError)):
             return False
         if batch.num_rows:
             readers.transactions.landed(batch)
@@ -194,50 +166,7 @@ class _Lander:
         return not batch.num_rows or bool(reports[raw_transactions.name].offsets)
 
     def _stored(self, streams: Iterable[Stream]) -> dict[Stream, int]:
-        handle = self.lake.open(raw_transactions)
-        return {stream: stored(handle, stream) for stream in streams}
-
-
-@contextmanager
-def _files_landed_beside(lake: Lake, settings: Settings, say: Say, stop: threading.Event, news: News) -> Iterator[None]:
-    """Lands dropped files in a thread of its own, so that a large one keeps no message waiting."""
-    failure: list[BaseException] = []
-
-    def land() -> None:
-        try:
-            while not stop.is_set():
-                try:
-                    news.landed(with_files(empty_reports(), land_files(lake, settings, say, stop.is_set)))
-                    news.goes_on("files")
-                except (FraudAssetsError, OSError) as error:
-                    news.fails("files", _passing(error))
-                    stop.wait(_LONGEST_PAUSE_SECONDS)
-                stop.wait(settings.land_interval_seconds)
-        except BaseException as error:  # noqa: BLE001 - told by the main thread
-            failure.append(error)
-            stop.set()
-
-    thread = threading.Thread(target=land, name="files")
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-    if failure:
-        raise failure[0]
-
-
-def _passing(error: FraudAssetsError | OSError) -> str:
-    """The sentence on what may pass by itself: the broker, the lake, a registry, a disk; raises what will not."""
-    if isinstance(error, OSError):
-        fault = disk_fault(error)
-        if fault is None:
-            raise error
-        return str(fault)
-    if not isinstance(error, BrokerError | LakeError):
-        raise error
-    return str(error)
+        return stored_of(self.lake, raw_transactions, streams)
 
 
 def _seconds(time: pa.Scalar) -> float | None:

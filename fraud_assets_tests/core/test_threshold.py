@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fraud_assets.core.threshold import calibrate, days_covered
+from fraud_assets.core.threshold import calibrate, lowest_threshold, scored_traffic, scores_needed, together
 
 
 def times(rows: int, days: float) -> np.ndarray:
@@ -62,8 +62,29 @@ def test_empty_window():
 )
 def test_never_beyond_either_limit_and_never_one_step_too_high(scores, budget, rate, days):
     values, at = np.array(scores), times(len(scores), days)
-    limit = min(budget * days_covered(at), rate * len(values))
+    limit = min(budget * scored_traffic(values, at, 1).days, rate * len(values))
     threshold = calibrate(values, at, budget, rate)
     assert (values >= threshold).sum() <= limit
     lower = values[values < threshold]
     assert not len(lower) or (values >= lower.max()).sum() > np.floor(limit)
+
+
+@given(
+    st.lists(st.sampled_from([0.1, 0.2, 0.3, 0.35, 0.9]) | st.floats(0, 1), min_size=1, max_size=200),
+    st.floats(0.01, 300),
+    st.floats(0.001, 1),
+    st.floats(0, 7),
+    st.integers(1, 50),
+)
+def test_scored_in_parts_it_is_the_same_threshold(scores, budget, rate, days, size):
+    values, at = np.array(scores), times(len(scores), days)
+    keep = scores_needed(budget, 7)
+    parts = [
+        scored_traffic(values[first : first + size], at[first : first + size], keep)
+        for first in range(0, len(values), size)
+    ]
+    traffic = together(parts, keep)
+    threshold = lowest_threshold(traffic, budget, rate)
+    assert threshold == calibrate(values, at, budget, rate)
+    assert traffic.alerts(threshold) == (values >= threshold).sum()
+    assert len(traffic.highest) <= keep

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 from fraud_assets import errors
 from fraud_assets.errors import EngineError, FraudAssetsError, JarsError
 from fraud_assets.java import jars_of, java_program
+from fraud_assets.kafka.java_client import UNSHOWN
 from fraud_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -21,6 +24,10 @@ if TYPE_CHECKING:
 
 _PRODUCT = "Spark"
 _JAR_SETTINGS = ("spark.jars", "spark.jars.packages")
+_LOOPBACK = "127.0.0.1"
+_ON_LOOPBACK = r"spark://(127\.\d+\.\d+\.\d+|localhost):"
+_MASTER_SECONDS = 10
+_FAILURE = r"(?:: |Caused by: )?([\w.$]+(?:Error|Exception): .*)"
 
 
 def spark_config(settings: Settings) -> dict[str, str]:
@@ -38,22 +45,27 @@ def spark_config(settings: Settings) -> dict[str, str]:
         "spark.sql.session.timeZone": "UTC",
         # Without it a window over a busy terminal takes the square of its transactions.
         "spark.sql.window.segmentTree.enabled": "true",
+        # Else the steps on rows that are kept take 200 tasks each, and a Python task 50 ms, however few the rows are.
+        "spark.sql.optimizer.canChangeCachedPlanOutputPartitioning": "true",
         "spark.sql.execution.arrow.maxRecordsPerBatch": "65536",
+        "spark.python.daemon.module": "fraud_assets.engines.spark.daemon",
         "spark.ui.showConsoleProgress": "false",
+        # Of a source's options in plans, logs and the web UI.
+        "spark.sql.redaction.options.regex": f"(?i)url|password|secret|{UNSHOWN}",
         "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile={_log_config()}",
     }
+    if local or re.match(_ON_LOOPBACK, settings.spark_master):
+        # Nothing of it is for other machines.
+        config |= {"spark.driver.host": _LOOPBACK, "spark.driver.bindAddress": _LOOPBACK}
     if local:
-        # One process: its page and ports are nobody else's.
         config |= {
             "spark.ui.enabled": "false",
-            "spark.driver.host": "127.0.0.1",
-            "spark.driver.bindAddress": "127.0.0.1",
-            "spark.sql.shuffle.partitions": str(4 * (os.cpu_count() or 1)),
+            "spark.sql.shuffle.partitions": str(2 * (os.cpu_count() or 1)),
         }
     if local or settings.spark_master.startswith("spark://"):
         # On YARN and Kubernetes the executors have a Python of their own.
         config["spark.pyspark.python"] = sys.executable
-    if not any(name in settings.spark_conf for name in _JAR_SETTINGS):
+    if not _names_jars(settings):
         # Only landing needs them, and says so where they cannot be had.
         with suppress(JarsError):
             config["spark.jars"] = ",".join(str(jar) for jar in sorted(kafka_jars(settings).glob("*.jar")))
@@ -79,6 +91,20 @@ def kafka_jars(settings: Settings) -> Path:
             "dependency:copy-dependencies -DoutputDirectory=<folder>`, or leave it empty."
         )
     return folder
+
+
+def require_connector(settings: Settings) -> None:
+    """Sees to it that a session of these settings can read Kafka.
+
+    Raises:
+        JarsError: the jars are not there and cannot be had, and FRAUD_SPARK_CONF names no others.
+    """
+    if not _names_jars(settings):
+        kafka_jars(settings)
+
+
+def _names_jars(settings: Settings) -> bool:
+    return any(name in settings.spark_conf for name in _JAR_SETTINGS)
 
 
 @contextmanager
@@ -113,13 +139,17 @@ def started(
     if python := config.get("spark.pyspark.python"):
         # Only spark-submit reads that setting.
         os.environ.setdefault("PYSPARK_PYTHON", python)
+    if config.get("spark.driver.bindAddress") == _LOOPBACK:
+        # The web UI listens at every address without it.
+        os.environ.setdefault("SPARK_LOCAL_IP", _LOOPBACK)
+    _refuse_absent_master(config.get("spark.master", ""))
     conf = SparkConf(loadDefaults=False).setAll(list(config.items()))
     try:
         if SparkContext._gateway is None:
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("ab") as told:
                 # The Java machine would write beside our own lines.
-                gateway = launch_gateway(conf, {"stderr": told})
+                gateway = launch_gateway(conf, {"stdout": told, "stderr": told})
             SparkContext._ensure_initialized(gateway=gateway, conf=conf)
         return make(config) if make else SparkSession.builder.config(conf=conf).getOrCreate()
     except Exception as error:
@@ -129,6 +159,40 @@ def started(
             f"Spark did not start with FRAUD_SPARK_MASTER {settings.spark_master!r}: {_cause(str(error))}. Check that "
             f"the master runs and that FRAUD_SPARK_CONF is right; more is in {log}."
         ) from error
+
+
+def _refuse_absent_master(master: str) -> None:
+    """Spark itself would ask a standalone master that is not there for a minute, and has no setting for it."""
+    if not master.startswith("spark://"):
+        return
+    deadline = monotonic() + _MASTER_SECONDS
+    while True:
+        for place in master.removeprefix("spark://").split(","):
+            host, _, port = place.rpartition(":")
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), timeout=_MASTER_SECONDS).close()
+                return
+            except ValueError:
+                raise EngineError(
+                    f"FRAUD_SPARK_MASTER {master!r} names no port. Write it as spark://host:7077."
+                ) from None
+            except OSError as error:
+                reason = error.strerror or error
+        if monotonic() > deadline:
+            raise EngineError(
+                f"No Spark master answers at FRAUD_SPARK_MASTER {master!r}: {reason}. Start it, or correct the setting."
+            )
+        sleep(0.2)
+
+
+def has_ended(session: SparkSession) -> bool:
+    """Whether the session was stopped, or its Java machine is gone."""
+    from py4j.protocol import Py4JError
+
+    try:
+        return bool(session.sparkContext._jsc.sc().isStopped())
+    except (Py4JError, OSError, AttributeError):
+        return True
 
 
 @contextmanager
@@ -152,10 +216,11 @@ def _told(text: str, settings: Settings) -> FraudAssetsError:
 
 
 def _cause(text: str) -> str:
-    """The innermost cause that a chain of Java and Python exceptions tells of, in one line."""
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("at ")]
-    causes = [line for line in lines if re.match(r"(Caused by: )?[\w.]+(Error|Exception): ", line)]
-    return (causes or lines or ["no reason given"])[-1].removeprefix("Caused by: ")[:300].rstrip(".")
+    """The last cause that a chain of Java and Python exceptions tells of, in one line."""
+    told = [line.strip() for line in text.splitlines()]
+    lines = [line for line in told if line and not line.startswith("at ") and line != "Driver stacktrace:"]
+    causes = [found[1] for line in lines if (found := re.match(_FAILURE, line))]
+    return (causes or lines or ["no reason given"])[-1][:300].rstrip(".")
 
 
 def _log(settings: Settings) -> Path:

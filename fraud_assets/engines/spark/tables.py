@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import pyarrow as pa
 
 from fraud_assets.core.schema import Table
-from fraud_assets.lake.data_files import DataFile, Place, Slice, read_slices, slices_of, write_data_files
+from fraud_assets.lake.data_files import DataFile, Slice, place_of, read_slices, slices_of, write_data_files
 from fraud_assets.lake.tables import Lake
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Part = TypeVar("Part")
 
 _TASKS_PER_CORE = 4
-_DATA_FILE = pa.schema(
+DATA_FILE = pa.schema(
     [
         pa.field("path", pa.string()),
         pa.field("size", pa.int64()),
@@ -31,11 +31,6 @@ _DATA_FILE = pa.schema(
         pa.field("statistics", pa.string()),
     ]
 )
-
-
-def place_of(lake: Lake, table: Table) -> Place:
-    """The table's folder, as executors reach it."""
-    return Place(lake.uri(table), dict(lake.storage_options))
 
 
 def each(
@@ -96,12 +91,12 @@ def write(frame: DataFrame, lake: Lake, table: Table) -> list[DataFile]:
     def written(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         yield as_batch(list(write_data_files(place, table, batches)))
 
-    return data_files(frame.mapInArrow(written, from_arrow_schema(_DATA_FILE)))
+    return data_files(frame.mapInArrow(written, from_arrow_schema(DATA_FILE)))
 
 
 def as_batch(files: Sequence[DataFile]) -> pa.RecordBatch:
     """Data files as a task hands them to the driver."""
-    return pa.RecordBatch.from_pylist([vars(file) for file in files], schema=_DATA_FILE)
+    return pa.RecordBatch.from_pylist([vars(file) for file in files], schema=DATA_FILE)
 
 
 def data_files(frame: DataFrame) -> list[DataFile]:

@@ -1,0 +1,391 @@
+"""Landing of the transactions topic by Spark: executors read Kafka and write data files, the driver commits them.
+
+A Structured Streaming query reads on from what the table holds. Its checkpoint is new at every start and is thrown away
+at the end: the positions in the table's log are the one truth, for this lander as for every other, and each batch is
+held against them. Labels are few; the driver drains them, before every batch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from fraud_assets.core.schema import fraud_labels, raw_transactions
+from fraud_assets.engines.spark.messages import Landing, Written
+from fraud_assets.engines.spark.session import require_connector, spark_faults
+from fraud_assets.errors import BrokerError, EngineError
+from fraud_assets.kafka.broker import real_broker_is_named
+from fraud_assets.kafka.java_client import java_client
+from fraud_assets.lake.append import RACES, CommitConflictError, commit
+from fraud_assets.lake.data_files import discard, place_of
+from fraud_assets.lake.positions import NOTHING, Positions, Stream, stored
+from fraud_assets.lake.tables import Lake, unreadable
+from fraud_assets.pipeline.landing import (
+    LandingReport,
+    LandTopics,
+    Progress,
+    TopicReaders,
+    by_place,
+    empty_reports,
+    land_new_labels,
+    land_topics,
+    land_transactions,
+    merged,
+    never,
+    note_of,
+    silent,
+    stored_of,
+)
+from fraud_assets.settings import Settings
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql.streaming import StreamingQuery
+
+_TASK_ROWS = 100_000
+"""Fewer messages than this are not worth a task and a data file of their own."""
+_SLICE_SECONDS = 0.2
+_UNHELD_TIME = "long overflow"
+"""Of Spark's error on a message whose time it cannot hold, as where a producer put in nanoseconds."""
+
+
+class PlanAgainError(Exception):
+    """The query does not join on to what the table holds or to the topic's partitions; a new one has to be planned."""
+
+
+@dataclass(frozen=True)
+class Landed:
+    """What one batch did.
+
+    Attributes:
+        reports: by table.
+        positions: what the table holds now of the topic.
+        newest: latest time that a message of it carries.
+        lag: messages per partition that the query saw and that are still to come.
+    """
+
+    reports: dict[str, LandingReport]
+    positions: Positions
+    newest: datetime | None = None
+    lag: dict[int, int] = field(default_factory=dict)
+
+
+def landing_on(session: Callable[[], SparkSession]) -> LandTopics:
+    """`land_topics` by Spark; the session is asked for when there is something to read.
+
+    An embedded broker is read in the process: it does not answer Java's clients.
+
+    Raises (when it is called):
+        EngineError: a job failed, twice.
+        JarsError: Spark's Kafka connector cannot be had.
+        BrokerError, MessagesLostError, LakeError: nothing is skipped; what was committed stays.
+    """
+
+    def land(
+        lake: Lake,
+        settings: Settings,
+        progress: Progress,
+        *,
+        transactions: bool = True,
+        stop: Callable[[], bool] = never,
+    ) -> dict[str, LandingReport]:
+        if not transactions or not real_broker_is_named(settings):
+            return land_topics(lake, settings, progress, transactions=transactions, stop=stop)
+        require_connector(settings)
+        with TopicReaders.of(settings, settings.consumer_group) as readers:
+            return _drain(session, lake, settings, readers, progress, stop)
+
+    return land
+
+
+def _drain(
+    session: Callable[[], SparkSession],
+    lake: Lake,
+    settings: Settings,
+    readers: TopicReaders,
+    progress: Progress,
+    stop: Callable[[], bool],
+) -> dict[str, LandingReport]:
+    begun = monotonic()
+    ends = readers.transactions.end_offsets(stop)
+    reports = empty_reports()
+    reports[fraud_labels.name], _ = land_new_labels(lake, settings, readers, stop)
+
+    def landed(batch: Landed) -> None:
+        for name, report in batch.reports.items():
+            reports[name] = merged(reports[name], report)
+        if rows := batch.reports[raw_transactions.name].rows:
+            progress(f"{raw_transactions.name}: {rows:,} rows landed from {settings.transactions_topic}")
+
+    rows_at_failure = -1
+    while not stop():
+        first = readers.transactions.first_offsets(lambda streams: stored_of(lake, raw_transactions, streams), stop)
+        if all(first.get(stream, 0) > end for stream, end in ends.items()):
+            break
+        try:
+            TopicQuery(session(), lake, settings, readers, landed, stop).run(bounded=True)
+            break
+        except PlanAgainError:
+            continue
+        except EngineError:
+            # An executor that was lost, a leader that moved: once it may pass.
+            if reports[raw_transactions.name].rows == rows_at_failure:
+                raise
+            rows_at_failure = reports[raw_transactions.name].rows
+    known = stored_of(lake, raw_transactions, ends)
+    lag = {stream: max(0, end - known[stream]) for stream, end in ends.items()}
+    total = reports[raw_transactions.name]
+    reports[raw_transactions.name] = LandingReport(
+        total.table, total.rows, total.bytes, seconds=monotonic() - begun, offsets=by_place(known), lag=by_place(lag)
+    )
+    return reports
+
+
+class TopicQuery:
+    """One query on the transactions topic, from what the table holds to the ends of now or until it is stopped."""
+
+    def __init__(
+        self,
+        spark: SparkSession,
+        lake: Lake,
+        settings: Settings,
+        readers: TopicReaders,
+        landed: Callable[[Landed], None],
+        stop: Callable[[], bool],
+    ) -> None:
+        self._spark = spark
+        self._lake = lake
+        self._settings = settings
+        self._readers = readers
+        self._landed = landed
+        self._stop = stop
+        # Held while a batch is landed, and while others use the readers.
+        self._busy = threading.Lock()
+        self._ended = False
+        self._failure: BaseException | None = None
+        self._query: StreamingQuery | None = None
+        self._lineage = ""
+        self._next: dict[Stream, int] = {}
+        self._held: dict[Stream, int] = {}
+
+    def run(self, *, bounded: bool, beside: Callable[[Mapping[int, int]], None] | None = None) -> None:
+        """Lands batch by batch; ends after the one under way.
+
+        Args:
+            bounded: to the ends that the topic has now, else until `stop` says so.
+            beside: called between batches about every FRAUD_LAND_INTERVAL_SECONDS, once the query has looked at the
+                topic, with the messages per partition that it saw there and that are not in the table.
+
+        Raises:
+            PlanAgainError: another query has to take over.
+            EngineError: a job failed.
+            BrokerError, MessagesLostError, LakeError: nothing is skipped; what was committed stays.
+        """
+        first = self._plan()
+        try:
+            with _checkpoint(self._settings) as folder, spark_faults(self._settings):
+                query = self._query = self._start(first, folder, bounded)
+                try:
+                    self._attend(query, _SLICE_SECONDS if bounded else self._settings.land_interval_seconds, beside)
+                finally:
+                    self._ended = True
+                    with self._busy:
+                        pass
+                    query.stop()
+            if self._failure is not None:
+                raise self._failure
+        except EngineError:
+            # Of the broker and the topic their own reader tells more, if it is these.
+            if not self._stop():
+                self._plan()
+            raise
+
+    def _plan(self) -> dict[Stream, int]:
+        """First offset to read of every partition; raises what keeps landing from going on."""
+
+        def held(streams: Iterable[Stream]) -> dict[Stream, int]:
+            self._held = stored_of(self._lake, raw_transactions, streams)
+            return self._held
+
+        self._next = self._readers.transactions.first_offsets(held, self._stop)
+        self._lineage = next(iter(self._next)).lineage
+        return dict(self._next)
+
+    def _start(self, first: Positions, folder: Path, bounded: bool) -> StreamingQuery:
+        settings, topic = self._settings, self._readers.transactions.topic
+        options = {
+            **{f"kafka.{name}": value for name, value in java_client(settings).items()},
+            # Spark looks up its place anew for every such portion.
+            "kafka.max.poll.records": "10000",
+            "subscribe": topic,
+            "startingOffsets": json.dumps({topic: {str(stream.partition): first[stream] for stream in first}}),
+            "includeHeaders": "true",
+            "failOnDataLoss": "true",
+            "groupIdPrefix": self._readers.transactions.group,
+            "maxOffsetsPerTrigger": str(settings.spark_land_rows),
+            "kafkaConsumer.pollTimeoutMs": str(int(settings.kafka_timeout_seconds * 1000)),
+            # What does not answer is asked again by the next query.
+            "fetchOffset.numRetries": "1",
+        }
+        frame = self._spark.readStream.format("kafka").options(**options).load()
+
+        def land(rows: DataFrame, number: int) -> None:
+            self._batch(rows, number, folder)
+
+        writer = frame.writeStream.foreachBatch(land).option("checkpointLocation", f"file://{folder}")
+        if bounded:
+            return writer.trigger(availableNow=True).start()
+        return writer.trigger(processingTime=f"{int(settings.land_interval_seconds * 1000)} milliseconds").start()
+
+    def _attend(
+        self, query: StreamingQuery, seconds: float, beside: Callable[[Mapping[int, int]], None] | None
+    ) -> None:
+        while not self._stop() and self._failure is None and not query.awaitTermination(seconds):
+            if beside is None or not self._busy.acquire(blocking=False):
+                continue
+            try:
+                if query.lastProgress is not None and self._failure is None:
+                    beside(self._lag())
+            finally:
+                self._busy.release()
+
+    def _batch(self, rows: DataFrame, number: int, folder: Path) -> None:
+        with self._busy:
+            # A batch that is passed over here is read again by the next query: nobody keeps its checkpoint.
+            if self._ended or self._failure is not None or self._stop():
+                return
+            try:
+                ends = self._ends(number, folder)
+                landed = self._land(rows, ends)
+                self._next = dict(ends)
+                self._landed(replace(landed, lag=self._lag()))
+            except BaseException as error:  # noqa: BLE001 - raised by the thread that attends to the query
+                self._failure = error
+
+    def _ends(self, number: int, folder: Path) -> dict[Stream, int]:
+        """The offset after the last of every partition of this batch, once it is sure that it joins on to the last."""
+        begins = self._offsets(folder / (f"offsets/{number - 1}" if number else "sources/0/0"))
+        ends = self._offsets(folder / f"offsets/{number}")
+        if ends.keys() != self._next.keys():
+            raise PlanAgainError("the topic has other partitions than the query was planned for")
+        if begins != self._next:
+            raise EngineError(
+                f"Spark's batch {number} begins at {by_place(begins)}, and the last one ended at "
+                f"{by_place(self._next)}. Nothing of it was landed; it is read again."
+            )
+        return ends
+
+    def _lag(self) -> dict[int, int]:
+        """Messages per partition that are still to come, as far as the query had seen them after its last batch."""
+        progress = self._query.lastProgress if self._query else None
+        latest = json.loads(progress["sources"][0]["latestOffset"] or "{}") if progress else {}
+        ends = latest.get(self._readers.transactions.topic, {})
+        return {
+            stream.partition: max(0, ends.get(str(stream.partition), offset) - offset)
+            for stream, offset in self._next.items()
+        }
+
+    def _offsets(self, path: Path) -> dict[Stream, int]:
+        """What Spark wrote of its plan; the last line is that of the source."""
+        topic = self._readers.transactions.topic
+        offsets = json.loads(path.read_text().splitlines()[-1]).get(topic, {})
+        return {Stream(topic, self._lineage, int(partition)): offset for partition, offset in offsets.items()}
+
+    def _land(self, rows: DataFrame, ends: Positions) -> Landed:
+        """Drains the labels, then lands the batch up to `ends`."""
+        lake, settings, readers = self._lake, self._settings, self._readers
+        reports = empty_reports()
+        reports[fraud_labels.name], is_drained = land_new_labels(lake, settings, readers, self._stop)
+        if not is_drained:
+            raise PlanAgainError("it was stopped")
+        begun = monotonic()
+        for _ in range(RACES):
+            handle = lake.open(raw_transactions)
+            held = {stream: stored(handle, stream) for stream in ends}
+            # Whatever the query was given between this and its first offset, the table holds. Other offsets before
+            # this batch carry no message: markers of transactions, and what compaction took.
+            if any(held[stream] < known for stream, known in self._held.items()):
+                raise PlanAgainError("the table holds less than it did")
+            try:
+                written = self._written(rows, ends, held)
+            except EngineError as error:
+                if _UNHELD_TIME not in str(error):
+                    raise
+                return self._landed_in_process(reports, ends)
+            reached = {stream: max(held[stream], written.reached.get(stream, NOTHING)) for stream in ends}
+            if not written.files:
+                self._held = reached
+                return Landed(reports, reached)
+            ahead = {stream: offset for stream, offset in reached.items() if offset > held[stream]}
+            note = {"rows": written.rows, **note_of(readers.transactions.accepted)}
+            try:
+                # All that was read by now was of this life of the topic, or nothing of it is landed.
+                readers.transactions.check_lineage(self._lineage)
+                commit(handle, raw_transactions, written.files, ahead, note)
+            except CommitConflictError:
+                # Another lander may have landed part of it.
+                discard(lake, raw_transactions, written.files)
+                continue
+            except BrokerError:
+                discard(lake, raw_transactions, written.files)
+                raise
+            self._held = reached
+            reports[raw_transactions.name] = LandingReport(
+                raw_transactions.name,
+                written.rows,
+                written.bytes,
+                seconds=monotonic() - begun,
+                offsets=by_place(reached),
+            )
+            return Landed(reports, reached, written.newest)
+        raise unreadable(lake.uri(raw_transactions), RuntimeError(f"{RACES} commits in a row lost to other landers"))
+
+    def _written(self, rows: DataFrame, ends: Positions, held: Positions) -> Written:
+        if all(held[stream] + 1 >= end for stream, end in ends.items()):
+            return Written()
+        planned = sum(end - self._next[stream] for stream, end in ends.items())
+        landing = Landing(
+            place_of(self._lake, raw_transactions),
+            self._settings,
+            self._readers.transactions.topic,
+            self._lineage,
+            held,
+            datetime.now(UTC),
+        )
+        with spark_faults(self._settings):
+            return landing.write(rows, max(1, -(-planned // _TASK_ROWS)))
+
+    def _landed_in_process(self, reports: dict[str, LandingReport], ends: Positions) -> Landed:
+        """Lands the batch as `land_topics` does: librdkafka holds what Spark does not."""
+        targets = {stream: end - 1 for stream, end in ends.items()}
+        reader = self._readers.transactions
+        report = land_transactions(self._lake, self._settings, reader, targets, silent, self._stop)
+        self._held = stored_of(self._lake, raw_transactions, ends)
+        if self._stop():
+            raise PlanAgainError("it was stopped")
+        return Landed({**reports, raw_transactions.name: report}, self._held)
+
+
+@contextmanager
+def _checkpoint(settings: Settings) -> Iterator[Path]:
+    """A new folder for what Spark notes of a query; it goes with the block, and so do those of killed processes."""
+    home = settings.home_path / "spark"
+    for left in home.glob("landing-*"):
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(int(left.name.split("-")[1]), 0)
+            continue
+        shutil.rmtree(left, ignore_errors=True)
+    folder = home / f"landing-{os.getpid()}-{os.urandom(4).hex()}"
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,158 @@
+"""What executors do with the messages that Spark reads from Kafka: into the landing schema, and into data files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fraud_assets.core.pseudonyms import pseudonymise
+from fraud_assets.core.schema import HEADERS, MESSAGES, TIME, raw_transactions
+from fraud_assets.engines.spark.tables import DATA_FILE
+from fraud_assets.kafka.batch import LATEST
+from fraud_assets.kafka.schemas import transaction_decoder
+from fraud_assets.lake.append import stamped
+from fraud_assets.lake.data_files import DataFile, Place, write_data_files
+from fraud_assets.lake.positions import Positions, Stream, positions_of, rows_after
+from fraud_assets.pipeline.landing import payload_bytes
+from fraud_assets.settings import Settings
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+
+class _Header(msgspec.Struct):
+    key: str
+    value: bytes | None = None
+
+
+_decode_headers = msgspec.json.Decoder(list[_Header]).decode
+_NO_TIME = -1
+"""Kafka's `timestampType` of a message that carries no time."""
+_REPORT = pa.schema(
+    [
+        pa.field("files", pa.list_(pa.struct(DATA_FILE))),
+        pa.field("reached", pa.list_(pa.struct([pa.field("partition", pa.int32()), pa.field("offset", pa.int64())]))),
+        pa.field("bytes", pa.int64()),
+        pa.field("newest", TIME),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Written:
+    """Data files that are not committed, and the messages that were read for them.
+
+    Attributes:
+        reached: largest offset of all messages that were read, of those that the table holds already, too.
+        bytes: of keys and bodies of the rows in `files`.
+        newest: latest time that a message of `files` carries.
+    """
+
+    files: list[DataFile] = field(default_factory=list)
+    reached: dict[Stream, int] = field(default_factory=dict)
+    bytes: int = 0
+    newest: datetime | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows in `files`."""
+        return sum(file.rows for file in self.files)
+
+
+@dataclass(frozen=True)
+class Landing:
+    """What every task is told.
+
+    Attributes:
+        held: positions that the table holds; messages at or below are left out.
+        moment: when they landed, the same for all.
+    """
+
+    place: Place
+    settings: Settings
+    topic: str
+    lineage: str
+    held: Positions
+    moment: datetime
+
+    def write(self, frame: DataFrame, tasks: int) -> Written:
+        """Writes Kafka's rows into data files by at most so many tasks; a file each."""
+        from pyspark.sql import functions as F  # noqa: N812
+        from pyspark.sql.pandas.types import from_arrow_schema
+
+        landing = self
+        # A nested column, even of nulls, takes Spark's Arrow writer ten times as long as all others together.
+        flat = frame.withColumn("headers", F.to_json("headers"))
+
+        def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+            yield landing._written(batches)
+
+        reports = flat.coalesce(tasks).mapInArrow(work, from_arrow_schema(_REPORT)).toArrow().to_pylist()
+        reached = {
+            Stream(self.topic, self.lineage, place["partition"]): place["offset"]
+            for report in reports
+            for place in report["reached"]
+        }
+        return Written(
+            [DataFile(**file) for report in reports for file in report["files"]],
+            reached,
+            sum(report["bytes"] for report in reports),
+            max((report["newest"] for report in reports if report["newest"]), default=None),
+        )
+
+    def _written(self, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatch:
+        decoder = transaction_decoder(self.settings)
+        reached: dict[int, int] = {}
+        size, newest = 0, None
+
+        def rows() -> Iterator[pa.RecordBatch]:
+            nonlocal size, newest
+            for batch in batches:
+                messages = messages_of(batch, self.lineage)
+                reached.update({stream.partition: offset for stream, offset in positions_of(messages).items()})
+                fresh = rows_after(messages, self.held)
+                if fresh.num_rows:
+                    size += payload_bytes(fresh)
+                    newest = max(filter(None, (newest, pc.max(fresh["timestamp"]).as_py())), default=None)
+                    treated = pseudonymise(fresh, self.settings, decoder)
+                    yield from stamped(treated, raw_transactions, self.moment).to_batches()
+
+        files = [vars(file) for file in write_data_files(self.place, raw_transactions, rows())]
+        places = [{"partition": partition, "offset": offset} for partition, offset in reached.items()]
+        report = {"files": files, "reached": places, "bytes": size, "newest": newest}
+        return pa.RecordBatch.from_pylist([report], schema=_REPORT)
+
+
+def messages_of(batch: pa.RecordBatch, lineage: str) -> pa.Table:
+    """Rows of Spark's Kafka source, with headers as Spark's JSON, as `MESSAGES`."""
+    milliseconds = pc.divide(batch["timestamp"].cast(pa.int64()), 1000)
+    has_time = pc.and_(
+        pc.not_equal(batch["timestampType"], _NO_TIME),
+        pc.and_(pc.greater_equal(milliseconds, 0), pc.less_equal(milliseconds, LATEST)),
+    )
+    columns = {
+        "lineage": pa.repeat(pa.scalar(lineage, pa.string()), batch.num_rows),
+        "timestamp": pc.if_else(has_time, batch["timestamp"], pa.scalar(None, batch["timestamp"].type)),
+    }
+    columns["headers"] = _headers(batch["headers"])
+    arrays = [
+        (columns[name] if name in columns else batch[name]).cast(kind)
+        for name, kind in zip(MESSAGES.names, MESSAGES.types, strict=True)
+    ]
+    return pa.Table.from_arrays(arrays, schema=MESSAGES)
+
+
+def _headers(texts: pa.Array) -> pa.Array:
+    if texts.null_count == len(texts):
+        return pa.nulls(len(texts), HEADERS)
+    rows = [
+        None if text is None else [{"key": header.key, "value": header.value} for header in _decode_headers(text)]
+        for text in texts.to_pylist()
+    ]
+    return pa.array(rows, HEADERS)

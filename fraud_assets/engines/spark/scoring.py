@@ -1,0 +1,122 @@
+"""A batch of predictions on Spark: executors score the pending rows of their files and write them, in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+from pyarrow.dataset import field as column
+
+from fraud_assets.core.schema import TRANSACTION_FEATURES, fraud_predictions, transaction_features
+from fraud_assets.core.scoring import PREDICTION_INPUTS
+from fraud_assets.engines.spark.session import spark_faults
+from fraud_assets.engines.spark.tables import DATA_FILE, each
+from fraud_assets.lake.data_files import DataFile, Slice, place_of, read_slices, slices_of, write_data_files
+from fraud_assets.lake.positions import within
+from fraud_assets.lake.scan import files_within
+from fraud_assets.pipeline.scoring import Batch, Scored, alerts_in, other_versions
+
+if TYPE_CHECKING:
+    import treelite
+    from pyspark import Broadcast
+    from pyspark.sql import SparkSession
+
+_TASK_BYTES = 8_000_000
+"""Of feature files for a task: about 80,000 rows, half a second of scoring."""
+_FILE_BYTES = 100_000
+"""What opening a file costs beside its bytes, in bytes."""
+_INPUTS = pa.schema([TRANSACTION_FEATURES.field(name) for name in PREDICTION_INPUTS])
+_REPORT = pa.schema(
+    [
+        pa.field("files", pa.list_(pa.struct(DATA_FILE))),
+        pa.field("alerts", pa.int64()),
+        pa.field("other_versions", pa.list_(pa.string())),
+    ]
+)
+
+
+def scoring_on(session: Callable[[], SparkSession]) -> Callable[[Batch], Scored]:
+    """The engine for `score_pending`; the session is asked for when there is a batch.
+
+    Raises (when it is called):
+        EngineError: a job failed; nothing of the batch is committed.
+    """
+    sent: dict[int, Broadcast[bytes]] = {}
+
+    def compute(batch: Batch) -> Scored:
+        spark = session()
+        with spark_faults(batch.settings):
+            version = batch.scorer.version
+            if version not in sent:
+                sent[version] = spark.sparkContext.broadcast(batch.scorer.model.serialize_bytes())
+            return _scored(spark, batch, sent[version])
+
+    return compute
+
+
+def _scored(spark: SparkSession, batch: Batch, model: Broadcast[bytes]) -> Scored:
+    source, bounds = batch.work.source, batch.bounds
+    source_place, target_place = place_of(batch.lake, transaction_features), place_of(batch.lake, fraud_predictions)
+    first, last = min(bounds.start.values()) + 1, max(bounds.target.values())
+    # Row groups beyond all streams' bounds need not be read.
+    where = (column("offset") >= first) & (column("offset") <= last)
+    # The model is not for pickling, and so is no part of what travels with the task.
+    without_model = replace(batch.scorer, model=None)  # type: ignore[arg-type]
+
+    def score(slices: Sequence[Slice]) -> Iterator[pa.RecordBatch]:
+        scorer = replace(without_model, model=_deserialised(model))
+        alerts, others = 0, set[str]()
+
+        def scored() -> Iterator[pa.RecordBatch]:
+            nonlocal alerts
+            for read in read_slices(source_place, slices, _INPUTS, transaction_features.partition_by, where):
+                rows = pa.Table.from_batches([within(read, bounds.start, bounds.target)])
+                others.update(other_versions(rows))
+                if not others:
+                    predictions = scorer.score(rows)
+                    alerts += alerts_in(predictions)
+                    yield from predictions.to_batches()
+
+        files = list(write_data_files(target_place, fraud_predictions, scored()))
+        report = {"files": [vars(file) for file in files], "alerts": alerts, "other_versions": sorted(others)}
+        yield pa.RecordBatch.from_pylist([report], schema=_REPORT)
+
+    near = set(files_within(source, {"offset": (first, last)}))
+    slices = slices_of(source, [path for path in batch.work.files if path in near], transaction_features)
+    reports = each(spark, shared_out_by_day(spark, slices), score, _REPORT).toArrow().to_pylist()
+    return Scored(
+        [DataFile(**file) for report in reports for file in report["files"]],
+        sum(report["alerts"] for report in reports),
+        frozenset(version for report in reports for version in report["other_versions"]),
+    )
+
+
+def shared_out_by_day(spark: SparkSession, slices: Sequence[Slice]) -> list[list[Slice]]:
+    """The slices as the work of tasks, each with about the same bytes and with neighbouring days.
+
+    A task writes a file for every day that it meets, so that of D days and T tasks come fewer than D + T files, and
+    few rows are the work of one task.
+    """
+    ordered = sorted(slices, key=lambda part: (str(part.partition), part.path, part.number))
+    loads = [part.size // part.count + _FILE_BYTES for part in ordered]
+    most = 4 * spark.sparkContext.defaultParallelism
+    share = max(_TASK_BYTES, -(-sum(loads) // most))
+    tasks: list[list[Slice]] = []
+    reached = 0
+    for part, load in zip(ordered, loads, strict=True):
+        if not tasks or reached + load // 2 >= share * len(tasks):
+            tasks.append([])
+        tasks[-1].append(part)
+        reached += load
+    return tasks
+
+
+@lru_cache(maxsize=1)
+def _deserialised(model: Broadcast[bytes]) -> treelite.Model:
+    """The model, once for all tasks of a Python worker: it meets the same broadcast object in each."""
+    import treelite
+
+    return treelite.Model.deserialize_bytes(model.value)

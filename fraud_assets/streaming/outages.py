@@ -1,0 +1,102 @@
+"""What always-on landing does while something is away that may come back: says so, shows it, and tries again."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import monotonic
+
+from fraud_assets.errors import BrokerError, FraudAssetsError, LakeError, disk_fault
+from fraud_assets.lake.tables import Lake
+from fraud_assets.pipeline.files import land_files
+from fraud_assets.pipeline.landing import empty_reports, with_files
+from fraud_assets.settings import Settings
+from fraud_assets.streaming.metrics import LandingMetrics
+from fraud_assets.streaming.news import News, Say
+
+_FIRST_PAUSE_SECONDS = 0.2
+_LONGEST_PAUSE_SECONDS = 5.0
+_PASSING = (BrokerError, LakeError)
+
+
+@dataclass(frozen=True)
+class Outages:
+    """Whom an outage is told to, and what ends the waiting for its end.
+
+    Attributes:
+        passing: errors of things that may come back.
+    """
+
+    stop: threading.Event
+    news: News
+    metrics: LandingMetrics
+    passing: tuple[type[FraudAssetsError], ...] = _PASSING
+
+    def tried(self, work: Callable[[], bool], final: tuple[type[Exception], ...]) -> bool:
+        """What the work says; where something is away that may come back, says so and does it again until told to stop.
+
+        Errors in `final` are raised, for to do the same again would not help.
+        """
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            begun = monotonic()
+            try:
+                return work()
+            except final:
+                raise
+            except (FraudAssetsError, OSError) as error:
+                reason = _reason(error, self.passing)
+            if self.stop.is_set():
+                return False
+            self.metrics.looked()
+            self.metrics.fails(reason)
+            self.news.fails("topics", reason)
+            self.news.tick(0)
+            if monotonic() - begun > _LONGEST_PAUSE_SECONDS:
+                pause = _FIRST_PAUSE_SECONDS
+            self.stop.wait(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+
+
+@contextmanager
+def files_landed_beside(lake: Lake, settings: Settings, say: Say, stop: threading.Event, news: News) -> Iterator[None]:
+    """Lands dropped files in a thread of its own, so that a large one keeps no message waiting."""
+    failure: list[BaseException] = []
+
+    def land() -> None:
+        try:
+            while not stop.is_set():
+                try:
+                    news.landed(with_files(empty_reports(), land_files(lake, settings, say, stop.is_set)))
+                    news.goes_on("files")
+                except (FraudAssetsError, OSError) as error:
+                    news.fails("files", _reason(error, _PASSING))
+                    stop.wait(_LONGEST_PAUSE_SECONDS)
+                stop.wait(settings.land_interval_seconds)
+        except BaseException as error:  # noqa: BLE001 - told by the main thread
+            failure.append(error)
+            stop.set()
+
+    thread = threading.Thread(target=land, name="files")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    if failure:
+        raise failure[0]
+
+
+def _reason(error: FraudAssetsError | OSError, passing: tuple[type[FraudAssetsError], ...]) -> str:
+    """The sentence on what may pass by itself: the broker, the lake, a registry, a disk; raises what will not."""
+    if isinstance(error, OSError):
+        fault = disk_fault(error)
+        if fault is None:
+            raise error
+        return str(fault)
+    if not isinstance(error, passing):
+        raise error
+    return str(error)
