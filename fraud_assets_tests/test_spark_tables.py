@@ -101,7 +101,7 @@ def test_a_stale_handle_is_refused(spark: SparkSession, lake: Lake) -> None:
 
 
 def test_a_large_file_is_read_by_many_tasks(spark: SparkSession, lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fraud_assets.lake.data_files._GROUP_ROWS", 100)
+    monkeypatch.setattr("fraud_assets.lake.data_files.GROUP_ROWS", 100)
     append_landed(lake, raw_transactions, messages(1000))
     handle = lake.open(raw_transactions)
     commit(handle, raw_transactions, _local_copy(lake, messages(1000)), {COPY: 999})

@@ -22,12 +22,12 @@ from deltalake import (
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from fraud_assets.core.schema import Table
-from fraud_assets.lake.data_files import Rows
+from fraud_assets.lake.data_files import GROUP_ROWS, Rows
 from fraud_assets.lake.positions import Positions, beyond, positions_of, stored
 from fraud_assets.lake.tables import Lake, unreadable
 
 RACES = 100
-_WRITER = WriterProperties(compression="ZSTD", compression_level=1)
+WRITER = WriterProperties(compression="ZSTD", compression_level=1, max_row_group_size=GROUP_ROWS)
 # To look for old log entries after every commit costs more with every commit; upkeep does it.
 _AFTERWARDS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
 
@@ -79,7 +79,7 @@ def commit(
                 mode="append",
                 commit_properties=properties,
                 post_commithook_properties=_AFTERWARDS,
-                writer_properties=_WRITER,
+                writer_properties=WRITER,
             )
         else:
             write_deltalake(
@@ -89,7 +89,7 @@ def commit(
                 predicate=restated,
                 commit_properties=properties,
                 post_commithook_properties=_AFTERWARDS,
-                writer_properties=_WRITER,
+                writer_properties=WRITER,
             )
     except CommitFailedError as error:
         raise CommitConflictError(str(error)) from error

@@ -29,11 +29,12 @@ if TYPE_CHECKING:
     from fraud_assets.lake.tables import Lake
 
 READ_ROWS = 65_536
-_GROUP_ROWS = 131_072
+GROUP_ROWS = 131_072
 """Rows of a Parquet row group: what a reader holds at a time, and what a large file is split by."""
 _GROUP_BYTES = 134_217_728
 """Of fewer rows, where they are large: what a writer holds at a time."""
-_SLICE_BYTES = 33_554_432
+_SLICE_BYTES = 8_388_608
+_SLICE_ROWS = 2 * GROUP_ROWS
 
 
 @dataclass(frozen=True)
@@ -94,16 +95,16 @@ Rows: TypeAlias = pa.Table | Sequence[DataFile]
 
 
 def slices_of(handle: DeltaTable, files: Sequence[str], table: Table) -> list[Slice]:
-    """The files of the handle's version as parts of about 32 MB, for as many tasks."""
+    """The files of the handle's version as parts of at most about 8 MB and 260,000 rows, for as many tasks."""
     from fraud_assets.lake.tables import add_actions
 
     wanted = set(files)
     actions = add_actions(handle)
-    names = ["path", "size_bytes", *([f"partition.{table.partition_by}"] if table.partition_by else [])]
+    names = ["path", "size_bytes", "num_records", *([f"partition.{table.partition_by}"] if table.partition_by else [])]
     slices = []
-    for path, size, *partition in zip(*(actions[name].to_pylist() for name in names), strict=True):
+    for path, size, rows, *partition in zip(*(actions[name].to_pylist() for name in names), strict=True):
         if path in wanted:
-            count = max(1, round(size / _SLICE_BYTES))
+            count = max(1, round(size / _SLICE_BYTES), round((rows or 0) / _SLICE_ROWS))
             slices += [Slice(path, size, *partition, number=n, count=count) for n in range(count)]  # type: ignore[misc]
     return slices
 
@@ -220,7 +221,7 @@ class _Writer:
         self._waiting.append(rows)
         self._rows += rows.num_rows
         self._bytes += rows.nbytes
-        if self._rows >= _GROUP_ROWS or self._bytes >= _GROUP_BYTES:
+        if self._rows >= GROUP_ROWS or self._bytes >= _GROUP_BYTES:
             self._flush()
 
     def finished(self) -> DataFile:
@@ -239,7 +240,7 @@ class _Writer:
 
     def _flush(self) -> None:
         if self._waiting:
-            self._writer.write_table(pa.concat_tables(self._waiting), row_group_size=_GROUP_ROWS)
+            self._writer.write_table(pa.concat_tables(self._waiting), row_group_size=GROUP_ROWS)
         self._waiting, self._rows, self._bytes = [], 0, 0
 
 

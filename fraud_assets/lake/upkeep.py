@@ -10,6 +10,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from fraud_assets.core.schema import TABLES, Table
+from fraud_assets.lake.append import WRITER
 from fraud_assets.lake.retention import Retired, oldest_waiting, retire
 from fraud_assets.lake.tables import Lake, unreadable
 from fraud_assets.settings import Settings
@@ -48,7 +49,7 @@ def tend(lake: Lake, table: Table, settings: Settings, retired: Retired = Retire
     before = len(handle.file_uris())
     try:
         try:
-            handle.optimize.compact(target_size=settings.compact_target_bytes)
+            handle.optimize.compact(target_size=settings.compact_target_bytes, writer_properties=WRITER)
         except CommitFailedError:
             # A restatement rewrote the same files meanwhile: they are compacted the next time.
             handle = lake.open(table)
