@@ -146,7 +146,7 @@ def process_landed(
         except CommitConflictError:
             for table, rows in waiting.items():
                 discard(lake, table, rows)
-            progress("another run committed the same messages first; starting over from its positions")
+            progress("another writer committed first; starting over from what the tables hold now")
             continue
         report = report.plus(computed.landed, count_of(computed.features), computed.reasons)
         progress(

@@ -158,7 +158,7 @@ def score_pending(
             commit(handle, fraud_predictions, scored.rows, batch.bounds.target, _facts(scored, scorer.version))
         except CommitConflictError:
             discard(lake, fraud_predictions, scored.rows)
-            progress("another run scored the same transactions first; starting over from its positions")
+            progress("another writer committed first; starting over from what the tables hold now")
             continue
         report = report.plus(scored, scorer.version)
         progress(f"{report.rows:,} of {report.rows + work.rows - count_of(scored.rows):,} transactions scored: "

@@ -33,8 +33,7 @@ _FAILURE = r"(?:: |Caused by: )?([\w.$]+(?:Error|Exception): .*)"
 def spark_config(settings: Settings) -> dict[str, str]:
     """Spark's settings for these: ours, then FRAUD_SPARK_CONF, which wins.
 
-    Raises:
-        SettingError: FRAUD_SPARK_JARS is not a folder of jars.
+    Without the Kafka connector's jars where they cannot be had; see `require_connector`.
     """
     local = settings.spark_master.startswith("local")
     config = {
@@ -70,7 +69,7 @@ def spark_config(settings: Settings) -> dict[str, str]:
         # On YARN and Kubernetes the executors have a Python of their own.
         config["spark.pyspark.python"] = sys.executable
     if not _names_jars(settings):
-        # Only landing needs them, and says so where they cannot be had.
+        # Only landing needs them, and says so.
         with suppress(JarsError):
             config["spark.jars"] = ",".join(str(jar) for jar in sorted(kafka_jars(settings).glob("*.jar")))
     return config | settings.spark_conf
