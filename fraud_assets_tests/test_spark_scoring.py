@@ -164,7 +164,7 @@ def test_a_conflict_removes_the_files_and_starts_over(
     lines: list[str] = []
     assert score_pending(lake, settings, lines.append, overtaken).rows == 0
     assert len(lines) == 1
-    assert "another run" in lines[0]
+    assert "starting over" in lines[0]
     assert row_count(lake.open(fraud_predictions)) == ROWS
     assert files(lake) == committed(lake)
 
