@@ -1,13 +1,15 @@
 """DuckDB in the process against Spark local[2], stage by stage: python benchmarks/spark.py [--quick | --full]
 
-Both engines work off the same landed messages, in batches of FRAUD_BATCH_ROWS and on Spark also in one batch of all;
-Spark's start is measured apart. 1 million rows by default, 100,000 with --quick, 1 and 10 million with --full.
+Landing: both landers read the same topic of an Apache Kafka, 4 partitions, up to its end. Features and scores: both
+engines work off the same landed messages, in batches of FRAUD_BATCH_ROWS and on Spark also in one batch of all. Spark's
+start is measured apart. 1 million rows by default, 100,000 with --quick, 1 and 10 million with --full.
 """
 
 import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +17,15 @@ import _lakes as lakes
 import numpy as np
 import pyarrow as pa
 
-from fraud_assets.core.schema import fraud_predictions, transaction_features
+from fraud_assets.core.schema import fraud_predictions, raw_transactions, transaction_features
 from fraud_assets.engines.spark.features import features_on
+from fraud_assets.engines.spark.landing import landing_on
 from fraud_assets.engines.spark.scoring import scoring_on
 from fraud_assets.engines.spark.session import spark_session
+from fraud_assets.kafka.apache import apache_kafka, why_not
 from fraud_assets.lake.tables import Lake, row_count
 from fraud_assets.pipeline.features import process_landed
+from fraud_assets.pipeline.landing import LandTopics, land_topics
 from fraud_assets.pipeline.scoring import score_pending
 from fraud_assets.pipeline.training import train
 from fraud_assets.settings import load_settings
@@ -28,19 +33,32 @@ from fraud_assets.settings import load_settings
 DAYS = 60
 ROWS_A_DAY_OF_A_CUSTOMER = 2
 CHUNK = 500_000
+PARTITIONS = 4
+FEW = 2_000
+"""Rows of each engine's first batch, which is measured apart."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """How an engine takes its batches, and what it took."""
+    """How an engine takes its batches."""
 
     name: str
     batch_rows: int
     on_spark: bool
 
 
-def fill(lake: Lake, rows: int) -> None:
-    """Lands a stream of so many transactions in event order, with a label for each, known seven days later."""
+@dataclass(frozen=True)
+class Chunk:
+    """Transactions in event order: numbers, times in microseconds since 1970, bodies, and which are fraud."""
+
+    ids: np.ndarray
+    times: np.ndarray
+    bodies: list[bytes]
+    frauds: np.ndarray
+
+
+def stream(rows: int) -> Iterator[Chunk]:
+    """A stream of so many transactions, over as many days whatever their number."""
     chance = np.random.default_rng(7)
     customers = max(rows // (DAYS * ROWS_A_DAY_OF_A_CUSTOMER), 10)
     begin, day = 1_767_225_600_000_000, 86_400_000_000
@@ -55,59 +73,115 @@ def fill(lake: Lake, rows: int) -> None:
             f'{{"transaction_id":{n},"tx_datetime":"{stamp}Z","customer_id":{c},"terminal_id":{t},"tx_amount":{a}}}'
             for n, stamp, c, t, a in zip(ids, stamps, who, where, amounts, strict=True)
         ]
+        encoded = [body.replace(" ", "T", 1).encode() for body in bodies]
+        yield Chunk(ids, times, encoded, chance.random(count) < 0.01)
+
+
+def fill(lake: Lake, rows: int) -> None:
+    """Lands a stream with a label for each transaction, known seven days later."""
+    for chunk in stream(rows):
         lakes.land(
             lake,
             "transactions",
-            pa.array([body.replace(" ", "T", 1).encode() for body in bodies], pa.binary()),
-            pa.array(ids).cast(pa.string()),
-            pa.array(chance.random(count) < 0.01),
-            pa.array(times + 7 * day, pa.timestamp("us", "UTC")),
-            first,
+            pa.array(chunk.bodies, pa.binary()),
+            pa.array(chunk.ids).cast(pa.string()),
+            pa.array(chunk.frauds),
+            pa.array(chunk.times + lakes.FEEDBACK_DELAY_US, pa.timestamp("us", "UTC")),
+            int(chunk.ids[0]),
         )
-        lakes.say(f"landed {first + count:,} of {rows:,}")
+        lakes.say(f"landed {chunk.ids[-1] + 1:,} of {rows:,}")
+
+
+def produce(bootstrap: str, topic: str, rows: int) -> None:
+    """Puts a stream into a topic of its own."""
+    from confluent_kafka import Producer
+    from confluent_kafka.admin import AdminClient, NewTopic
+
+    settings = {"bootstrap.servers": bootstrap, "linger.ms": 50, "batch.size": 1_000_000, "compression.type": "lz4"}
+    topics = [NewTopic(topic, PARTITIONS), NewTopic(f"{topic}-labels", 1)]
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+    for future in admin.create_topics(topics).values():
+        future.result(30)
+    producer = Producer({**settings, "queue.buffering.max.messages": 2 * CHUNK})
+    for chunk in stream(rows):
+        for number, body in zip(chunk.ids.tolist(), chunk.bodies, strict=True):
+            producer.produce(topic, body, b"%d" % number)
+        producer.flush()
+    lakes.say(f"produced {rows:,}")
 
 
 def measure(rows: int, folder: Path) -> None:
-    """Prints a table of both engines for so many rows."""
+    """Prints what both engines take for so many rows."""
     base = load_settings(home=folder / "home", mlflow_tracking_uri="", spark_master="local[2]")
-    fill(Lake.of(base), rows)
-    engines = [
-        Engine("DuckDB", base.batch_rows, on_spark=False),
-        Engine("Spark", base.batch_rows, on_spark=True),
-        *([Engine("Spark, one batch", rows, on_spark=True)] if rows > base.batch_rows else []),
-    ]
-    # Trained once: both engines score with the same model.
-    results: dict[str, tuple[float, float]] = {}
     began = time.perf_counter()
     with spark_session(base) as spark:
-        start = time.perf_counter() - began
-        warm = load_settings(home=folder / "warm", mlflow_tracking_uri="")
-        fill(Lake.of(warm), 2_000)
-        warming = lakes.seconds(lambda: process_landed(Lake.of(warm), warm, compute=features_on(lambda: spark)))
+        print(f"{rows:,} transactions, {DAYS} days; Spark's session up after {time.perf_counter() - began:.1f} s")
+        if reason := why_not():
+            print(f"  landing is left out: {reason}")
+        else:
+            with apache_kafka(folder / "kafka", jvm=("-Xmx1g",)) as cluster:
+                measure_landing(rows, folder, cluster.bootstrap, landing_on(lambda: spark))
+            shutil.rmtree(folder / "kafka")
+        fill(Lake.of(base), rows)
+        for name, compute in (("DuckDB", None), ("Spark", features_on(lambda: spark))):
+            warm = load_settings(home=folder / f"warm-{name}", mlflow_tracking_uri="")
+            fill(Lake.of(warm), FEW)
+            warming = lakes.seconds(lambda: process_landed(Lake.of(warm), warm, compute=compute))  # noqa: B023
+            print(f"  the first batch of features on {name}, of {FEW:,} rows, took {warming:.1f} s")
+        engines = [
+            Engine("DuckDB", base.batch_rows, on_spark=False),
+            Engine("Spark", base.batch_rows, on_spark=True),
+            *([Engine("Spark, one batch", rows, on_spark=True)] if rows > base.batch_rows else []),
+        ]
+        features, scores = {}, {}
         for engine in engines:
-            home = folder / engine.name.replace(" ", "-").replace(",", "")
+            home = folder / "engine"
             shutil.copytree(base.home_path / "lake", home / "lake")
+            # Trained once: both engines score with the same model.
             settings = load_settings(home=home, mlflow_tracking_uri=base.mlflow_uri, batch_rows=engine.batch_rows)
             lake = Lake.of(settings)
             compute = features_on(lambda: spark) if engine.on_spark else None
-            features = lakes.seconds(lambda: process_landed(lake, settings, lakes.say, compute))  # noqa: B023
+            features[engine.name] = lakes.seconds(lambda: process_landed(lake, settings, lakes.say, compute))  # noqa: B023
             assert row_count(lake.open(transaction_features)) == rows
             train(lake, settings)
             score = scoring_on(lambda: spark) if engine.on_spark else None
-            scores = lakes.seconds(lambda: score_pending(lake, settings, lakes.say, score))  # noqa: B023
+            scores[engine.name] = lakes.seconds(lambda: score_pending(lake, settings, lakes.say, score))  # noqa: B023
             assert row_count(lake.open(fraud_predictions)) == rows
-            results[engine.name] = (features, scores)
             shutil.rmtree(home)
-    print(
-        f"{rows:,} transactions, {DAYS} days; Spark's session up after {start:.1f} s, first batch {warming:.1f} s more"
-    )
-    print(f"  {'engine':<18}{'features, s':>12}{'rows/s':>10}{'share':>7}{'scores, s':>11}{'rows/s':>10}{'share':>7}")
-    first = results[engines[0].name]
-    for name, (features, scores) in results.items():
-        print(
-            f"  {name:<18}{features:>12.1f}{rows / features:>10,.0f}{first[0] / features:>7.2f}"
-            f"{scores:>11.1f}{rows / scores:>10,.0f}{first[1] / scores:>7.2f}"
+    tell("features", rows, features)
+    tell("scores", rows, scores)
+
+
+def measure_landing(rows: int, folder: Path, bootstrap: str, on_spark: LandTopics) -> None:
+    """Both landers on the same topic; Spark once before on a few messages, apart."""
+
+    def took(name: str, topic: str, count: int, land: LandTopics) -> float:
+        settings = load_settings(
+            home=folder / "landing",
+            kafka_bootstrap_servers=bootstrap,
+            transactions_topic=topic,
+            labels_topic=f"{topic}-labels",
         )
+        lake = Lake.of(settings)
+        taken = lakes.seconds(lambda: land(lake, settings, lakes.say))
+        assert row_count(lake.open(raw_transactions)) == count, name
+        shutil.rmtree(settings.home_path)
+        return taken
+
+    for topic, count in (("few", FEW), ("all", rows)):
+        produce(bootstrap, topic, count)
+    first = took("first", "few", FEW, on_spark)
+    print(f"  the first {FEW:,} messages on Spark took {first:.1f} s")
+    landers: dict[str, LandTopics] = {"Python": land_topics, "Spark": on_spark}
+    tell("landing", rows, {name: took(name, "all", rows, land) for name, land in landers.items()})
+
+
+def tell(what: str, rows: int, taken: dict[str, float]) -> None:
+    """Prints a table; the share is that of the first engine's rate."""
+    print(f"  {what:<18}{'s':>9}{'rows/s':>11}{'share':>7}")
+    first = next(iter(taken.values()))
+    for name, seconds in taken.items():
+        print(f"  {name:<18}{seconds:>9.1f}{rows / seconds:>11,.0f}{first / seconds:>7.2f}", flush=True)
 
 
 def main() -> None:
