@@ -46,25 +46,37 @@ def jars_of(package: str, pom: str, product: str) -> Path:
         JarsError: Maven is not there or cannot resolve them.
         DiskError: the user's cache cannot be written.
     """
-    text = resources.files(package).joinpath(pom).read_bytes()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fraud_assets"
-    name = pom.removesuffix(".pom.xml")
-    jars = cache / f"{name}-{hashlib.sha256(text).hexdigest()[:12]}"
+    jars = _place(package, pom)
     if jars.exists():
         return jars
     maven = shutil.which("mvn")
     if maven is None:
         raise JarsError(f"{product}'s jars are resolved by Maven, and mvn is not on the PATH. Install Maven.")
+    cache = jars.parent
     try:
         cache.mkdir(parents=True, exist_ok=True)
         # Whoever comes second waits, and finds them.
-        with (cache / f"{name}.lock").open("w") as lock:
+        with (cache / f"{pom.removesuffix('.pom.xml')}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not jars.exists():
-                _resolve(maven, text, jars, product)
+                _resolve(maven, _text(package, pom), jars, product)
     except OSError as error:
         raise DiskError(f"{cache} cannot be written: {error.strerror}. Point XDG_CACHE_HOME elsewhere.") from error
     return jars
+
+
+def are_resolved(package: str, pom: str) -> bool:
+    """Whether the jars of `pom` are there, so that nobody has to wait for Maven."""
+    return _place(package, pom).exists()
+
+
+def _place(package: str, pom: str) -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fraud_assets"
+    return cache / f"{pom.removesuffix('.pom.xml')}-{hashlib.sha256(_text(package, pom)).hexdigest()[:12]}"
+
+
+def _text(package: str, pom: str) -> bytes:
+    return resources.files(package).joinpath(pom).read_bytes()
 
 
 def telling(output: bytes) -> str:

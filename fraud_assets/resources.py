@@ -49,7 +49,7 @@ class SparkResource(dg.ConfigurableResource):
         from dagster_pyspark import LazyPySparkResource
         from pyspark.sql import SparkSession
 
-        from fraud_assets.engines.spark.session import spark_config, started
+        from fraud_assets.engines.spark.session import spark_config, started, what_started
 
         # A session that was there before, as in a notebook, is not ours to stop.
         if (running := SparkSession.getActiveSession()) is not None:
@@ -59,6 +59,8 @@ class SparkResource(dg.ConfigurableResource):
             spark_config(settings) | self.spark_config,
             lambda config: LazyPySparkResource(spark_config=config).spark_session,
         )
+        for sentence in what_started(self._session):
+            dg.get_dagster_logger().info(sentence)
         return self._session
 
     def teardown_after_execution(self, context: dg.InitResourceContext) -> None:

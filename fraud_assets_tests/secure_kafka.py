@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import trustme
 from cryptography.hazmat.primitives.serialization import (
@@ -98,3 +99,24 @@ def _key(certificate: trustme.LeafCert, protection: NoEncryption | BestAvailable
     """As PKCS 8, which is what Java reads."""
     key = load_pem_private_key(certificate.private_key_pem.bytes(), None)
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, protection)
+
+
+def by_password(kafka: SecureKafka) -> dict[str, Any]:
+    """Overrides of settings that log in by PLAIN."""
+    return {
+        "kafka_bootstrap_servers": kafka.sasl,
+        "kafka_sasl_username": PLAIN_USER,
+        "kafka_sasl_password": PLAIN_PASSWORD,
+        "kafka_ssl_ca_location": kafka.pem("ca"),
+    }
+
+
+def by_certificate(kafka: SecureKafka) -> dict[str, Any]:
+    """Overrides of settings that log in by mutual TLS."""
+    return {
+        "kafka_bootstrap_servers": kafka.mtls,
+        "kafka_ssl_ca_location": kafka.pem("ca"),
+        "kafka_ssl_certificate_location": kafka.pem("client"),
+        "kafka_ssl_key_location": kafka.pem("client-key"),
+        "kafka_ssl_key_password": KEY_PASSWORD,
+    }

@@ -8,11 +8,10 @@ import subprocess
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
@@ -27,6 +26,7 @@ from fraud_assets.settings import Settings
 from fraud_assets.streaming.land import consumer_group, land_forever
 from fraud_assets.streaming.presence import landers
 from fraud_assets_tests.conftest import MakeTopic, Start
+from fraud_assets_tests.topics import always_on, done, numbers, produce
 from fraud_assets_tests.waiting import until
 
 pytestmark = pytest.mark.xdist_group("apache")
@@ -43,29 +43,12 @@ def admin(apache: Cluster) -> AdminClient:
     return AdminClient({"bootstrap.servers": apache.bootstrap, "log_level": 0})
 
 
-def produce(settings: Settings, values: list[Any], partition: int = -1, topic: str = "", **config: Any) -> None:
-    producer = Producer({"bootstrap.servers": settings.kafka_bootstrap_servers, "log_level": 0, **config})
-    for value in values:
-        body = json.dumps(value).encode() if isinstance(value, dict) else value
-        producer.produce(topic or settings.transactions_topic, body, partition=partition)
-    assert producer.flush(20) == 0
-
-
-def done(futures: dict[Any, Future[Any]]) -> None:
-    for future in futures.values():
-        future.result(timeout=30)
-
-
 def landed(lake: Lake) -> list[str]:
     """Bodies in the landing table, sorted."""
     if not lake.exists(raw_transactions):
         return []
     values = dataset_of(lake.open(raw_transactions)).to_table(columns=["value"])["value"].to_pylist()
     return sorted(value.decode() for value in values if value is not None)
-
-
-def numbers(first: int, last: int) -> list[bytes]:
-    return [b"%06d" % number for number in range(first, last)]
 
 
 def texts(first: int, last: int) -> list[str]:
@@ -76,28 +59,9 @@ def land(lake: Lake, settings: Settings) -> int:
     return land_topics(lake, settings, lambda _: None)["raw_transactions"].rows
 
 
-@contextmanager
-def always_on(lake: Lake, settings: Settings) -> Iterator[list[str]]:
+def following(lake: Lake, settings: Settings) -> AbstractContextManager[list[str]]:
     """A lander in a thread; gives the lines that it says."""
-    lines: list[str] = []
-    failed: list[BaseException] = []
-    stop = threading.Event()
-
-    def run() -> None:
-        try:
-            land_forever(lake, settings, lines.append, stop)
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield lines
-    finally:
-        stop.set()
-        thread.join(60)
-    if failed:
-        raise failed[0]
+    return always_on(partial(land_forever, lake, settings))
 
 
 def environment(settings: Settings) -> dict[str, str]:
@@ -258,13 +222,13 @@ def test_an_old_topic_lands_from_its_log_start(settings: Settings, lake: Lake, a
     """What was deleted before the first landing was never this lake's to lose."""
     produce(settings, numbers(0, 10), partition=0)
     done(admin.delete_records([TopicPartition(settings.transactions_topic, 0, 4)]))
-    with always_on(lake, settings):
+    with following(lake, settings):
         until(lambda: landed(lake) == texts(4, 10))
 
 
 def test_a_topic_made_anew_lands_from_its_start(settings: Settings, lake: Lake, admin: AdminClient) -> None:
     produce(settings, numbers(0, 10), partition=0)
-    with always_on(lake, settings) as lines:
+    with following(lake, settings) as lines:
         until(lambda: landed(lake) == texts(0, 10))
         done(admin.delete_topics([settings.transactions_topic]))
         until(lambda: any("does not exist" in line for line in lines))
@@ -295,7 +259,7 @@ def test_a_topic_made_anew_at_once_mixes_nothing(settings: Settings, lake: Lake,
 def test_partitions_that_are_added_land_too(settings: Settings, lake: Lake, admin: AdminClient) -> None:
     produce(settings, numbers(0, 10), partition=0)
     assert land(lake, settings) == 10
-    with always_on(lake, settings):
+    with following(lake, settings):
         done(admin.create_partitions([NewPartitions(settings.transactions_topic, 4)]))
         produce(settings, numbers(10, 20), partition=3)
         until(lambda: landed(lake) == texts(0, 20))
@@ -307,7 +271,7 @@ def test_a_topic_that_is_missing_is_waited_for(settings: Settings, lake: Lake, a
     missing = settings.model_copy(update={"transactions_topic": f"{settings.transactions_topic}-later"})
     with pytest.raises(BrokerError, match=r"does not exist.*FRAUD_TRANSACTIONS_TOPIC"):
         land(lake, missing)
-    with always_on(lake, missing) as lines:
+    with following(lake, missing) as lines:
         until(lambda: any("does not exist" in line for line in lines))
         done(admin.create_topics([NewTopic(missing.transactions_topic, 1)]))
         produce(missing, numbers(0, 5))
@@ -342,7 +306,7 @@ def test_gaps_of_compaction_are_no_losses(settings: Settings, lake: Lake, make_t
         return 21 not in seen and len(seen) > 1
 
     until(compacted, 60)
-    with always_on(lake, settings):
+    with following(lake, settings):
         until(lambda: "again" in landed(lake))
     held = landed(lake)
     assert held.count("first") == 1
@@ -372,7 +336,7 @@ def test_only_committed_messages_land_and_markers_are_no_losses(settings: Settin
     assert land(lake, settings) == 5
     # Twice: the marker at the end is no message that is still to come.
     assert land(lake, settings) == 0
-    with always_on(lake, settings):
+    with following(lake, settings):
         transaction(numbers(10, 15), commit=True)
         until(lambda: landed(lake) == texts(0, 5) + texts(10, 15))
         producer.begin_transaction()
@@ -388,7 +352,7 @@ def test_only_committed_messages_land_and_markers_are_no_losses(settings: Settin
 
 def test_labels_are_in_the_lake_before_the_transactions_after_them(settings: Settings, lake: Lake) -> None:
     """At every version of the landing table: no transaction whose earlier label has not landed."""
-    with always_on(lake, settings):
+    with following(lake, settings):
         for number in range(20):
             label = {"transaction_id": number, "is_fraud": 1, "labelled_at": "2026-01-01T00:00:00Z"}
             produce(settings, [label], topic=settings.labels_topic)

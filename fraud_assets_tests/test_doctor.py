@@ -22,6 +22,7 @@ from fraud_assets.doctor.finding import Finding
 from fraud_assets.doctor.lake import check_books, check_lake, check_quarantine, check_registry
 from fraud_assets.doctor.orchestrator import check_dagster
 from fraud_assets.doctor.place import check_home, check_settings, check_versions
+from fraud_assets.doctor.spark import check_spark
 from fraud_assets.doctor.stream import check_broker, check_landers, check_schema_registry
 from fraud_assets.kafka.broker import Broker
 from fraud_assets.lake.append import commit
@@ -110,6 +111,27 @@ def test_a_broken_part_has_its_line_and_hides_no_other(settings: Settings, lake:
     assert "OK    lake" in result.stdout
     assert "raw_transactions v1" in result.stdout
     assert "Traceback" not in result.output
+
+
+def test_spark_where_it_is_the_engine(
+    make_settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert check_spark(make_settings()) == []
+    named = {"engine": "spark", "kafka_bootstrap_servers": "127.0.0.1:1"}
+    assert_broken(run_checks(make_settings(**named, spark_jars=str(tmp_path))), "spark connector", "FRAUD_SPARK_JARS")
+    (tmp_path / "spark-sql-kafka-0-10_2.13-4.2.0.jar").touch()
+    findings = run_checks(make_settings(**named, spark_jars=str(tmp_path)))
+    assert {finding.name: finding.state for finding in findings} == {"spark": "OK", "spark connector": "OK"}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert of(run_checks(make_settings(**named)), "spark connector").state == "WARN"
+    monkeypatch.setattr("fraud_assets.doctor.spark._ANSWER_SECONDS", 0.1)
+    assert_broken(run_checks(make_settings(**named, spark_master="spark://127.0.0.1:1")), "spark", "FRAUD_SPARK_MASTER")
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    assert_broken(run_checks(make_settings(**named)), "spark", "Java", "JAVA_HOME")
+
+
+def run_checks(settings: Settings) -> list[Finding]:
+    return examine(settings, {"spark": check_spark})
 
 
 def test_looking_changes_nothing(settings: Settings, lake: Lake) -> None:

@@ -26,6 +26,8 @@ from fraud_assets_tests.secure_kafka import (
     SCRAM_PASSWORD,
     SCRAM_USER,
     SecureKafka,
+    by_certificate,
+    by_password,
 )
 from fraud_assets_tests.test_errors import assert_one_sentence, run
 
@@ -34,32 +36,13 @@ pytestmark = pytest.mark.xdist_group("secure")
 MakeSettings = Callable[..., Settings]
 
 
-def plain(kafka: SecureKafka) -> dict[str, Any]:
-    return {
-        "kafka_bootstrap_servers": kafka.sasl,
-        "kafka_sasl_username": PLAIN_USER,
-        "kafka_sasl_password": PLAIN_PASSWORD,
-        "kafka_ssl_ca_location": kafka.pem("ca"),
-    }
-
-
 def scram(kafka: SecureKafka) -> dict[str, Any]:
     return {
-        **plain(kafka),
+        **by_password(kafka),
         "kafka_security_protocol": "SASL_SSL",
         "kafka_sasl_mechanism": "SCRAM-SHA-512",
         "kafka_sasl_username": SCRAM_USER,
         "kafka_sasl_password": SCRAM_PASSWORD,
-    }
-
-
-def mutual(kafka: SecureKafka) -> dict[str, Any]:
-    return {
-        "kafka_bootstrap_servers": kafka.mtls,
-        "kafka_ssl_ca_location": kafka.pem("ca"),
-        "kafka_ssl_certificate_location": kafka.pem("client"),
-        "kafka_ssl_key_location": kafka.pem("client-key"),
-        "kafka_ssl_key_password": KEY_PASSWORD,
     }
 
 
@@ -118,7 +101,7 @@ ssl.key.password={KEY_PASSWORD}
 """
 
 
-@pytest.mark.parametrize("way", [plain, scram, mutual])
+@pytest.mark.parametrize("way", [by_password, scram, by_certificate])
 def test_produces_and_lands_by(
     way: Callable[[SecureKafka], dict[str, Any]], kafka: SecureKafka, make_settings: MakeSettings
 ) -> None:
@@ -146,7 +129,7 @@ def assert_lands(kafka: SecureKafka, make_settings: MakeSettings, **options: Any
 
 MISTAKES: dict[str, tuple[Callable[[SecureKafka], dict[str, Any]], str]] = {
     "wrong password": (
-        lambda kafka: {**plain(kafka), "kafka_sasl_password": "wrong-4711"},
+        lambda kafka: {**by_password(kafka), "kafka_sasl_password": "wrong-4711"},
         r"log-in of 'alice' by PLAIN.*KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD",
     ),
     "wrong password, SCRAM": (
@@ -158,15 +141,15 @@ MISTAKES: dict[str, tuple[Callable[[SecureKafka], dict[str, Any]], str]] = {
         r"KAFKA_SASL_MECHANISM 'SCRAM-SHA-256'.*PLAIN,SCRAM-SHA-512",
     ),
     "unknown authority": (
-        lambda kafka: {**plain(kafka), "kafka_ssl_ca_location": kafka.pem("other-ca")},
+        lambda kafka: {**by_password(kafka), "kafka_ssl_ca_location": kafka.pem("other-ca")},
         r"not signed by the authority in '.*other-ca\.pem'.*KAFKA_SSL_CA_LOCATION",
     ),
     "an authority that the system does not know": (
-        lambda kafka: {**plain(kafka), "kafka_ssl_ca_location": ""},
+        lambda kafka: {**by_password(kafka), "kafka_ssl_ca_location": ""},
         r"an authority that this system knows.*KAFKA_SSL_CA_LOCATION",
     ),
     "certificate for another name": (
-        lambda kafka: {**mutual(kafka), "kafka_bootstrap_servers": kafka.misnamed},
+        lambda kafka: {**by_certificate(kafka), "kafka_bootstrap_servers": kafka.misnamed},
         r"for that name.*KAFKA_SSL_CA_LOCATION",
     ),
     "no encryption to a port that encrypts": (
@@ -178,12 +161,12 @@ MISTAKES: dict[str, tuple[Callable[[SecureKafka], dict[str, Any]], str]] = {
         r"hangs up on us.*KAFKA_SECURITY_PROTOCOL is 'SSL'.*SASL_SSL",
     ),
     "encryption to a port that does not": (
-        lambda kafka: {**plain(kafka), "kafka_bootstrap_servers": kafka.plain},
+        lambda kafka: {**by_password(kafka), "kafka_bootstrap_servers": kafka.plain},
         r"does not encrypt.*KAFKA_SECURITY_PROTOCOL is 'SASL_SSL'",
     ),
     "log-in at a port without": (
         lambda kafka: {
-            **plain(kafka),
+            **by_password(kafka),
             "kafka_bootstrap_servers": kafka.plain,
             "kafka_security_protocol": "SASL_PLAINTEXT",
         },
@@ -195,7 +178,7 @@ MISTAKES: dict[str, tuple[Callable[[SecureKafka], dict[str, Any]], str]] = {
     ),
     "a stranger's certificate": (
         lambda kafka: {
-            **mutual(kafka),
+            **by_certificate(kafka),
             "kafka_ssl_certificate_location": kafka.pem("stranger"),
             "kafka_ssl_key_location": kafka.pem("stranger"),
         },
@@ -258,11 +241,11 @@ def test_settings_that_cannot_work(mistake: str, make_settings: MakeSettings) ->
 
 
 def test_key_password_and_key_that_do_not_fit(kafka: SecureKafka, make_settings: MakeSettings) -> None:
-    settings = make_settings(**{**mutual(kafka), "kafka_ssl_key_password": "wrong-4711"})
+    settings = make_settings(**{**by_certificate(kafka), "kafka_ssl_key_password": "wrong-4711"})
     with pytest.raises(SettingError, match="KAFKA_SSL_KEY_LOCATION cannot be used") as refused:
         client_config(broker_of(settings), settings)
     assert "wrong-4711" not in str(refused.value)
-    settings = make_settings(**{**mutual(kafka), "kafka_ssl_key_location": kafka.pem("stranger")})
+    settings = make_settings(**{**by_certificate(kafka), "kafka_ssl_key_location": kafka.pem("stranger")})
     with pytest.raises(SettingError, match="does not belong to the certificate of KAFKA_SSL_CERTIFICATE_LOCATION"):
         client_config(broker_of(settings), settings)
 

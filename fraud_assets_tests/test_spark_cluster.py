@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from fraud_assets.chaos.object_store import ObjectStore
 from fraud_assets.chaos.traffic import Traffic
 from fraud_assets.chaos.verdict import judge
 from fraud_assets.core.schema import (
@@ -27,8 +28,9 @@ from fraud_assets.lake.tables import Lake, read, row_count
 from fraud_assets.lake.upkeep import tend, tend_all
 from fraud_assets.settings import Settings
 from fraud_assets.setup_home import prepare_home
-from fraud_assets_tests.conftest import ROOT
+from fraud_assets_tests.conftest import ROOT, Start
 from fraud_assets_tests.landed import bodies, land
+from fraud_assets_tests.topics import numbers, produce
 from fraud_assets_tests.waiting import until
 
 pytestmark = pytest.mark.xdist_group("spark")
@@ -200,23 +202,46 @@ def test_a_master_that_cannot_start_says_why(tmp_path: Path, monkeypatch: pytest
             pass
 
 
+@pytest.mark.proof
+def test_a_lander_without_workers_says_so_and_ends_when_told(
+    spark_cluster: StandaloneCluster, apache_settings: Settings, start: Start
+) -> None:
+    produce(apache_settings, numbers(0, 10))
+    process = start(
+        *("land", "--engine", "spark"),
+        KAFKA_BOOTSTRAP_SERVERS=apache_settings.kafka_bootstrap_servers,
+        FRAUD_TRANSACTIONS_TOPIC=apache_settings.transactions_topic,
+        FRAUD_LABELS_TOPIC=apache_settings.labels_topic,
+        FRAUD_SPARK_MASTER=spark_cluster.master,
+        FRAUD_SPARK_CONF="spark.executor.memory=900g",
+    )
+    assert process.stderr is not None
+    said = next(line for line in process.stderr if "No worker" in line)
+    assert spark_cluster.master in said
+    assert "900g" in said
+    until(lambda: any((apache_settings.home_path / "spark").glob("landing-*/offsets/0")), 60)
+    process.send_signal(signal.SIGTERM)
+    _, lines = process.communicate(timeout=60)
+    assert process.returncode == 0, lines
+    assert "Traceback" not in lines
+    assert not list((apache_settings.home_path / "spark").glob("landing-*"))
+
+
 # --- The whole chain ---------------------------------------------------------------------------------------------
 
 
 Materialize = Callable[..., "subprocess.Popen[bytes]"]
-SENT = 12_000
 
 
 @pytest.fixture
-def materialize(spark_cluster: StandaloneCluster, apache_settings: Settings, tmp_path: Path) -> Iterator[Materialize]:
-    """`materialize("fraud_labels", …)`: `dagster asset materialize` on the cluster, ended with the test."""
-    settings = apache_settings
-    prepare_home(settings)
+def materialize(spark_cluster: StandaloneCluster, tmp_path: Path) -> Iterator[Materialize]:
+    """`materialize(settings, "fraud_labels", …)`: `dagster asset materialize` on the cluster, ended with the test."""
     running: list[subprocess.Popen[bytes]] = []
 
-    def begin(*assets: str) -> subprocess.Popen[bytes]:
+    def begin(settings: Settings, *assets: str) -> subprocess.Popen[bytes]:
+        prepare_home(settings)
         command = ["asset", "materialize", "-m", "fraud_assets.definitions", "--select", ",".join(assets)]
-        with (tmp_path / "dagster.log").open("ab") as log:
+        with log_of(tmp_path).open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "dagster", *command],
                 # Not in the repository's folder: Dagster puts the `.env` of the folder above the environment.
@@ -246,11 +271,55 @@ def materialize(spark_cluster: StandaloneCluster, apache_settings: Settings, tmp
         kill(process)
 
 
+def log_of(tmp_path: Path) -> Path:
+    """What Dagster told."""
+    return tmp_path / "dagster.log"
+
+
 def kill(process: subprocess.Popen[bytes]) -> None:
     """SIGKILL of Dagster, its steps and their drivers."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def in_the_middle(process: subprocess.Popen[bytes], lake: Lake, table: Table, tmp_path: Path) -> None:
+    """Waits until something of the table is committed, and the rest is still to come."""
+    until(lambda: process.poll() is not None or row_count(lake.open(table)) > 0, 300)
+    assert process.poll() is None, log_of(tmp_path).read_text()
+
+
+def finished(process: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    assert process.wait(300) == 0, log_of(tmp_path).read_text()
+
+
+def assert_exactly_once(lake: Lake, settings: Settings, traffic: Traffic) -> None:
+    assert not [check for check in judge(lake, settings, traffic.sent, []) if not check.holds]
+
+
+@pytest.mark.timeout(400)
+def test_the_whole_chain_on_an_object_store_outlives_a_worker(
+    materialize: Materialize,
+    spark_cluster: StandaloneCluster,
+    apache_settings: Settings,
+    s3: ObjectStore,
+    s3_settings: Settings,
+    tmp_path: Path,
+) -> None:
+    """The workers were started without the store's credentials: these come with their tasks."""
+    settings = apache_settings.model_copy(update={name: getattr(s3_settings, name) for name in s3.settings("")})
+    lake, traffic = Lake.of(settings), Traffic(settings, rate=0, seed=2)
+    spark_cluster.start_worker()
+    traffic.burst(4_000)
+    run = materialize(
+        settings,
+        *("raw_transactions", "fraud_labels", "transaction_features", "quarantined_transactions"),
+        *("isolation_forest", "alert_thresholds", "fraud_predictions"),
+    )
+    in_the_middle(run, lake, raw_transactions, tmp_path)
+    spark_cluster.kill_worker(1)
+    finished(run, tmp_path)
+    assert_exactly_once(lake, settings, traffic)
 
 
 @pytest.mark.proof
@@ -261,45 +330,35 @@ def test_the_whole_chain_outlives_workers_and_a_driver(
     settings, lake = apache_settings, Lake.of(apache_settings)
     traffic = Traffic(settings, rate=0, seed=1)
 
-    def in_the_middle(process: subprocess.Popen[bytes], table: Table) -> None:
-        """Waits until something of the table is committed, and the rest is still to come."""
-        until(lambda: process.poll() is not None or row_count(lake.open(table)) > 0, 300)
-        assert process.poll() is None, (tmp_path / "dagster.log").read_text()
-
-    def finished(process: subprocess.Popen[bytes]) -> None:
-        assert process.wait(300) == 0, (tmp_path / "dagster.log").read_text()
-
-    def assert_exactly_once() -> None:
-        assert not [check for check in judge(lake, settings, traffic.sent, []) if not check.holds]
-
     spark_cluster.start_worker()
-    traffic.burst(SENT)
+    traffic.burst(12_000)
 
-    landing = materialize("raw_transactions", "fraud_labels")
-    in_the_middle(landing, raw_transactions)
+    landing = materialize(settings, "raw_transactions", "fraud_labels")
+    in_the_middle(landing, lake, raw_transactions, tmp_path)
     spark_cluster.kill_worker(1)
-    finished(landing)
+    finished(landing, tmp_path)
 
     spark_cluster.start_worker()
-    features = materialize("transaction_features", "quarantined_transactions")
-    in_the_middle(features, transaction_features)
+    features = materialize(settings, "transaction_features", "quarantined_transactions")
+    in_the_middle(features, lake, transaction_features, tmp_path)
     kill(features)
-    finished(materialize("transaction_features", "quarantined_transactions"))
-    finished(materialize("isolation_forest", "alert_thresholds"))
+    finished(materialize(settings, "transaction_features", "quarantined_transactions"), tmp_path)
+    finished(materialize(settings, "isolation_forest", "alert_thresholds"), tmp_path)
 
-    scoring = materialize("fraud_predictions")
-    in_the_middle(scoring, fraud_predictions)
+    scoring = materialize(settings, "fraud_predictions")
+    in_the_middle(scoring, lake, fraud_predictions, tmp_path)
     spark_cluster.kill_worker(2)
-    finished(scoring)
-    assert_exactly_once()
+    finished(scoring, tmp_path)
+    assert_exactly_once(lake, settings, traffic)
 
     # What comes next is taken up where the last run ended, by the workers that are there.
     traffic.burst(1_000)
-    finished(materialize("raw_transactions", "fraud_labels", "transaction_features", "fraud_predictions"))
-    assert_exactly_once()
+    again = materialize(settings, "raw_transactions", "fraud_labels", "transaction_features", "fraud_predictions")
+    finished(again, tmp_path)
+    assert_exactly_once(lake, settings, traffic)
     tables = (raw_transactions, transaction_features, fraud_predictions, quarantined_transactions)
     orphans = {table: on_disk(lake, table) - in_log(lake, table) for table in tables}
     make_old(lake)
     tend_all(lake, settings)
     assert not [table.name for table in tables if orphans[table] & on_disk(lake, table)]
-    assert_exactly_once()
+    assert_exactly_once(lake, settings, traffic)

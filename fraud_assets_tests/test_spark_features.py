@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.xdist_group("spark")
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
+HEADS = (None, [], [("trace", b"\x00\xff"), ('é"', b""), ("", None)])
 
 
 def messages(bodies: list[bytes | None], first: int = 0, partition: int = 0, topic: str = "transactions") -> pa.Table:
@@ -58,7 +59,7 @@ def messages(bodies: list[bytes | None], first: int = 0, partition: int = 0, top
             "timestamp": pa.nulls(count, TIME),
             "key": pa.nulls(count, pa.binary()),
             "value": pa.array(bodies, pa.binary()),
-            "headers": pa.nulls(count, HEADERS),
+            "headers": pa.array([HEADS[offset % len(HEADS)] for offset in range(first, first + count)], HEADERS),
         }
     ).cast(MESSAGES)
 

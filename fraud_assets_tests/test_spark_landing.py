@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +28,8 @@ from fraud_assets.streaming.land import consumer_group
 from fraud_assets.streaming.land_on_spark import land_forever_on_spark
 from fraud_assets.streaming.metrics import LandingMetrics
 from fraud_assets_tests.conftest import MakeTopic, Start, topic_maker
+from fraud_assets_tests.secure_kafka import by_certificate, by_password
+from fraud_assets_tests.topics import always_on, done, numbers, produce
 from fraud_assets_tests.waiting import until
 
 if TYPE_CHECKING:
@@ -52,23 +52,6 @@ def settings(apache_settings: Settings) -> Settings:
 @pytest.fixture
 def admin(apache: Cluster) -> AdminClient:
     return AdminClient({"bootstrap.servers": apache.bootstrap, "log_level": 0})
-
-
-def produce(settings: Settings, values: list[Any], partition: int = -1, topic: str = "", **more: Any) -> None:
-    producer = Producer({"bootstrap.servers": settings.kafka_bootstrap_servers, "log_level": 0})
-    for value in values:
-        body = json.dumps(value).encode() if isinstance(value, dict) else value
-        producer.produce(topic or settings.transactions_topic, body, partition=partition, **more)
-    assert producer.flush(20) == 0
-
-
-def done(futures: dict[Any, Future[Any]]) -> None:
-    for future in futures.values():
-        future.result(timeout=30)
-
-
-def numbers(first: int, last: int) -> list[bytes]:
-    return [b"%06d" % number for number in range(first, last)]
 
 
 def landed(lake: Lake) -> list[bytes]:
@@ -102,30 +85,11 @@ def by_python(lake: Lake, settings: Settings) -> dict[str, LandingReport]:
     return land_topics(lake, settings, silent)
 
 
-@contextmanager
-def always_on(
+def following(
     spark: SparkSession, lake: Lake, settings: Settings, metrics: LandingMetrics | None = None
-) -> Iterator[list[str]]:
+) -> AbstractContextManager[list[str]]:
     """A lander on Spark in a thread; gives the lines that it says."""
-    lines: list[str] = []
-    failed: list[BaseException] = []
-    stop = threading.Event()
-
-    def run() -> None:
-        try:
-            land_forever_on_spark(spark, lake, settings, lines.append, stop, metrics=metrics)
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield lines
-    finally:
-        stop.set()
-        thread.join(60)
-    if failed:
-        raise failed[0]
+    return always_on(lambda say, stop: land_forever_on_spark(spark, lake, settings, say, stop, metrics=metrics))
 
 
 def test_the_same_rows_as_the_python_lander(
@@ -184,7 +148,7 @@ def test_a_time_that_spark_cannot_hold_stops_nothing(
 def test_landers_race(spark: SparkSession, settings: Settings, lake: Lake) -> None:
     produce(settings, numbers(0, 4000))
     small = settings.model_copy(update={"spark_land_rows": 400, "land_batch_rows": 150})
-    with always_on(spark, lake, small):
+    with following(spark, lake, small):
         until(lambda: len(landed(lake)) > 0)
         rows = by_python(lake, small)["raw_transactions"].rows
         until(lambda: len(landed(lake)) >= 4000)
@@ -224,7 +188,7 @@ def test_transactions_of_kafka(spark: SparkSession, settings: Settings, lake: La
 def test_always_on_with_labels_first_and_partitions_that_are_added(
     spark: SparkSession, settings: Settings, lake: Lake, admin: AdminClient
 ) -> None:
-    with always_on(spark, lake, settings):
+    with following(spark, lake, settings):
         produce(settings, [{**LABEL, "transaction_id": 0}], topic=settings.labels_topic)
         # A label alone lands, too.
         until(lambda: lake.exists(fraud_labels) and read(lake.open(fraud_labels)).num_rows == 1)
@@ -246,7 +210,7 @@ def test_a_topic_made_anew_lands_from_its_start(
     spark: SparkSession, settings: Settings, lake: Lake, admin: AdminClient
 ) -> None:
     produce(settings, numbers(0, 10), partition=0)
-    with always_on(spark, lake, settings) as lines:
+    with following(spark, lake, settings) as lines:
         until(lambda: landed(lake) == numbers(0, 10))
         done(admin.delete_topics([settings.transactions_topic]))
         until(lambda: any("does not exist" in line for line in lines))
@@ -280,7 +244,7 @@ def test_a_topic_made_anew_under_the_query_mixes_nothing(
         return begin(self, *args)
 
     monkeypatch.setattr(TopicQuery, "_start", start)
-    with always_on(spark, lake, settings) as lines:
+    with following(spark, lake, settings) as lines:
         until(lambda: landed(lake) == numbers(0, 10) + numbers(20, 60))
     assert any("was made anew" in line for line in lines)
     rows = messages(lake)
@@ -450,7 +414,7 @@ def test_an_outage_is_said_once_and_waited_for(
             labels_topic=make_topic(),
         )
         lake, metrics = Lake.of(settings), LandingMetrics()
-        with always_on(spark, lake, settings, metrics) as lines:
+        with following(spark, lake, settings, metrics) as lines:
             for turn in range(3):
                 produce(settings, numbers(turn * 10, turn * 10 + 10))
                 until(lambda turn=turn: landed(lake) == numbers(0, turn * 10 + 10), 60)
@@ -467,30 +431,7 @@ def test_an_outage_is_said_once_and_waited_for(
     assert b"".join(landed(lake)) == b"".join(numbers(0, 30))
 
 
-def plain(kafka: SecureKafka) -> dict[str, Any]:
-    from fraud_assets_tests.secure_kafka import PLAIN_PASSWORD, PLAIN_USER
-
-    return {
-        "kafka_bootstrap_servers": kafka.sasl,
-        "kafka_sasl_username": PLAIN_USER,
-        "kafka_sasl_password": PLAIN_PASSWORD,
-        "kafka_ssl_ca_location": kafka.pem("ca"),
-    }
-
-
-def mutual(kafka: SecureKafka) -> dict[str, Any]:
-    from fraud_assets_tests.secure_kafka import KEY_PASSWORD
-
-    return {
-        "kafka_bootstrap_servers": kafka.mtls,
-        "kafka_ssl_ca_location": kafka.pem("ca"),
-        "kafka_ssl_certificate_location": kafka.pem("client"),
-        "kafka_ssl_key_location": kafka.pem("client-key"),
-        "kafka_ssl_key_password": KEY_PASSWORD,
-    }
-
-
-@pytest.mark.parametrize("way", [plain, mutual])
+@pytest.mark.parametrize("way", [by_password, by_certificate])
 def test_a_secured_broker_and_no_secret_shown(
     way: Callable[[SecureKafka], dict[str, Any]],
     spark: SparkSession,

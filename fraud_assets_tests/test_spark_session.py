@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pytest
 
-from fraud_assets.engines.spark.session import _cause, kafka_jars, spark_config, spark_faults, spark_session
+from fraud_assets.engines.spark.session import (
+    _cause,
+    kafka_jars,
+    require_master,
+    spark_config,
+    spark_faults,
+    spark_session,
+)
 from fraud_assets.engines.spark.tables import each
 from fraud_assets.errors import EngineError, FraudAssetsError, JarsError, LakeError
 from fraud_assets.ports import free_ports
@@ -89,14 +96,10 @@ def test_a_master_that_is_not_there_is_given_up(make_settings: MakeSettings, mon
     assert "names no port" in refusal(make_settings(spark_master="spark://head"))
 
 
-@pytest.mark.usefixtures("spark")
-def test_one_of_two_masters_is_enough(make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fraud_assets.engines.spark.session import _refuse_absent_master
-
-    monkeypatch.setattr("fraud_assets.engines.spark.session._MASTER_SECONDS", 0.1)
+def test_one_of_two_masters_is_enough() -> None:
     with socket.create_server(("127.0.0.1", 0)) as standby:
-        _refuse_absent_master(
-            f"spark://127.0.0.1:{free_ports(['master'])['master']},127.0.0.1:{standby.getsockname()[1]}"
+        require_master(
+            f"spark://127.0.0.1:{free_ports(['master'])['master']},127.0.0.1:{standby.getsockname()[1]}", 0.1
         )
 
 

@@ -103,11 +103,13 @@ def _session(engine: str | None, settings: Settings) -> Iterator[SparkSession | 
             "--engine spark needs a broker of its own, and KAFKA_BOOTSTRAP_SERVERS is not set: the embedded one does "
             "not answer Java's clients, so land from it with --engine python."
         )
-    from fraud_assets.engines.spark.session import require_connector, spark_session
+    from fraud_assets.engines.spark.session import require_connector, spark_session, what_started
 
     require_connector(settings)
     _say(f"Starting Spark at {settings.spark_master}.")
     with spark_session(settings) as session:
+        for sentence in what_started(session):
+            _say(sentence)
         yield session
 
 

@@ -10,6 +10,7 @@ from fraud_assets.doctor.finding import Finding, fail, refused
 from fraud_assets.doctor.lake import check_books, check_lake, check_quarantine, check_registry
 from fraud_assets.doctor.orchestrator import check_dagster
 from fraud_assets.doctor.place import check_home, check_settings, check_versions
+from fraud_assets.doctor.spark import check_spark
 from fraud_assets.doctor.stream import check_broker, check_landers, check_schema_registry
 from fraud_assets.errors import FraudAssetsError
 from fraud_assets.settings import Settings
@@ -27,6 +28,7 @@ CHECKS: Mapping[str, Check] = {
     "books": check_books,
     "quarantine": check_quarantine,
     "registry": check_registry,
+    "spark": check_spark,
     "dagster": check_dagster,
 }
 """In the order of the report."""

@@ -16,7 +16,6 @@ import pyarrow as pa
 from fraud_assets.core.schema import raw_transactions
 from fraud_assets.errors import MessagesLostError, TopicRemadeError
 from fraud_assets.kafka.broker import broker_is_configured, broker_of
-from fraud_assets.kafka.refusal import RefusedError
 from fraud_assets.lake.positions import Stream
 from fraud_assets.lake.tables import Lake
 from fraud_assets.pipeline.files import land_files
@@ -35,7 +34,7 @@ from fraud_assets.pipeline.landing import (
 from fraud_assets.settings import Settings
 from fraud_assets.streaming.metrics import LandingMetrics
 from fraud_assets.streaming.news import News, Say, Tell
-from fraud_assets.streaming.outages import Outages, files_landed_beside
+from fraud_assets.streaming.outages import Outages, land_through
 
 
 @contextmanager
@@ -93,13 +92,8 @@ def land_forever(
     metrics = metrics or LandingMetrics()
     news = News(say, tell, settings.dagster_event_seconds)
     outages = Outages(stop, news, metrics)
-    lander = _Lander(lake, settings, stop, news, metrics, outages)
-    group = consumer_group(lake, settings)
-    with files_landed_beside(lake, settings, say, stop, news):
-        while not stop.is_set():
-            final = (MessagesLostError,) if lander.was_let_in else (MessagesLostError, RefusedError)
-            outages.tried(partial(lander.follow, group), final)
-    news.ended()
+    lander = _Lander(lake, settings, stop, news, metrics, outages, consumer_group(lake, settings))
+    land_through(outages, lander, lake, settings, say)
 
 
 def consumer_group(lake: Lake, settings: Settings) -> str:
@@ -119,13 +113,14 @@ class _Lander:
     news: News
     metrics: LandingMetrics
     outages: Outages
+    group: str
     was_let_in: bool = False
 
-    def follow(self, group: str) -> bool:
+    def follow(self) -> bool:
         """Lands what comes to the topics until told to stop, or until an embedded broker was started anew."""
         # One batch is committed while the next is read.
         with (
-            TopicReaders.of(self.settings, group) as readers,
+            TopicReaders.of(self.settings, self.group) as readers,
             ThreadPoolExecutor(1, "commit") as committer,
             closing(readers.transactions.follow(self._stored, self.stop.is_set)) as batches,
         ):

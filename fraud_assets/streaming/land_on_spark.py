@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from fraud_assets.engines.spark.landing import Landed, PlanAgainError, TopicQuery
 from fraud_assets.engines.spark.session import has_ended
 from fraud_assets.errors import BrokerError, EngineError, LakeError, MessagesLostError
-from fraud_assets.kafka.refusal import RefusedError
 from fraud_assets.lake.positions import NOTHING
 from fraud_assets.lake.tables import Lake
 from fraud_assets.pipeline.landing import LandingReport, TopicReaders, land_new_labels
@@ -18,7 +17,7 @@ from fraud_assets.settings import Settings
 from fraud_assets.streaming.land import consumer_group
 from fraud_assets.streaming.metrics import LandingMetrics
 from fraud_assets.streaming.news import News, Say, Tell
-from fraud_assets.streaming.outages import Outages, files_landed_beside
+from fraud_assets.streaming.outages import Outages, land_through
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -52,11 +51,7 @@ def land_forever_on_spark(
     news = News(say, tell, settings.dagster_event_seconds)
     outages = Outages(stop, news, metrics, (BrokerError, LakeError, EngineError))
     lander = _Lander(spark, lake, settings, stop, news, metrics, consumer_group(lake, settings))
-    with files_landed_beside(lake, settings, say, stop, news):
-        while not stop.is_set():
-            final = (MessagesLostError,) if lander.was_let_in else (MessagesLostError, RefusedError)
-            outages.tried(lander.follow, (*final, SparkEndedError))
-    news.ended()
+    land_through(outages, lander, lake, settings, say, final=(MessagesLostError, SparkEndedError))
 
 
 @dataclass

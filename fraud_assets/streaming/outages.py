@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic
+from typing import Protocol
 
-from fraud_assets.errors import BrokerError, FraudAssetsError, LakeError, disk_fault
+from fraud_assets.errors import BrokerError, FraudAssetsError, LakeError, MessagesLostError, disk_fault
+from fraud_assets.kafka.refusal import RefusedError
 from fraud_assets.lake.tables import Lake
 from fraud_assets.pipeline.files import land_files
 from fraud_assets.pipeline.landing import empty_reports, with_files
@@ -19,6 +21,20 @@ from fraud_assets.streaming.news import News, Say
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 5.0
 _PASSING = (BrokerError, LakeError)
+
+
+class Lander(Protocol):
+    """What lands the topics.
+
+    Attributes:
+        was_let_in: whether the broker ever let it in; before, a refusal will not pass by itself.
+    """
+
+    was_let_in: bool
+
+    def follow(self) -> bool:
+        """Lands what comes to the topics until told to stop, or until it has to begin anew."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -60,8 +76,27 @@ class Outages:
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
 
+def land_through(
+    outages: Outages,
+    lander: Lander,
+    lake: Lake,
+    settings: Settings,
+    say: Say,
+    final: tuple[type[Exception], ...] = (MessagesLostError,),
+) -> None:
+    """Lands the topics by the lander, and dropped files beside it, through all outages until told to stop.
+
+    Errors in `final` are raised, and so is a refusal of the broker at the start.
+    """
+    stop, news = outages.stop, outages.news
+    with _files_landed_beside(lake, settings, say, stop, news):
+        while not stop.is_set():
+            outages.tried(lander.follow, final if lander.was_let_in else (*final, RefusedError))
+    news.ended()
+
+
 @contextmanager
-def files_landed_beside(lake: Lake, settings: Settings, say: Say, stop: threading.Event, news: News) -> Iterator[None]:
+def _files_landed_beside(lake: Lake, settings: Settings, say: Say, stop: threading.Event, news: News) -> Iterator[None]:
     """Lands dropped files in a thread of its own, so that a large one keeps no message waiting."""
     failure: list[BaseException] = []
 

@@ -26,6 +26,7 @@ from fraud_assets.core.schema import (
     raw_transactions,
     transaction_features,
 )
+from fraud_assets.engines.spark.headers import text_headers, with_text
 from fraud_assets.engines.spark.session import spark_faults
 from fraud_assets.engines.spark.tables import each, scan, shared_out, write
 from fraud_assets.kafka.schemas import transaction_decoder
@@ -54,8 +55,9 @@ if TYPE_CHECKING:
 _LANDING = ("ingested_at", *POSITION_COLUMNS)
 _ARRIVAL = (*_LANDING, *TRANSACTION.names, "tx_during_weekend", "tx_during_night", "tx_date")
 """What comes before the first difference orders the arrival; the rest travels with its row through the windows."""
+_QUARANTINED = text_headers(QUARANTINED_TRANSACTIONS)
 _JUDGED = pa.schema(
-    [*VALID_TRANSACTIONS, *(field for field in QUARANTINED_TRANSACTIONS if field.name not in VALID_TRANSACTIONS.names)]
+    [*VALID_TRANSACTIONS, *(field for field in _QUARANTINED if field.name not in VALID_TRANSACTIONS.names)]
 )
 """A parsed message: the columns of a good one, or those of a rejected one, whose `reason` is not null."""
 _DOUBLES = pa.schema(
@@ -185,7 +187,7 @@ def _judged(spark: SparkSession, batch: Batch) -> DataFrame:
 
     def parse(raw: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         good, bad = parse_transactions(pa.Table.from_batches([raw]), settings, transaction_decoder(settings))
-        for rows in (good, bad):
+        for rows in (good, with_text(bad)):
             yield from _padded(rows, _JUDGED).to_batches()
 
     return _within(spark, batch.lake, batch.work, batch.bounds, parse, _JUDGED)
@@ -272,9 +274,9 @@ def _bodies(spark: SparkSession, batch: Batch, doubles: DataFrame) -> DataFrame:
     from pyspark.sql import functions as F  # noqa: N812
 
     def as_is(rows: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        yield rows
+        yield from with_text(pa.Table.from_batches([rows])).to_batches()
 
-    messages = _within(spark, batch.lake, batch.work, batch.bounds, as_is, raw_transactions.schema)
+    messages = _within(spark, batch.lake, batch.work, batch.bounds, as_is, text_headers(raw_transactions.schema))
     found = messages.join(doubles, list(POSITION_COLUMNS)).withColumn("reason", F.lit(DUPLICATE))
     return found.select(*QUARANTINED_TRANSACTIONS.names)
 

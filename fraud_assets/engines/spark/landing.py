@@ -54,6 +54,8 @@ if TYPE_CHECKING:
 _TASK_ROWS = 100_000
 """Fewer messages than this are not worth a task and a data file of their own."""
 _SLICE_SECONDS = 0.2
+_LAST_BATCH_SECONDS = 15
+"""So long may a batch that is under way take to its commit when landing is told to stop."""
 _UNHELD_TIME = "long overflow"
 """Of Spark's error on a message whose time it cannot hold, as where a producer put in nanoseconds."""
 
@@ -198,8 +200,9 @@ class TopicQuery:
                     self._attend(query, _SLICE_SECONDS if bounded else self._settings.land_interval_seconds, beside)
                 finally:
                     self._ended = True
-                    with self._busy:
-                        pass
+                    # A job may wait for a broker or for workers that never come; it is cancelled, and nobody misses it.
+                    if self._busy.acquire(timeout=_LAST_BATCH_SECONDS):
+                        self._busy.release()
                     query.stop()
             if self._failure is not None:
                 raise self._failure

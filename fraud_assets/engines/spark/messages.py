@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from fraud_assets.core.pseudonyms import pseudonymise
-from fraud_assets.core.schema import HEADERS, MESSAGES, TIME, raw_transactions
+from fraud_assets.core.schema import MESSAGES, TIME, raw_transactions
+from fraud_assets.engines.spark.headers import headers_from_text
 from fraud_assets.engines.spark.tables import DATA_FILE
 from fraud_assets.kafka.batch import LATEST
 from fraud_assets.kafka.schemas import transaction_decoder
@@ -26,12 +26,6 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 
-class _Header(msgspec.Struct):
-    key: str
-    value: bytes | None = None
-
-
-_decode_headers = msgspec.json.Decoder(list[_Header]).decode
 _NO_TIME = -1
 """Kafka's `timestampType` of a message that carries no time."""
 _REPORT = pa.schema(
@@ -87,7 +81,6 @@ class Landing:
         from pyspark.sql.pandas.types import from_arrow_schema
 
         landing = self
-        # A nested column, even of nulls, takes Spark's Arrow writer ten times as long as all others together.
         flat = frame.withColumn("headers", F.to_json("headers"))
 
         def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -140,19 +133,9 @@ def messages_of(batch: pa.RecordBatch, lineage: str) -> pa.Table:
         "lineage": pa.repeat(pa.scalar(lineage, pa.string()), batch.num_rows),
         "timestamp": pc.if_else(has_time, batch["timestamp"], pa.scalar(None, batch["timestamp"].type)),
     }
-    columns["headers"] = _headers(batch["headers"])
+    columns["headers"] = headers_from_text(batch["headers"])
     arrays = [
         (columns[name] if name in columns else batch[name]).cast(kind)
         for name, kind in zip(MESSAGES.names, MESSAGES.types, strict=True)
     ]
     return pa.Table.from_arrays(arrays, schema=MESSAGES)
-
-
-def _headers(texts: pa.Array) -> pa.Array:
-    if texts.null_count == len(texts):
-        return pa.nulls(len(texts), HEADERS)
-    rows = [
-        None if text is None else [{"key": header.key, "value": header.value} for header in _decode_headers(text)]
-        for text in texts.to_pylist()
-    ]
-    return pa.array(rows, HEADERS)

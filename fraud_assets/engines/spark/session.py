@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fraud_assets import errors
 from fraud_assets.errors import EngineError, FraudAssetsError, JarsError
-from fraud_assets.java import jars_of, java_program
+from fraud_assets.java import are_resolved, jars_of, java_program
 from fraud_assets.kafka.java_client import UNSHOWN
 from fraud_assets.settings import Settings
 
@@ -26,7 +26,9 @@ _PRODUCT = "Spark"
 _JAR_SETTINGS = ("spark.jars", "spark.jars.packages")
 _LOOPBACK = "127.0.0.1"
 _ON_LOOPBACK = r"spark://(127\.\d+\.\d+\.\d+|localhost):"
+_CONNECTOR = ("fraud_assets.engines.spark", "spark.pom.xml")
 _MASTER_SECONDS = 10
+_WORKER_SECONDS = 10
 _FAILURE = r"(?:: |Caused by: )?([\w.$]+(?:Error|Exception): .*)"
 
 
@@ -83,7 +85,7 @@ def kafka_jars(settings: Settings) -> Path:
     """
     if not settings.spark_jars:
         try:
-            return jars_of("fraud_assets.engines.spark", "spark.pom.xml", "Spark's Kafka connector")
+            return jars_of(*_CONNECTOR, "Spark's Kafka connector")
         except JarsError as error:
             raise JarsError(f"{error} Or point FRAUD_SPARK_JARS to a folder of them.") from error
     folder = Path(settings.spark_jars).expanduser().absolute()
@@ -104,6 +106,17 @@ def require_connector(settings: Settings) -> None:
     """
     if not _names_jars(settings):
         kafka_jars(settings)
+
+
+def connector_is_there(settings: Settings) -> bool:
+    """Whether `require_connector` finds it without Maven.
+
+    Raises:
+        JarsError: FRAUD_SPARK_JARS names a folder without it.
+    """
+    if _names_jars(settings):
+        return True
+    return bool(kafka_jars(settings)) if settings.spark_jars else are_resolved(*_CONNECTOR)
 
 
 def _names_jars(settings: Settings) -> bool:
@@ -145,7 +158,7 @@ def started(
     if config.get("spark.driver.bindAddress") == _LOOPBACK:
         # The web UI listens at every address without it.
         os.environ.setdefault("SPARK_LOCAL_IP", _LOOPBACK)
-    _refuse_absent_master(config.get("spark.master", ""))
+    require_master(config.get("spark.master", ""), _MASTER_SECONDS)
     conf = SparkConf(loadDefaults=False).setAll(list(config.items()))
     try:
         if SparkContext._gateway is None:
@@ -164,16 +177,22 @@ def started(
         ) from error
 
 
-def _refuse_absent_master(master: str) -> None:
-    """Spark itself would ask a standalone master that is not there for a minute, and has no setting for it."""
+def require_master(master: str, patience: float) -> None:
+    """Waits until a standalone master answers, so many seconds; of other masters nothing is known before the start.
+
+    Spark itself would ask for a minute, and has no setting for it.
+
+    Raises:
+        EngineError: it does not answer, or its address is none.
+    """
     if not master.startswith("spark://"):
         return
-    deadline = monotonic() + _MASTER_SECONDS
+    deadline = monotonic() + patience
     while True:
         for place in master.removeprefix("spark://").split(","):
             host, _, port = place.rpartition(":")
             try:
-                socket.create_connection((host.strip("[]"), int(port)), timeout=_MASTER_SECONDS).close()
+                socket.create_connection((host.strip("[]"), int(port)), timeout=patience).close()
                 return
             except ValueError:
                 raise EngineError(
@@ -186,6 +205,27 @@ def _refuse_absent_master(master: str) -> None:
                 f"No Spark master answers at FRAUD_SPARK_MASTER {master!r}: {reason}. Start it, or correct the setting."
             )
         sleep(0.2)
+
+
+def what_started(session: SparkSession) -> Iterator[str]:
+    """Sentences on a session that was started: where its work is to be seen, and whether there are workers for it."""
+    context = session.sparkContext
+    place = f", its web UI is at {context.uiWebUrl}" if context.uiWebUrl else ""
+    yield f"Spark {session.version} works at {context.master} as {context.applicationId}{place}."
+    on_demand = context.getConf().get("spark.dynamicAllocation.enabled", "false") == "true"
+    if not context.master.startswith("spark://") or on_demand:
+        return
+    deadline = monotonic() + _WORKER_SECONDS
+    # The driver counts as one.
+    while context._jsc.sc().getExecutorMemoryStatus().size() < 2:
+        if monotonic() > deadline:
+            memory = context.getConf().get("spark.executor.memory")
+            yield (
+                f"No worker of {context.master} has taken the work yet, and it waits until one does: start workers, or "
+                f"ask for less than {memory} for each (FRAUD_SPARK_MEMORY)."
+            )
+            return
+        sleep(0.1)
 
 
 def has_ended(session: SparkSession) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import pyarrow as pa
 
 from fraud_assets.core.schema import Table
+from fraud_assets.engines.spark.headers import with_headers
 from fraud_assets.lake.data_files import DataFile, Slice, place_of, read_slices, slices_of, write_data_files
 from fraud_assets.lake.tables import Lake
 
@@ -83,13 +84,16 @@ def shared_out(spark: SparkSession, slices: Sequence[Slice]) -> list[list[Slice]
 
 
 def write(frame: DataFrame, lake: Lake, table: Table) -> list[DataFile]:
-    """Writes the rows (columns of the table, by name) into data files, on the executors; they are not committed."""
+    """Writes the rows (columns of the table, by name; headers also as text) into data files, on the executors.
+
+    They are not committed.
+    """
     from pyspark.sql.pandas.types import from_arrow_schema
 
     place = place_of(lake, table)
 
     def written(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        yield as_batch(list(write_data_files(place, table, batches)))
+        yield as_batch(list(write_data_files(place, table, map(with_headers, batches))))
 
     return data_files(frame.mapInArrow(written, from_arrow_schema(DATA_FILE)))
 
