@@ -1,8 +1,8 @@
 """DuckDB in the process against Spark local[2], stage by stage: python benchmarks/spark.py [--quick | --full]
 
 Landing: both landers read the same topic of an Apache Kafka, 4 partitions, up to its end. Features and scores: both
-engines work off the same landed messages, in batches of FRAUD_BATCH_ROWS and on Spark also in one batch of all. Spark's
-start is measured apart. 1 million rows by default, 100,000 with --quick, 1 and 10 million with --full.
+engines work off the same landed messages, in batches of FRAUD_BATCH_ROWS and of FRAUD_SPARK_BATCH_ROWS. Spark's start is
+measured apart. 1 million rows by default, 100,000 with --quick, 1 and 10 million with --full.
 """
 
 import shutil
@@ -36,15 +36,6 @@ CHUNK = 500_000
 PARTITIONS = 4
 FEW = 2_000
 """Rows of each engine's first batch, which is measured apart."""
-
-
-@dataclass(frozen=True)
-class Engine:
-    """How an engine takes its batches."""
-
-    name: str
-    batch_rows: int
-    on_spark: bool
 
 
 @dataclass(frozen=True)
@@ -128,24 +119,20 @@ def measure(rows: int, folder: Path) -> None:
             fill(Lake.of(warm), FEW)
             warming = lakes.seconds(lambda: process_landed(Lake.of(warm), warm, compute=compute))  # noqa: B023
             print(f"  the first batch of features on {name}, of {FEW:,} rows, took {warming:.1f} s")
-        engines = [
-            Engine("DuckDB", base.batch_rows, on_spark=False),
-            Engine("Spark", base.batch_rows, on_spark=True),
-            *([Engine("Spark, one batch", rows, on_spark=True)] if rows > base.batch_rows else []),
-        ]
         features, scores = {}, {}
-        for engine in engines:
+        for name in ("DuckDB", "Spark"):
             home = folder / "engine"
             shutil.copytree(base.home_path / "lake", home / "lake")
             # Trained once: both engines score with the same model.
-            settings = load_settings(home=home, mlflow_tracking_uri=base.mlflow_uri, batch_rows=engine.batch_rows)
-            lake = Lake.of(settings)
-            compute = features_on(lambda: spark) if engine.on_spark else None
-            features[engine.name] = lakes.seconds(lambda: process_landed(lake, settings, lakes.say, compute))  # noqa: B023
+            settings = load_settings(home=home, mlflow_tracking_uri=base.mlflow_uri)
+            lake, compute, score = Lake.of(settings), None, None
+            if name == "Spark":
+                settings = settings.for_spark()
+                compute, score = features_on(lambda: spark), scoring_on(lambda: spark)
+            features[name] = lakes.seconds(lambda: process_landed(lake, settings, lakes.say, compute))  # noqa: B023
             assert row_count(lake.open(transaction_features)) == rows
             train(lake, settings)
-            score = scoring_on(lambda: spark) if engine.on_spark else None
-            scores[engine.name] = lakes.seconds(lambda: score_pending(lake, settings, lakes.say, score))  # noqa: B023
+            scores[name] = lakes.seconds(lambda: score_pending(lake, settings, lakes.say, score))  # noqa: B023
             assert row_count(lake.open(fraud_predictions)) == rows
             shutil.rmtree(home)
     tell("features", rows, features)

@@ -100,6 +100,12 @@ class Settings(BaseSettings):
     spark_land_rows: int = Field(
         1_000_000, ge=1, description="Messages per landing commit by Spark, at most, over all partitions."
     )
+    spark_batch_rows: int = Field(
+        10_000_000,
+        ge=1,
+        description="Rows per batch of features and scoring on Spark, in place of FRAUD_BATCH_ROWS: what does not fit "
+        "into memory goes to disk, and history is read once a batch.",
+    )
     spark_conf: Annotated[dict[str, str], NoDecode] = Field(
         default_factory=dict,
         description="Further settings of Spark, as `spark.executor.instances=4;spark.executor.cores=2`; they win. "
@@ -473,6 +479,10 @@ class Settings(BaseSettings):
     def broker_file(self) -> Path:
         """Where the embedded broker says how to reach it."""
         return self.home_path / "broker.json"
+
+    def for_spark(self) -> Settings:
+        """These, with batches as large as Spark takes them."""
+        return self.model_copy(update={"batch_rows": self.spark_batch_rows})
 
     def payload_field(self, field: str) -> str:
         """Name that a contract field has in the payload."""

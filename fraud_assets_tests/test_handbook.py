@@ -82,7 +82,7 @@ def test_landed_in_one_piece(handbook: tuple[Settings, Lake], book: pa.Table) ->
 
 @pytest.mark.proof
 def test_on_spark(handbook: tuple[Settings, Lake], book: pa.Table, spark: SparkSession, tmp_path: Path) -> None:
-    """Of all rows the same as by the other engine, to 1e-9, in batches of FRAUD_BATCH_ROWS."""
+    """Of all rows the same as by the other engine, to 1e-9, in batches that are each other's history."""
     settings, lake = handbook
     other = Lake(str(tmp_path / "lake"))
     for table in (raw_transactions, fraud_labels):

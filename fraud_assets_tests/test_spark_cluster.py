@@ -255,7 +255,7 @@ def materialize(spark_cluster: StandaloneCluster, tmp_path: Path) -> Iterator[Ma
                     "FRAUD_LABELS_TOPIC": settings.labels_topic,
                     # Several batches each, so that there is a middle to die in.
                     "FRAUD_SPARK_LAND_ROWS": "2000",
-                    "FRAUD_BATCH_ROWS": "2000",
+                    "FRAUD_SPARK_BATCH_ROWS": "2000",
                     "FRAUD_TRAIN_TREES": "10",
                 },
                 stdin=subprocess.DEVNULL,

@@ -54,7 +54,7 @@ def cleaned_features(
         if settings.engine == "spark":
             from fraud_assets.engines.spark.features import features_on, restatement_on
 
-            session = partial(spark.session, settings)
+            settings, session = settings.for_spark(), partial(spark.session, settings)
             compute, restate_range = features_on(session), restatement_on(session)
         restated = half_open(config.restate_start, config.restate_end)
         if restated:

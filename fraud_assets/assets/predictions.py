@@ -40,7 +40,7 @@ def fraud_predictions(
             if settings.engine == "spark":
                 from fraud_assets.engines.spark.scoring import scoring_on
 
-                compute = scoring_on(partial(spark.session, settings))
+                settings, compute = settings.for_spark(), scoring_on(partial(spark.session, settings))
             try:
                 report = score_pending(lake, settings, context.log.info, compute)
             except NoChampionError as error:

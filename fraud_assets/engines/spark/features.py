@@ -173,10 +173,11 @@ def _computed(spark: SparkSession, batch: Batch) -> Computed:
 
 
 def _kept(frame: DataFrame, kept: ExitStack) -> DataFrame:
-    """The rows, computed once and held by the executors until the batch is done."""
+    """The rows, computed once and held on the executors' disks until the batch is done."""
     from pyspark.storagelevel import StorageLevel
 
-    frame = frame.persist(StorageLevel.MEMORY_AND_DISK)
+    # In memory it is no faster, and read back from the disk a piece of some hundred megabytes ends the executor.
+    frame = frame.persist(StorageLevel.DISK_ONLY)
     kept.callback(frame.unpersist)
     return frame
 

@@ -52,6 +52,8 @@ def spark_config(settings: Settings) -> dict[str, str]:
         "spark.sql.adaptive.advisoryPartitionSizeInBytes": "8m",
         # Else the steps on rows that are kept take 200 tasks each, and a Python task 50 ms, however few the rows are.
         "spark.sql.optimizer.canChangeCachedPlanOutputPartitioning": "true",
+        # Kept rows go to disk in pieces of some megabytes, and Java's writer holds on to so many of them.
+        "spark.serializer.objectStreamReset": "1",
         "spark.sql.execution.arrow.maxRecordsPerBatch": "65536",
         "spark.python.daemon.module": "fraud_assets.engines.spark.daemon",
         "spark.ui.showConsoleProgress": "false",
