@@ -66,5 +66,7 @@ class SparkResource(dg.ConfigurableResource):
     def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
         """Stops the session, if there is one."""
         if self._session is not None:
-            self._session.stop()
+            from fraud_assets.engines.spark.session import stop
+
+            stop(self._session)
             self._session = None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pytest
+from py4j.protocol import Py4JError
 
 from fraud_assets.engines.spark.session import (
     _cause,
@@ -185,6 +186,20 @@ def test_the_telling_line_of_what_java_says(text: str, cause: str) -> None:
     assert _cause(text) == cause
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Job aborted due to stage failure: Task 2 in stage 90.0 failed 1 times, most recent failure: Lost task 2.0 in "
+        "stage 90.0 (TID 290) (localhost executor driver): java.lang.OutOfMemoryError: Java heap space",
+        "ExecutorLostFailure (executor 3 exited caused by a running task) Reason: Command exited with code 52",
+    ],
+)
+def test_memory_that_is_too_small_is_told_with_its_setting(settings: Settings, text: str) -> None:
+    with pytest.raises(EngineError, match="ran out of memory: FRAUD_SPARK_MEMORY is '2g'"):
+        with spark_faults(settings):
+            raise Py4JError(text)
+
+
 def in_its_own_process(program: str, settings: Settings) -> tuple[int, str, str]:
     """A program whose `settings` are these: its exit code, standard output and standard error."""
     home = str(settings.home_path)
@@ -229,6 +244,33 @@ def test_a_session_writes_nothing_to_the_terminal(settings: Settings) -> None:
     expected = f"A job on Spark failed: ValueError: bad row. More is in {log} and in Spark's web UI.\n"
     assert in_its_own_process(QUIET, settings) == (0, expected, "")
     assert "bad row" in log.read_text()
+
+
+DIES = """
+import os, signal
+from fraud_assets.engines.spark.session import spark_faults, spark_session
+from fraud_assets.errors import EngineError
+
+def fails(batches):
+    os.kill(java, signal.SIGKILL)
+    yield from batches
+
+try:
+    with spark_session(settings) as spark:
+        java = spark.sparkContext._gateway.proc.pid
+        with spark_faults(settings):
+            spark.range(3).mapInArrow(fails, "id long").collect()
+except EngineError as error:
+    print(error)
+"""
+
+
+@pytest.mark.usefixtures("spark")
+def test_a_java_machine_that_dies_at_work_is_one_sentence(settings: Settings) -> None:
+    code, told, _ = in_its_own_process(DIES, settings)
+    assert code == 0
+    assert told.startswith("Spark ended in the middle of a job, as it does without memory: FRAUD_SPARK_MEMORY is '2g'.")
+    assert len(told.splitlines()) == 1
 
 
 RESOURCE = """

@@ -29,6 +29,10 @@ _ON_LOOPBACK = r"spark://(127\.\d+\.\d+\.\d+|localhost):"
 _CONNECTOR = ("fraud_assets.engines.spark", "spark.pom.xml")
 _MASTER_SECONDS = 10
 _WORKER_SECONDS = 10
+_NO_MEMORY = r"OutOfMemoryError|\bcode:? 52\b"
+"""52 is the exit code of an executor without memory."""
+_GONE = "Answer from Java side is empty"
+_ENDED = rf"SparkContext was shut down|stopped SparkContext|SparkContext\.dagScheduler\(\)|{_GONE}|in the JVM$"
 _FAILURE = r"(?:: |Caused by: )?([\w.$]+(?:Error|Exception): .*)"
 
 
@@ -137,7 +141,7 @@ def spark_session(settings: Settings) -> Iterator[SparkSession]:
     try:
         yield session
     finally:
-        session.stop()
+        stop(session)
 
 
 def started(
@@ -240,6 +244,14 @@ def has_ended(session: SparkSession) -> bool:
         return True
 
 
+def stop(session: SparkSession) -> None:
+    """Ends the session, also one whose Java machine is gone."""
+    from py4j.protocol import Py4JError
+
+    with suppress(Py4JError, OSError):
+        session.stop()
+
+
 @contextmanager
 def spark_faults(settings: Settings) -> Iterator[None]:
     """Turns what fails on Spark into the error that a task raised, or into an `EngineError` with its first cause."""
@@ -248,8 +260,19 @@ def spark_faults(settings: Settings) -> Iterator[None]:
 
     try:
         yield
-    except (PySparkException, Py4JError) as error:
-        raise _told(str(error), settings) from error
+    # The last where its Java machine is gone.
+    except (PySparkException, Py4JError, ConnectionRefusedError) as error:
+        raise _told(_words(error), settings) from error
+
+
+def _words(error: Exception) -> str:
+    from py4j.protocol import Py4JError
+
+    try:
+        return _GONE if isinstance(error, OSError) else str(error)
+    # What it says is asked of the Java machine.
+    except (Py4JError, OSError):
+        return _GONE
 
 
 def _told(text: str, settings: Settings) -> FraudAssetsError:
@@ -257,7 +280,17 @@ def _told(text: str, settings: Settings) -> FraudAssetsError:
     if own:
         kind: Any = getattr(errors, own[1], EngineError)
         return kind(own[2])
-    return EngineError(f"A job on Spark failed: {_cause(text)}. More is in {_log(settings)} and in Spark's web UI.")
+    given, log = f"FRAUD_SPARK_MEMORY is {settings.spark_memory!r}", _log(settings)
+    if re.search(_NO_MEMORY, text):
+        return EngineError(
+            f"Spark ran out of memory: {given}. Give it more, or lower FRAUD_SPARK_BATCH_ROWS; more is in {log}."
+        )
+    if re.search(_ENDED, text):
+        return EngineError(
+            f"Spark ended in the middle of a job, as it does without memory: {given}. Give it more, or lower "
+            f"FRAUD_SPARK_BATCH_ROWS; why it ended is in {log}."
+        )
+    return EngineError(f"A job on Spark failed: {_cause(text)}. More is in {log} and in Spark's web UI.")
 
 
 def _cause(text: str) -> str:
