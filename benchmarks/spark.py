@@ -56,7 +56,7 @@ def stream(rows: int) -> Iterator[Chunk]:
     for first in range(0, rows, CHUNK):
         count = min(CHUNK, rows - first)
         ids = np.arange(first, first + count)
-        times = begin + ids * (DAYS * day) // rows
+        times = begin + ids * (DAYS * day // rows)
         who, where = chance.integers(0, customers, count), chance.integers(0, customers * 2, count)
         amounts = chance.exponential(50, count).round(2)
         stamps = pa.array(times, pa.timestamp("us")).cast(pa.string()).to_pylist()
