@@ -139,6 +139,7 @@ def assert_upkeep_removes_orphans(lake: Lake, settings: Settings) -> None:
     assert_each_once(lake)
 
 
+@pytest.mark.proof
 def test_a_driver_that_dies_before_it_commits_leaves_nothing_behind(
     drive: Drive, copied: Lake, settings: Settings, spark_cluster: StandaloneCluster
 ) -> None:
@@ -151,6 +152,7 @@ def test_a_driver_that_dies_before_it_commits_leaves_nothing_behind(
     assert_upkeep_removes_orphans(copied, settings)
 
 
+@pytest.mark.proof
 def test_a_worker_that_dies_at_work_costs_no_row(
     drive: Drive, copied: Lake, settings: Settings, spark_cluster: StandaloneCluster, tmp_path: Path
 ) -> None:
@@ -235,10 +237,13 @@ Materialize = Callable[..., "subprocess.Popen[bytes]"]
 
 @pytest.fixture
 def materialize(spark_cluster: StandaloneCluster, tmp_path: Path) -> Iterator[Materialize]:
-    """`materialize(settings, "fraud_labels", …)`: `dagster asset materialize` on the cluster, ended with the test."""
+    """`materialize(settings, "fraud_labels", …)`: `dagster asset materialize` on the cluster, ended with the test.
+
+    It lands in batches of 2,000, so that there is a middle to die in, and goes on in batches of `batch_rows`.
+    """
     running: list[subprocess.Popen[bytes]] = []
 
-    def begin(settings: Settings, *assets: str) -> subprocess.Popen[bytes]:
+    def begin(settings: Settings, *assets: str, batch_rows: int = 2_000) -> subprocess.Popen[bytes]:
         prepare_home(settings)
         command = ["asset", "materialize", "-m", "fraud_assets.definitions", "--select", ",".join(assets)]
         with log_of(tmp_path).open("ab") as log:
@@ -253,9 +258,8 @@ def materialize(spark_cluster: StandaloneCluster, tmp_path: Path) -> Iterator[Ma
                     "KAFKA_BOOTSTRAP_SERVERS": settings.kafka_bootstrap_servers,
                     "FRAUD_TRANSACTIONS_TOPIC": settings.transactions_topic,
                     "FRAUD_LABELS_TOPIC": settings.labels_topic,
-                    # Several batches each, so that there is a middle to die in.
                     "FRAUD_SPARK_LAND_ROWS": "2000",
-                    "FRAUD_SPARK_BATCH_ROWS": "2000",
+                    "FRAUD_SPARK_BATCH_ROWS": str(batch_rows),
                     "FRAUD_TRAIN_TREES": "10",
                 },
                 stdin=subprocess.DEVNULL,
@@ -315,6 +319,7 @@ def test_the_whole_chain_on_an_object_store_outlives_a_worker(
         settings,
         *("raw_transactions", "fraud_labels", "transaction_features", "quarantined_transactions"),
         *("isolation_forest", "alert_thresholds", "fraud_predictions"),
+        batch_rows=1_000_000,
     )
     in_the_middle(run, lake, raw_transactions, tmp_path)
     spark_cluster.kill_worker(1)
