@@ -56,6 +56,8 @@ _TASK_ROWS = 100_000
 _SLICE_SECONDS = 0.2
 _LAST_BATCH_SECONDS = 15
 """So long may a batch that is under way take to its commit when landing is told to stop."""
+_END_SECONDS = 8
+"""So long may Spark take to end a query that has nothing under way."""
 _UNHELD_TIME = "long overflow"
 """Of Spark's error on a message whose time it cannot hold, as where a producer put in nanoseconds."""
 
@@ -203,7 +205,7 @@ class TopicQuery:
                     # A job may wait for a broker or for workers that never come; it is cancelled, and nobody misses it.
                     if self._busy.acquire(timeout=_LAST_BATCH_SECONDS):
                         self._busy.release()
-                    query.stop()
+                    _end(query)
             if self._failure is not None:
                 raise self._failure
         except EngineError:
@@ -244,6 +246,7 @@ class TopicQuery:
         def land(rows: DataFrame, number: int) -> None:
             self._batch(rows, number, folder)
 
+        self._spark.conf.set("spark.sql.streaming.stopTimeout", f"{_END_SECONDS}s")
         writer = frame.writeStream.foreachBatch(land).option("checkpointLocation", f"file://{folder}")
         if bounded:
             return writer.trigger(availableNow=True).start()
@@ -253,6 +256,9 @@ class TopicQuery:
         self, query: StreamingQuery, seconds: float, beside: Callable[[Mapping[int, int]], None] | None
     ) -> None:
         while not self._stop() and self._failure is None and not query.awaitTermination(seconds):
+            # A query that failed may not end; see `_end`.
+            if (error := query.exception()) and not query.awaitTermination(_END_SECONDS):
+                raise error
             if beside is None or not self._busy.acquire(blocking=False):
                 continue
             try:
@@ -376,6 +382,18 @@ class TopicQuery:
         if self._stop():
             raise PlanAgainError("it was stopped")
         return Landed({**reports, raw_transactions.name: report}, self._held)
+
+
+def _end(query: StreamingQuery) -> None:
+    """Ends the query, which lands nothing more; one that does not end is left alone."""
+    from py4j.protocol import Py4JJavaError
+
+    try:
+        query.stop()
+    except Py4JJavaError as error:
+        # Kafka's admin client, closed while its broker goes away, can sleep for 20 minutes with a call in hand.
+        if "TimeoutException" not in error.java_exception.toString():
+            raise
 
 
 @contextmanager
