@@ -4,7 +4,8 @@ SHELL := bash
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3.11
-TEST_WORKERS ?= 2
+# One more than cores: tests of processes that are killed and come back mostly wait.
+TEST_WORKERS ?= 3
 BENCH ?=
 DATA ?=
 SAMPLE ?=
