@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import socket
@@ -156,6 +157,8 @@ def started(
     from pyspark.java_gateway import launch_gateway
     from pyspark.sql import SparkSession
 
+    # It goes by no logger of its own, so that only the root's can be told.
+    logging.getLogger().addFilter(_not_of_py4j)
     log = _log(settings)
     config = config or spark_config(settings)
     if python := config.get("spark.pyspark.python"):
@@ -232,6 +235,11 @@ def what_started(session: SparkSession) -> Iterator[str]:
             )
             return
         sleep(0.1)
+
+
+def _not_of_py4j(record: logging.LogRecord) -> bool:
+    """Not the stack traces of a lost Java machine, which `spark_faults` puts in words."""
+    return Path(record.pathname).parent.name != "py4j"
 
 
 def has_ended(session: SparkSession) -> bool:
