@@ -231,6 +231,7 @@ with spark_session(settings) as spark:
     assert spark.range(3).count() == 3
     assert spark.conf.get("spark.sql.session.timeZone") == "UTC"
     try:
+        assert spark.range(3).mapInArrow(lambda batches: batches, "id long").count() == 3
         with spark_faults(settings):
             spark.range(3).mapInArrow(fails, "id long").toArrow()
     except EngineError as error:
@@ -258,6 +259,7 @@ def fails(batches):
 try:
     with spark_session(settings) as spark:
         java = spark.sparkContext._gateway.proc.pid
+        assert spark.range(3).mapInArrow(lambda batches: batches, "id long").count() == 3
         with spark_faults(settings):
             spark.range(3).mapInArrow(fails, "id long").toArrow()
 except EngineError as error:

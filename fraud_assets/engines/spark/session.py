@@ -157,8 +157,6 @@ def started(
     from pyspark.java_gateway import launch_gateway
     from pyspark.sql import SparkSession
 
-    # It goes by no logger of its own, so that only the root's can be told.
-    logging.getLogger().addFilter(_not_of_py4j)
     log = _log(settings)
     config = config or spark_config(settings)
     if python := config.get("spark.pyspark.python"):
@@ -176,7 +174,9 @@ def started(
                 # The Java machine would write beside our own lines.
                 gateway = launch_gateway(conf, {"stdout": told, "stderr": told})
             SparkContext._ensure_initialized(gateway=gateway, conf=conf)
-        return make(config) if make else SparkSession.builder.config(conf=conf).getOrCreate()
+        session = make(config) if make else SparkSession.builder.config(conf=conf).getOrCreate()
+        _quieten(session)
+        return session
     except Exception as error:
         if not isinstance(error, PySparkException) and "py4j" not in type(error).__module__:
             raise
@@ -237,8 +237,22 @@ def what_started(session: SparkSession) -> Iterator[str]:
         sleep(0.1)
 
 
+def _quieten(session: SparkSession) -> None:
+    """Keeps stack traces of a lost Java machine from the terminal: `spark_faults` puts it in words."""
+    # py4j has no logger of its own for them.
+    logging.getLogger().addFilter(_not_of_py4j)
+    server = getattr(session.sparkContext, "_accumulatorServer", None)
+    if server is not None:
+        others = server.handle_error
+
+        def handle_error(request: object, address: object) -> None:
+            if not isinstance(sys.exc_info()[1], EOFError):
+                others(request, address)
+
+        server.handle_error = handle_error
+
+
 def _not_of_py4j(record: logging.LogRecord) -> bool:
-    """Not the stack traces of a lost Java machine, which `spark_faults` puts in words."""
     return Path(record.pathname).parent.name != "py4j"
 
 
