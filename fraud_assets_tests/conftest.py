@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+import hypothesis
 import pytest
 
 from fraud_assets.chaos.object_store import ObjectStore, object_store
@@ -33,6 +34,10 @@ MakeTopic = Callable[..., str]
 Start = Callable[..., "subprocess.Popen[str]"]
 ROOT = Path(__file__).parents[1]
 _QUICK_JAVA = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"
+
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 
 @pytest.fixture
