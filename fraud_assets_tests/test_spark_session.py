@@ -275,6 +275,13 @@ def test_a_java_machine_that_dies_at_work_is_one_sentence(settings: Settings) ->
     assert len(told.splitlines()) == 1
 
 
+def test_java_that_gives_no_reason_was_gone(settings: Settings) -> None:
+    from py4j.protocol import Py4JError
+
+    with pytest.raises(EngineError, match="Spark ended in the middle of a job"), spark_faults(settings):
+        raise Py4JError("An error occurred while calling o101.getResult")
+
+
 RESOURCE = """
 import dagster as dg
 from pyspark import SparkContext

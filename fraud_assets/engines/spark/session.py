@@ -33,7 +33,11 @@ _WORKER_SECONDS = 10
 _NO_MEMORY = r"OutOfMemoryError|\bcode:? 52\b"
 """52 is the exit code of an executor without memory."""
 _GONE = "Answer from Java side is empty"
-_ENDED = rf"SparkContext was shut down|stopped SparkContext|SparkContext\.dagScheduler\(\)|{_GONE}|in the JVM$"
+_NO_ANSWER = r"An error occurred while calling \w+\.\w+$"
+"""Of py4j, where Java gave no reason, for it was gone by then."""
+_ENDED = (
+    rf"SparkContext was shut down|stopped SparkContext|SparkContext\.dagScheduler\(\)|{_GONE}|{_NO_ANSWER}|in the JVM$"
+)
 _FAILURE = r"(?:: |Caused by: )?([\w.$]+(?:Error|Exception): .*)"
 
 
