@@ -275,6 +275,25 @@ def test_a_java_machine_that_dies_at_work_is_one_sentence(settings: Settings) ->
     assert len(told.splitlines()) == 1
 
 
+GONE_AT_ITS_END = """
+from types import SimpleNamespace
+from py4j.protocol import Py4JError
+from pyspark import SparkContext
+from fraud_assets.engines.spark.session import stop
+
+def gone():
+    raise Py4JError("Answer from Java side is empty")
+
+session = SparkContext.__new__(SparkContext)
+session._jsc = SimpleNamespace(stop=gone)
+stop(session)
+"""
+
+
+def test_the_end_of_a_session_whose_java_machine_is_dying_is_silent(settings: Settings) -> None:
+    assert in_its_own_process(GONE_AT_ITS_END, settings) == (0, "", "")
+
+
 def test_java_that_gives_no_reason_was_gone(settings: Settings) -> None:
     from py4j.protocol import Py4JError
 

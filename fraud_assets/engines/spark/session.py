@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import resources
@@ -274,7 +275,9 @@ def stop(session: SparkSession) -> None:
     """Ends the session, also one whose Java machine is gone."""
     from py4j.protocol import Py4JError
 
-    with suppress(Py4JError, OSError):
+    with suppress(Py4JError, OSError), warnings.catch_warnings():
+        # Whoever uses the session learns of it by `spark_faults`.
+        warnings.filterwarnings("ignore", "Unable to cleanly shutdown Spark JVM", RuntimeWarning)
         session.stop()
 
 
