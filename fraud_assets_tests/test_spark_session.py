@@ -220,6 +220,7 @@ settings = load_settings(_env_file=None, home={home!r}, spark_master="local[1]")
 
 
 QUIET = """
+import os, signal
 from fraud_assets.engines.spark.session import spark_faults, spark_session
 from fraud_assets.errors import EngineError
 
@@ -227,52 +228,36 @@ def fails(batches):
     raise ValueError("bad row")
     yield
 
-with spark_session(settings) as spark:
-    assert spark.range(3).count() == 3
-    assert spark.conf.get("spark.sql.session.timeZone") == "UTC"
-    try:
-        assert spark.range(3).mapInArrow(lambda batches: batches, "id long").count() == 3
-        with spark_faults(settings):
-            spark.range(3).mapInArrow(fails, "id long").toArrow()
-    except EngineError as error:
-        print(error)
-"""
-
-
-@pytest.mark.usefixtures("spark")
-def test_a_session_writes_nothing_to_the_terminal(settings: Settings) -> None:
-    log = settings.home_path / "spark" / "driver.log"
-    expected = f"A job on Spark failed: ValueError: bad row. More is in {log} and in Spark's web UI.\n"
-    assert in_its_own_process(QUIET, settings) == (0, expected, "")
-    assert "bad row" in log.read_text()
-
-
-DIES = """
-import os, signal
-from fraud_assets.engines.spark.session import spark_faults, spark_session
-from fraud_assets.errors import EngineError
-
-def fails(batches):
+def kills(batches):
     os.kill(java, signal.SIGKILL)
     yield from batches
 
-try:
-    with spark_session(settings) as spark:
-        java = spark.sparkContext._gateway.proc.pid
-        assert spark.range(3).mapInArrow(lambda batches: batches, "id long").count() == 3
+def told(task):
+    try:
         with spark_faults(settings):
-            spark.range(3).mapInArrow(fails, "id long").toArrow()
-except EngineError as error:
-    print(error)
+            spark.range(3).mapInArrow(task, "id long").toArrow()
+    except EngineError as error:
+        print(error)
+
+with spark_session(settings) as spark:
+    java = spark.sparkContext._gateway.proc.pid
+    assert spark.range(3).count() == 3
+    assert spark.conf.get("spark.sql.session.timeZone") == "UTC"
+    assert spark.range(3).mapInArrow(lambda batches: batches, "id long").count() == 3
+    told(fails)
+    told(kills)
 """
 
 
 @pytest.mark.usefixtures("spark")
-def test_a_java_machine_that_dies_at_work_is_one_sentence(settings: Settings) -> None:
-    code, told, errors = in_its_own_process(DIES, settings)
+def test_a_session_writes_nothing_to_the_terminal_not_even_when_java_dies(settings: Settings) -> None:
+    log = settings.home_path / "spark" / "driver.log"
+    code, output, errors = in_its_own_process(QUIET, settings)
     assert (code, errors) == (0, "")
-    assert told.startswith("Spark ended in the middle of a job, as it does without memory: FRAUD_SPARK_MEMORY is '2g'.")
-    assert len(told.splitlines()) == 1
+    failed, died = output.splitlines()
+    assert failed == f"A job on Spark failed: ValueError: bad row. More is in {log} and in Spark's web UI."
+    assert died.startswith("Spark ended in the middle of a job, as it does without memory: FRAUD_SPARK_MEMORY is '2g'.")
+    assert "bad row" in log.read_text()
 
 
 GONE_AT_ITS_END = """
