@@ -45,6 +45,8 @@ def environment(cluster: StandaloneCluster, settings: Settings, **conf: str) -> 
     spark_conf = {
         "spark.executor.extraJavaOptions": QUICK,
         "spark.ui.enabled": "false",
+        # Spark's 200 are for more rows than these.
+        "spark.sql.shuffle.partitions": "2",
         "spark.local.dir": str(settings.home_path / "spark"),
         **{name.replace("_", "."): value for name, value in conf.items()},
     }

@@ -304,14 +304,15 @@ def counted(spark: SparkResource):
     assert spark.session(settings).conf.get("spark.sql.shuffle.partitions") == "3"
     assert spark.session(settings).range(3).count() == 3
 
-@dg.asset(deps=[plain])
+@dg.asset(deps=[counted])
 def broken(spark: SparkResource):
-    spark.session(settings)
+    assert spark.session(settings).range(3).count() == 3
     raise dg.Failure("on purpose")
 
 resources = {"spark": SparkResource(spark_config={"spark.sql.shuffle.partitions": "3"})}
-for assets, success in (([plain], True), ([plain, broken], False), ([plain, counted], True)):
-    assert dg.materialize(assets, resources=resources, raise_on_error=False).success == success
+for assets, done in (([plain], ["plain"]), ([plain, counted, broken], ["plain", "counted"])):
+    run = dg.materialize(assets, resources=resources, raise_on_error=False)
+    assert [event.asset_key.to_user_string() for event in run.get_asset_materialization_events()] == done
     assert not running()
 """
 

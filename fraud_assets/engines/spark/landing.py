@@ -54,8 +54,11 @@ if TYPE_CHECKING:
 _TASK_ROWS = 100_000
 """Fewer messages than this are not worth a task and a data file of their own."""
 _SLICE_SECONDS = 0.2
-_LAST_BATCH_SECONDS = 15
-"""So long may a batch that is under way take to its commit when landing is told to stop."""
+_LAST_BATCH_SECONDS = 12
+"""So long may a batch that is under way take to its commit when landing is told to stop.
+
+With twice `_END_SECONDS` it is less than the 30 s that Kubernetes gives.
+"""
 _END_SECONDS = 8
 """So long may Spark take to end a query that has nothing under way."""
 _UNHELD_TIME = "long overflow"
