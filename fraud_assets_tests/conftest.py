@@ -33,7 +33,7 @@ Send = Callable[..., None]
 MakeTopic = Callable[..., str]
 Start = Callable[..., "subprocess.Popen[str]"]
 ROOT = Path(__file__).parents[1]
-_QUICK_JAVA = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"
+QUICK_JAVA = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"
 
 # How long an example takes depends on what else the machine does.
 hypothesis.settings.register_profile("patient", deadline=None)
@@ -138,7 +138,7 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
         home=tmp_path_factory.mktemp("spark"),
         spark_master="local[2]",
         # Few rows: most of the time goes to the Java machine's own start and compiler.
-        spark_conf={"spark.sql.shuffle.partitions": "2", "spark.driver.defaultJavaOptions": _QUICK_JAVA},
+        spark_conf={"spark.sql.shuffle.partitions": "2", "spark.driver.defaultJavaOptions": QUICK_JAVA},
     )
     try:
         with spark_session(settings) as session:

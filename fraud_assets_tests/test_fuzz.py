@@ -143,7 +143,7 @@ def test_framed_messages_are_good_or_have_a_reason(kind: str, wire: Callable[[fu
     assert rejected["reason"].to_pylist().count("unknown_schema") > 50
 
 
-@effort(max_examples=300, deadline=None)
+@effort(max_examples=300)
 @given(
     st.binary(max_size=60) | st.sampled_from([b"\2", b"\x7f", b"\xff"]).map(lambda byte: byte * 5_000),
     st.sampled_from([1, 2, 3]),

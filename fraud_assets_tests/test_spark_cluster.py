@@ -28,7 +28,7 @@ from fraud_assets.lake.tables import Lake, read, row_count
 from fraud_assets.lake.upkeep import tend, tend_all
 from fraud_assets.settings import Settings
 from fraud_assets.setup_home import prepare_home
-from fraud_assets_tests.conftest import ROOT, Start
+from fraud_assets_tests.conftest import QUICK_JAVA, ROOT, Start
 from fraud_assets_tests.landed import bodies, land
 from fraud_assets_tests.topics import numbers, produce
 from fraud_assets_tests.waiting import until
@@ -36,23 +36,20 @@ from fraud_assets_tests.waiting import until
 pytestmark = pytest.mark.xdist_group("spark")
 
 FILES, ROWS = 4, 100
-QUICK = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"
 Drive = Callable[..., "subprocess.Popen[str]"]
 
 
 def environment(cluster: StandaloneCluster, settings: Settings, **conf: str) -> dict[str, str]:
     """Of a process that works with these settings on that cluster; `conf` are settings of Spark, `_` for `.`."""
     spark_conf = {
-        "spark.executor.extraJavaOptions": QUICK,
+        "spark.executor.extraJavaOptions": QUICK_JAVA,
         "spark.ui.enabled": "false",
-        # Spark's 200 are for more rows than these.
-        "spark.sql.shuffle.partitions": "2",
         "spark.local.dir": str(settings.home_path / "spark"),
         **{name.replace("_", "."): value for name, value in conf.items()},
     }
     return {
         **os.environ,
-        "JDK_JAVA_OPTIONS": QUICK,
+        "JDK_JAVA_OPTIONS": QUICK_JAVA,
         "FRAUD_HOME": str(settings.home_path),
         "FRAUD_LAKE_URI": settings.lake_uri,
         "FRAUD_ENGINE": "spark",

@@ -134,7 +134,8 @@ def assert_equal(first: Lake, second: Lake) -> None:
 def test_spark_gives_what_duckdb_gives_and_finishes_what_was_killed_between_its_two_commits(
     spark: SparkSession, lake: Lake, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    land(lake, settings, seed=1, part=0)
+    settings = settings.model_copy(update={"batch_rows": 400})
+    land(lake, settings, seed=1, part=0)  # 600 messages: the killed batch is cut in their middle
     from fraud_assets.pipeline import features as pipeline
 
     commit = pipeline.commit
@@ -148,12 +149,12 @@ def test_spark_gives_what_duckdb_gives_and_finishes_what_was_killed_between_its_
     with pytest.raises(LakeError):
         process_landed(lake, settings, compute=features_on(lambda: spark))
     monkeypatch.setattr(pipeline, "commit", commit)
-    land(lake, settings, seed=1, part=1)  # what landed meanwhile is no part of the begun batch
+    land(lake, settings, seed=1, part=3, count=100)  # what landed meanwhile is no part of the begun batch
     other = copy_of(lake, tmp_path / "other")
     mine = process_landed(lake, settings, compute=features_on(lambda: spark))
     theirs = process_landed(other, settings)
     assert (mine.landed, mine.features, mine.reasons) == (theirs.landed, theirs.features, theirs.reasons)
-    assert mine.landed == mine.features + mine.quarantined + mine.duplicates == 1200
+    assert mine.landed == mine.features + mine.quarantined + mine.duplicates == 800
     assert mine.batches == theirs.batches == 2
     assert {"duplicate", "tombstone", "negative_amount", "wrong_type"} <= set(mine.reasons)
     assert_equal(lake, other)
@@ -206,7 +207,7 @@ def test_nothing_new_starts_no_session(lake: Lake, settings: Settings) -> None:
 
 
 @pytest.mark.proof
-@examples(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@examples(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(
     seed=st.integers(0, 10_000),
     count=st.integers(1, 120),

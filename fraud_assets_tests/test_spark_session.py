@@ -27,14 +27,13 @@ from fraud_assets.engines.spark.tables import each
 from fraud_assets.errors import EngineError, FraudAssetsError, JarsError, LakeError
 from fraud_assets.ports import free_ports
 from fraud_assets.settings import Settings
-from fraud_assets_tests.conftest import ROOT
+from fraud_assets_tests.conftest import QUICK_JAVA, ROOT
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 pytestmark = pytest.mark.xdist_group("spark")
 
-QUICK = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"
 NUMBERS = pa.schema([pa.field("number", pa.int64())])
 MakeSettings = Callable[..., Settings]
 
@@ -214,7 +213,7 @@ settings = load_settings(_env_file=None, home={home!r}, spark_master="local[1]")
         timeout=100,
         check=False,
         cwd=ROOT,
-        env={**os.environ, "JDK_JAVA_OPTIONS": QUICK},
+        env={**os.environ, "JDK_JAVA_OPTIONS": QUICK_JAVA},
     )
     return ended.returncode, ended.stdout, ended.stderr
 
@@ -280,8 +279,6 @@ def test_the_end_of_a_session_whose_java_machine_is_dying_is_silent(settings: Se
 
 
 def test_java_that_gives_no_reason_was_gone(settings: Settings) -> None:
-    from py4j.protocol import Py4JError
-
     with pytest.raises(EngineError, match="Spark ended in the middle of a job"), spark_faults(settings):
         raise Py4JError("An error occurred while calling o101.getResult")
 

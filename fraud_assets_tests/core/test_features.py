@@ -71,7 +71,7 @@ transactions_strategy = st.lists(
 labels_strategy = st.lists(st.tuples(st.integers(0, 24), st.booleans(), instants), max_size=25)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(rows=transactions_strategy, verdicts=labels_strategy)
 def test_windows_equal_the_naive_reference(rows: list, verdicts: list) -> None:
     """Ties, sub-second times, window ends, late, early, repeated and revised labels."""

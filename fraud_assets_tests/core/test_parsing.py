@@ -477,7 +477,7 @@ def _check(bodies: list[bytes | None], raw: pa.Table, contract: parsing._Contrac
     assert next(problems, None) is None
 
 
-_often = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+_often = settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 
 
 @_often
