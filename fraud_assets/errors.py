@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 
+from fraud_assets.core.printable import printable
+
 
 class FraudAssetsError(Exception):
     """Base of all errors that a person can act upon."""
@@ -61,14 +63,35 @@ class DiskError(FraudAssetsError):
     """A file or folder of the platform cannot be read or written."""
 
 
-_DISK_FAULTS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOTDIR})
+_DISK_FAULTS = frozenset(
+    {
+        errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOTDIR, errno.ELOOP,
+        errno.ESTALE, errno.EBUSY,
+    }
+)  # fmt: skip
+_TOO_MANY_FILES = frozenset({errno.EMFILE, errno.ENFILE})
+_PASSING = _TOO_MANY_FILES | {errno.ENOMEM, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ESTALE}
+
+
+def passes(error: OSError) -> bool:
+    """Whether the fault is one of the machine at this moment, and not of the file: the same call may work later."""
+    return error.errno in _PASSING
 
 
 def disk_fault(error: OSError) -> DiskError | None:
-    """The sentence for a disk that is full, read-only or closed to us; None where it is something else."""
+    """The sentence for a disk that is full, read-only or closed to us, and for a process with too many open files.
+
+    Returns:
+        The error with that sentence; None where it is something else.
+    """
+    if error.errno in _TOO_MANY_FILES:
+        return DiskError(
+            f"No further file or connection can be opened ({error.strerror}). Close some, or raise the limit of open "
+            "files (`ulimit -n`, or LimitNOFILE of a systemd service)."
+        )
     if error.errno not in _DISK_FAULTS:
         return None
-    place = error.filename or "A file of the platform"
+    place = printable(error.filename) if error.filename else "A file of the platform"
     return DiskError(
         f"{place} cannot be used: {error.strerror}. Free or unlock that disk, or point FRAUD_HOME to another folder."
     )

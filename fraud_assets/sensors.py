@@ -21,6 +21,7 @@ PROGRESS_TAG = "fraud/progress-"
 RUN_KEY_TAG = "dagster/run_key"
 FAILED = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 ENDED = [*FAILED, dg.DagsterRunStatus.SUCCESS]
+_STUCK_AGAIN_SECONDS = 600
 # Queued runs too: Dagster's own list of runs in progress leaves them out.
 UNDER_WAY = [status for status in dg.DagsterRunStatus if status not in ENDED]
 
@@ -133,18 +134,19 @@ def dropped_files_sensor(
     context: dg.SensorEvaluationContext, platform: PlatformResource
 ) -> dg.RunRequest | dg.SkipReason:
     """Requests landing of the drop folder alone; topics are the lander's."""
-    from fraud_assets.pipeline.files import waiting_files
+    from fraud_assets.pipeline.drop_folder import folder_remedy, waiting_entries
     from fraud_assets.streaming.presence import lander_is_running
 
     settings = platform.settings()
-    files = waiting_files(settings)
-    if not files:
-        return dg.SkipReason(f"No file waits in {settings.incoming}.")
+    waiting = waiting_entries(settings)
+    if not waiting.files:
+        remedies = "".join(f" {folder_remedy(folder)}" for folder in waiting.folders)
+        return dg.SkipReason(f"No file waits in {settings.incoming}.{remedies}")
     if lander_is_running(settings):
         return dg.SkipReason("`fraud-assets land` runs and takes them.")
     if in_flight(context.instance, "dropped_files_sensor", settings.run_silent_seconds):
         return dg.SkipReason("A landing run is under way.")
-    states = {state: file.name for file in files if (state := _state(file))}
+    states = {state: file.name for file in waiting.files if (state := _state(file))}
     if not states:
         return dg.SkipReason("The files were taken at this moment.")
     # A landing that fails leaves the oldest file where it is, whatever else is dropped.
@@ -153,7 +155,8 @@ def dropped_files_sensor(
         context.instance,
         "dropped_files_sensor",
         {"oldest_file": _digest([oldest, states[oldest]])},
-        _digest(sorted(states.items())),
+        # A file that a successful run had to leave there is tried again after a while, also where nothing else comes.
+        _digest([sorted(states.items()), time.time() // _STUCK_AGAIN_SECONDS]),
         settings.sensor_attempts,
         run_config={"ops": {"landing": {"config": {"topics": False}}}},
     )
@@ -162,7 +165,8 @@ def dropped_files_sensor(
 def _state(file: Path) -> tuple[int, int] | None:
     """When the file came and was changed; the same file dropped again came anew. None: it is gone."""
     try:
-        status = file.stat()
+        # Of a link itself: what it leads to may be a loop or closed to us.
+        status = file.lstat()
     except FileNotFoundError:
         return None
     return status.st_ctime_ns, status.st_mtime_ns

@@ -124,7 +124,11 @@ def test_a_file_name_is_no_pattern(settings: Settings, lake: Lake, name: str) ->
     drop(settings, name, f"{HEADER}\n1,2024-01-01T00:00:00Z,1,1,1\n")
     drop(settings, "ab.csv", f"{HEADER}\n2,2024-01-01T00:00:00Z,1,1,1\n3,2024-01-01T00:00:00Z,1,1,1\n")
     drop(settings, "a.csv", f"{HEADER}\n4,2024-01-01T00:00:00Z,1,1,1\n")
-    assert {report.name: report.rows for report in land(lake, settings)} == {name: 1, "ab.csv": 2, "a.csv": 1}
+    assert {report.name: report.rows for report in land(lake, settings)} == {
+        name.replace("\n", "\\n"): 1,
+        "ab.csv": 2,
+        "a.csv": 1,
+    }
     assert sorted(json.loads(body)["transaction_id"] for body in bodies(lake)) == ["1", "2", "3", "4"]
 
 
@@ -204,10 +208,10 @@ def test_a_name_that_is_not_utf8(settings: Settings, lake: Lake) -> None:
         Path(os.fsdecode(os.fsencode(settings.incoming) + b"/" + name)).write_bytes(b"{}\n")
     reports = {report.name: report for report in land(lake, settings)}
     assert {name: bool(report.reason) for name, report in reports.items()} == {
-        "a?.csv": True, "b?.jsonl": False, "c.?": True
+        r"a\xff.csv": True, r"b\xff.jsonl": False, r"c.\xff": True
     }  # fmt: skip
-    assert "not UTF-8" in reports["a?.csv"].reason
-    assert rows_of(lake, raw_transactions)[0]["topic"] == "file:b?.jsonl"
+    assert "not UTF-8" in reports[r"a\xff.csv"].reason
+    assert rows_of(lake, raw_transactions)[0]["topic"] == r"file:b\xff.jsonl"
 
 
 def test_a_line_without_end_does_not_fill_the_memory(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fraud_assets.core.printable import printable
 from fraud_assets.settings import load_settings
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _left(found: Holdings, *, unreadable: bool) -> dict[str, object]:
         "unreadable_messages": [] if unreadable else _positions(found),
         "unreadable_lines": {} if unreadable else found.unreadable_lines,
         "closed_files": found.closed_files,
-        "waiting_files": [str(path) for path in found.waiting],
+        "waiting_files": [printable(path) for path in found.waiting],
     }
 
 
@@ -113,7 +114,10 @@ def _print_left(found: Holdings, customer: str, *, unreadable: bool) -> None:
     for path in found.closed_files:
         click.echo(f"{path} cannot be looked into: remove it if the customer may be in it.")
     for waiting in found.waiting:
-        click.echo(f"{waiting} holds the customer and has not landed yet: take it away, or run this again afterwards.")
+        click.echo(
+            f"{printable(waiting)} holds the customer and has not landed yet: take it away, or run this again "
+            "afterwards."
+        )
 
 
 def _old_versions(settings: Settings, vacuumed: int, *, now: bool) -> str:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from fraud_assets.pipeline.landing import LandTopics
 
 
+_FILES_FAILED = 3
+"""Exit code: all that could be landed has landed, but a dropped file has not."""
+
+
 @click.command("land", context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--engine",
@@ -39,7 +43,8 @@ def command(engine: str | None, once: bool, as_json: bool) -> None:
 
     It says one line a minute, on standard error. While the broker or the lake is away it says so and tries again;
     with --once that is an error. It ends after the commit that is under way, with exit code 0. Messages that are
-    gone before they landed end it with exit code 1.
+    gone before they landed end it with exit code 1. With --once the exit code is 3 where everything else landed, but
+    a dropped file went to failed/ or something in the drop folder could not be taken; the report names it.
 
     \b
     Example: fraud-assets land
@@ -71,6 +76,8 @@ def command(engine: str | None, once: bool, as_json: bool) -> None:
                 for name, report in reports.items():
                     refused = f", {report.quarantined:,} quarantined" if report.quarantined else ""
                     click.echo(f"{name}: {report.rows:,} rows landed{refused}")
+            if any(report.failed or report.stuck for report in reports.values()):
+                raise click.exceptions.Exit(_FILES_FAILED)
             return
         metrics = LandingMetrics()
         with served(metrics, settings.land_http) as url, presence(settings, url):

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
+from fraud_assets.doctor.files import check_files
 from fraud_assets.doctor.finding import Finding, fail, refused
 from fraud_assets.doctor.lake import check_books, check_lake, check_quarantine, check_registry
 from fraud_assets.doctor.orchestrator import check_dagster
@@ -24,6 +25,7 @@ CHECKS: Mapping[str, Check] = {
     "broker": check_broker,
     "schema registry": check_schema_registry,
     "landers": check_landers,
+    "drop folder": check_files,
     "lake": check_lake,
     "books": check_books,
     "quarantine": check_quarantine,

@@ -57,9 +57,11 @@ def check_landers(settings: Settings) -> list[Finding]:
         return [warn("landers", "none runs, so nothing lands by itself", "Start `fraud-assets land`.")]
     found = []
     for process, address in running.items():
-        state, reason = _health(address)
+        state, reason, goes_on = _health(address)
         text = f"process {process}{f' at {address}' if address else ''} {state}"
-        if reason:
+        if goes_on and reason:
+            found.append(warn("landers", f"{text}: {reason}", "Messages land; correct the drop folder."))
+        elif reason:
             found.append(fail("landers", f"{text}: {reason}", "Remove that cause; it goes on by itself."))
         else:
             found.append(ok("landers", text))
@@ -170,16 +172,17 @@ def _protocol(broker: Broker, settings: Settings) -> str:
     return "PLAINTEXT" if broker.embedded else connection(settings).config.get("security.protocol", "PLAINTEXT")
 
 
-def _health(address: str) -> tuple[str, str]:
-    """How a lander says it is, and why it fails; it need not serve its health at all."""
+def _health(address: str) -> tuple[str, str, bool]:
+    """How a lander says it is, what is wrong, and whether messages land; it need not serve its health at all."""
     if not address.startswith("http"):
-        return "runs", ""
+        return "runs", "", True
     try:
         with urllib.request.urlopen(f"{address}/health", timeout=_HEALTH_SECONDS) as answer:  # noqa: S310
             health = json.load(answer)
     except urllib.error.HTTPError as error:
         health = json.load(error)
     except (OSError, ValueError) as error:
-        return "runs", f"{address}/health does not answer ({error})"
+        return "runs", f"{address}/health does not answer ({error})", False
     waits = health.get("oldest_unlanded_seconds", 0)
-    return f"is {health.get('status')}, oldest message not landed {waits:g} s old", health.get("reason", "")
+    status = health.get("status")
+    return f"is {status}, oldest message not landed {waits:g} s old", health.get("reason", ""), status != "failing"

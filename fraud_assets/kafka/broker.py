@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from uuid import uuid4
 
-from fraud_assets.errors import BrokerError
+from fraud_assets.errors import BrokerError, disk_fault, passes
 from fraud_assets.kafka.connection import connection
 from fraud_assets.settings import Settings
 
@@ -64,6 +64,7 @@ def broker_of(settings: Settings) -> Broker:
             "Start `fraud-assets broker`, or set KAFKA_BOOTSTRAP_SERVERS to host:port."
         ) from None
     except (ValueError, KeyError, TypeError, OSError) as error:
+        _raise_if_passing(error)
         raise BrokerError(
             f"{path} cannot be read as the embedded broker's address ({type(error).__name__}). "
             "Remove it and start `fraud-assets broker` again."
@@ -168,5 +169,12 @@ def _accepts(bootstrap: str) -> bool:
     try:
         with socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS):
             return True
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        _raise_if_passing(error)
         return False
+
+
+def _raise_if_passing(error: Exception) -> None:
+    """Too many open files say nothing about the broker."""
+    if isinstance(error, OSError) and passes(error):
+        raise BrokerError(str(disk_fault(error) or error)) from None

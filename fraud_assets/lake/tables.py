@@ -158,6 +158,8 @@ def unreadable(uri: str, error: Exception) -> LakeError:
     lowered = cause.lower()
     if "no space left" in lowered or "os error 28" in lowered or "enospc" in lowered:
         remedy = "The disk is full: free space, or point FRAUD_HOME (or FRAUD_LAKE_URI) to another disk"
+    elif "os error 24" in lowered or "os error 23" in lowered:
+        remedy = "Close other files or connections, or raise the limit of open files (`ulimit -n`)"
     elif any(sign in lowered for sign in ("permission denied", "read-only", "os error 13", "os error 30")):
         remedy = "It cannot be written: check its owner and mount, or point FRAUD_HOME (or FRAUD_LAKE_URI) elsewhere"
     elif folder.exists() and not os.access(folder, os.R_OK):

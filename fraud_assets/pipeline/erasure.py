@@ -21,6 +21,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from fraud_assets.core.bodies import MAGIC, Rejected
 from fraud_assets.core.formats import ID_HEADER, Decoder
 from fraud_assets.core.parsing import parse_transactions
+from fraud_assets.core.printable import printable
 from fraud_assets.core.pseudonyms import keyed_hmac
 from fraud_assets.core.schema import (
     POSITION,
@@ -78,17 +79,17 @@ class Holdings:
     @property
     def file_rows(self) -> dict[str, int]:
         """Rows that are the customer's, by kept file."""
-        return {str(file.path): file.rows for file in self.files if file.rows}
+        return {printable(file.path): file.rows for file in self.files if file.rows}
 
     @property
     def unreadable_lines(self) -> dict[str, int]:
         """Lines that mention the id, by kept file."""
-        return {str(file.path): file.unreadable for file in self.files if file.unreadable}
+        return {printable(file.path): file.unreadable for file in self.files if file.unreadable}
 
     @property
     def closed_files(self) -> list[str]:
         """Kept files that cannot be looked into."""
-        return [str(file.path) for file in self.files if file.closed]
+        return [printable(file.path) for file in self.files if file.closed]
 
     @property
     def empty(self) -> bool:
@@ -186,9 +187,10 @@ def erase(
         for file in found.files:
             if file.rows or (unreadable and file.unreadable):
                 stripped = strip(file, settings, ids, unreadable=unreadable)
-                files[str(file.path)] = files.get(str(file.path), 0) + stripped.rows
+                name = printable(file.path)
+                files[name] = files.get(name, 0) + stripped.rows
                 mentioned += stripped.unreadable if unreadable else 0
-                progress(f"{file.path}: {stripped.rows:,} rows removed")
+                progress(f"{name}: {stripped.rows:,} rows removed")
         found = None
     return ErasureReport(tables, files, mentioned)
 

@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,22 +26,32 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fraud_assets.core.printable import printable
 from fraud_assets.core.pseudonyms import keyed_hmac, pseudonymise
 from fraud_assets.core.schema import MESSAGES, TIME, fraud_labels, raw_transactions
-from fraud_assets.errors import LakeError, SettingError
+from fraud_assets.errors import FraudAssetsError, SettingError, disk_fault, passes
 from fraud_assets.lake.append import append_landed
 from fraud_assets.lake.positions import FILE_LABELS_TOPIC, FILE_TOPIC, NOTHING, Stream, stored
 from fraud_assets.lake.tables import Lake
 from fraud_assets.pipeline.csv_file import csv_file
+from fraud_assets.pipeline.drop_folder import (
+    REASON,
+    RECEIPT,
+    StuckEntries,
+    folder_remedy,
+    move,
+    name_of,
+    obstacle,
+    state_of,
+    waiting_entries,
+    withhold,
+)
 from fraud_assets.pipeline.landing import Progress, append_labels, never
 from fraud_assets.settings import CONTRACT_FIELDS, Settings
 
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 FORMATS = (*JSON_LINES, ".csv", ".parquet")
 
-_PART = ".part"
-_REASON = ".reason.txt"
-_RECEIPT = ".receipt.json"
 _LABEL_NAMES = ("is_fraud", "tx_fraud")
 _SNIFFED_LINES = 100
 _LOCK_PAUSE_SECONDS = 0.1
@@ -50,13 +59,15 @@ _KEPT_BATCHES = 2
 """A file of so many landing batches' bytes is converted once and kept; a larger one is converted in each pass."""
 
 _LONGEST_LINE = 100_000_000  # bytes; a file without line ends must not fill the memory
-_LONGEST_NAME = 255 - len(_RECEIPT) - len(".999999")  # bytes that a file system takes, less what is put behind
 _LATEST = datetime(9999, 12, 31, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
 class FileReport:
-    """What became of one file: rows and labels that landed now, and why it failed if it did."""
+    """What became of one file: rows and labels that landed now, and why it failed if it did.
+
+    A file that failed is where `moved_to` says; one with a reason that was not moved is still in the drop folder.
+    """
 
     name: str
     rows: int = 0
@@ -66,6 +77,18 @@ class FileReport:
     seconds: float = 0.0
     moved_to: Path | None = None
     reason: str = ""
+
+
+class _StaysError(Exception):
+    """A file can neither land nor be moved now and stays in the drop folder; the message says why.
+
+    Attributes:
+        landed: what had landed of it before, where that is all.
+    """
+
+    def __init__(self, reason: str, landed: FileReport | None = None) -> None:
+        super().__init__(reason)
+        self.landed = landed
 
 
 class _UnusableFile(Exception):
@@ -89,47 +112,51 @@ class _Contents:
 
 
 def waiting_files(settings: Settings) -> list[Path]:
-    """Files of the drop folder that have been unchanged for FRAUD_FILE_QUIET_SECONDS, by name."""
-    try:
-        entries = sorted(settings.incoming.iterdir())
-    except FileNotFoundError:
-        return []
-    ready = []
-    for path in entries:
-        if path.name.startswith(".") or path.name.lower().endswith(_PART):
-            continue
-        try:
-            changed = path.stat().st_mtime
-            # A file of the future (a copied time, another clock) would otherwise wait for that day.
-            quiet = abs(time.time() - changed) >= settings.file_quiet_seconds
-        except FileNotFoundError:
-            continue
-        if quiet and path.is_file():
-            ready.append(path)
-    return ready
+    """Files of the drop folder that have been unchanged for FRAUD_FILE_QUIET_SECONDS, by name.
+
+    Raises:
+        OSError: the drop folder cannot be read.
+    """
+    return waiting_entries(settings).files
 
 
 def land_files(
-    lake: Lake, settings: Settings, progress: Progress, stop: Callable[[], bool] = never
+    lake: Lake,
+    settings: Settings,
+    progress: Progress,
+    stop: Callable[[], bool] = never,
+    stuck: StuckEntries | None = None,
 ) -> list[FileReport]:
     """Lands every waiting file, each exactly once by content, and moves it to `processed/` or `failed/`.
 
-    `stop` is asked between commits; a file that is stopped or killed half-way stays and goes on next time.
+    A file that can neither land nor be moved stays, and so does a folder: its report has a reason and no place that it
+    was moved to. The others go on.
+
+    Args:
+        lake: where to land.
+        settings: the drop folder, and how to read the files.
+        progress: gets a line about each file.
+        stop: asked between commits; a file that is stopped or killed half-way stays and goes on next time.
+        stuck: what earlier calls could not take, which is tried again after a pause only; this call adds to it.
+
+    Returns:
+        What became of each file. An entry that stays is reported when its reason is new.
 
     Raises:
-        LakeError: a table cannot be written; the file stays where it is.
+        LakeError: a table cannot be written; the files stay where they are.
+        OSError: the drop folder cannot be read.
     """
-    if not waiting_files(settings):
-        return []
-    reports = []
-    with _alone(settings, stop):
-        for path in waiting_files(settings):
-            if stop():
-                break
-            report = _land_file(path, lake, settings, progress, stop)
-            if report is not None:
-                reports.append(report)
-    return reports
+    stuck = StuckEntries() if stuck is None else stuck
+    waiting = waiting_entries(settings)
+    stuck.keep([*waiting.files, *waiting.folders])
+    reports = [_stays(folder, folder_remedy(folder), stuck, progress) for folder in waiting.folders]
+    if any(stuck.is_due(path) for path in waiting.files):
+        with _alone(settings, stop):
+            for path in filter(stuck.is_due, waiting_files(settings)):
+                if stop():
+                    break
+                reports.append(_land_or_leave(path, lake, settings, progress, stop, stuck))
+    return [report for report in reports if report is not None]
 
 
 @contextmanager
@@ -146,55 +173,136 @@ def _alone(settings: Settings, stop: Callable[[], bool]) -> Iterator[None]:
         yield
 
 
+def _land_or_leave(
+    path: Path, lake: Lake, settings: Settings, progress: Progress, stop: Callable[[], bool], stuck: StuckEntries
+) -> FileReport | None:
+    """Lands or refuses one file; where neither is possible now, notes why and leaves it for a later try."""
+    try:
+        report = _land_file(path, lake, settings, progress, stop)
+    except FileNotFoundError as error:
+        if os.path.lexists(path):
+            return _stays(path, f"{name_of(path)} stays where it is: {error}", stuck, progress)
+        report = None  # somebody took it away meanwhile
+    except _StaysError as error:
+        return _stays(path, str(error), stuck, progress, error.landed)
+    stuck.taken(path)
+    return report
+
+
+def _stays(
+    path: Path, reason: str, stuck: StuckEntries, progress: Progress, landed: FileReport | None = None
+) -> FileReport | None:
+    """Notes that an entry stays; gives its report where that is news."""
+    reason = printable(reason)
+    if not stuck.add(path, reason) and landed is None:
+        return None
+    progress(reason)
+    return replace(landed or FileReport(name_of(path)), reason=reason)
+
+
 def _land_file(
     path: Path, lake: Lake, settings: Settings, progress: Progress, stop: Callable[[], bool]
 ) -> FileReport | None:
-    begun = time.monotonic()
+    begun, name, content = time.monotonic(), name_of(path), ""
+    before = state_of(path)
     try:
-        before = _state(path)
-        content = _lineage(path, settings)
-        contents = _examine(path, settings)
-        if _state(path) != before:
-            progress(f"{_name_of(path)} changed while it was read; it waits.")
+        with _faults_of_reading(path):
+            _check(path)
+            content = _lineage(path, settings)
+            contents = _examine(path, settings)
+    except _UnusableFile as error:
+        if state_of(path) != before:
+            progress(f"{name} changed while it was read; it waits.")
             return None
-    except FileNotFoundError:
+        moved, reason = _refuse(path, settings, error, content, progress)
+        return FileReport(name, seconds=time.monotonic() - begun, moved_to=moved, reason=reason)
+    if state_of(path) != before:
+        progress(f"{name} changed while it was read; it waits.")
         return None
-    except (_UnusableFile, OSError) as error:
-        if not settings.pseudonymise:
-            moved, reason = _refuse(path, settings, error, progress)
-        elif isinstance(error, OSError):
-            raise  # of what cannot be read nothing can be kept, so nothing is removed
-        elif _state(path) != before:
-            progress(f"{_name_of(path)} changed while it was read; it waits.")
-            return None
-        else:
-            moved, reason = _refuse_withheld(path, settings, error, content, progress)
-        return FileReport(_name_of(path), seconds=time.monotonic() - begun, moved_to=moved, reason=reason)
-    landed = _land_contents(path, contents, content, lake, settings, stop)
+    with _faults_of_landing(path):
+        landed = _land_contents(path, contents, content, lake, settings, stop)
     if landed is None:
         return None
-    if _state(path) != before:
+    if state_of(path) != before:
         # What was examined has landed; what the file became since is another content, for the next look.
-        progress(f"{_name_of(path)} changed while it landed; it waits.")
+        progress(f"{name} changed while it landed; it waits.")
         return None
-    if settings.pseudonymise:
-        moved = _leave_receipt(path, settings, landed, content)
-        removed = "; the file was removed, as FRAUD_PSEUDONYMISE says"
-    else:
-        moved, removed = _move(path, settings.processed), ""
+    with _faults_of_moving(path, settings.processed, replace(landed, seconds=time.monotonic() - begun)):
+        if settings.pseudonymise:
+            moved = _leave_receipt(path, settings, landed, content)
+            removed = "; the file was removed, as FRAUD_PSEUDONYMISE says"
+        else:
+            moved, removed = move(path, settings.processed), ""
     seconds = time.monotonic() - begun
     again = " (its content had landed before)" if contents.rows and not landed.rows and not landed.labels else ""
-    progress(
-        f"{_name_of(path)}: {landed.rows:,} rows, {landed.labels:,} labels landed in {seconds:.1f} s{again}{removed}"
-    )
+    progress(f"{name}: {landed.rows:,} rows, {landed.labels:,} labels landed in {seconds:.1f} s{again}{removed}")
     return replace(landed, seconds=seconds, moved_to=moved)
+
+
+def _check(path: Path) -> None:
+    reason = obstacle(path)
+    if reason:
+        raise _UnusableFile(reason)
+
+
+@contextmanager
+def _faults_of_reading(path: Path) -> Iterator[None]:
+    """Tells a file that is refused from one that stays: for a fault that passes, or for a setting that is too low."""
+    try:
+        yield
+    except (_UnusableFile, FileNotFoundError):
+        raise
+    except FraudAssetsError as error:
+        if not path.exists():
+            raise FileNotFoundError(path) from error
+        raise _StaysError(f"{name_of(path)} stays where it is. {error}") from error
+    except OSError as error:
+        if passes(error):
+            raise _StaysError(f"{name_of(path)} stays where it is. {disk_fault(error) or error}") from error
+        raise _UnusableFile(f"It cannot be read ({error.strerror or error}).") from error
+    except MemoryError as error:
+        raise _StaysError(f"{name_of(path)} stays where it is: there is too little memory to read it.") from error
+    # A fault of our own or of a library must not stop what is behind this file.
+    except Exception as error:
+        plain = f"It cannot be read because of an unexpected error ({type(error).__name__})."
+        raise _UnusableFile(f"{plain[:-2]}: {error}).", plain) from error
+
+
+@contextmanager
+def _faults_of_landing(path: Path) -> Iterator[None]:
+    """Leaves a file that cannot be read again while it lands; what the lake says is for all files and goes on."""
+    try:
+        yield
+    except (FraudAssetsError, FileNotFoundError):
+        raise
+    # The words of the error could quote the file, which FRAUD_PSEUDONYMISE forbids.
+    except Exception as error:
+        cause = disk_fault(error) if isinstance(error, OSError) else None
+        raise _StaysError(
+            f"{name_of(path)} stays where it is. {cause or f'It cannot be read any more ({type(error).__name__}).'} "
+            "What landed of it is kept and will not land again."
+        ) from error
+
+
+@contextmanager
+def _faults_of_moving(path: Path, folder: Path, landed: FileReport | None = None) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise _StaysError(
+            f"{path} cannot be moved to {folder} ({error.strerror or error}). Check that both folders are writable; "
+            "what landed of it is kept and will not land again.",
+            landed,
+        ) from error
 
 
 def _land_contents(
     path: Path, contents: _Contents, content: str, lake: Lake, settings: Settings, stop: Callable[[], bool]
 ) -> FileReport | None:
     """Lands the labels of an examined file, then its transactions; None where it was stopped in between."""
-    name = _name_of(path)
+    name = name_of(path)
     labels = quarantined = rows = size = 0
     if contents.label_field is not None:
         stream = Stream(FILE_LABELS_TOPIC + name, content, 0)
@@ -218,24 +326,32 @@ def _land_contents(
     return FileReport(name, rows, labels, quarantined, size)
 
 
-def _refuse(path: Path, settings: Settings, error: Exception, progress: Progress) -> tuple[Path, str]:
-    """Moves a file that cannot be landed to `failed/`, its reason beside it; gives where it is, and the reason."""
-    reason = str(error)
-    moved = _move(path, settings.failed)
-    moved.with_name(f"{moved.name}{_REASON}").write_text(reason + "\n", "utf-8", "backslashreplace")
-    progress(f"{_name_of(path)} cannot be landed: {reason} It is in {moved.parent}.")
-    return moved, reason
+def _refuse(path: Path, settings: Settings, error: _UnusableFile, content: str, progress: Progress) -> tuple[Path, str]:
+    """Moves a file that cannot be landed to `failed/`, its reason beside it; gives where it is, and the reason.
 
-
-def _refuse_withheld(
-    path: Path, settings: Settings, error: _UnusableFile, content: str, progress: Progress
-) -> tuple[Path, str]:
-    """The same without the file and without a word of it."""
-    kept = f"{error.plain}\n{path.stat().st_size} bytes, HMAC-SHA-256 {content}\n"
-    moved = _withhold(path, settings.failed, _REASON, kept)
+    With FRAUD_PSEUDONYMISE the file is removed, and the reason does not quote it. A file that the system does not let
+    us read stays then, for nothing of it could be kept.
+    """
+    name = name_of(path)
+    if not settings.pseudonymise:
+        reason = printable(error)
+        with _faults_of_moving(path, settings.failed):
+            moved = move(path, settings.failed, reason)
+        progress(f"{name} cannot be landed: {reason} It is in {moved.parent}.")
+        return moved, reason
+    if isinstance(error.__cause__, OSError) and not path.is_symlink():
+        raise _StaysError(
+            f"{name} stays where it is. {error.plain} FRAUD_PSEUDONYMISE removes a file only after it was read. "
+            "Make it readable, or remove it."
+        )
+    kept = f"{error.plain}\n"
+    if content:
+        kept += f"{path.stat().st_size} bytes, HMAC-SHA-256 {content}\n"
+    with _faults_of_moving(path, settings.failed):
+        moved = withhold(path, settings.failed, REASON, kept)
     progress(
-        f"{_name_of(path)} cannot be landed: {error.plain} It was removed, as FRAUD_PSEUDONYMISE says; reason and HMAC "
-        f"are in {moved.parent}."
+        f"{name} cannot be landed: {error.plain} It was removed, as FRAUD_PSEUDONYMISE says; its reason is in "
+        f"{moved.parent}."
     )
     return moved, error.plain
 
@@ -243,24 +359,14 @@ def _refuse_withheld(
 def _leave_receipt(path: Path, settings: Settings, landed: FileReport, content: str) -> Path:
     """Removes a landed file and leaves a receipt in `processed/`; gives where that is."""
     receipt = {
-        "file": _name_of(path),
+        "file": name_of(path),
         "bytes": path.stat().st_size,
         "hmac_sha256": content,
         "rows": landed.rows,
         "labels": landed.labels,
         "landed_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    return _withhold(path, settings.processed, _RECEIPT, json.dumps(receipt) + "\n")
-
-
-def _name_of(path: Path) -> str:
-    """Its name for tables, reports and people; one that is not UTF-8 has question marks."""
-    return path.name.encode("utf-8", "replace").decode()
-
-
-def _state(path: Path) -> tuple[int, int, int]:
-    status = path.stat()
-    return status.st_mtime_ns, status.st_size, status.st_ino
+    return withhold(path, settings.processed, RECEIPT, json.dumps(receipt) + "\n")
 
 
 def _lineage(path: Path, settings: Settings) -> str:
@@ -270,48 +376,8 @@ def _lineage(path: Path, settings: Settings) -> str:
     return keyed_hmac(content.digest(), settings) if settings.pseudonymise else content.hexdigest()
 
 
-def _move(path: Path, folder: Path) -> Path:
-    """Moves a file without overwriting another; gives where it is."""
-    with _folder_faults(path, folder):
-        target = _free_name(path, folder)
-        shutil.move(path, target)
-    return target
-
-
-def _withhold(path: Path, folder: Path, suffix: str, receipt: str) -> Path:
-    """Removes a file and leaves a receipt under its name and a suffix; gives where that is."""
-    with _folder_faults(path, folder):
-        target = _free_name(path, folder)
-        written = target.with_name(target.name + suffix)
-        written.write_text(receipt, "utf-8")
-        path.unlink()
-    return written
-
-
-def _free_name(path: Path, folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    name = path.name if len(os.fsencode(path.name)) <= _LONGEST_NAME else _shortened(path)
-    target, number = folder / name, 0
-    while any(target.with_name(target.name + suffix).exists() for suffix in ("", _REASON, _RECEIPT)):
-        number += 1
-        target = folder / f"{Path(name).stem}.{number}{Path(name).suffix}"
-    return target
-
-
-def _shortened(path: Path) -> str:
-    suffix = path.suffix if path.suffix.lower() in FORMATS else ""
-    return os.fsencode(path.name)[: _LONGEST_NAME - len(suffix)].decode(errors="ignore") + suffix
-
-
-@contextmanager
-def _folder_faults(path: Path, folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise LakeError(
-            f"{path} cannot be moved to {folder} ({error.strerror or error}). Check that both folders are writable; "
-            "what landed of it is kept and will not land again."
-        ) from error
+def _is_utf8(name: str) -> bool:
+    return name.isascii() or name.encode("utf-8", "replace").decode() == name
 
 
 def _examine(path: Path, settings: Settings) -> _Contents:
@@ -329,7 +395,7 @@ def _examine(path: Path, settings: Settings) -> _Contents:
     try:
         if suffix in JSON_LINES:
             return _examine_json_lines(path, settings)
-        if _name_of(path) != path.name:
+        if not _is_utf8(path.name):
             raise _UnusableFile("Its name is not UTF-8 text; give it another.")
         return _examine_columns(path, settings, _csv_source if suffix == ".csv" else _parquet_source)
     except (duckdb.Error, pa.ArrowException, UnicodeError, ValueError, OSError) as error:

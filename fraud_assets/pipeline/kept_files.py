@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fraud_assets.core.printable import printable
 from fraud_assets.core.subjects import ids_in, mention_of
 from fraud_assets.engines.duckdb import connect
 from fraud_assets.errors import LakeError
@@ -56,7 +57,7 @@ def strip(file: FileRows, settings: Settings, ids: Collection[str], *, unreadabl
         part.replace(file.path)
     except OSError as error:
         raise LakeError(
-            f"{file.path} cannot be written anew ({error.strerror or error}): check its folder and the free "
+            f"{printable(file.path)} cannot be written anew ({error.strerror or error}): check its folder and the free "
             "space there, then run the command again."
         ) from error
     finally:
@@ -66,11 +67,28 @@ def strip(file: FileRows, settings: Settings, ids: Collection[str], *, unreadabl
 
 def _files(folder: Path) -> list[Path]:
     with suppress(FileNotFoundError):
-        return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+        return sorted(path for path in folder.iterdir() if _may_hold_rows(path) and not path.name.startswith("."))
     return []
 
 
+def _may_hold_rows(path: Path) -> bool:
+    """Whether it is a file; one behind a closed folder may be one. A link that leads nowhere holds nothing."""
+    try:
+        return path.is_file()
+    except OSError:
+        return True
+
+
 def _look(path: Path, settings: Settings, ids: Collection[str]) -> FileRows:
+    try:
+        return _looked_into(path, settings, ids)
+    except FileNotFoundError:
+        return FileRows(path)
+    except OSError:
+        return FileRows(path, closed=True)
+
+
+def _looked_into(path: Path, settings: Settings, ids: Collection[str]) -> FileRows:
     suffix = path.suffix.lower()
     with suppress(*_unusable()):
         if suffix == ".parquet":

@@ -44,7 +44,8 @@ class LandingReport:
 
     `rows` are those that this call committed, `bytes` those of keys and bodies that it read for them,
     `quarantined` the labels that it refused. `offsets` and `lag` are per `topic/partition`: the last offset
-    in the table, and the messages up to the end seen at the start that are not in it.
+    in the table, and the messages up to the end seen at the start that are not in it. `failed` are dropped files that
+    went to `failed/`, and `stuck` entries of the drop folder that could not be taken and are still there, with reasons.
     """
 
     table: str
@@ -56,6 +57,12 @@ class LandingReport:
     lag: Mapping[str, int] = field(default_factory=dict)
     files: Mapping[str, int] = field(default_factory=dict)
     failed: Mapping[str, str] = field(default_factory=dict)
+    stuck: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def has_news(self) -> bool:
+        """Whether rows or files came in, or entries of the drop folder could not be landed."""
+        return bool(self.rows or self.files or self.failed or self.stuck)
 
     def metadata(self) -> dict[str, Any]:
         """The report as JSON values, for Dagster and the command line."""
@@ -71,6 +78,8 @@ class LandingReport:
             values["quarantined_labels"] = self.quarantined
         if self.failed:
             values["failed_files"] = dict(self.failed)
+        if self.stuck:
+            values["stuck_files"] = dict(self.stuck)
         return values
 
 
@@ -317,13 +326,15 @@ def merged(first: LandingReport, second: LandingReport) -> LandingReport:
         {**first.lag, **second.lag},
         {**first.files, **second.files},
         {**first.failed, **second.failed},
+        {**first.stuck, **second.stuck},
     )
 
 
 def with_files(reports: dict[str, LandingReport], files: list[FileReport]) -> dict[str, LandingReport]:
     """Reports with what the drop folder added."""
     for file in files:
-        failed = {file.name: file.reason} if file.reason else {}
+        failed = {file.name: file.reason} if file.reason and file.moved_to else {}
+        stuck = {file.name: file.reason} if file.reason and not file.moved_to else {}
         for part in (
             LandingReport(
                 fraud_labels.name,
@@ -336,8 +347,9 @@ def with_files(reports: dict[str, LandingReport], files: list[FileReport]) -> di
                 file.rows,
                 file.bytes,
                 seconds=file.seconds,
-                files={} if failed else {file.name: file.rows},
+                files={file.name: file.rows} if file.rows or not file.reason else {},
                 failed=failed,
+                stuck=stuck,
             ),
         ):
             reports[part.table] = merged(reports[part.table], part)

@@ -19,9 +19,12 @@ def dagster_home(settings: Settings) -> Path | None:
 
 
 def report_landed(settings: Settings, reports: Mapping[str, LandingReport], say: Say) -> None:
-    """One materialization event per table that got rows. What landed is landed, whether Dagster hears of it or not."""
+    """One materialization event per table that got rows or refused a file.
+
+    What landed has landed, whether Dagster hears of it or not.
+    """
     home = dagster_home(settings)
-    landed = {table: report for table, report in reports.items() if report.rows or report.files}
+    landed = {table: report for table, report in reports.items() if report.has_news}
     if home is None or not landed:
         return
     import dagster as dg

@@ -6,15 +6,16 @@ import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from socketserver import ThreadingMixIn
 from time import time
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.simple_server import WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
 
 from fraud_assets.errors import SettingError
 from fraud_assets.pipeline.landing import LandingReport
+from fraud_assets.streaming.bounded_server import BoundedServer, SilentHandler
+from fraud_assets.streaming.file_health import FileHealth
 
 HUNG_SECONDS = 120.0
 """A lander that has not looked at its topics for so long is not well, whatever it last said."""
@@ -54,6 +55,7 @@ class LandingMetrics:
         oldest.set_function(self.oldest_seconds)
         failing = Gauge("fraud_landing_failing", "1 while landing cannot go on, else 0.", registry=self.registry)
         failing.set_function(lambda: float(bool(self.failing)))
+        self.files = FileHealth(self.registry, now)
         self._oldest: float | None = None
         self._failing: tuple[str, float] | None = None
         self._looked = now()
@@ -106,14 +108,18 @@ class LandingMetrics:
         return max(0.0, self._now() - self._oldest) if self._oldest is not None else 0.0
 
     def health(self) -> dict[str, Any]:
-        """The state as JSON values."""
-        reason = self.failing
+        """The state as JSON values.
+
+        `degraded` means that topics land, but something in the drop folder does not. A restart would not help there.
+        """
+        failing, trouble = self.failing, self.files.reason
         return {
-            "status": "failing" if reason else "ok",
-            "reason": reason,
+            "status": "failing" if failing else "degraded" if trouble else "ok",
+            "reason": failing or trouble,
             "failing_seconds": round(self._now() - self._failing[1], 1) if self._failing else 0,
             "oldest_unlanded_seconds": round(self.oldest_seconds(), 3),
             "seconds_since_commit": None if self._committed is None else round(self._now() - self._committed, 3),
+            "files": self.files.as_json(),
         }
 
 
@@ -147,7 +153,7 @@ def _bound(metrics: LandingMetrics, address: str) -> WSGIServer:
     reason = ""
     for port in range(int(first), min(int(first) + _PORTS_TRIED, 65_536)):
         try:
-            return make_server(host, port, _app(metrics), _Server, _SilentHandler)
+            return make_server(host, port, _app(metrics), BoundedServer, SilentHandler)
         except OSError as error:
             reason = str(error.strerror)
     raise SettingError(f"Setting FRAUD_LAND_HTTP is {address!r}: {reason}. Choose another, or leave it empty for none.")
@@ -162,7 +168,7 @@ def _app(metrics: LandingMetrics) -> Callable[[dict[str, Any], Callable[..., Any
             return numbers(environ, start)
         if path == "/health":
             health = metrics.health()
-            start("200 OK" if health["status"] == "ok" else "503 Service Unavailable", [_JSON])
+            start("503 Service Unavailable" if health["status"] == "failing" else "200 OK", [_JSON])
             return [json.dumps(health).encode() + b"\n"]
         start("404 Not Found", [_JSON])
         return [b'{"paths": ["/metrics", "/health"]}\n']
@@ -171,14 +177,3 @@ def _app(metrics: LandingMetrics) -> Callable[[dict[str, Any], Callable[..., Any
 
 
 _JSON = ("Content-Type", "application/json")
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-    # Two landers at one port would share its connections by chance.
-    allow_reuse_port = False
-
-
-class _SilentHandler(WSGIRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        """Nothing: a line a scrape would drown the others."""

@@ -85,7 +85,7 @@ class News:
     def _tell_all(self) -> None:
         with self._lock:
             untold, self._untold, self._told = self._untold, empty_reports(), monotonic()
-        if any(report.rows or report.quarantined or report.files for report in untold.values()):
+        if any(report.quarantined or report.has_news for report in untold.values()):
             self._tell(untold)
 
     def _line(self) -> str:

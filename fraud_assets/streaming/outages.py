@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Protocol
 
-from fraud_assets.errors import BrokerError, FraudAssetsError, LakeError, MessagesLostError, disk_fault
+from fraud_assets.errors import BrokerError, DiskError, FraudAssetsError, LakeError, MessagesLostError, disk_fault
 from fraud_assets.kafka.refusal import RefusedError
 from fraud_assets.lake.tables import Lake
+from fraud_assets.pipeline.drop_folder import StuckEntries
 from fraud_assets.pipeline.files import land_files
 from fraud_assets.pipeline.landing import empty_reports, with_files
 from fraud_assets.settings import Settings
@@ -89,30 +90,32 @@ def land_through(
     Errors in `final` are raised, and so is a refusal of the broker at the start.
     """
     stop, news = outages.stop, outages.news
-    with _files_landed_beside(lake, settings, say, stop, news):
+    with _files_landed_beside(lake, settings, say, outages):
         while not stop.is_set():
             outages.tried(lander.follow, final if lander.was_let_in else (*final, RefusedError))
     news.ended()
 
 
 @contextmanager
-def _files_landed_beside(lake: Lake, settings: Settings, say: Say, stop: threading.Event, news: News) -> Iterator[None]:
-    """Lands dropped files in a thread of its own, so that a large one keeps no message waiting."""
-    failure: list[BaseException] = []
+def _files_landed_beside(lake: Lake, settings: Settings, say: Say, outages: Outages) -> Iterator[None]:
+    """Lands dropped files in a thread of its own: a large one keeps no message waiting, and a fault ends no topic."""
+    stop, news, shown = outages.stop, outages.news, outages.metrics.files
+    stuck = StuckEntries()
 
     def land() -> None:
-        try:
-            while not stop.is_set():
-                try:
-                    news.landed(with_files(empty_reports(), land_files(lake, settings, say, stop.is_set)))
-                    news.goes_on("files")
-                except (FraudAssetsError, OSError) as error:
-                    news.fails("files", _reason(error, _PASSING))
-                    stop.wait(_LONGEST_PAUSE_SECONDS)
-                stop.wait(settings.land_interval_seconds)
-        except BaseException as error:  # noqa: BLE001 - told by the main thread
-            failure.append(error)
-            stop.set()
+        while not stop.is_set():
+            try:
+                reports = land_files(lake, settings, say, stop.is_set, stuck)
+                shown.looked(reports, stuck.reasons)
+                news.landed(with_files(empty_reports(), reports))
+                news.goes_on("files")
+            # Whatever it is, messages go on, and people see it.
+            except Exception as error:  # noqa: BLE001
+                reason = _reason_of_files(error)
+                shown.fails(reason)
+                news.fails("files", reason)
+                stop.wait(_LONGEST_PAUSE_SECONDS)
+            stop.wait(settings.land_interval_seconds)
 
     thread = threading.Thread(target=land, name="files")
     thread.start()
@@ -121,8 +124,14 @@ def _files_landed_beside(lake: Lake, settings: Settings, say: Say, stop: threadi
     finally:
         stop.set()
         thread.join()
-    if failure:
-        raise failure[0]
+
+
+def _reason_of_files(error: Exception) -> str:
+    """The sentence on why no file lands."""
+    known = disk_fault(error) if isinstance(error, OSError) else error
+    if isinstance(known, FraudAssetsError):
+        return str(known)
+    return f"Dropped files cannot be landed because of an unexpected error ({type(error).__name__}: {error})."
 
 
 def _reason(error: FraudAssetsError | OSError, passing: tuple[type[FraudAssetsError], ...]) -> str:
@@ -132,6 +141,6 @@ def _reason(error: FraudAssetsError | OSError, passing: tuple[type[FraudAssetsEr
         if fault is None:
             raise error
         return str(fault)
-    if not isinstance(error, passing):
+    if not isinstance(error, (*passing, DiskError)):
         raise error
     return str(error)

@@ -1,0 +1,36 @@
+"""The drop folder: entries that cannot be landed, and files that failed."""
+
+from __future__ import annotations
+
+from fraud_assets.doctor.finding import Finding, fail, ok, warn
+from fraud_assets.errors import disk_fault
+from fraud_assets.pipeline.drop_folder import REASON, folder_remedy, name_of, waiting_entries
+from fraud_assets.settings import Settings
+
+_LATE_SECONDS = 3_600
+_SHOWN = 3
+
+
+def check_files(settings: Settings) -> list[Finding]:
+    """Folders in the drop folder, files that have waited there for an hour, and files in `failed/`."""
+    late = settings.model_copy(update={"file_quiet_seconds": max(_LATE_SECONDS, settings.file_quiet_seconds)})
+    name = "drop folder"
+    try:
+        folders, waiting = waiting_entries(settings).folders, waiting_entries(late).files
+        failed = [path for path in settings.failed.iterdir() if path.name.endswith(REASON)]
+    except FileNotFoundError:
+        failed = []
+    except OSError as error:
+        fix = "Correct its owner and its permissions."
+        return [fail(name, f"{settings.incoming} cannot be read: {disk_fault(error) or error}", fix)]
+    found = [warn(name, *folder_remedy(folder).split(". ", 1)) for folder in folders[:_SHOWN]]
+    if waiting:
+        text = f"{len(waiting):,} files have waited for an hour or longer, such as {name_of(waiting[0])}"
+        fix = f"Start `fraud-assets land`; if it runs, it says why it leaves them in {settings.incoming}."
+        found.append(warn(name, text, fix))
+    if failed:
+        newest = max(failed, key=lambda path: path.lstat().st_mtime)
+        text = f"{len(failed):,} files failed, the last was {name_of(newest).removesuffix(REASON)}"
+        fix = f"Read the reasons in {settings.failed}, drop corrected files, and remove the old ones from there."
+        found.append(warn(name, text, fix))
+    return found or [ok(name, f"{settings.incoming}, no file failed and none is stuck")]
