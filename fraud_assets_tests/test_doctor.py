@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from dagster._daemon.types import DaemonHeartbeat
 from fraud_assets.cli import cli
 from fraud_assets.core.schema import fraud_predictions, raw_transactions, transaction_features
 from fraud_assets.doctor.examination import examine
+from fraud_assets.doctor.files import check_files
 from fraud_assets.doctor.finding import Finding
 from fraud_assets.doctor.lake import check_books, check_lake, check_quarantine, check_registry
 from fraud_assets.doctor.orchestrator import check_dagster
@@ -29,7 +31,8 @@ from fraud_assets.lake.append import commit
 from fraud_assets.lake.positions import Stream
 from fraud_assets.lake.tables import Lake
 from fraud_assets.pipeline.features import process_landed
-from fraud_assets.pipeline.landing import land_topics
+from fraud_assets.pipeline.files import land_files
+from fraud_assets.pipeline.landing import land_topics, silent
 from fraud_assets.pipeline.scoring import score_pending
 from fraud_assets.pipeline.training import train
 from fraud_assets.settings import Settings
@@ -235,6 +238,35 @@ def test_a_lander_that_says_it_fails(settings: Settings) -> None:
         assert of(check_landers(settings), "landers").state == "OK"
         metrics.fails("The disk is full.")
         assert_broken(check_landers(settings), "landers", "The disk is full.")
+
+
+def test_a_lander_whose_drop_folder_needs_a_person(settings: Settings) -> None:
+    from fraud_assets.streaming.metrics import LandingMetrics, served
+
+    metrics = LandingMetrics()
+    with served(metrics, "127.0.0.1:0") as address, presence(settings, address):
+        metrics.files.looked([], {"folder": "It is a folder."})
+        finding = of(check_landers(settings), "landers")
+    assert finding.state == "WARN"
+    assert "is degraded" in finding.text
+    assert "It is a folder." in finding.text
+
+
+def test_a_drop_folder_that_needs_a_person(settings: Settings, lake: Lake) -> None:
+    assert [finding.state for finding in check_files(settings)] == ["OK"]
+    (settings.incoming / "folder").mkdir(parents=True)
+    (settings.incoming / "loop\n.csv").symlink_to("loop\n.csv")
+    assert land_files(lake, settings, silent)
+    old = settings.incoming / "old.jsonl"
+    old.write_text("{}\n")
+    os.utime(old, (0, 0))
+    folder, late, failed = check_files(settings)
+    assert {folder.state, late.state, failed.state} == {"WARN"}
+    assert folder.text == "folder is a folder, and only files are landed"
+    assert "Move the files out" in folder.fix
+    assert "1 file has waited for an hour or longer: old.jsonl" in late.text
+    assert "1 file failed, the last is loop\\n.csv" in failed.text
+    assert str(settings.failed) in failed.fix
 
 
 def test_a_schema_registry_that_is_away(make_settings: Callable[..., Settings]) -> None:

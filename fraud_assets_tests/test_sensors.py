@@ -380,6 +380,40 @@ def test_the_same_file_dropped_again_is_taken_again(file_daemon: Daemon, setting
     assert row_count(lake.open(raw_transactions)) == 7
 
 
+def test_what_is_no_file_stops_no_sensor(file_daemon: Daemon, settings: Settings, lake: Lake) -> None:
+    drop(settings, "day.jsonl", bodies(7))
+    (settings.incoming / "loop.csv").symlink_to("loop.csv")
+    (settings.incoming / "folder").mkdir()
+    assert file_daemon.run(file_daemon.requested()).success
+    assert row_count(lake.open(raw_transactions)) == 7
+    assert (settings.failed / "loop.csv").is_symlink()
+    assert "Move the files out of the folder" in file_daemon.skipped()
+    event = file_daemon.instance.get_latest_materialization_event(dg.AssetKey("raw_transactions"))
+    assert event
+    assert event.asset_materialization
+    metadata = event.asset_materialization.metadata
+    assert set(metadata["failed_files"].value) == {"loop.csv"}
+    assert set(metadata["stuck_files"].value) == {"folder"}
+
+
+def test_a_file_that_stays_is_tried_again_and_stops_no_other(
+    file_daemon: Daemon, settings: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop(settings, "day.xlsx", bodies(7))
+    settings.failed.write_text("no folder")
+    # As often as it likes: no other file waits for it.
+    for attempt in range(ATTEMPTS + 1):
+        assert file_daemon.run(file_daemon.requested()).success
+        assert "is still to do" in file_daemon.skipped()
+        drop(settings, f"another_{attempt}.jsonl", bodies(7, first_id=100 * attempt))
+    later = time.time() + 600
+    monkeypatch.setattr("fraud_assets.sensors.time.time", lambda: later)
+    settings.failed.unlink()
+    assert file_daemon.run(file_daemon.requested()).success
+    assert row_count(lake.open(raw_transactions)) == 7 * (ATTEMPTS + 1)
+    assert (settings.failed / "day.xlsx").exists()
+
+
 def test_a_run_whose_process_was_killed_is_marked_failed(
     daemon: Daemon, lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:

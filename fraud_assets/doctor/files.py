@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from fraud_assets.doctor.finding import Finding, fail, ok, warn
 from fraud_assets.errors import disk_fault
 from fraud_assets.pipeline.drop_folder import REASON, folder_remedy, name_of, waiting_entries
@@ -25,12 +27,20 @@ def check_files(settings: Settings) -> list[Finding]:
         return [fail(name, f"{settings.incoming} cannot be read: {disk_fault(error) or error}", fix)]
     found = [warn(name, *folder_remedy(folder).split(". ", 1)) for folder in folders[:_SHOWN]]
     if waiting:
-        text = f"{len(waiting):,} files have waited for an hour or longer, such as {name_of(waiting[0])}"
+        text = f"{_files(waiting, 'has', 'have')} waited for an hour or longer: {name_of(waiting[0])}{_more(waiting)}"
         fix = f"Start `fraud-assets land`; if it runs, it says why it leaves them in {settings.incoming}."
         found.append(warn(name, text, fix))
     if failed:
         newest = max(failed, key=lambda path: path.lstat().st_mtime)
-        text = f"{len(failed):,} files failed, the last was {name_of(newest).removesuffix(REASON)}"
+        text = f"{_files(failed, 'failed', 'failed')}, the last is {name_of(newest).removesuffix(REASON)}"
         fix = f"Read the reasons in {settings.failed}, drop corrected files, and remove the old ones from there."
         found.append(warn(name, text, fix))
     return found or [ok(name, f"{settings.incoming}, no file failed and none is stuck")]
+
+
+def _files(paths: list[Path], one: str, many: str) -> str:
+    return f"1 file {one}" if len(paths) == 1 else f"{len(paths):,} files {many}"
+
+
+def _more(paths: list[Path]) -> str:
+    return f" and {len(paths) - 1:,} more" if len(paths) > 1 else ""
