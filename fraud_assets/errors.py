@@ -7,6 +7,8 @@ without a stack trace and exits with `exit_code`; assets raise it as a Dagster `
 from __future__ import annotations
 
 import errno
+import os
+from pathlib import Path
 
 from fraud_assets.core.printable import printable
 
@@ -95,3 +97,12 @@ def disk_fault(error: OSError) -> DiskError | None:
     return DiskError(
         f"{place} cannot be used: {error.strerror}. Free or unlock that disk, or point FRAUD_HOME to another folder."
     )
+
+
+def no_file_is_free() -> DiskError | None:
+    """The sentence where this process cannot open a single file now, which libraries tell in misleading words."""
+    try:
+        with Path(os.devnull).open("rb"):
+            return None
+    except OSError as error:
+        return disk_fault(error)

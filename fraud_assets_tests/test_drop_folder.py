@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from fraud_assets.cli import cli
 from fraud_assets.core.printable import printable
 from fraud_assets.core.schema import raw_transactions
-from fraud_assets.errors import LakeError
+from fraud_assets.errors import LakeError, SettingError
 from fraud_assets.lake.tables import Lake, row_count
 from fraud_assets.pipeline import files
 from fraud_assets.pipeline.drop_folder import StuckEntries, waiting_entries
@@ -276,6 +276,16 @@ def test_an_unexpected_error_of_reading_is_that_files(
     assert refused.reason == r"It cannot be read because of an unexpected error (RuntimeError: \x1b[31mred)."
     assert refused.moved_to == settings.failed / "a.jsonl"
     assert landed.rows == 1
+
+
+def test_a_setting_that_is_too_low_for_one_file_stops_no_other(
+    settings: Settings, lake: Lake, incoming: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop(settings, "a.parquet", "x")
+    failing(monkeypatch, files, "_examine", SettingError("FRAUD_DUCKDB_MEMORY_LIMIT is too low."), once("a.parquet"))
+    stays, landed = land(lake, settings)
+    assert (stays.moved_to, landed.rows) == (None, 1)
+    assert "FRAUD_DUCKDB_MEMORY_LIMIT is too low." in stays.reason
 
 
 def test_a_lake_that_is_away_stops_all_files(

@@ -121,11 +121,17 @@ def test_dagster_is_told_what_landed(start: Start, settings: Settings, lake: Lak
     prepare_home(settings)
     bodies = [json.dumps({"transaction_id": number}).encode() for number in range(30)]
     send(settings.transactions_topic, bodies)
+    (settings.incoming / "loop.csv").symlink_to("loop.csv")
     process = start("land", DAGSTER_HOME=str(settings.home_path / "dagster"))
-    until(lambda: count(lake) == 30)
+    until(lambda: count(lake) == 30 and (settings.failed / "loop.csv").is_symlink())
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0
     with dg.DagsterInstance.from_config(str(settings.home_path / "dagster")) as instance:
         records = instance.fetch_materializations(dg.AssetKey("raw_transactions"), limit=100).records
     materializations = [record.asset_materialization for record in records]
     assert sum(event.metadata["rows"].value for event in materializations if event) == 30
+    assert any(
+        "loop.csv" in event.metadata["failed_files"].value
+        for event in materializations
+        if event and "failed_files" in event.metadata
+    )

@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from fraud_assets.core.schema import raw_transactions
-from fraud_assets.errors import BrokerError
+from fraud_assets.errors import BrokerError, DiskError
 from fraud_assets.kafka.broker import broker_of, embedded_broker
+from fraud_assets.kafka.connection import checked, connection
 from fraud_assets.lake.tables import Lake, row_count
 from fraud_assets.pipeline.drop_folder import StuckEntries
 from fraud_assets.pipeline.files import land_files
+from fraud_assets.pipeline.landing import LandingReport
 from fraud_assets.settings import Settings
 from fraud_assets.streaming import outages
 from fraud_assets.streaming.bounded_server import BoundedServer
@@ -63,10 +66,10 @@ def test_health_and_metrics_show_the_drop_folder_while_topics_land(
     (settings.incoming / "loop.csv").symlink_to("loop.csv")
     (settings.incoming / "folder").mkdir()
     send("transactions", [b"1"])
-    metrics = LandingMetrics()
+    metrics, told = LandingMetrics(), list[dict[str, LandingReport]]()
     with (
         served(metrics, "127.0.0.1:0") as url,
-        always_on(partial(land_forever, lake, settings, metrics=metrics)) as said,
+        always_on(partial(land_forever, lake, settings, metrics=metrics, tell=told.append)) as said,
     ):
         until(lambda: rows(lake) == 2 and health(url)["files"]["failed"] == 1)
         until(lambda: "fraud_files_landed_total 1.0" in ask(f"{url}/metrics")[1])
@@ -85,6 +88,8 @@ def test_health_and_metrics_show_the_drop_folder_while_topics_land(
         (settings.incoming / "folder").rmdir()
         until(lambda: health(url)["status"] == "ok")
     assert sum("folder is a folder" in line for line in said) == 1
+    # Dagster hears of it too.
+    assert {name for reports in told for name in reports["raw_transactions"].failed} == {"loop.csv"}
 
 
 @pytest.mark.parametrize("error", [OSError(24, "Too many open files"), RuntimeError("a fault of ours")])
@@ -220,6 +225,28 @@ def test_too_many_open_files_say_nothing_about_the_broker(settings: Settings, mo
                 with pytest.raises(BrokerError, match="ulimit -n"):
                     broker_of(settings)
         assert broker_of(settings).embedded
+
+
+def test_too_many_open_files_are_no_wrong_setting_of_kafka(
+    make_settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    """A certificate that cannot be opened now is not a wrong one: an error of a setting would end the lander."""
+    properties = tmp_path / "client.properties"
+    properties.write_text("bootstrap.servers=127.0.0.1:1\n")
+    authority = tmp_path / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(authority)
+    by_file = make_settings(kafka_client_properties=str(properties))
+    by_setting = make_settings(kafka_bootstrap_servers="127.0.0.1:1", kafka_ssl_ca_location=str(authority))
+    for settings in (by_file, by_setting):
+        checked(connection(settings))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1, limits[1]))
+    try:
+        for settings in (by_file, by_setting):
+            with pytest.raises(DiskError, match="ulimit -n"):
+                checked(connection(settings))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_stuck_entries_are_shown_until_they_are_gone(settings: Settings, lake: Lake) -> None:

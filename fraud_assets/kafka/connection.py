@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fraud_assets.errors import SettingError
+from fraud_assets.errors import FraudAssetsError, SettingError, disk_fault, no_file_is_free, passes
 from fraud_assets.settings import Settings, environment_name
 
 Client = TypeVar("Client")
@@ -79,6 +79,7 @@ class Connection:
 
         Raises:
             SettingError: librdkafka refuses a setting, e.g. a certificate that cannot be read.
+            DiskError: this process cannot open any more files.
         """
         from confluent_kafka import KafkaException
 
@@ -87,7 +88,11 @@ class Connection:
         except KafkaException as error:
             raise self._refused(error.args[0].str()) from None
 
-    def _refused(self, reason: str) -> SettingError:
+    def _refused(self, reason: str) -> FraudAssetsError:
+        # A certificate that cannot be opened for want of a file descriptor is not a wrong one.
+        exhausted = no_file_is_free()
+        if exhausted:
+            return exhausted
         reason = self.without_secrets(reason.rpartition("client: ")[2])
         key = next((name for name in sorted(self.config, key=len, reverse=True) if name in reason), "")
         subject = (
@@ -188,6 +193,8 @@ def _of_file(path: Path, explicit: Mapping[str, str]) -> dict[str, str]:
         with path.open(encoding="utf-8") as file:
             read = javaproperties.load(file)
     except OSError as error:
+        if passes(error):
+            raise disk_fault(error) or error from None
         raise SettingError(f"{where}: {error.strerror}. Name the file that your broker's operator gave you.") from None
     except ValueError:
         raise SettingError(f"{where}: it is no properties file in UTF-8. Write it as lines of key=value.") from None
