@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
-from fraud_assets.cli import cli
+from fraud_assets.cli import main
 from fraud_assets.core.printable import printable
 from fraud_assets.core.schema import raw_transactions
 from fraud_assets.errors import LakeError, SettingError
@@ -351,23 +350,30 @@ def test_pseudonymised_only_what_was_read_or_has_no_content_is_removed(
 # --- Whoever asks -----------------------------------------------------------------------------------------------------
 
 
-def test_the_exit_code_of_once_tells_whether_every_file_landed(settings: Settings, lake: Lake, incoming: Path) -> None:
-    environment = {"FRAUD_HOME": str(settings.home_path), "FRAUD_FILE_QUIET_SECONDS": "0"}
-
-    def run() -> Any:
-        return CliRunner().invoke(cli, ["land", "--once", "--json"], env=environment)
-
-    assert run().exit_code == 0
+def test_the_exit_code_of_once_tells_whether_every_file_landed(
+    settings: Settings,
+    lake: Lake,
+    incoming: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("FRAUD_HOME", str(settings.home_path))
+    monkeypatch.setenv("FRAUD_FILE_QUIET_SECONDS", "0")
+    monkeypatch.setattr("sys.argv", ["fraud-assets", "land", "--once", "--json"])
+    main()
+    assert json.loads(capsys.readouterr().out)["raw_transactions"]["rows"] == 1
     (incoming / "a.csv").symlink_to("a.csv")
     (incoming / "folder").mkdir()
     drop(settings, "z.jsonl", '{"n": 2}\n')
-    result = run()
-    assert result.exit_code == 3
-    report = json.loads(result.stdout)["raw_transactions"]
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 3
+    said = capsys.readouterr()
+    report = json.loads(said.out)["raw_transactions"]
     assert report["rows"] == 1
     assert list(report["failed_files"]) == ["a.csv"]
     assert list(report["stuck_files"]) == ["folder"]
-    assert "a.csv cannot be landed" in result.stderr
+    assert "a.csv cannot be landed" in said.err
     assert row_count(lake.open(raw_transactions)) == 2
 
 

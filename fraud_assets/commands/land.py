@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -77,7 +78,7 @@ def command(engine: str | None, once: bool, as_json: bool) -> None:
                     refused = f", {report.quarantined:,} quarantined" if report.quarantined else ""
                     click.echo(f"{name}: {report.rows:,} rows landed{refused}")
             if any(report.failed or report.stuck for report in reports.values()):
-                raise click.exceptions.Exit(_FILES_FAILED)
+                sys.exit(_FILES_FAILED)
             return
         metrics = LandingMetrics()
         with served(metrics, settings.land_http) as url, presence(settings, url):

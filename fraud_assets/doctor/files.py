@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from fraud_assets.doctor.finding import Finding, fail, ok, warn
-from fraud_assets.errors import disk_fault
 from fraud_assets.pipeline.drop_folder import REASON, folder_remedy, name_of, waiting_entries
 from fraud_assets.settings import Settings
 
@@ -24,7 +23,7 @@ def check_files(settings: Settings) -> list[Finding]:
         failed = []
     except OSError as error:
         fix = "Correct its owner and its permissions."
-        return [fail(name, f"{settings.incoming} cannot be read: {disk_fault(error) or error}", fix)]
+        return [fail(name, f"{settings.incoming} cannot be read: {error.strerror or error}", fix)]
     found = [warn(name, *folder_remedy(folder).split(". ", 1)) for folder in folders[:_SHOWN]]
     if waiting:
         text = f"{_files(waiting, 'has', 'have')} waited for an hour or longer: {name_of(waiting[0])}{_more(waiting)}"
