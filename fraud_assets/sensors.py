@@ -138,7 +138,10 @@ def dropped_files_sensor(
     from fraud_assets.streaming.presence import lander_is_running
 
     settings = platform.settings()
-    waiting = waiting_entries(settings)
+    try:
+        waiting = waiting_entries(settings)
+    except OSError as error:
+        return dg.SkipReason(f"{settings.incoming} cannot be read: {error.strerror or error}.")
     if not waiting.files:
         remedies = "".join(f" {folder_remedy(folder)}" for folder in waiting.folders)
         return dg.SkipReason(f"No file waits in {settings.incoming}.{remedies}")

@@ -192,9 +192,15 @@ def test_a_file_that_cannot_be_moved_stays_and_the_others_go_on(
 
 def test_a_landed_file_that_cannot_be_moved_does_not_land_again(settings: Settings, lake: Lake, incoming: Path) -> None:
     settings.processed.write_text("no folder")
-    (report,) = land(lake, settings)
+    said: list[str] = []
+    now = [0.0]
+    stuck = StuckEntries(lambda: now[0])
+    (report,) = land_files(lake, settings, said.append, stuck=stuck)
     assert (report.rows, report.moved_to) == (1, None)
     assert "will not land again" in report.reason
+    now[0] += 5
+    assert land_files(lake, settings, said.append, stuck=stuck) == []
+    assert len(said) == 1
     settings.processed.unlink()
     (report,) = land(lake, settings)
     assert (report.rows, report.moved_to) == (0, settings.processed / "z.jsonl")

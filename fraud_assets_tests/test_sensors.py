@@ -396,6 +396,12 @@ def test_what_is_no_file_stops_no_sensor(file_daemon: Daemon, settings: Settings
     assert set(metadata["stuck_files"].value) == {"folder"}
 
 
+def test_a_drop_folder_that_cannot_be_read_breaks_no_sensor(file_daemon: Daemon, settings: Settings) -> None:
+    settings.home_path.mkdir(exist_ok=True)
+    settings.incoming.symlink_to("incoming")
+    assert "cannot be read: Too many levels of symbolic links" in file_daemon.skipped()
+
+
 def test_a_file_that_stays_is_tried_again_and_stops_no_other(
     file_daemon: Daemon, settings: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:

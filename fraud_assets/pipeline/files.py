@@ -194,7 +194,8 @@ def _stays(
 ) -> FileReport | None:
     """Notes that an entry stays; gives its report where that is news."""
     reason = printable(reason)
-    if not stuck.add(path, reason) and landed is None:
+    is_news = stuck.add(path, reason)
+    if not is_news and not (landed and (landed.rows or landed.labels)):
         return None
     progress(reason)
     return replace(landed or FileReport(name_of(path)), reason=reason)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from fraud_assets.pipeline.files import FileReport
+if TYPE_CHECKING:
+    from fraud_assets.pipeline.files import FileReport
 
 _SHOWN = 20
 """Entries that `/health` names at most."""
