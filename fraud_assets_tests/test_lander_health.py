@@ -55,6 +55,10 @@ def rows(lake: Lake) -> int:
     return row_count(lake.open(raw_transactions)) if lake.exists(raw_transactions) else 0
 
 
+class Panic(BaseException):
+    """As delta-rs raises it."""
+
+
 # --- The drop folder ------------------------------------------------------------------------------------------------
 
 
@@ -92,13 +96,15 @@ def test_health_and_metrics_show_the_drop_folder_while_topics_land(
     assert {name for reports in told for name in reports["raw_transactions"].failed} == {"loop.csv"}
 
 
-@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), RuntimeError("a fault of ours")])
+@pytest.mark.parametrize(
+    "error", [OSError(24, "Too many open files"), RuntimeError("a fault of ours"), Panic("panicked")]
+)
 def test_a_drop_folder_that_fails_ends_no_lander(
     make_settings: Callable[..., Settings],
     lake: Lake,
     send: Send,
     monkeypatch: pytest.MonkeyPatch,
-    error: Exception,
+    error: BaseException,
 ) -> None:
     settings = make_settings(land_interval_seconds=0.05)
     monkeypatch.setattr(outages, "_LONGEST_PAUSE_SECONDS", 0.05)

@@ -109,8 +109,8 @@ def _files_landed_beside(lake: Lake, settings: Settings, say: Say, outages: Outa
                 shown.looked(reports, stuck.reasons)
                 news.landed(with_files(empty_reports(), reports))
                 news.goes_on("files")
-            # Whatever it is, messages go on, and people see it.
-            except Exception as error:  # noqa: BLE001
+            # Whatever it is, messages go on, and people see it. A panic of delta-rs is no `Exception`.
+            except BaseException as error:  # noqa: BLE001
                 reason = _reason_of_files(error)
                 shown.fails(reason)
                 news.fails("files", reason)
@@ -126,7 +126,7 @@ def _files_landed_beside(lake: Lake, settings: Settings, say: Say, outages: Outa
         thread.join()
 
 
-def _reason_of_files(error: Exception) -> str:
+def _reason_of_files(error: BaseException) -> str:
     """The sentence on why no file lands."""
     known = disk_fault(error) if isinstance(error, OSError) else error
     if isinstance(known, FraudAssetsError):
