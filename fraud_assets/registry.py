@@ -7,12 +7,10 @@ scikit-learn. Nothing here touches MLflow's global state, which would leak MLFLO
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
@@ -20,10 +18,12 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import urlsplit
 
 from fraud_assets.core.schema import FEATURE_VERSION, MODEL_INPUTS
 from fraud_assets.errors import FraudAssetsError, NoChampionError, SettingError
+from fraud_assets.model_files import MODEL_FOLDER, TRAIN, Recorded, RegistryError, digest, read_model, write_model
+from fraud_assets.registry_home import bring_home, created_by_one, local_path, present_location, read_rows, sqlite_path
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,16 +33,11 @@ if TYPE_CHECKING:
     from fraud_assets.settings import Settings
 
 ALIAS = "champion"
-MODEL_FOLDER = "treelite"
-MODEL_FILE = "model.tl"
-FACTS_FILE = "model.json"
+KIND_TAG = "mlflow.experimentKind"
+MACHINE_LEARNING = "custom_model_development"
+"""The kind of an experiment whose page in MLflow's UI shows runs and models; without it MLflow guesses."""
+
 _REQUIREMENTS = ("scikit-learn", "skops", "numpy", "pandas")
-_SQLITE = "sqlite:///"
-_LOCK_SECONDS = 30.0
-
-
-class RegistryError(FraudAssetsError):
-    """The registry cannot be read or written."""
 
 
 class FeatureVersionError(FraudAssetsError):
@@ -50,10 +45,20 @@ class FeatureVersionError(FraudAssetsError):
 
 
 @dataclass(frozen=True)
-class Champion:
-    """The model version that scores: `version` of FRAUD_MODEL_NAME, in its treelite form."""
+class ModelVersion:
+    """A registered model: `version` of FRAUD_MODEL_NAME, made by the MLflow run `run_id`.
+
+    Two registries may both have a version 1; the run id is unique.
+    """
 
     version: int
+    run_id: str
+
+
+@dataclass(frozen=True)
+class Champion(ModelVersion):
+    """The model version that scores, in its treelite form."""
+
     model: treelite.Model
     feature_version: str
 
@@ -97,20 +102,30 @@ def champion(settings: Settings) -> Champion:
         RegistryError: the registry or the model's files cannot be read.
     """
     version, run_id, artifacts = _resolve(settings)
-    model, feature_version, features = _load(settings.mlflow_uri, run_id, artifacts)
-    if feature_version != FEATURE_VERSION or features != MODEL_INPUTS:
-        raise FeatureVersionError(
-            f"Version {version} of model {settings.model_name} was trained on feature version {feature_version}, the "
-            f"features are of version {FEATURE_VERSION}: train a new champion "
-            "(dagster asset materialize -m fraud_assets.definitions --select isolation_forest,alert_thresholds)."
+    if not run_id:
+        raise RegistryError(
+            f"Version {version} of model {settings.model_name} names no MLflow run, so that its files are unknown. "
+            f"Give the alias {ALIAS} to a version that the platform registered, or train a new champion ({TRAIN})."
         )
-    return Champion(version, model, feature_version)
+    model, recorded = _load(settings.mlflow_uri, run_id, artifacts)
+    if recorded.feature_version != FEATURE_VERSION or recorded.features != MODEL_INPUTS:
+        raise FeatureVersionError(
+            f"Version {version} of model {settings.model_name} was trained on feature version "
+            f"{recorded.feature_version}, the features are of version {FEATURE_VERSION}: train a new one ({TRAIN})."
+        )
+    return Champion(version, run_id, model, recorded.feature_version)
+
+
+def shown(uri: str) -> str:
+    """A registry's URI as people may see it: without user name and password."""
+    parts = urlsplit(uri)
+    return f"{parts.scheme}://…@{parts.hostname}{parts.path}" if parts.username or parts.password else uri
 
 
 def _resolve(settings: Settings) -> tuple[int, str, str]:
     """Version, run and artifact URI of the champion; the URI is empty where the client is to look it up."""
     path = sqlite_path(settings.mlflow_uri)
-    found = _resolve_by_client(settings) if path is None else _resolve_by_sqlite(path, settings.model_name)
+    found = _resolve_by_client(settings) if path is None else _resolve_by_sqlite(path, settings)
     if found is None:
         raise NoChampionError(
             f"No version of model {settings.model_name} has the alias {ALIAS} yet: it is trained once the lake holds "
@@ -119,36 +134,23 @@ def _resolve(settings: Settings) -> tuple[int, str, str]:
     return found
 
 
-def sqlite_path(uri: str) -> Path | None:
-    """The database file of a SQLite registry, None for any other URI."""
-    return Path(unquote(uri.removeprefix(_SQLITE).split("?", 1)[0])) if uri.startswith(_SQLITE) else None
-
-
-def _resolve_by_sqlite(path: Path, name: str) -> tuple[int, str, str] | None:
-    if not path.exists():
-        return None
-    try:
-        uri = f"file:{quote(str(path.absolute()))}?mode=ro"
-        with closing(sqlite3.connect(uri, uri=True, timeout=_LOCK_SECONDS)) as connection:
-            rows = connection.execute(
-                """
-                select a.version, v.run_id, r.artifact_uri from registered_model_aliases a
-                join model_versions v on v.name = a.name and v.version = a.version
-                left join runs r on r.run_uuid = v.run_id
-                where a.name = ? and a.alias = ?
-                """,
-                (name, ALIAS),
-            ).fetchall()
-    except sqlite3.Error as error:
-        if "no such table" in str(error):
-            return None  # MLflow is creating the database at this moment
-        raise RegistryError(
-            f"The model registry {path} cannot be read: {error}. Check the file, or FRAUD_HOME and MLFLOW_TRACKING_URI."
-        ) from error
+def _resolve_by_sqlite(path: Path, settings: Settings) -> tuple[int, str, str] | None:
+    rows = read_rows(
+        path,
+        """
+        select a.version, v.run_id, r.artifact_uri, e.artifact_location from registered_model_aliases a
+        join model_versions v on v.name = a.name and v.version = a.version
+        left join runs r on r.run_uuid = v.run_id
+        left join experiments e on e.experiment_id = r.experiment_id
+        where a.name = ? and a.alias = ?
+        """,
+        settings.model_name,
+        ALIAS,
+    )
     if not rows:
         return None
-    version, run_id, artifacts = rows[0]
-    return int(version), run_id or "", artifacts or ""
+    version, run_id, artifacts, root = rows[0]
+    return int(version), run_id or "", present_location(settings, artifacts or "", root or "")
 
 
 def _resolve_by_client(settings: Settings) -> tuple[int, str, str] | None:
@@ -166,38 +168,27 @@ def _resolve_by_client(settings: Settings) -> tuple[int, str, str] | None:
 
 
 @lru_cache(maxsize=4)
-def _load(uri: str, run_id: str, artifacts: str) -> tuple[treelite.Model, str, tuple[str, ...]]:
-    """Model, feature version and inputs of a run; the run's id is unique, so that nothing stale is given."""
-    import treelite
-
-    scheme = urlsplit(artifacts).scheme
-    if artifacts and scheme in ("", "file"):
-        folder = Path(unquote(urlsplit(artifacts).path) if scheme else artifacts) / MODEL_FOLDER
-        return _read(folder, treelite)
+def _load(uri: str, run_id: str, artifacts: str) -> tuple[treelite.Model, Recorded]:
+    """The model of a run and what the run recorded of it; a run's id is unique, so nothing stale is returned."""
+    path, folder = sqlite_path(uri), local_path(artifacts) if artifacts else None
+    if path is not None and folder is not None:
+        query = "select key, value from params where run_uuid = ?"
+        recorded = Recorded.of(dict(read_rows(path, query, run_id)))
+        return read_model(folder / MODEL_FOLDER, recorded), recorded
     with TemporaryDirectory() as temporary, _words_of(uri):
         _quiet()
         from mlflow import MlflowClient
 
-        return _read(Path(MlflowClient(uri, uri).download_artifacts(run_id, MODEL_FOLDER, temporary)), treelite)
-
-
-def _read(folder: Path, treelite: Any) -> tuple[treelite.Model, str, tuple[str, ...]]:
-    try:
-        facts = json.loads((folder / FACTS_FILE).read_text())
-        model = treelite.Model.deserialize(str(folder / MODEL_FILE))
-        return model, facts["feature_version"], tuple(facts["features"])
-    except (OSError, ValueError, KeyError, treelite.TreeliteError) as error:
-        raise RegistryError(
-            f"The champion's files in {folder} cannot be read: {error}. Give the alias {ALIAS} to a version that the "
-            "platform registered, or train a new one."
-        ) from error
+        client = MlflowClient(uri, uri)
+        recorded = Recorded.of(client.get_run(run_id).data.params)
+        return read_model(Path(client.download_artifacts(run_id, MODEL_FOLDER, temporary)), recorded), recorded
 
 
 # --- Registering, through MLflow -------------------------------------------------------------------------------
 
 
-def register(forest: Any, facts: TrainingFacts, settings: Settings) -> int:
-    """Track a training run, store its model in both forms and register it; gives the new version.
+def register(forest: Any, facts: TrainingFacts, settings: Settings) -> ModelVersion:
+    """Track a training run, store its model in both forms and register it; returns the new version.
 
     The scikit-learn form (skops, no pickle) is for people: `mlflow.sklearn.load_model("models:/…@champion")`; its
     `-score_samples` are the platform's scores. The treelite form is what scores. The alias does not move.
@@ -218,7 +209,7 @@ def register(forest: Any, facts: TrainingFacts, settings: Settings) -> int:
             client.set_terminated(run_id, "FAILED")
             raise
         client.set_terminated(run_id, "FINISHED")
-    return int(version.version)
+    return ModelVersion(int(version.version), run_id)
 
 
 def set_champion(version: int, settings: Settings) -> None:
@@ -242,6 +233,7 @@ def _log(
 
     from fraud_assets.core.training import treelite_form
 
+    serialized = treelite_form(forest).serialize_bytes()
     params = {
         "trees": facts.trees,
         "seed": facts.seed,
@@ -252,7 +244,7 @@ def _log(
         "rows": facts.rows,
         "window_rows": facts.rows if facts.window_rows is None else facts.window_rows,
     }
-    texts = {key: str(value) for key, value in params.items()}
+    texts = {key: str(value) for key, value in {**params, "model_sha256": digest(serialized)}.items()}
     now = int(datetime.now().astimezone().timestamp() * 1000)
     metrics = [Metric(key, float(value), now, 0) for key, value in facts.metrics.items()]
     client.log_batch(run_id, params=[Param(key, value) for key, value in texts.items()], metrics=metrics)
@@ -276,10 +268,7 @@ def _log(
             pip_requirements=[f"{name}=={installed(name)}" for name in _REQUIREMENTS],
         )
         client.log_model_artifacts(logged.model_id, str(sklearn_folder))
-        treelite_folder.mkdir()
-        treelite_form(forest).serialize(str(treelite_folder / MODEL_FILE))
-        described = {**params, "features": list(MODEL_INPUTS), "treelite": installed("treelite")}
-        (treelite_folder / FACTS_FILE).write_text(json.dumps(described, indent=2) + "\n")
+        write_model(treelite_folder, serialized, {**params, "features": list(MODEL_INPUTS)})
         client.log_artifacts(run_id, str(treelite_folder), MODEL_FOLDER)
     client.finalize_logged_model(logged.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
@@ -291,6 +280,10 @@ def _experiment(client: MlflowClient, settings: Settings) -> str:
 
     found = client.get_experiment_by_name(settings.model_name)
     if found is not None:
+        # A kind that a person has chosen stays; one that MLflow's page inferred is no choice.
+        kind = found.tags.get(KIND_TAG, "")
+        if not kind or "infer" in kind:
+            client.set_experiment_tag(found.experiment_id, KIND_TAG, MACHINE_LEARNING)
         return found.experiment_id
     location = None
     if sqlite_path(settings.mlflow_uri) is not None:
@@ -298,7 +291,9 @@ def _experiment(client: MlflowClient, settings: Settings) -> str:
         settings.mlflow_artifacts.mkdir(parents=True, exist_ok=True)
         location = settings.mlflow_artifacts.as_uri()
     try:
-        return client.create_experiment(settings.model_name, artifact_location=location)
+        return client.create_experiment(
+            settings.model_name, artifact_location=location, tags={KIND_TAG: MACHINE_LEARNING}
+        )
     except MlflowException:
         found = client.get_experiment_by_name(settings.model_name)  # another training created it meanwhile
         if found is None:
@@ -317,25 +312,16 @@ def _registered_model(client: MlflowClient, name: str) -> None:
 
 
 def _create_database(settings: Settings) -> None:
-    """Folder and tables of a SQLite registry, created by one process at a time: MLflow's migrations cannot race."""
+    """Create folder and tables of a SQLite registry, and bring the locations of the default one home.
+
+    One process at a time creates it: MLflow's migrations cannot race.
+    """
     path = sqlite_path(settings.mlflow_uri)
     if path is None:
         return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with (path.parent / ".create.lock").open("w") as lock:
-            try:
-                import fcntl
-            except ImportError:  # Windows
-                pass
-            else:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed
-            _client(settings).search_experiments(max_results=1)
-    except OSError as error:
-        raise RegistryError(
-            f"The model registry in {path.parent} cannot be written: {error}. Check the folder, or point FRAUD_HOME "
-            "elsewhere."
-        ) from error
+    with created_by_one(path.parent):
+        _client(settings).search_experiments(max_results=1)
+    bring_home(settings)
 
 
 def _client(settings: Settings) -> MlflowClient:
@@ -369,13 +355,14 @@ def _words_of(uri: str) -> Iterator[None]:
     _quiet()
     from mlflow.exceptions import MlflowException
 
-    shown = urlsplit(uri)
-    place = uri if not shown.username and not shown.password else f"{shown.scheme}://…@{shown.hostname}{shown.path}"
+    password = urlsplit(uri).password
     try:
         yield
     except (MlflowException, OSError, ImportError) as error:
         cause = " ".join(str(error).split())[:300]
-        if shown.password:
-            cause = cause.replace(shown.password, "…")
+        if password:
+            cause = cause.replace(password, "…")
         kind = SettingError if isinstance(error, ImportError) else RegistryError
-        raise kind(f"The model registry {place} failed: {cause}. Check MLFLOW_TRACKING_URI and FRAUD_HOME.") from error
+        raise kind(
+            f"The model registry {shown(uri)} failed: {cause}. Check MLFLOW_TRACKING_URI and FRAUD_HOME."
+        ) from error

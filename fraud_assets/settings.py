@@ -256,6 +256,12 @@ class Settings(BaseSettings):
     alert_max_rate: float = Field(
         0.05, gt=0, le=1, description="Largest share of the transactions that may alert, whatever the budget."
     )
+    alert_budget_warn_factor: float = Field(
+        3.0,
+        ge=1,
+        description="A day with more alerts than this many times FRAUD_ALERT_BUDGET_PER_DAY is a warning, in the "
+        "scoring run, its metadata and `fraud-assets doctor`.",
+    )
 
     sensor_interval_seconds: int = Field(5, ge=1, description="Pause between two looks of the sensors.")
     sensor_attempts: int = Field(3, ge=1, description="Failed runs in a row before the sensor stops and says so.")
@@ -453,7 +459,14 @@ class Settings(BaseSettings):
     @property
     def mlflow_uri(self) -> str:
         """MLflow tracking and registry URI."""
-        return self.mlflow_tracking_uri or f"sqlite:///{self.home_path / 'mlflow' / 'mlflow.db'}"
+        # SQLAlchemy decodes the path of a URI, and a question mark would end it.
+        path = str(self.mlflow_database).replace("%", "%25").replace("?", "%3F")
+        return self.mlflow_tracking_uri or f"sqlite:///{path}"
+
+    @property
+    def mlflow_database(self) -> Path:
+        """Database of the default registry."""
+        return self.home_path / "mlflow" / "mlflow.db"
 
     @property
     def mlflow_artifacts(self) -> Path:

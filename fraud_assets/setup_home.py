@@ -1,7 +1,8 @@
 """Set-up of the state folder: `python -m fraud_assets.setup_home`, run by `make setup`.
 
 Makes the folders under `FRAUD_HOME`, a `dagster.yaml` there unless one exists, and `DAGSTER_HOME` in the `.env`
-of the current folder, which the bare `dagster` commands read. Running it again changes nothing.
+of the current folder, which the bare `dagster` commands read. The model registry of a home that was moved or copied
+names its files in the present home from then on. Running it again changes nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 import click
 
 from fraud_assets.errors import FraudAssetsError, SettingError
+from fraud_assets.registry_home import bring_home
 from fraud_assets.settings import Settings, load_settings
 
 FOLDERS = ("incoming", "processed", "failed", "dagster", "mlflow")
@@ -88,6 +90,7 @@ def set_up_home(settings: Settings, env_file: Path) -> list[str]:
 
     Raises:
         SettingError: when a folder or file cannot be made.
+        RegistryError: when the model registry cannot be read or written.
     """
     done = prepare_home(settings)
     try:
@@ -111,6 +114,8 @@ def prepare_home(settings: Settings) -> list[str]:
         if not dagster_yaml.exists():
             dagster_yaml.write_text(DAGSTER_YAML, encoding="utf-8")
             done.append(f"Wrote {dagster_yaml}.")
+        if old := bring_home(settings):
+            done.append(f"The model registry now names its files in {home}, no longer in {', '.join(old)}.")
     except OSError as error:
         raise SettingError(
             f"Setting FRAUD_HOME is {home}: cannot write {error.filename or home} ({error.strerror})."

@@ -131,9 +131,22 @@ def test_features_and_quarantine_are_written_together(materialize: Materialize, 
     land(lake, [*bodies(5), b"no json", *bodies(1)])
     written = reported(materialize(name))
     assert written.keys() == {"transaction_features", "quarantined_transactions"}
-    counts = written["transaction_features"]
-    assert (counts["landed"], counts["features"], counts["quarantined"], counts["duplicates"]) == (7, 5, 1, 1)
-    assert counts["balanced"]
+    features, quarantine = written["transaction_features"], written["quarantined_transactions"]
+    both = {"landed": 7, "balanced": True, "table/landed": 7}
+    assert both.items() <= features.items() & quarantine.items()
+    # Beside these each table has its own numbers, and none of the other's.
+    own = features.keys() - quarantine.keys()
+    assert {name: features[name] for name in own} == {"features": 5, "table/features": 5}
+    assert {name: quarantine[name] for name in quarantine.keys() - features.keys()} == {
+        "quarantined": 1,
+        "duplicates": 1,
+        "reason/invalid_json": 1,
+        "reason/duplicate": 1,
+        "table/quarantined": 1,
+        "table/duplicates": 1,
+        "table/tombstones": 0,
+        "table/quarantined_labels": 0,
+    }
     assert row_count(lake.open(transaction_features)) == 5
     assert row_count(lake.open(quarantined_transactions)) == 2
 
@@ -168,9 +181,10 @@ def test_the_forest_comes_with_its_threshold_and_the_threshold_alone(
     materialize: Materialize, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     for function in ("train", "recalibrate"):
-        report = SimpleNamespace(metadata=lambda function=function: {"by": function})
+        calibration = SimpleNamespace(metadata=lambda function=function: {"threshold by": function})
+        report = SimpleNamespace(metadata=lambda function=function: {"by": function}, calibration=calibration)
         monkeypatch.setattr(f"fraud_assets.pipeline.training.{function}", lambda *_, report=report: report)
-    by_training = {"isolation_forest": {"by": "train"}, "alert_thresholds": {"by": "train"}}
+    by_training = {"isolation_forest": {"by": "train"}, "alert_thresholds": {"threshold by": "train"}}
     alone = {"alert_thresholds": {"by": "recalibrate"}}
     assert reported(materialize(name)) == (by_training if name == "isolation_forest" else alone)
 

@@ -47,7 +47,7 @@ ERASE = f"from fraud_assets.pipeline import erasure\n{{}}\nerasure.erase(lake, s
 def score_all(lake: Lake) -> None:
     """A prediction per feature row, as the scoring stage would append it."""
     features = dataset_of(lake.open(transaction_features)).to_table()
-    constants = {"score": 0.5, "threshold": 0.6, "is_alert": False, "model_version": 1}
+    constants = {"score": 0.5, "threshold": 0.6, "is_alert": False, "model_version": 1, "model_run_id": "a" * 32}
     columns: dict[str, Any] = {
         name: features[name] for name in FRAUD_PREDICTIONS.names if name in features.column_names
     }

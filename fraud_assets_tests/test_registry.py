@@ -14,16 +14,16 @@ import pytest
 from fraud_assets import registry
 from fraud_assets.core.training import fit
 from fraud_assets.errors import NoChampionError
+from fraud_assets.model_files import Recorded, RegistryError, read_model
 from fraud_assets.registry import (
     FeatureVersionError,
-    RegistryError,
     TrainingFacts,
     champion,
     champion_version,
     register,
     set_champion,
-    sqlite_path,
 )
+from fraud_assets.registry_home import local_path, sqlite_path
 from fraud_assets.settings import load_settings
 from fraud_assets_tests.synthetic import FIRST, features
 
@@ -34,7 +34,7 @@ from fraud_assets.registry import register, set_champion
 from fraud_assets.settings import load_settings
 settings = load_settings()
 for _ in range(2):
-    set_champion(register(fit(facts().example, 3), facts(), settings), settings)
+    set_champion(register(fit(facts().example, 3), facts(), settings).version, settings)
 """
 
 
@@ -48,7 +48,7 @@ def settings(tmp_path_factory):
     settings = load_settings(home=tmp_path_factory.mktemp("a registry #1 äöü %20"), mlflow_tracking_uri="")
     forest = fit(facts().example, 3)
     for version in (1, 2):
-        assert register(forest, facts(), settings) == version
+        assert register(forest, facts(), settings).version == version
         with pytest.raises(NoChampionError):
             champion(settings)  # registering alone moves no alias
     set_champion(2, settings)
@@ -57,11 +57,13 @@ def settings(tmp_path_factory):
 
 def test_sqlite_and_client_agree(settings, monkeypatch):
     by_file, by_client = registry._resolve(settings), registry._resolve_by_client(settings)
+    assert by_file[1]
     assert by_file[:2] == by_client[:2]
     cheap = champion(settings)
     monkeypatch.setattr(registry, "sqlite_path", lambda uri: None)
     thorough = champion(settings)
     assert (cheap.version, cheap.feature_version) == (thorough.version, thorough.feature_version) == (2, "1")
+    assert cheap.run_id == thorough.run_id == by_file[1]
     assert cheap.model is not thorough.model
     assert cheap.model.serialize_bytes() == thorough.model.serialize_bytes()
 
@@ -104,20 +106,72 @@ def test_another_feature_version_names_the_remedy(settings, monkeypatch):
     assert champion_version(settings) == 2
 
 
-def test_missing_and_broken_model_files(settings, tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(settings.mlflow_artifacts, copy)
-    _, run_id, _ = registry._resolve(settings)
-    folder = copy / run_id / "artifacts"
-    registry._load("other", run_id, str(folder))
-    for name, content in (("model.tl", b"junk" * 20), ("model.json", b"{")):
-        damaged = tmp_path / name
-        shutil.copytree(folder, damaged)
-        (damaged / "treelite" / name).write_bytes(content)
-        with pytest.raises(RegistryError, match="cannot be read"):
-            registry._load("other", run_id, damaged.as_uri())
-    with pytest.raises(RegistryError, match="cannot be read"):
-        registry._load("other", run_id, str(tmp_path / "nowhere"))
+@pytest.fixture
+def copied(settings, tmp_path):
+    """The files of the champion in a folder of the test's own, and what its run recorded of them."""
+    _, run_id, artifacts = registry._resolve(settings)
+    folder = tmp_path / "treelite"
+    shutil.copytree(local_path(artifacts) / "treelite", folder)
+    return folder, registry._load(settings.mlflow_uri, run_id, artifacts)[1]
+
+
+def test_a_flipped_byte_is_refused_before_treelite_sees_it(copied, monkeypatch):
+    """Treelite scores wrongly or hangs on damaged bytes."""
+    import treelite
+
+    folder, recorded = copied
+    whole = (folder / "model.tl").read_bytes()
+    assert read_model(folder, recorded).serialize_bytes() == whole
+    monkeypatch.setattr(treelite.Model, "deserialize_bytes", lambda _: pytest.fail("treelite saw damaged bytes"))
+    for place in (0, len(whole) // 3, len(whole) - 1):
+        damaged = bytearray(whole)
+        damaged[place] ^= 4
+        (folder / "model.tl").write_bytes(damaged)
+        with pytest.raises(RegistryError, match=r"model\.tl is damaged or was changed.*backup.*isolation_forest"):
+            read_model(folder, recorded)
+    (folder / "model.tl").write_bytes(whole[:-1])
+    with pytest.raises(RegistryError, match="damaged"):
+        read_model(folder, recorded)
+
+
+def test_facts_that_differ_from_the_registry_are_refused(copied):
+    folder, recorded = copied
+    described = json.loads((folder / "model.json").read_text())
+    assert described["model_sha256"] == recorded.sha256
+    changes = ({"features": described["features"][::-1]}, {"feature_version": "2"}, {"model_sha256": "0"})
+    for text in [json.dumps({**described, **change}) for change in changes] + ["[]", "{}"]:
+        (folder / "model.json").write_text(text)
+        with pytest.raises(RegistryError, match=r"model\.json is damaged or was changed"):
+            read_model(folder, recorded)
+
+
+def test_missing_and_cut_files(copied, tmp_path):
+    folder, recorded = copied
+    (folder / "model.json").write_text("{")
+    for place in (folder, tmp_path / "nowhere"):
+        with pytest.raises(RegistryError, match=r"cannot be read.*alias champion"):
+            read_model(place, recorded)
+
+
+def test_a_model_without_a_recorded_hash_is_refused(copied):
+    folder, _ = copied
+    with pytest.raises(RegistryError, match=r"no SHA-256 .*model_sha256.*train a new champion"):
+        read_model(folder, Recorded.of({"feature_version": "1"}))
+
+
+@pytest.mark.parametrize("name", ["model.tl", "model.json"])
+def test_the_champion_of_a_damaged_registry(settings, tmp_path, name):
+    """By the cheap way, which starts at the registry's database."""
+    home = tmp_path / "damaged"
+    shutil.copytree(settings.home_path, home)
+    damaged = load_settings(home=home, mlflow_tracking_uri="")
+    _, _, artifacts = registry._resolve(damaged)
+    path = local_path(artifacts) / "treelite" / name
+    assert path.is_relative_to(home)
+    path.write_bytes(path.read_bytes().replace(b"1", b"2"))
+    with pytest.raises(RegistryError, match=f"{name} is damaged"):
+        champion(damaged)
+    assert champion(settings).version == 2
 
 
 def test_an_unreachable_server_is_one_sentence_without_its_password(monkeypatch):

@@ -70,7 +70,7 @@ def positions(lake, table):
 def test_every_feature_row_once_in_bounded_batches(lake, settings):
     lines: list[str] = []
     report = score_pending(lake, settings, lines.append)
-    assert (report.rows, report.batches, report.model_version) == (ROWS, 3, 1)
+    assert (report.rows, report.batches, report.model.version) == (ROWS, 3, 1)
     assert report.metadata()["alert_rate"] == round(report.alerts / ROWS, 6)
     assert 0 < report.alert_rate <= settings.alert_max_rate
     assert lines[0].startswith("500 of 1,200 ")

@@ -10,6 +10,8 @@ from fraud_assets.assets.reporting import failures_in_words, materialized
 from fraud_assets.core.schema import FEATURE_VERSION
 from fraud_assets.resources import PlatformResource, SparkResource
 
+_QUARANTINE_TOTALS = ("quarantined", "duplicates", "tombstones", "quarantined_labels")
+
 
 class FeatureConfig(dg.Config):
     """Restatement: features of `tx_datetime` in [restate_start, restate_end) are computed again instead."""
@@ -62,16 +64,20 @@ def cleaned_features(
             yield from materialized(context, "transaction_features", {"restated": rows})
             return
         report = process_landed(lake, settings, context.log.info, compute)
-        metadata = {
+        totals = books(lake, settings)
+        # Both tables are written together: what landed and whether it is all in one of them is said of both.
+        shared = {
             "landed": report.landed,
-            "features": report.features,
-            "quarantined": report.quarantined,
-            "duplicates": report.duplicates,
             "balanced": report.landed == report.features + report.quarantined + report.duplicates,
             "seconds": round(report.seconds, 3),
-            **{f"reason/{reason}": count for reason, count in report.reasons.items()},
+            "table/landed": totals["landed"],
         }
-        for name, value in books(lake, settings).items():
-            metadata[f"table/{name}"] = value
-        for name in ("transaction_features", "quarantined_transactions"):
-            yield from materialized(context, name, metadata)
+        features = {"features": report.features, "table/features": totals["features"]}
+        quarantine = {
+            "quarantined": report.quarantined,
+            "duplicates": report.duplicates,
+            **{f"reason/{reason}": count for reason, count in report.reasons.items()},
+            **{f"table/{name}": totals[name] for name in _QUARANTINE_TOTALS},
+        }
+        yield from materialized(context, "transaction_features", {**shared, **features})
+        yield from materialized(context, "quarantined_transactions", {**shared, **quarantine})

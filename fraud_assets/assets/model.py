@@ -68,5 +68,5 @@ def model(
                 raise
             context.log.info(f"Training skipped: {error}")
             return
-        for name in ("isolation_forest", "alert_thresholds"):
-            yield from materialized(context, name, report.metadata())
+        yield from materialized(context, "isolation_forest", report.metadata())
+        yield from materialized(context, "alert_thresholds", report.calibration.metadata())

@@ -28,6 +28,8 @@ def fraud_predictions(
     context: dg.AssetExecutionContext, config: ScoringConfig, platform: PlatformResource, spark: SparkResource
 ) -> Iterator[dg.MaterializeResult]:
     """Scores new feature rows exactly once. A higher score is more suspicious; each row names its model version."""
+    from fraud_assets.pipeline.alert_days import REMEDY, too_many
+    from fraud_assets.pipeline.lost_registry import LostRegistryError
     from fraud_assets.pipeline.scoring import score_pending, score_range
 
     with failures_in_words():
@@ -44,6 +46,9 @@ def fraud_predictions(
             try:
                 report = score_pending(lake, settings, context.log.info, compute)
             except NoChampionError as error:
-                context.log.info(f"Scoring skipped, it catches up later: {error}")
+                tell = context.log.warning if isinstance(error, LostRegistryError) else context.log.info
+                tell(f"Scoring skipped, it catches up later: {error}")
                 return
+        if report.busiest and report.busiest.over:
+            context.log.warning(f"{too_many(report.busiest, settings)}. {REMEDY}")
         yield dg.MaterializeResult(metadata=report.metadata())

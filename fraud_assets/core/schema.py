@@ -114,6 +114,7 @@ FRAUD_PREDICTIONS = pa.schema(
         pa.field("threshold", pa.float64(), nullable=False),
         pa.field("is_alert", pa.bool_(), nullable=False),
         pa.field("model_version", pa.int64(), nullable=False),
+        pa.field("model_run_id", pa.string(), nullable=False),
         pa.field("feature_version", pa.string(), nullable=False),
         *POSITION,
         INGESTED_AT,
@@ -121,6 +122,8 @@ FRAUD_PREDICTIONS = pa.schema(
         pa.field("tx_date", pa.date32(), nullable=False),
     ]
 )
+
+"""`model_run_id` is the MLflow run that made the model: two registries may both have a version 1."""
 
 RETRIED_MESSAGES = pa.schema(
     [
@@ -136,6 +139,7 @@ ALERT_THRESHOLDS = pa.schema(
     [
         pa.field("model_name", pa.string(), nullable=False),
         pa.field("model_version", pa.int64(), nullable=False),
+        pa.field("model_run_id", pa.string(), nullable=False),
         pa.field("threshold", pa.float64(), nullable=False),
         pa.field("budget_per_day", pa.float64(), nullable=False),
         pa.field("window_start", TIME, nullable=False),

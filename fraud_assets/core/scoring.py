@@ -56,12 +56,21 @@ def score(model: treelite.Model, features: pa.Table) -> np.ndarray:
 
 
 def predictions(
-    features: pa.Table, model: treelite.Model, threshold: float, model_version: int, scored_at: datetime
+    features: pa.Table,
+    model: treelite.Model,
+    threshold: float,
+    model_version: int,
+    model_run_id: str,
+    scored_at: datetime,
 ) -> pa.Table:
     """A row of FRAUD_PREDICTIONS per row of `features` (columns PREDICTION_INPUTS), in their order.
 
     Args:
+        features: the rows to score.
+        model: scores them.
         threshold: a score at or above it alerts.
+        model_version: the model's version in its registry.
+        model_run_id: the MLflow run that made the model.
         scored_at: the time of scoring, with zone.
     """
     scores = score(model, features)
@@ -72,6 +81,7 @@ def predictions(
         ("threshold", pa.repeat(threshold, rows)),
         ("is_alert", pa.array(scores >= threshold)),
         ("model_version", pa.repeat(pa.scalar(model_version, pa.int64()), rows)),
+        ("model_run_id", pa.repeat(pa.scalar(model_run_id, pa.string()), rows)),
         ("scored_at", pa.repeat(pa.scalar(scored_at, FRAUD_PREDICTIONS.field("scored_at").type), rows)),
     ):
         table = table.append_column(name, values)

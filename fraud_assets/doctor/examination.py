@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
+from fraud_assets.doctor.alerts import check_alerts
 from fraud_assets.doctor.files import check_files
 from fraud_assets.doctor.finding import Finding, fail, refused
 from fraud_assets.doctor.lake import check_books, check_lake, check_quarantine, check_registry
@@ -30,6 +31,7 @@ CHECKS: Mapping[str, Check] = {
     "books": check_books,
     "quarantine": check_quarantine,
     "registry": check_registry,
+    "alerts": check_alerts,
     "spark": check_spark,
     "dagster": check_dagster,
 }

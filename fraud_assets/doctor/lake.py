@@ -130,11 +130,9 @@ def check_quarantine(settings: Settings) -> list[Finding]:
 
 def check_registry(settings: Settings) -> list[Finding]:
     """The model registry, its champion, and whether that fits the features of this version."""
-    from fraud_assets.registry import champion, sqlite_path
+    from fraud_assets.pipeline.lost_registry import LostRegistryError, champion_for
+    from fraud_assets.registry_home import other_homes, sqlite_path
 
-    path = sqlite_path(settings.mlflow_uri)
-    if path is not None and not path.exists():
-        return [warn("registry", f"{path} does not exist yet", "It is made by the first training.")]
     address = urlsplit(settings.mlflow_uri)
     if address.scheme in ("http", "https"):
         port = address.port or (443 if address.scheme == "https" else 80)
@@ -144,13 +142,29 @@ def check_registry(settings: Settings) -> list[Finding]:
         except OSError as error:
             text = f"nothing answers at {address.hostname}:{port} ({error.strerror or error})"
             return [fail("registry", text, "Start the MLflow server, or correct MLFLOW_TRACKING_URI.")]
+    path = sqlite_path(settings.mlflow_uri)
     try:
-        current = champion(settings)
+        current = champion_for(Lake.of(settings), settings)
+        others = other_homes(settings)
+    except LostRegistryError as error:
+        return [refused("registry", error)]
     except NoChampionError as error:
+        if path is not None and not path.exists():
+            return [warn("registry", f"{path} does not exist yet", "It is made by the first training.")]
         text, _, _ = str(error).partition(":")
         fix = f"It is trained once the lake holds {settings.train_min_rows:,} transactions (FRAUD_TRAIN_MIN_ROWS)."
         return [warn("registry", text, fix)]
     except FraudAssetsError as error:
         return [refused("registry", error)]
-    found = f"{settings.model_name} version {current.version} is champion, feature version {current.feature_version}"
-    return [ok("registry", found)]
+    found = [
+        ok(
+            "registry",
+            f"{settings.model_name} version {current.version} is champion, feature version {current.feature_version}, "
+            f"MLflow run {current.run_id}",
+        )
+    ]
+    if others:
+        text = f"MLflow's database still names the files of another home: {', '.join(others)}"
+        fix = "Run `make setup`: it names this home's. Scoring reads this home's files already."
+        found.append(warn("registry", text, fix))
+    return found

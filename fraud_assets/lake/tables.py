@@ -16,6 +16,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from fraud_assets.core.schema import TABLES, Table
 from fraud_assets.errors import LakeError
 from fraud_assets.lake.copies import Copies
+from fraud_assets.lake.layout import check_columns
 from fraud_assets.lake.storage import is_remote, storage_options, store_fault
 from fraud_assets.settings import Settings
 
@@ -79,9 +80,11 @@ class Lake:
         # Not `DeltaTable.is_deltatable`: it holds the interpreter lock for as long as an object store keeps it waiting.
         with _in_words(self.uri(table)):
             try:
-                return self._newest(table)
+                handle = self._newest(table)
             except TableNotFoundError:
                 return None
+        check_columns(handle, table)
+        return handle
 
     def _newest(self, table: Table) -> DeltaTable:
         if self.copies is None:

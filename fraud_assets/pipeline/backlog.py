@@ -13,6 +13,7 @@ from fraud_assets.errors import NoChampionError
 from fraud_assets.lake.batches import Pending, pending
 from fraud_assets.lake.positions import digest, stored
 from fraud_assets.lake.tables import Lake, row_count
+from fraud_assets.pipeline.lost_registry import lost_registry
 from fraud_assets.pipeline.training import newest_transaction, read_features
 from fraud_assets.registry import champion_version
 from fraud_assets.settings import Settings
@@ -61,16 +62,21 @@ def backlog(lake: Lake, settings: Settings) -> Backlog:
         return Backlog((), "Everything that landed is scored.")
     assets: tuple[str, ...] = FEATURES if landed.rows else ()
     trainable = 0
-    if has_champion(settings):
+    ready = has_champion(settings)
+    # Whether to train anew in what may be the wrong registry is for a person to decide.
+    lost = "" if ready else lost_registry(lake, settings)
+    if ready:
         assets += PREDICTIONS
-    else:
+    elif not lost:
         trainable = _trainable(lake, settings)
         if trainable + landed.rows >= settings.train_min_rows:
             assets += MODEL + PREDICTIONS
     if not assets:
         return Backlog(
             (),
-            f"{unscored.rows:,} transactions wait for a first model, which needs {settings.train_min_rows:,} "
+            f"{unscored.rows:,} transactions wait. {lost}"
+            if lost
+            else f"{unscored.rows:,} transactions wait for a first model, which needs {settings.train_min_rows:,} "
             f"(FRAUD_TRAIN_MIN_ROWS) within {settings.train_days} days (FRAUD_TRAIN_DAYS); there are {trainable:,}.",
         )
     progress = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +28,10 @@ from fraud_assets.lake.batches import Bounds, Pending, next_bounds, pending, row
 from fraud_assets.lake.data_files import Rows, count_of, discard
 from fraud_assets.lake.positions import positions_of, stored
 from fraud_assets.lake.tables import Lake, add_actions, read
+from fraud_assets.pipeline.alert_days import BusiestDay, busiest_day
+from fraud_assets.pipeline.lost_registry import champion_for
 from fraud_assets.pipeline.training import current_threshold
-from fraud_assets.registry import champion
+from fraud_assets.registry import ModelVersion
 from fraud_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -40,39 +42,53 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class ScoringReport:
-    """What one run scored; `model_version` is that of the last batch."""
+    """What one run scored: `model` is that of the last batch, `days` are those of `tx_datetime`, in UTC."""
 
     rows: int = 0
     alerts: int = 0
-    model_version: int = 0
+    model: ModelVersion | None = None
     batches: int = 0
     seconds: float = 0.0
+    days: frozenset[date] = frozenset()
+    busiest: BusiestDay | None = None
 
     @property
     def alert_rate(self) -> float:
         """Share of the rows that alerted."""
         return self.alerts / self.rows if self.rows else 0.0
 
-    def plus(self, scored: Scored, model_version: int) -> ScoringReport:
+    def plus(self, scored: Scored, model: ModelVersion) -> ScoringReport:
         """The report with one more batch."""
         return replace(
             self,
             rows=self.rows + count_of(scored.rows),
             alerts=self.alerts + scored.alerts,
-            model_version=model_version,
+            model=model,
             batches=self.batches + 1,
+            days=self.days | _days_of(scored.rows),
         )
 
-    def metadata(self) -> dict[str, int | float]:
-        """Plain numbers, for plots in the web UI."""
-        return {
+    def ended(self, lake: Lake, settings: Settings, seconds: float) -> ScoringReport:
+        """The report of a run that has ended, with the busiest of its days."""
+        busiest = busiest_day(lake.open(fraud_predictions), settings, self.days) if self.days else None
+        return replace(self, seconds=seconds, busiest=busiest)
+
+    def metadata(self) -> dict[str, str | int | float]:
+        """Plain values, for plots in the web UI.
+
+        What a run without rows does not know (rate, model, days) is left out: a plot then has no point, not a zero.
+        """
+        values: dict[str, str | int | float] = {
             "rows": self.rows,
             "alerts": self.alerts,
-            "alert_rate": round(self.alert_rate, 6),
-            "model_version": self.model_version,
             "batches": self.batches,
             "seconds": round(self.seconds, 3),
         }
+        if self.rows:
+            values["alert_rate"] = round(self.alert_rate, 6)
+        if self.model:
+            values |= {"model_version": self.model.version, "model_run_id": self.model.run_id}
+        return values | self.busiest.metadata() if self.busiest else values
 
 
 @dataclass(frozen=True)
@@ -80,20 +96,21 @@ class Scorer:
     """What all rows of a batch are scored with: a model version, its threshold and the moment."""
 
     model: treelite.Model
-    version: int
+    made: ModelVersion
     threshold: float
     scored_at: datetime
 
     @classmethod
     def now(cls, lake: Lake, settings: Settings) -> Scorer:
         """The champion of this moment. Raises `NoChampionError` and `LakeError`."""
-        current = champion(settings)
-        threshold = current_threshold(lake, current.version, settings)
-        return cls(current.model, current.version, threshold, datetime.now(UTC))
+        current = champion_for(lake, settings)
+        threshold = current_threshold(lake, current, settings)
+        return cls(current.model, ModelVersion(current.version, current.run_id), threshold, datetime.now(UTC))
 
     def score(self, rows: pa.Table) -> pa.Table:
         """Predictions of the rows (columns PREDICTION_INPUTS), in their order."""
-        return predictions(rows, self.model, self.threshold, self.version, self.scored_at)
+        made = self.made
+        return predictions(rows, self.model, self.threshold, made.version, made.run_id, self.scored_at)
 
 
 @dataclass(frozen=True)
@@ -147,7 +164,7 @@ def score_pending(
         handle = lake.open(fraud_predictions)
         work = pending(features, lambda stream: stored(handle, stream), settings)  # noqa: B023
         if not work.target:
-            return replace(report, seconds=time.monotonic() - began)
+            return report.ended(lake, settings, time.monotonic() - began)
         scorer = Scorer.now(lake, settings)
         batch = Batch(lake, settings, work, next_bounds(work, settings), scorer)
         scored = (compute or compute_here)(batch)
@@ -155,12 +172,12 @@ def score_pending(
             discard(lake, fraud_predictions, scored.rows)
             raise _unknown(scored.other_versions, lake)
         try:
-            commit(handle, fraud_predictions, scored.rows, batch.bounds.target, _facts(scored, scorer.version))
+            commit(handle, fraud_predictions, scored.rows, batch.bounds.target, _facts(scored, scorer.made))
         except CommitConflictError:
             discard(lake, fraud_predictions, scored.rows)
             progress("another writer committed first; starting over from what the tables hold now")
             continue
-        report = report.plus(scored, scorer.version)
+        report = report.plus(scored, scorer.made)
         progress(f"{report.rows:,} of {report.rows + work.rows - count_of(scored.rows):,} transactions scored: "
                  f"{report.alerts:,} alerts")  # fmt: skip
 
@@ -209,7 +226,7 @@ def score_range(
         if day is not None:
             report = report.plus(*day)
             progress(f"scored again up to {high:%Y-%m-%d %H:%M}: {report.rows:,} transactions")
-    return replace(report, seconds=time.monotonic() - began)
+    return report.ended(lake, settings, time.monotonic() - began)
 
 
 def _unknown(versions: frozenset[str], lake: Lake) -> LakeError:
@@ -219,8 +236,20 @@ def _unknown(versions: frozenset[str], lake: Lake) -> LakeError:
     )
 
 
-def _facts(scored: Scored, version: int) -> dict[str, object]:
-    return {"rows": count_of(scored.rows), "alerts": scored.alerts, "model_version": version}
+def _facts(scored: Scored, made: ModelVersion) -> dict[str, object]:
+    return {
+        "rows": count_of(scored.rows),
+        "alerts": scored.alerts,
+        "model_version": made.version,
+        "model_run_id": made.run_id,
+    }
+
+
+def _days_of(rows: Rows) -> frozenset[date]:
+    """Days of `tx_datetime` of the predictions."""
+    if isinstance(rows, pa.Table):
+        return frozenset(pc.unique(rows["tx_date"]).to_pylist())
+    return frozenset(date.fromisoformat(file.partition) for file in rows if file.partition)
 
 
 def _days(features: DeltaTable, start: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
@@ -236,8 +265,8 @@ def _days(features: DeltaTable, start: datetime, end: datetime) -> list[tuple[da
     return days
 
 
-def _score_day(lake: Lake, settings: Settings, low: datetime, high: datetime) -> tuple[Scored, int] | None:
-    """What took the place of the day's predictions, and the version that made it; None where it has none."""
+def _score_day(lake: Lake, settings: Settings, low: datetime, high: datetime) -> tuple[Scored, ModelVersion] | None:
+    """What took the place of the day's predictions, and the model that made it; None where it has none."""
     within = (
         (pc.field("tx_date") == low.date())
         & (pc.field("tx_datetime") >= pa.scalar(low, TIME))
@@ -255,12 +284,12 @@ def _score_day(lake: Lake, settings: Settings, low: datetime, high: datetime) ->
         scored = score_rows(rows, scorer)
         if scored.other_versions:
             raise _unknown(scored.other_versions, lake)
-        mark = {"rescored": f"{low.isoformat()}/{high.isoformat()}", **_facts(scored, scorer.version)}
+        mark = {"rescored": f"{low.isoformat()}/{high.isoformat()}", **_facts(scored, scorer.made)}
         try:
             commit(handle, fraud_predictions, scored.rows, {}, mark, restated=where)
         except CommitConflictError:
             continue
-        return scored, scorer.version
+        return scored, scorer.made
 
 
 def _contained(rows: pa.Table, handle: DeltaTable) -> pa.Table:

@@ -32,8 +32,9 @@ from fraud_assets.core.training import fit, treelite_form
 from fraud_assets.errors import LakeError, NotEnoughDataError, SettingError
 from fraud_assets.lake.append import commit
 from fraud_assets.lake.tables import Lake, add_actions, read
+from fraud_assets.pipeline.lost_registry import champion_for, lost_registry
 from fraud_assets.pipeline.window import Gather, Window, Work, count, gather_for, gather_here
-from fraud_assets.registry import TrainingFacts, champion, register, set_champion
+from fraud_assets.registry import ModelVersion, TrainingFacts, register, set_champion
 from fraud_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class CalibrationReport:
     """A threshold of a model version and what it means on its window [window_start, window_end)."""
 
     model_version: int
+    model_run_id: str
     threshold: float
     budget_per_day: float
     window_start: datetime
@@ -72,6 +74,7 @@ class CalibrationReport:
         """Plain values, for plots in the web UI."""
         return {
             "model_version": self.model_version,
+            "model_run_id": self.model_run_id,
             "threshold": self.threshold,
             "budget_per_day": self.budget_per_day,
             "calibration_start": self.window_start.isoformat(),
@@ -97,8 +100,10 @@ class TrainingReport:
     calibration: CalibrationReport
 
     def metadata(self) -> dict[str, str | int | float]:
-        """Plain values, for plots in the web UI."""
+        """Plain values of the model, for plots in the web UI; `calibration` has those of its threshold."""
         return {
+            "model_version": self.version,
+            "model_run_id": self.calibration.model_run_id,
             "rows": self.rows,
             "window_rows": self.window_rows,
             "trees": self.trees,
@@ -106,7 +111,6 @@ class TrainingReport:
             "window_start": self.window_start.isoformat(),
             "window_end": self.window_end.isoformat(),
             "seconds": round(self.seconds, 3),
-            **self.calibration.metadata(),
         }
 
 
@@ -138,6 +142,8 @@ def train(
         LakeError: a table cannot be read or written.
     """
     began = time.monotonic()
+    if lost := lost_registry(lake, settings):
+        progress(f"{lost} This run trains one; its versions are counted anew.")
     start, end = _window(lake, settings, start, end)
     window = Window.of(lake, settings, start, end)
     gather = gather_for(window, gather)
@@ -151,7 +157,7 @@ def train(
     features = training_rows(window, window_rows, gather)
     progress(f"training {settings.train_trees} trees on {features.num_rows:,} of {window_rows:,} transactions")
     forest = fit(features, settings.train_trees, settings.train_seed)
-    calibration = _calibrated(window, newest, treelite_form(forest), 0, gather)
+    calibration = _calibrated(window, newest, treelite_form(forest), ModelVersion(0, ""), gather)
     facts = TrainingFacts(
         rows=features.num_rows,
         window_start=start,
@@ -168,13 +174,13 @@ def train(
         },
         window_rows=window_rows,
     )
-    version = register(forest, facts, settings)
-    calibration = replace(calibration, model_version=version)
+    made = register(forest, facts, settings)
+    calibration = replace(calibration, model_version=made.version, model_run_id=made.run_id)
     _store(lake, settings, calibration)
-    set_champion(version, settings)
-    progress(f"version {version} is champion; it alerts {calibration.alerts_per_day:.1f} times a day")
+    set_champion(made.version, settings)
+    progress(f"version {made.version} is champion; it alerts {calibration.alerts_per_day:.1f} times a day")
     return TrainingReport(
-        version=version,
+        version=made.version,
         rows=features.num_rows,
         window_rows=window_rows,
         trees=settings.train_trees,
@@ -219,14 +225,14 @@ def recalibrate(
         NotEnoughDataError: the lake holds no features.
         LakeError: a table cannot be read or written.
     """
-    current = champion(settings)
+    current = champion_for(lake, settings)
     end = _window(lake, settings, None, None)[1]
     window = Window.of(lake, settings, end - timedelta(days=CALIBRATION_DAYS), end)
     gather = gather_for(window, gather)
     newest = count(window, gather)[1]
     if newest is None:
         raise NotEnoughDataError(f"The lake holds no features of version {FEATURE_VERSION}: restate them first.")
-    report = _calibrated(window, newest, current.model, current.version, gather)
+    report = _calibrated(window, newest, current.model, current, gather)
     _store(lake, settings, report)
     progress(
         f"threshold of version {current.version}: {report.threshold:.4f}, {report.alerts_per_day:.1f} alerts a day"
@@ -234,18 +240,22 @@ def recalibrate(
     return report
 
 
-def current_threshold(lake: Lake, version: int, settings: Settings) -> float:
-    """The newest threshold of a model version.
+def current_threshold(lake: Lake, model: ModelVersion, settings: Settings) -> float:
+    """The newest threshold of a model: of its version and of the MLflow run that made it.
 
     Raises:
-        LakeError: the version was never calibrated.
+        LakeError: the model was never calibrated on this lake.
     """
-    same = (pc.field("model_name") == settings.model_name) & (pc.field("model_version") == version)
-    rows = read(lake.open(alert_thresholds), ["calibrated_at", "threshold"], same)
+    same = (pc.field("model_name") == settings.model_name) & (pc.field("model_version") == model.version)
+    named = read(lake.open(alert_thresholds), ["calibrated_at", "threshold", "model_run_id"], same)
+    rows = named.filter(pc.equal(named["model_run_id"], model.run_id))
     if not rows.num_rows:
+        others = ", ".join(sorted(set(named["model_run_id"].to_pylist())))
+        which = f"; what it holds for this version is of another registry's model (run {others})" if others else ""
         raise LakeError(
-            f"Version {version} of model {settings.model_name} has no threshold in {lake.uri(alert_thresholds)}: "
-            "materialize alert_thresholds alone, which calibrates the champion."
+            f"Version {model.version} of model {settings.model_name} (MLflow run {model.run_id}) has no threshold in "
+            f"{lake.uri(alert_thresholds)}{which}. Nothing is scored: materialize alert_thresholds alone, which "
+            "calibrates the champion."
         )
     newest = int(np.argmax(rows["calibrated_at"].cast(pa.int64()).to_numpy()))
     return rows["threshold"][newest].as_py()
@@ -302,7 +312,7 @@ def _window(lake: Lake, settings: Settings, start: datetime | None, end: datetim
 
 
 def _calibrated(
-    window: Window, newest: datetime, model: treelite.Model, version: int, gather: Gather
+    window: Window, newest: datetime, model: treelite.Model, made: ModelVersion, gather: Gather
 ) -> CalibrationReport:
     """The threshold on the last CALIBRATION_DAYS of all the traffic in the window, up to its newest transaction."""
     settings = window.settings
@@ -315,7 +325,8 @@ def _calibrated(
     threshold = lowest_threshold(traffic, settings.alert_budget_per_day, settings.alert_max_rate)
     alerts = traffic.alerts(threshold)
     return CalibrationReport(
-        model_version=version,
+        model_version=made.version,
+        model_run_id=made.run_id,
         threshold=threshold,
         budget_per_day=settings.alert_budget_per_day,
         window_start=since,
@@ -356,6 +367,7 @@ def _store(lake: Lake, settings: Settings, report: CalibrationReport) -> None:
     row = {
         "model_name": settings.model_name,
         "model_version": report.model_version,
+        "model_run_id": report.model_run_id,
         "threshold": report.threshold,
         "budget_per_day": report.budget_per_day,
         "window_start": report.window_start,
@@ -364,4 +376,5 @@ def _store(lake: Lake, settings: Settings, report: CalibrationReport) -> None:
     }
     # No positions: nothing to take exactly once, and so nothing that another writer could conflict with.
     rows = pa.Table.from_pylist([row], schema=ALERT_THRESHOLDS)
-    commit(lake.open(alert_thresholds), alert_thresholds, rows, {}, {"model_version": report.model_version})
+    facts = {"model_version": report.model_version, "model_run_id": report.model_run_id}
+    commit(lake.open(alert_thresholds), alert_thresholds, rows, {}, facts)

@@ -65,15 +65,16 @@ def test_an_amount_beyond_float32_trains_and_scores(rows):
 
 def test_no_rows(model, rows):
     assert score(model, rows.slice(0, 0)).shape == (0,)
-    assert predictions(rows.slice(0, 0), model, 0.5, 1, datetime.now(UTC)).schema == FRAUD_PREDICTIONS
+    assert predictions(rows.slice(0, 0), model, 0.5, 1, "run", datetime.now(UTC)).schema == FRAUD_PREDICTIONS
 
 
 def test_predictions_carry_position_version_and_threshold(model, rows):
     now = datetime(2026, 3, 1, 12, tzinfo=UTC)
     threshold = float(np.sort(score(model, rows))[-30])
-    table = predictions(rows.select(PREDICTION_INPUTS), model, threshold, 7, now)
+    table = predictions(rows.select(PREDICTION_INPUTS), model, threshold, 7, "run", now)
     assert table.schema == FRAUD_PREDICTIONS
     assert table.select(POSITION_COLUMNS).equals(rows.select(POSITION_COLUMNS))
     assert table["is_alert"].to_numpy().sum() == 30  # a score at the threshold alerts
     first = table.slice(0, 1).to_pylist()[0]
-    assert (first["model_version"], first["threshold"], first["scored_at"]) == (7, threshold, now)
+    assert (first["model_version"], first["model_run_id"]) == (7, "run")
+    assert (first["threshold"], first["scored_at"]) == (threshold, now)

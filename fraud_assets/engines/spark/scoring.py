@@ -44,15 +44,15 @@ def scoring_on(session: Callable[[], SparkSession]) -> Callable[[Batch], Scored]
     Raises (when it is called):
         EngineError: a job failed; nothing of the batch is committed.
     """
-    sent: dict[int, Broadcast[bytes]] = {}
+    sent: dict[str, Broadcast[bytes]] = {}
 
     def compute(batch: Batch) -> Scored:
         spark = session()
         with spark_faults(batch.settings):
-            version = batch.scorer.version
-            if version not in sent:
-                sent[version] = spark.sparkContext.broadcast(batch.scorer.model.serialize_bytes())
-            return _scored(spark, batch, sent[version])
+            run_id = batch.scorer.made.run_id
+            if run_id not in sent:
+                sent[run_id] = spark.sparkContext.broadcast(batch.scorer.model.serialize_bytes())
+            return _scored(spark, batch, sent[run_id])
 
     return compute
 

@@ -1,0 +1,26 @@
+"""Whether the alerts of the newest days keep to what the analysts can review."""
+
+from __future__ import annotations
+
+from fraud_assets.core.schema import fraud_predictions
+from fraud_assets.doctor.finding import Finding, ok, skip, warn
+from fraud_assets.errors import FraudAssetsError
+from fraud_assets.lake.tables import Lake
+from fraud_assets.settings import Settings
+
+
+def check_alerts(settings: Settings) -> list[Finding]:
+    """The busiest of the newest days with predictions, beside the budget of alerts per day."""
+    from fraud_assets.pipeline.alert_days import COUNTED_DAYS, REMEDY, busiest_day, too_many
+
+    try:
+        lake = Lake.of(settings)
+        busiest = busiest_day(lake.open(fraud_predictions), settings) if lake.exists(fraud_predictions) else None
+    except FraudAssetsError as error:
+        return [skip("alerts", f"the lake cannot be read: {error}")]
+    if busiest is None:
+        return [ok("alerts", "nothing is scored yet")]
+    if busiest.over:
+        return [warn("alerts", too_many(busiest, settings), REMEDY)]
+    budget = f"the budget is {settings.alert_budget_per_day:g}"
+    return [ok("alerts", f"at most {busiest.alerts:,} on a day of the newest {COUNTED_DAYS} ({budget})")]

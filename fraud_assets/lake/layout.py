@@ -1,0 +1,42 @@
+"""Whether a table of the lake has the columns that this version of the platform reads and writes."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from deltalake import DeltaTable, Schema
+
+from fraud_assets.core.schema import Table, alert_thresholds, fraud_predictions
+from fraud_assets.errors import LakeError
+
+_WAYS_OUT = {
+    fraud_predictions.name: "Move that folder away; the next scoring run writes the table again, for all features.",
+    alert_thresholds.name: "Move that folder away and train a new champion, which writes the table again.",
+}
+_OTHERWISE = "Use the version that wrote it, or point FRAUD_HOME (or FRAUD_LAKE_URI) to a new folder and land again."
+
+
+def check_columns(handle: DeltaTable, table: Table) -> None:
+    """Compare the handle's columns with those of `core.schema`; further columns are allowed.
+
+    Raises:
+        LakeError: a column is missing or has another type.
+    """
+    found, wanted = handle.schema(), _wanted(table)
+    if found == wanted:
+        return
+    types = {field.name: field.type for field in found.fields}
+    missing = [field.name for field in wanted.fields if field.name not in types]
+    others = [field.name for field in wanted.fields if field.name in types and types[field.name] != field.type]
+    if missing or others:
+        faults = [f"has no column {name}" for name in missing]
+        faults += [f"has another type in column {name}" for name in others]
+        raise LakeError(
+            f"Table {handle.table_uri} {' and '.join(faults)}: another version of the platform wrote it. "
+            f"{_WAYS_OUT.get(table.name, _OTHERWISE)}"
+        )
+
+
+@cache
+def _wanted(table: Table) -> Schema:
+    return Schema.from_arrow(table.schema)

@@ -1,0 +1,74 @@
+"""How many alerts a day has, beside the budget of the analysts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date
+
+import pyarrow.compute as pc
+from deltalake import DeltaTable
+
+from fraud_assets.lake.tables import add_actions, read
+from fraud_assets.settings import Settings
+
+COUNTED_DAYS = 7
+"""Of the days in question only the newest are counted: reading them costs little, however long the history is."""
+
+
+@dataclass(frozen=True)
+class BusiestDay:
+    """The day of `tx_datetime` (UTC) with the most alerts, and the number above which people are warned."""
+
+    day: date
+    alerts: int
+    limit: float
+
+    @property
+    def over(self) -> bool:
+        """Whether the day has more alerts than the limit."""
+        return self.alerts > self.limit
+
+    def metadata(self) -> dict[str, str | int | float]:
+        """Plain values, for plots in the web UI."""
+        return {
+            "busiest_day": self.day.isoformat(),
+            "alerts_on_busiest_day": self.alerts,
+            "alert_limit_per_day": self.limit,
+        }
+
+
+def busiest_day(predictions: DeltaTable, settings: Settings, days: Iterable[date] | None = None) -> BusiestDay | None:
+    """The busiest of the newest `days` (default: of all days with predictions); None where there are none.
+
+    Only two columns of these days' files are read.
+
+    Raises:
+        LakeError: a file cannot be read.
+    """
+    if days is None:
+        files = add_actions(predictions)
+        days = pc.unique(files["partition.tx_date"]).to_pylist() if files.num_rows else []
+    newest = sorted(days)[-COUNTED_DAYS:]
+    if not newest:
+        return None
+    within = (pc.field("tx_date") >= newest[0]) & (pc.field("tx_date") <= newest[-1]) & pc.field("is_alert")
+    counts = dict.fromkeys(newest, 0)
+    for row in read(predictions, ["tx_date"], within)["tx_date"].value_counts().to_pylist():
+        if row["values"] in counts:
+            counts[row["values"]] = row["counts"]
+    day = max(newest, key=lambda each: counts[each])
+    return BusiestDay(day, counts[day], settings.alert_budget_per_day * settings.alert_budget_warn_factor)
+
+
+def too_many(busiest: BusiestDay, settings: Settings) -> str:
+    """What is wrong with a day over the limit, in words."""
+    return (
+        f"{busiest.day} has {busiest.alerts:,} alerts, more than {settings.alert_budget_warn_factor:g} times "
+        f"(FRAUD_ALERT_BUDGET_WARN_FACTOR) the {settings.alert_budget_per_day:g} that the analysts can review in a day "
+        "(FRAUD_ALERT_BUDGET_PER_DAY)"
+    )
+
+
+REMEDY = "Materialize alert_thresholds alone, which calibrates on the traffic of the last days, or raise the budget."
+"""What to do about too many alerts."""
