@@ -23,7 +23,15 @@ from urllib.parse import urlsplit
 from fraud_assets.core.schema import FEATURE_VERSION, MODEL_INPUTS
 from fraud_assets.errors import FraudAssetsError, NoChampionError, SettingError
 from fraud_assets.model_files import MODEL_FOLDER, TRAIN, Recorded, RegistryError, digest, read_model, write_model
-from fraud_assets.registry_home import bring_home, created_by_one, local_path, present_location, read_rows, sqlite_path
+from fraud_assets.registry_home import (
+    bring_home,
+    created_by_one,
+    local_path,
+    present_location,
+    read_rows,
+    remove_misnamed_folder,
+    sqlite_path,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -366,3 +374,5 @@ def _words_of(uri: str) -> Iterator[None]:
         raise kind(
             f"The model registry {shown(uri)} failed: {cause}. Check MLFLOW_TRACKING_URI and FRAUD_HOME."
         ) from error
+    finally:
+        remove_misnamed_folder(uri)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -32,6 +32,15 @@ _ROOTS = "select distinct artifact_location from experiments"
 def sqlite_path(uri: str) -> Path | None:
     """The database file of a SQLite registry, None for any other URI."""
     return Path(unquote(uri.removeprefix(_SQLITE).split("?", 1)[0])) if uri.startswith(_SQLITE) else None
+
+
+def remove_misnamed_folder(uri: str) -> None:
+    """Remove the empty folder that MLflow makes of a SQLite registry's encoded URI, which it does not decode."""
+    path, misnamed = sqlite_path(uri), Path(uri.removeprefix(_SQLITE)).parent
+    if path is not None and path.parent != misnamed:
+        with suppress(OSError):  # not there, or not empty and so not MLflow's
+            misnamed.rmdir()
+            misnamed.parent.rmdir()
 
 
 def read_rows(path: Path, query: str, *values: str) -> list[Any]:

@@ -197,6 +197,30 @@ def test_a_failed_registration_is_marked_and_registers_nothing(settings, monkeyp
     assert len(client.search_model_versions(f"name = '{settings.model_name}'")) == 2
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (None, "custom_model_development"),
+        ("genai_development_inferred", "custom_model_development"),
+        ("genai_development", "genai_development"),  # a person chose it
+    ],
+)
+def test_the_experiment_opens_as_machine_learning(settings, before, after):
+    """The tag decides which page MLflow's UI opens; an experiment that exists already gets it too."""
+    client = registry._client(settings)
+    made = client.get_experiment_by_name(settings.model_name)
+    assert made.tags["mlflow.experimentKind"] == "custom_model_development"
+    if before is None:
+        client.delete_experiment_tag(made.experiment_id, "mlflow.experimentKind")
+    else:
+        client.set_experiment_tag(made.experiment_id, "mlflow.experimentKind", before)
+    try:
+        assert registry._experiment(client, settings) == made.experiment_id
+        assert client.get_experiment(made.experiment_id).tags["mlflow.experimentKind"] == after
+    finally:
+        client.set_experiment_tag(made.experiment_id, "mlflow.experimentKind", "custom_model_development")
+
+
 def test_the_cheap_way_imports_neither_mlflow_nor_scikit_learn(settings):
     code = (
         "import json, sys, time\n"

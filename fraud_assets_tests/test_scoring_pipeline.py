@@ -71,14 +71,25 @@ def test_every_feature_row_once_in_bounded_batches(lake, settings):
     lines: list[str] = []
     report = score_pending(lake, settings, lines.append)
     assert (report.rows, report.batches, report.model.version) == (ROWS, 3, 1)
-    assert report.metadata()["alert_rate"] == round(report.alerts / ROWS, 6)
+    metadata = report.metadata()
+    assert metadata["alert_rate"] == round(report.alerts / ROWS, 6)
+    assert (metadata["model_version"], metadata["model_run_id"]) == (1, champion(settings).run_id)
     assert 0 < report.alert_rate <= settings.alert_max_rate
     assert lines[0].startswith("500 of 1,200 ")
     assert positions(lake, fraud_predictions) == positions(lake, transaction_features)
     again = score_pending(lake, settings)
-    assert (again.rows, again.batches) == (0, 0)
+    # What a run without rows does not know is left out: a plot shows no point then, and no zero.
+    assert {**again.metadata(), "seconds": 0} == {"rows": 0, "alerts": 0, "batches": 0, "seconds": 0}
     commit_features(lake, features(30, first_offset=ROWS))
-    assert score_pending(lake, settings).rows == 30
+    little = score_pending(lake, settings)
+    assert little.rows == 30
+    # Of the days that the run touched the alerts of all runs are counted.
+    alerts = read(lake, fraud_predictions, "tx_date", "is_alert", *POSITION_COLUMNS).filter(pc.field("is_alert"))
+    newest = sorted(little.days)[-7:]
+    counts = [pc.sum(pc.equal(alerts["tx_date"], pa.scalar(day))).as_py() or 0 for day in newest]
+    metadata = little.metadata()
+    assert metadata["alerts_on_busiest_day"] == max(counts) > little.alerts
+    assert metadata["alert_limit_per_day"] == 3 * settings.alert_budget_per_day
     assert positions(lake, fraud_predictions) == positions(lake, transaction_features)
 
 

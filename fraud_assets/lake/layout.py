@@ -16,7 +16,7 @@ _WAYS_OUT = {
 _OTHERWISE = "Use the version that wrote it, or point FRAUD_HOME (or FRAUD_LAKE_URI) to a new folder and land again."
 
 
-def check_columns(handle: DeltaTable, table: Table) -> None:
+def check_columns(handle: DeltaTable, table: Table, uri: str) -> None:
     """Compare the handle's columns with those of `core.schema`; further columns are allowed.
 
     Raises:
@@ -32,7 +32,7 @@ def check_columns(handle: DeltaTable, table: Table) -> None:
         faults = [f"has no column {name}" for name in missing]
         faults += [f"has another type in column {name}" for name in others]
         raise LakeError(
-            f"Table {handle.table_uri} {' and '.join(faults)}: another version of the platform wrote it. "
+            f"Table {uri} {' and '.join(faults)}: another version of the platform wrote it. "
             f"{_WAYS_OUT.get(table.name, _OTHERWISE)}"
         )
 

@@ -83,7 +83,7 @@ class Lake:
                 handle = self._newest(table)
             except TableNotFoundError:
                 return None
-        check_columns(handle, table)
+        check_columns(handle, table, self.uri(table))
         return handle
 
     def _newest(self, table: Table) -> DeltaTable:
