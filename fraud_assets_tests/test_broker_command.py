@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from fraud_assets.kafka.broker import broker_of
+from fraud_assets.errors import BrokerError
+from fraud_assets.kafka.broker import Broker, broker_of
 from fraud_assets.kafka.consumer import TopicReader
 from fraud_assets.kafka.producer import Message, produce
 from fraud_assets.settings import Settings
@@ -85,6 +87,17 @@ def test_the_embedded_broker_is_started_where_none_is_configured(tmp_path: Path)
     with broker_command(tmp_path, "--if-none-configured", FRAUD_HOME=str(tmp_path)) as process:
         line_with("Broker at 127.0.0.1", process)
         assert (tmp_path / "broker.json").exists()
+
+
+def test_a_copied_home_does_not_use_the_broker_of_the_original(
+    settings: Settings, broker: Broker, make_settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    (tmp_path / "copy").mkdir()
+    shutil.copy(settings.broker_file, tmp_path / "copy")
+    with pytest.raises(BrokerError, match=r"copied FRAUD_HOME.*belongs to the original.*fraud-assets broker"):
+        broker_of(make_settings(home=tmp_path / "copy"))
+    (tmp_path / "link").symlink_to(settings.home_path)
+    assert broker_of(make_settings(home=tmp_path / "link")) == broker_of(settings) == broker
 
 
 @pytest.fixture

@@ -17,11 +17,15 @@ from fraud_assets.core.schema import fraud_labels, quarantined_transactions, raw
 from fraud_assets.definitions import build_defs, defs
 from fraud_assets.kafka.broker import Broker
 from fraud_assets.lake.tables import Lake, row_count
+from fraud_assets.pipeline.alert_days import BusiestDay
 from fraud_assets.pipeline.features import process_landed
+from fraud_assets.pipeline.scoring import ScoringReport
 from fraud_assets.resources import PlatformResource, SparkResource
 from fraud_assets.settings import Settings
 from fraud_assets.setup_home import prepare_home
 from fraud_assets_tests.landed import bodies, land
+from fraud_assets_tests.synthetic import FIRST, commit_features, features
+from fraud_assets_tests.test_alert_days import commit_alerts
 
 REPOSITORY = Path(__file__).parent.parent
 ASSETS = {
@@ -202,6 +206,30 @@ def test_predictions_wait_for_a_champion_but_a_range_says_that_there_is_none(
     assert reported(materialize("fraud_predictions")) == {}
     half = {"rescore_end": "2026-01-02"}
     assert "only half given" in failure(materialize("fraud_predictions", fraud_predictions=half))
+
+
+def test_scoring_waits_for_a_lost_registry_and_says_so(
+    materialize: Materialize, lake: Lake, capfd: pytest.CaptureFixture[str]
+) -> None:
+    commit_alerts(lake, {FIRST.date(): 40})
+    commit_features(lake, features(20, first_offset=5_000))
+    assert reported(materialize("fraud_predictions")) == {}
+    warnings = [line for line in capfd.readouterr().err.splitlines() if "WARNING" in line]
+    assert len(warnings) == 1
+    assert "Scoring skipped, it catches up later: The model registry" in warnings[0]
+    assert "the lake holds predictions of version 1 (MLflow run run)" in warnings[0]
+
+
+def test_a_day_with_too_many_alerts_is_a_warning_of_the_run(
+    materialize: Materialize, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    report = ScoringReport(rows=100, alerts=90, busiest=BusiestDay(FIRST.date(), 301, 300.0))
+    monkeypatch.setattr("fraud_assets.pipeline.scoring.score_pending", lambda *_: report)
+    values = reported(materialize("fraud_predictions"))["fraud_predictions"]
+    assert (values["alerts_on_busiest_day"], values["alert_limit_per_day"]) == (301, 300.0)
+    warnings = [line for line in capfd.readouterr().err.splitlines() if "WARNING" in line]
+    assert len(warnings) == 1
+    assert "2026-01-01 has 301 alerts, more than 3 times" in warnings[0]
 
 
 def test_upkeep_of_an_empty_lake_and_of_a_table(materialize: Materialize, lake: Lake) -> None:

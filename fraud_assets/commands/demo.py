@@ -148,7 +148,6 @@ def _remember(settings: Settings) -> None:
     """A `.env` in the demo's folder, so that Dagster's commands started there show the demo."""
     # Which fields are pseudonymised, but never the key: without it nothing more lands there.
     names = (
-        "FRAUD_HOME",
         "FRAUD_LAKE_URI",
         "FRAUD_FILE_QUIET_SECONDS",
         "FRAUD_ALERT_BUDGET_PER_DAY",
@@ -156,6 +155,8 @@ def _remember(settings: Settings) -> None:
         "FRAUD_PSEUDONYMISE",
     )
     lines = [f"{name}='{os.environ[name]}'" for name in names if name in os.environ]
+    # Relative: a copy of the demo's folder is a home of its own.
+    lines.insert(0, "FRAUD_HOME=.")
     lines.append(f"DAGSTER_HOME='{settings.home_path / 'dagster'}'")
     (settings.home_path / ".env").write_text("\n".join(lines) + "\n")
 

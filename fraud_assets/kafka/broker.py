@@ -57,7 +57,7 @@ def broker_of(settings: Settings) -> Broker:
     try:
         entry = json.loads(path.read_text())
         broker = Broker(entry["bootstrap_servers"], embedded=True, lineage=entry["lineage"])
-        pid = int(entry["pid"])
+        pid, home = int(entry["pid"]), entry.get("home_inode")
     except FileNotFoundError:
         raise BrokerError(
             f"No broker: KAFKA_BOOTSTRAP_SERVERS is not set, nor KAFKA_CLIENT_PROPERTIES, and {path} does not exist. "
@@ -69,6 +69,11 @@ def broker_of(settings: Settings) -> Broker:
             f"{path} cannot be read as the embedded broker's address ({type(error).__name__}). "
             "Remove it and start `fraud-assets broker` again."
         ) from None
+    if home is not None and home != settings.home_path.stat().st_ino:
+        raise BrokerError(
+            f"{path} came here with a copied FRAUD_HOME: the embedded broker at {broker.bootstrap} belongs to the "
+            "original. Start `fraud-assets broker`, which replaces it, or set KAFKA_BOOTSTRAP_SERVERS."
+        )
     if not _is_alive(pid) or not _accepts(broker.bootstrap):
         raise BrokerError(
             f"{path} is left over: the embedded broker at {broker.bootstrap} (process {pid}) no longer runs. "
@@ -118,6 +123,8 @@ def embedded_broker(settings: Settings) -> Iterator[Broker]:
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # A copy of the folder has another inode; a folder that was moved or that a link names has the same.
+        entry["home_inode"] = path.parent.stat().st_ino
         partial = path.with_name(f"{path.name}.{os.getpid()}.part")
         partial.write_text(json.dumps(entry) + "\n")
         partial.replace(path)
