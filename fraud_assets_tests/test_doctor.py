@@ -326,6 +326,20 @@ def test_a_daemon_that_never_ran_or_no_longer_runs(settings: Settings, instance:
     assert of(check_dagster(settings), "daemon").state == "WARN"
 
 
+def test_the_dagster_home_of_another_home(
+    make_settings: Callable[..., Settings], settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As in a copied folder, whose `.env` names that of the original."""
+    prepare_home(settings)
+    copied = make_settings(home=tmp_path / "copy")
+    prepare_home(copied)
+    monkeypatch.setenv("DAGSTER_HOME", str(settings.home_path / "dagster"))
+    assert of(check_dagster(settings), "dagster").state == "OK"
+    finding = of(check_dagster(copied), "dagster")
+    assert (finding.state, str(copied.home_path) in finding.text) == ("WARN", True)
+    assert "make setup" in finding.fix
+
+
 def test_a_home_of_dagster_that_is_broken_or_absent(settings: Settings) -> None:
     assert of(check_dagster(settings), "dagster").state == "WARN"
     prepare_home(settings)

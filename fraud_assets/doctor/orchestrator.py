@@ -29,13 +29,23 @@ def check_dagster(settings: Settings) -> list[Finding]:
 
     try:
         with dg.DagsterInstance.from_config(str(home)) as instance:
-            return [ok("dagster", f"Dagster {dg.__version__}, {home}"), *_daemon(instance), *_triggers(instance),
+            return [_place(home, settings, dg.__version__), *_daemon(instance), *_triggers(instance),
                     *_runs(instance)]  # fmt: skip
     # Its storage raises what its database does, its configuration what its reader does.
     except Exception as error:  # noqa: BLE001
         cause = " ".join(str(error).split())[:200]
         fix = f"Correct {home / 'dagster.yaml'}, or move it away and run `make setup`."
         return [fail("dagster", f"{home} cannot be used ({type(error).__name__}: {cause})", fix)]
+
+
+def _place(home: Path, settings: Settings, version: str) -> Finding:
+    """Whether Dagster's home belongs to this FRAUD_HOME: in a copied folder `.env` still names the original's."""
+    text = f"Dagster {version}, {home}"
+    other = home.parent
+    if (other / "incoming").is_dir() and settings.home_path.is_dir() and not other.samefile(settings.home_path):
+        fix = "Run `make setup`, which writes the DAGSTER_HOME of this FRAUD_HOME into `.env`, or correct DAGSTER_HOME."
+        return warn("dagster", f"{text} belongs to another FRAUD_HOME than {settings.home_path}", fix)
+    return ok("dagster", text)
 
 
 def _home(settings: Settings) -> Path | None:
