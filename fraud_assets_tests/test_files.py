@@ -20,7 +20,7 @@ from fraud_assets.core.parsing import parse_transactions
 from fraud_assets.core.schema import Table, fraud_labels, quarantined_transactions, raw_transactions
 from fraud_assets.lake.append import append_landed
 from fraud_assets.lake.tables import Lake, dataset_of
-from fraud_assets.pipeline import files, landing
+from fraud_assets.pipeline import file_contents, files, landing
 from fraud_assets.pipeline.files import FileReport, land_files, waiting_files
 from fraud_assets.settings import Settings
 
@@ -213,7 +213,7 @@ def test_a_name_that_is_not_utf8(settings: Settings, lake: Lake) -> None:
 def test_a_line_without_end_does_not_fill_the_memory(
     settings: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "_LONGEST_LINE", 1_000)
+    monkeypatch.setattr(file_contents, "_LONGEST_LINE", 1_000)
     drop(settings, "a.jsonl", b"{}\n" + b" " * 1_001)
     drop(settings, "b.jsonl", b"{}\n" + b"x" * 999 + b"\n{}\n")
     refused, landed = land(lake, settings)

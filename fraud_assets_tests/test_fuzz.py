@@ -48,7 +48,7 @@ from fraud_assets.kafka.schemas import registry
 from fraud_assets.lake.books import books
 from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.pipeline.features import process_landed
-from fraud_assets.pipeline.files import JSON_LINES
+from fraud_assets.pipeline.file_contents import JSON_LINES
 from fraud_assets.pipeline.landing import land_topics
 from fraud_assets.pipeline.scoring import score_pending
 from fraud_assets.pipeline.training import train
