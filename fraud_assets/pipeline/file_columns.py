@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from fraud_assets.pipeline.csv_file import csv_file
-from fraud_assets.pipeline.file_contents import LABEL_NAMES, Contents, UnusableFile, chunk_rows
+from fraud_assets.pipeline.field_names import first_of, label_names, labelled_at_names, payload_names
+from fraud_assets.pipeline.file_contents import Contents, UnusableFile, chunk_rows
+from fraud_assets.pipeline.parquet_file import parquet_parts
+from fraud_assets.pipeline.plain_columns import holds_json, plain_columns
 from fraud_assets.settings import CONTRACT_FIELDS, Settings
 
 _KEPT_BATCHES = 2
@@ -19,10 +21,11 @@ _KEPT_BATCHES = 2
 
 @dataclass(frozen=True)
 class _Source:
-    """Column names of a file, and its rows in their order as Arrow tables; times are ISO text by then."""
+    """Column names of a file, its rows in their order as Arrow tables, and `paths` of fields within its columns."""
 
     columns: Sequence[str]
     chunks: Callable[[], Iterator[pa.Table]]
+    paths: frozenset[str] = frozenset()
 
 
 def _csv_source(path: Path, settings: Settings) -> _Source:
@@ -43,16 +46,17 @@ def _csv_source(path: Path, settings: Settings) -> _Source:
 def _parquet_source(path: Path, settings: Settings) -> _Source:
     import pyarrow.parquet
 
-    columns = pyarrow.parquet.read_schema(path).names
+    schema = pyarrow.parquet.read_schema(path)
+    paths = frozenset(path for field in schema for path in _paths_within(field))
+    return _Source(schema.names, lambda: parquet_parts(path, chunk_rows(settings), settings.land_batch_bytes), paths)
 
-    def chunks() -> Iterator[pa.Table]:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(chunk_rows(settings), use_threads=False):
-                # Of text that is not UTF-8 DuckDB would make no body at all.
-                batch.validate(full=True)
-                yield pa.Table.from_batches([batch])
 
-    return _Source(columns, chunks)
+def _paths_within(field: pa.Field) -> Iterator[str]:
+    """Dotted names of the fields within a column of structures."""
+    if pa.types.is_struct(field.type):
+        for inner in field.type:
+            yield f"{field.name}.{inner.name}"
+            yield from (f"{field.name}.{path}" for path in _paths_within(inner))
 
 
 def examine_csv(path: Path, settings: Settings) -> Contents:
@@ -71,14 +75,13 @@ def _examine_columns(path: Path, settings: Settings, open_source: Callable[[Path
         raise UnusableFile("Two of its columns have the same name, but for capital letters.")
     if any(not column or "\0" in column for column in source.columns):
         raise UnusableFile("One of its columns has an empty name, or one with a NUL character.")
-    names = _payload_names(source.columns, settings)
-    payloads = {settings.payload_field(field): field for field in CONTRACT_FIELDS}
-    missing = [shown for shown in payloads if shown not in names.values()]
-    label_field = _first(names, [settings.payload_field("is_fraud"), *LABEL_NAMES])
-    labelled_at = _first(names, [settings.payload_field("labelled_at"), "labelled_at"])
-    labels_alone = bool(
-        label_field and labelled_at and settings.payload_field("transaction_id") in names.values() and missing
-    )
+    names = payload_names(source.columns, settings, source.paths)
+    payloads = [settings.payload_field(field) for field in CONTRACT_FIELDS]
+    present = {*names.values(), *source.paths}
+    missing = [payload for payload in payloads if payload not in present]
+    has_labels = first_of(present, label_names(settings)) is not None
+    timed = first_of(present, labelled_at_names(settings)) is not None
+    labels_alone = bool(missing) and has_labels and timed and settings.payload_field("transaction_id") in present
     if missing and not labels_alone:
         remedy = "FRAUD_FIELD_MAPPING maps other names."
         raise UnusableFile(
@@ -88,7 +91,7 @@ def _examine_columns(path: Path, settings: Settings, open_source: Callable[[Path
         )
 
     def chunks() -> Iterator[tuple[pa.Array, pa.Array]]:
-        return _column_chunks(source, names, label_field, settings)
+        return _column_chunks(source, names, settings)
 
     rows = size = 0
     kept: list[tuple[pa.Array, pa.Array]] = []
@@ -99,42 +102,19 @@ def _examine_columns(path: Path, settings: Settings, open_source: Callable[[Path
         else:
             kept.clear()
     if sum(len(offsets) for offsets, _ in kept) == rows:
-        return Contents(lambda: iter(kept), rows, rows - 1, label_field, labelled_at, not labels_alone)
-    return Contents(chunks, rows, rows - 1, label_field, labelled_at, not labels_alone)
+        return Contents(lambda: iter(kept), rows, rows - 1, has_labels, not labels_alone)
+    return Contents(chunks, rows, rows - 1, has_labels, not labels_alone)
 
 
-def _first(names: dict[str, str], wanted: Sequence[str]) -> str | None:
-    """The name (as the JSON has it) of the first wanted column that is there, whatever its case."""
-    by_case = {name.lower(): name for name in reversed(names.values())}
-    return next((by_case[name.lower()] for name in wanted if name.lower() in by_case), None)
-
-
-def _payload_names(columns: Sequence[str], settings: Settings) -> dict[str, str]:
-    """Name in the JSON of each column: the payload's for a contract field, else its own."""
-    names = {column: column for column in columns}
-    for field in CONTRACT_FIELDS:
-        payload = settings.payload_field(field)
-        if payload in columns:
-            continue
-        for wanted in (payload, field):
-            found = next((column for column in columns if column.lower() == wanted.lower()), None)
-            if found is not None:
-                names[found] = payload
-                break
-    return names
-
-
-def _column_chunks(
-    source: _Source, names: dict[str, str], label_field: str | None, settings: Settings
-) -> Iterator[tuple[pa.Array, pa.Array]]:
+def _column_chunks(source: _Source, names: dict[str, str], settings: Settings) -> Iterator[tuple[pa.Array, pa.Array]]:
     from fraud_assets.engines.duckdb import connect
 
     start = 0
     with connect(settings, spill=not settings.pseudonymise) as connection:
-        query = ""
         for chunk in source.chunks():
-            table = _plain_columns(chunk)
-            query = query or _json_query(table.schema, names, label_field)
+            table = plain_columns(chunk)
+            # A column of bytes holds text in one part and JSON in another.
+            query = _json_query(table.schema, names)
             connection.register("chunk", table)
             bodies = connection.sql(query).to_arrow_table().column("body").combine_chunks()
             connection.unregister("chunk")
@@ -142,7 +122,7 @@ def _column_chunks(
             start += len(bodies)
 
 
-def _json_query(schema: pa.Schema, names: dict[str, str], label_field: str | None) -> str:
+def _json_query(schema: pa.Schema, names: dict[str, str]) -> str:
     """SQL that makes one JSON object of each row of `chunk`, in order."""
     fields = []
     for column in schema:
@@ -150,11 +130,8 @@ def _json_query(schema: pa.Schema, names: dict[str, str], label_field: str | Non
         if pa.types.is_decimal(column.type):
             # Narrow ones would pass through a float, and 7 come out as 7.0.
             value = f"{value}::decimal(38, {column.type.scale})"
-        if names[column.name] == label_field and (
-            pa.types.is_floating(column.type) or pa.types.is_decimal(column.type)
-        ):
-            # Files written by pandas have 0.0 and 1.0 where labels are missing elsewhere.
-            value = f"case when {value} in (0, 1) then to_json({value}::int) else to_json({value}) end"
+        elif holds_json(column):
+            value = f"{value}::json"
         fields.append(f"{quoted(names[column.name])} := {value}")
     return f"select to_json(struct_pack({', '.join(fields)}))::varchar as body from chunk"
 
@@ -162,25 +139,3 @@ def _json_query(schema: pa.Schema, names: dict[str, str], label_field: str | Non
 def quoted(name: str) -> str:
     """A name as SQL's identifier."""
     return '"' + name.replace('"', '""') + '"'
-
-
-def _plain_columns(table: pa.Table) -> pa.Table:
-    """Timestamps as ISO 8601 text, in UTC with a Z where they have a zone, cut to microseconds.
-
-    And what DuckDB does not take in a form that it does.
-    """
-    for index, column in enumerate(table.schema):
-        values = table.column(index)
-        if pa.types.is_timestamp(column.type):
-            zone = "UTC" if column.type.tz else None
-            text = values.cast(pa.timestamp("us", zone), safe=False).cast(pa.string())
-            # Not in the words that Arrow has for a time beyond the calendar.
-            values = pc.replace_substring_regex(text, r"^(-?\d+-\d+-\d+) ", r"\1T")
-        elif isinstance(column.type, pa.JsonType):
-            values = values.cast(column.type.storage_type)
-        elif pa.types.is_decimal256(column.type):
-            values = values.cast(pa.string())
-        elif pa.types.is_float16(column.type):
-            values = values.cast(pa.float32())
-        table = table.set_column(index, column.name, values)
-    return table

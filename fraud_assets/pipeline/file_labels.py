@@ -2,61 +2,130 @@
 
 from __future__ import annotations
 
-import json
 import re
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fraud_assets.core.bodies import Rejected, json_object
+from fraud_assets.core.paths import MISSING, value_at
 from fraud_assets.core.schema import TIME
-from fraud_assets.pipeline.file_columns import quoted
-from fraud_assets.pipeline.file_contents import Contents, label_keys
+from fraud_assets.pipeline.field_names import first_of, label_names, labelled_at_names
 from fraud_assets.settings import Settings
 
 _LATEST = datetime(9999, 12, 31, tzinfo=UTC)
+_ANY_SIZE = 2**31
+_MOST_SHAPES = 1_000
+_decode = msgspec.json.Decoder().decode
 
 
-def labels_of_file(batch: pa.Table, contents: Contents, settings: Settings) -> tuple[pa.Table, pa.Table]:
-    """Good and rejected labels of a batch of the file's rows; a row without a label, or with null, has none.
+@dataclass
+class LabelKeys:
+    """Finds the label of a row, and the time of that label, whatever the capital letters of their names.
+
+    Attributes:
+        labels: names under which a row may have its label, the preferred first.
+        times: names under which a row may have the time of its label, the preferred first.
+    """
+
+    labels: list[str]
+    times: list[str]
+    _may_have: re.Pattern[bytes]
+    _seems_to_have: re.Pattern[bytes]
+    _shapes: dict[tuple[str, ...], tuple[str | None, str | None]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, settings: Settings) -> LabelKeys:
+        """The names that the settings give."""
+        labels = label_names(settings)
+        names = b"|".join(re.escape(name.rpartition(".")[2]).encode() for name in labels)
+        return cls(
+            labels,
+            labelled_at_names(settings),
+            re.compile(rb"(?:" + names + rb')"|\\', re.IGNORECASE),  # a name may be written with escapes
+            re.compile(rb'"(' + names + rb')"\s*:\s*[^\sn]', re.IGNORECASE),
+        )
+
+    def keys_of(self, body: bytes | None) -> tuple[str | None, str | None]:
+        """Where label and time are in a body, each None where it is not there, or null.
+
+        A body that is no JSON object has a label if it looks like it: the parser says what is wrong.
+        """
+        if not body or not self._may_have.search(body):
+            return None, None
+        try:
+            payload = _decode(body)
+        except (ValueError, RecursionError):
+            try:
+                payload = json_object(body, _ANY_SIZE)
+            except Rejected:
+                found = self._seems_to_have.search(body)
+                return (None if found is None else found[1].decode()), None
+        if type(payload) is not dict:
+            return None, None
+        label, time = self._names(payload)
+        return _if_set(payload, label), _if_set(payload, time)
+
+    def _names(self, payload: dict[str, Any]) -> tuple[str | None, str | None]:
+        nested = [path for path in (self.labels[0], self.times[0]) if "." in path]
+        if nested:
+            keys = [*payload, *(path for path in nested if value_at(payload, path) is not MISSING)]
+            return first_of(keys, self.labels), first_of(keys, self.times)
+        shape = tuple(payload)
+        found = self._shapes.get(shape)
+        if found is None:
+            found = first_of(shape, self.labels), first_of(shape, self.times)
+            if len(self._shapes) < _MOST_SHAPES:
+                self._shapes[shape] = found
+        return found
+
+
+def _if_set(payload: dict[str, Any], path: str | None) -> str | None:
+    return None if path is None or value_at(payload, path) is None else path
+
+
+def labels_of_file(batch: pa.Table, settings: Settings) -> tuple[pa.Table, pa.Table]:
+    """Good and rejected labels of a batch of a file's rows; a row without a label, or with null, has none.
 
     Where the row does not say when its label came, it came FRAUD_FEEDBACK_DELAY_DAYS after the transaction.
     """
-    assert contents.label_field is not None
-    labelled = batch.filter(_has_value(batch, contents.label_field))
-    if contents.labelled_at_field is None:
-        return _parse_labels(labelled, contents.label_field, None, settings)
-    timed = _has_value(labelled, contents.labelled_at_field)
-    parts = [
-        _parse_labels(labelled.filter(timed), contents.label_field, contents.labelled_at_field, settings),
-        _parse_labels(labelled.filter(pc.invert(timed)), contents.label_field, None, settings),
-    ]
-    good, rejected = (pa.concat_tables(tables).sort_by("offset") for tables in zip(*parts, strict=True))
-    return good, rejected
+    keys = LabelKeys.of(settings)
+    groups: dict[tuple[str, str | None], list[int]] = {}
+    for row, body in enumerate(batch["value"].to_pylist()):
+        label, time = keys.keys_of(body)
+        if label is not None:
+            groups.setdefault((label, time), []).append(row)
+    return _labels_of_groups(batch, groups, settings)
 
 
 def labels_of_rows(rows: pa.Table, settings: Settings) -> tuple[pa.Table, pa.Table]:
-    """Good and rejected labels of rows of dropped files (`MESSAGES`), read as they are when a file lands."""
-    wanted, label_key = label_keys(settings)
-    labelled_at = settings.payload_field("labelled_at")
-    timed = _has_value(rows, labelled_at).combine_chunks().fill_null(False).to_pylist()
-    groups: dict[tuple[str, bool], list[int]] = {}
+    """Good and rejected labels of rows of dropped files (`MESSAGES`), read as they are when a file lands.
+
+    Each row is in one of the two: one without a label is rejected.
+    """
+    keys = LabelKeys.of(settings)
+    groups: dict[tuple[str, str | None], list[int]] = {}
     for row, body in enumerate(rows["value"].to_pylist()):
-        found = {name.decode() for name in label_key.findall(body or b"")}
-        label = min(found, key=lambda name: (wanted.index(name.lower()), name), default=wanted[0])
-        groups.setdefault((label, timed[row]), []).append(row)
+        label, time = keys.keys_of(body)
+        groups.setdefault((label or keys.labels[0], time), []).append(row)
+    return _labels_of_groups(rows, groups, settings)
+
+
+def _labels_of_groups(
+    rows: pa.Table, groups: dict[tuple[str, str | None], list[int]], settings: Settings
+) -> tuple[pa.Table, pa.Table]:
     parts = [
-        _parse_labels(rows.take(pa.array(group)), label, labelled_at if has_time else None, settings)
-        for (label, has_time), group in groups.items()
-    ] or [_parse_labels(rows, wanted[0], None, settings)]
+        _parse_labels(rows.take(pa.array(group, pa.int64())), label, time, settings)
+        for (label, time), group in groups.items()
+    ] or [_parse_labels(rows.slice(0, 0), label_names(settings)[0], None, settings)]
+    if len(parts) == 1:
+        return parts[0]
     good, rejected = (pa.concat_tables(tables).sort_by("offset") for tables in zip(*parts, strict=True))
     return good, rejected
-
-
-def _has_value(batch: pa.Table, key: str) -> pa.ChunkedArray:
-    """Whether a body has the key with a value other than null; the parser judges what it is."""
-    pattern = re.escape(json.dumps(key, ensure_ascii=False)) + r"\s*:\s*[^\sn]"
-    return pc.match_substring_regex(batch["value"], pattern)
 
 
 def _parse_labels(
@@ -64,6 +133,7 @@ def _parse_labels(
 ) -> tuple[pa.Table, pa.Table]:
     from fraud_assets.core.parsing import parse_labels
     from fraud_assets.engines.duckdb import connect
+    from fraud_assets.pipeline.file_columns import quoted
 
     mapping = {
         "transaction_id": settings.payload_field("transaction_id"),

@@ -162,12 +162,12 @@ def _land_contents(
     """Lands the labels of an examined file, then its transactions; None where it was stopped in between."""
     name = name_of(path)
     labels = quarantined = rows = size = 0
-    if contents.label_field is not None:
+    if contents.has_labels:
         stream = Stream(FILE_LABELS_TOPIC + name, content, 0)
         known = stored(lake.open(fraud_labels), stream)
         for messages in batches(contents, stream, known, settings):
             batch = pseudonymise(messages, settings)
-            parsed = labels_of_file(batch, contents, settings)
+            parsed = labels_of_file(batch, settings)
             landed, refused = append_labels(lake, settings, batch, parsed)
             labels, quarantined = labels + landed, quarantined + refused
             if stop():

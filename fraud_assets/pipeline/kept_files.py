@@ -11,10 +11,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fraud_assets.core.paths import resolve
 from fraud_assets.core.subjects import ids_in, mention_of
 from fraud_assets.engines.duckdb import connect
 from fraud_assets.errors import LakeError
 from fraud_assets.pipeline.csv_file import CsvFile, csv_file
+from fraud_assets.pipeline.parquet_file import open_parquet
+from fraud_assets.pipeline.plain_columns import is_bytes, text_column
 from fraud_assets.settings import Settings
 
 _BATCH_ROWS = 50_000
@@ -95,7 +98,8 @@ def _without(file: FileRows, part: Path, settings: Settings, ids: Collection[str
         others = f"select * from {csv.scan} where not ({_csv_match(csv, settings)})"
         with connect(settings) as connection:
             values = {**csv.params, "part": str(part), "ids": list(ids)}
-            connection.execute(f"copy ({others}) to $part (header, format csv)", values)
+            # In quotes NULL and the like stay text, and a missing value stays empty.
+            connection.execute(f"copy ({others}) to $part (header, format csv, force_quote *)", values)
         return file
     rows = mentioned = 0
     with part.open("wb") as output:
@@ -164,25 +168,43 @@ def _csv_rows(path: Path, settings: Settings, ids: Collection[str]) -> int:
 
 
 def _batches(path: Path) -> Iterator[pa.RecordBatch]:
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(path) as file:
+    with open_parquet(path) as file:
         yield from file.iter_batches(_BATCH_ROWS, use_threads=False)
 
 
+def _customers(batch: pa.RecordBatch, settings: Settings) -> pa.Array:
+    """The column that lands as customer_id, also where it is within others. Raises `LookupError` without one."""
+    path = settings.payload_field("customer_id")
+    found = resolve(batch.schema.names, path)
+    if found is None or not found[1]:
+        return batch.column(_customer_column(batch.schema.names, settings))
+    key, below = found
+    column = batch.column(key)
+    while below:
+        names = [field.name for field in column.type] if pa.types.is_struct(column.type) else []
+        inner = resolve(names, below)
+        if inner is None:
+            raise LookupError(f"no field {path}")
+        column, below = pc.struct_field(column, inner[0]), inner[1]
+    return column
+
+
 def _is_customers(batch: pa.RecordBatch, settings: Settings, ids: Collection[str]) -> pa.BooleanArray:
-    column = batch.column(_customer_column(batch.schema.names, settings))
+    column = _customers(batch, settings)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
     if pa.types.is_floating(column.type):
         # As pandas writes integers beside missing values.
         column = pc.if_else(pc.equal(column, pc.floor(column)), column, None).cast(pa.int64(), safe=False)
-    return pc.fill_null(pc.is_in(column.cast(pa.string()), pa.array(sorted(ids), pa.string())), False)
+    texts = text_column(column) if is_bytes(column.type) else column.cast(pa.string())
+    return pc.fill_null(pc.is_in(texts, pa.array(sorted(ids), pa.string())), False)
 
 
 def _parquet_without(path: Path, part: Path, settings: Settings, ids: Collection[str]) -> int:
     import pyarrow.parquet
 
     removed = 0
-    with pyarrow.parquet.ParquetFile(path) as file, pyarrow.parquet.ParquetWriter(part, file.schema_arrow) as writer:
+    with open_parquet(path) as file, pyarrow.parquet.ParquetWriter(part, file.schema_arrow) as writer:
         for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
             mine = _is_customers(batch, settings, ids)
             removed += mine.true_count
