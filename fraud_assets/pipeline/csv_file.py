@@ -20,7 +20,7 @@ _LONGEST_HEADER = 1_000_000
 _CHECKED_BYTES = 16_000_000
 """Bytes that the check of the rows reads at a time. DuckDB refuses shorter lines than this as too long."""
 
-MISSING = ("NULL", "null", "nan", "NaN", "NaT", "None", "<NA>", "\\N")
+MISSING_VALUES = ("NULL", "null", "nan", "NaN", "NaT", "None", "<NA>", "\\N")
 """How pandas, PostgreSQL, MySQL and Spark write a missing value. In quotes these spellings are text."""
 
 
@@ -28,7 +28,7 @@ MISSING = ("NULL", "null", "nan", "NaN", "NaT", "None", "<NA>", "\\N")
 class CsvFile:
     """A CSV file with a header. `scan` is its rows as DuckDB's SQL, all columns text, with the parameters `params`.
 
-    A value that is empty or spelled as in `MISSING` is null.
+    A value that is empty or spelled as in `MISSING_VALUES` is null.
     """
 
     columns: tuple[str, ...]
@@ -46,7 +46,7 @@ def csv_file(path: Path) -> CsvFile:
     columns, delimiter = _header(path)
     _check_widths(path, columns, delimiter)
     kinds = ", ".join(f"{_literal(name)}: 'varchar'" for name in columns)
-    missing = ", ".join(map(_literal, ("", *MISSING)))
+    missing = ", ".join(map(_literal, ("", *MISSING_VALUES)))
     read = (
         f"read_csv($path, columns = {{{kinds}}}, delim = {_literal(delimiter)}, header = true, quote = '\"', "
         f"escape = '\"', comment = '', nullstr = [{missing}], allow_quoted_nulls = false, auto_detect = false, "

@@ -11,7 +11,7 @@ import pyarrow as pa
 from fraud_assets.pipeline.csv_file import csv_file
 from fraud_assets.pipeline.field_names import first_of, label_names, labelled_at_names, payload_names
 from fraud_assets.pipeline.file_contents import Contents, UnusableFile, chunk_rows
-from fraud_assets.pipeline.parquet_file import parquet_parts
+from fraud_assets.pipeline.parquet_file import parquet_parts, paths_within
 from fraud_assets.pipeline.plain_columns import holds_json, plain_columns
 from fraud_assets.settings import CONTRACT_FIELDS, Settings
 
@@ -47,16 +47,11 @@ def _parquet_source(path: Path, settings: Settings) -> _Source:
     import pyarrow.parquet
 
     schema = pyarrow.parquet.read_schema(path)
-    paths = frozenset(path for field in schema for path in _paths_within(field))
-    return _Source(schema.names, lambda: parquet_parts(path, chunk_rows(settings), settings.land_batch_bytes), paths)
-
-
-def _paths_within(field: pa.Field) -> Iterator[str]:
-    """Dotted names of the fields within a column of structures."""
-    if pa.types.is_struct(field.type):
-        for inner in field.type:
-            yield f"{field.name}.{inner.name}"
-            yield from (f"{field.name}.{path}" for path in _paths_within(inner))
+    return _Source(
+        schema.names,
+        lambda: parquet_parts(path, chunk_rows(settings), settings.land_batch_bytes),
+        frozenset(paths_within(schema)),
+    )
 
 
 def examine_csv(path: Path, settings: Settings) -> Contents:

@@ -11,12 +11,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fraud_assets.core.paths import resolve
 from fraud_assets.core.subjects import ids_in, mention_of
 from fraud_assets.engines.duckdb import connect
 from fraud_assets.errors import LakeError
 from fraud_assets.pipeline.csv_file import CsvFile, csv_file
-from fraud_assets.pipeline.parquet_file import open_parquet
+from fraud_assets.pipeline.parquet_file import column_at, open_parquet, paths_within
 from fraud_assets.pipeline.plain_columns import is_bytes, text_column
 from fraud_assets.settings import Settings
 
@@ -175,18 +174,9 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
 def _customers(batch: pa.RecordBatch, settings: Settings) -> pa.Array:
     """The column that lands as customer_id, also where it is within others. Raises `LookupError` without one."""
     path = settings.payload_field("customer_id")
-    found = resolve(batch.schema.names, path)
-    if found is None or not found[1]:
-        return batch.column(_customer_column(batch.schema.names, settings))
-    key, below = found
-    column = batch.column(key)
-    while below:
-        names = [field.name for field in column.type] if pa.types.is_struct(column.type) else []
-        inner = resolve(names, below)
-        if inner is None:
-            raise LookupError(f"no field {path}")
-        column, below = pc.struct_field(column, inner[0]), inner[1]
-    return column
+    if path in paths_within(batch.schema):
+        return column_at(batch, path)
+    return batch.column(_customer_column(batch.schema.names, settings))
 
 
 def _is_customers(batch: pa.RecordBatch, settings: Settings, ids: Collection[str]) -> pa.BooleanArray:
@@ -204,9 +194,18 @@ def _parquet_without(path: Path, part: Path, settings: Settings, ids: Collection
     import pyarrow.parquet
 
     removed = 0
-    with open_parquet(path) as file, pyarrow.parquet.ParquetWriter(part, file.schema_arrow) as writer:
-        for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
-            mine = _is_customers(batch, settings, ids)
-            removed += mine.true_count
-            writer.write_batch(batch.filter(pc.invert(mine)))
+    with open_parquet(path) as file:
+        schema = _filterable(file.schema_arrow)
+        with pyarrow.parquet.ParquetWriter(part, schema) as writer:
+            for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
+                mine = _is_customers(batch, settings, ids)
+                removed += mine.true_count
+                writer.write_batch(batch.cast(schema).filter(pc.invert(mine)))
     return removed
+
+
+def _filterable(schema: pa.Schema) -> pa.Schema:
+    """The schema without views, which Arrow does not filter; in Parquet they are the same."""
+    plain = {pa.binary_view(): pa.binary(), pa.string_view(): pa.string()}
+    fields = [field.with_type(plain.get(field.type, field.type)) for field in schema]
+    return pa.schema(fields, schema.metadata)

@@ -39,14 +39,14 @@ def other_format(path: Path) -> str | None:
         # Text may start with the letters of a short signature, but holds no NUL and is UTF-8.
         if head.startswith(signature) and not _is_text(head):
             return sentence
+    if _is_utf16(head):
+        return f"It is UTF-16 text. {_SAVE}"
     if parquet:
         if not head:
             return "It is empty."
         return (
             "It is text, not Parquet. Give it the suffix .csv or .jsonl and drop it again." if _is_text(head) else None
         )
-    if _is_utf16(head):
-        return f"It is UTF-16 text. {_SAVE}"
     return None
 
 

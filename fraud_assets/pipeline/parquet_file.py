@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from fraud_assets.core.paths import resolve
 
 if TYPE_CHECKING:
     import pyarrow.parquet
@@ -64,6 +66,34 @@ def parquet_parts(path: Path, max_rows: int, max_bytes: int) -> Iterator[pa.Tabl
                 batch.validate(full=True)
                 for part in _parts(batch, max_bytes):
                     yield _decoded(pa.Table.from_batches([part]))
+
+
+def paths_within(fields: Iterable[pa.Field]) -> list[str]:
+    """Dotted names of the fields within columns of structures."""
+    found = []
+    for field in fields:
+        if pa.types.is_struct(field.type):
+            inner = list(field.type)
+            found += [f"{field.name}.{path}" for path in (*(part.name for part in inner), *paths_within(inner))]
+    return found
+
+
+def column_at(batch: pa.RecordBatch, path: str) -> pa.Array:
+    """The column of a name, or the field within a column that a dotted name of `paths_within` names.
+
+    Raises:
+        KeyError: there is none.
+    """
+    found = resolve(batch.schema.names, path)
+    if found is None:
+        raise KeyError(path)
+    column, below = batch.column(found[0]), found[1]
+    while below:
+        found = resolve([field.name for field in column.type], below)
+        if found is None:
+            raise KeyError(path)
+        column, below = pc.struct_field(column, found[0]), found[1]
+    return column
 
 
 def _text_columns(metadata: Any) -> tuple[str, ...]:
