@@ -283,6 +283,24 @@ def test_a_field_within_another_is_mapped_in_every_format(make_settings: Callabl
     assert sum(report.files.values()) == 3
 
 
+def test_a_field_within_a_column_is_read_as_a_column(make_settings: Callable[..., Settings], lake: Lake) -> None:
+    settings = make_settings(field_mapping="customer_id=after.who,tx_datetime=after.at")
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    kinds: list[tuple[Any, bytes]] = [(pa.uuid(), GUID.bytes), (pa.binary(), b"Zo\xc3\xab"), (pa.binary(), b"\xff")]
+    for number, (kind, value) in enumerate(kinds):
+        after = pa.StructArray.from_arrays(
+            [pa.array([value], kind), pa.array([moment], pa.timestamp("ns", "UTC"))], ["who", "at"]
+        )
+        parquet(settings, f"{number}.parquet", {"after": after})
+        path = settings.incoming / f"{number}.parquet"
+        pq.write_table(pq.read_table(path).drop_columns(["customer_id", "tx_datetime"]), path)
+    assert [report.reason for report in land(lake, settings)] == ["", "", ""]
+    good, bad = parsed(lake, settings)
+    assert [(row["customer_id"], row["tx_datetime"]) for row in good] == [(str(GUID), moment), ("Zoë", moment)]
+    assert [row["detail"][:40] for row in bad] == ['after.who (customer_id) is {"bytes": "ff']
+    assert sum(file.rows for file in rows_in_files(settings, settings.processed, [str(GUID), "Zoë"])) == 2
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [

@@ -11,9 +11,9 @@ import pyarrow as pa
 from fraud_assets.pipeline.csv_file import csv_file
 from fraud_assets.pipeline.field_names import first_of, label_names, labelled_at_names, payload_names
 from fraud_assets.pipeline.file_contents import Contents, UnusableFile, chunk_rows
-from fraud_assets.pipeline.parquet_file import parquet_parts, paths_within
+from fraud_assets.pipeline.parquet_file import column_at, parquet_parts, paths_within
 from fraud_assets.pipeline.plain_columns import holds_json, plain_columns
-from fraud_assets.settings import CONTRACT_FIELDS, Settings
+from fraud_assets.settings import CONTRACT_FIELDS, LABEL_FIELDS, Settings
 
 _KEPT_BATCHES = 2
 """A file of so many landing batches' bytes is converted once and kept; a larger one is converted in each pass."""
@@ -85,8 +85,11 @@ def _examine_columns(path: Path, settings: Settings, open_source: Callable[[Path
             f"It has no column {', '.join(missing)}. {remedy}",
         )
 
+    mapped = dict.fromkeys(settings.payload_field(field) for field in (*CONTRACT_FIELDS, *LABEL_FIELDS))
+    nested = [path for path in mapped if path in source.paths and path not in names.values()]
+
     def chunks() -> Iterator[tuple[pa.Array, pa.Array]]:
-        return _column_chunks(source, names, settings)
+        return _column_chunks(source, names, nested, settings)
 
     rows = size = 0
     kept: list[tuple[pa.Array, pa.Array]] = []
@@ -101,15 +104,24 @@ def _examine_columns(path: Path, settings: Settings, open_source: Callable[[Path
     return Contents(chunks, rows, rows - 1, has_labels, not labels_alone)
 
 
-def _column_chunks(source: _Source, names: dict[str, str], settings: Settings) -> Iterator[tuple[pa.Array, pa.Array]]:
+def _column_chunks(
+    source: _Source, names: dict[str, str], nested: Sequence[str], settings: Settings
+) -> Iterator[tuple[pa.Array, pa.Array]]:
+    """Row numbers and bodies. A field of the contract within a column also gets a key of its own, which comes first.
+
+    So its times and bytes are written as those of other columns.
+    """
     from fraud_assets.engines.duckdb import connect
 
     start = 0
     with connect(settings, spill=not settings.pseudonymise) as connection:
         for chunk in source.chunks():
-            table = plain_columns(chunk)
+            table = chunk
+            for path in nested:
+                table = table.append_column(path, column_at(chunk, path))
+            table = plain_columns(table)
             # A column of bytes holds text in one part and JSON in another.
-            query = _json_query(table.schema, names)
+            query = _json_query(table.schema, {**names, **{path: path for path in nested}})
             connection.register("chunk", table)
             bodies = connection.sql(query).to_arrow_table().column("body").combine_chunks()
             connection.unregister("chunk")

@@ -78,7 +78,7 @@ def paths_within(fields: Iterable[pa.Field]) -> list[str]:
     return found
 
 
-def column_at(batch: pa.RecordBatch, path: str) -> pa.Array:
+def column_at(batch: pa.RecordBatch | pa.Table, path: str) -> Any:
     """The column of a name, or the field within a column that a dotted name of `paths_within` names.
 
     Raises:
