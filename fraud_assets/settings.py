@@ -212,7 +212,8 @@ class Settings(BaseSettings):
 
     field_mapping: Annotated[dict[str, str], NoDecode] = Field(
         default_factory=dict,
-        description="Payload field of a contract field, as `transaction_id=trans_num,tx_amount=amt`.",
+        description="Payload field of a contract field, as `transaction_id=trans_num,tx_amount=amt`; `after.id` is "
+        "`id` within the object `after`, or a field of that very name.",
     )
     pseudonymise: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
@@ -318,6 +319,10 @@ class Settings(BaseSettings):
         for field in ("tx_datetime", "tx_amount", "is_fraud", "labelled_at"):
             if {field, mapping.get(field, field)} & set(value):
                 raise ValueError(f"{field} is needed as it is; name identifiers only")
+        for field, path in mapping.items():
+            for whole in value:
+                if path.lower().startswith(f"{whole.lower()}."):
+                    raise ValueError(f"{whole} holds {field} ({path}), which is needed; name fields within {whole}")
         return value
 
     @field_validator("pseudonym_key")
@@ -358,6 +363,9 @@ class Settings(BaseSettings):
         unknown = sorted(set(value) - known)
         if unknown:
             raise ValueError(f"{', '.join(unknown)} is no contract field; choose from {', '.join(sorted(known))}")
+        for field, path in value.items():
+            if not all(path.split(".")):
+                raise ValueError(f"{field} has a path with an empty part, {path!r}; write it as after.id")
         return value
 
     @field_validator("retention_days", mode="before")

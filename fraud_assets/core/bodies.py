@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+
+from fraud_assets.core.paths import resolve
 
 BODY_REASONS = {
     "tombstone": "The message has a null body: the deletion marker of a compacted topic, no transaction.",
@@ -26,6 +29,9 @@ FAST_DEPTH = 40
 
 MAX_DEPTH = 100
 """Levels of lists and objects; a fixed limit, for the interpreter's own depends on how deep the caller is."""
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+"""UTF-8's byte order mark, which .NET and some editors write first. It is no part of the JSON and is ignored."""
 
 WITHHELD = b"withheld "
 """How a body starts whose bytes were not kept (see `core.pseudonyms`); no JSON and no registry's frame does."""
@@ -49,8 +55,13 @@ class LongInteger(str):
     """Digits of an integer that is too long for Python to convert."""
 
 
-def json_object(body: bytes | None, max_body_bytes: int) -> dict[str, Any]:
+def json_object(body: bytes | None, max_body_bytes: int, paths: Iterable[str] = ()) -> dict[str, Any]:
     """The JSON object that a body holds.
+
+    Args:
+        body: the message's bytes.
+        max_body_bytes: a larger body is refused.
+        paths: fields that are read; no key on the way to one of them may occur twice.
 
     Raises:
         Rejected: with the first thing that is wrong; the detail may quote the body.
@@ -62,18 +73,21 @@ def json_object(body: bytes | None, max_body_bytes: int) -> dict[str, Any]:
     if body.startswith(MAGIC):
         detail = "it has a schema registry's frame; expected JSON (FRAUD_TRANSACTIONS_FORMAT, FRAUD_LABELS_FORMAT)"
         raise Rejected("invalid_json", detail)
+    content = without_mark(body)
     try:
-        text = body.decode("utf-8")
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        detail = f"byte {error.start} of the body is 0x{body[error.start]:02x}; expected UTF-8"
+        place = error.start + len(body) - len(content)
+        detail = f"byte {place} of the body is 0x{content[error.start]:02x}; expected UTF-8"
         raise Rejected("invalid_utf8", detail) from None
 
-    top_pairs: list[tuple[str, Any]] = []
+    repeated: list[tuple[dict[str, Any], list[tuple[str, Any]]]] = []
 
     def keep(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        nonlocal top_pairs
-        top_pairs = pairs  # the outermost object closes last, so its pairs stay
-        return dict(pairs)
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            repeated.append((made, pairs))
+        return made
 
     too_deep = Rejected("invalid_json", f"the body is nested too deeply; expected at most {MAX_DEPTH} levels")
     try:
@@ -86,13 +100,34 @@ def json_object(body: bytes | None, max_body_bytes: int) -> dict[str, Any]:
         raise too_deep
     if not isinstance(payload, dict):
         raise Rejected("not_an_object", f"the body is {describe(payload)}; expected an object")
-    if len(payload) < len(top_pairs):
-        seen: set[str] = set()
-        for key, _ in top_pairs:
-            if key in seen:
-                raise Rejected("duplicate_key", f"the key {_cut(_storable(json.dumps(key)))} occurs more than once")
-            seen.add(key)
+    if repeated:
+        _refuse_repeated(payload, repeated, paths)
     return payload
+
+
+def _refuse_repeated(
+    payload: dict[str, Any], repeated: list[tuple[dict[str, Any], list[tuple[str, Any]]]], paths: Iterable[str]
+) -> None:
+    """Raises `Rejected` where the object, or one on the way to a path, has a key more than once."""
+    read: list[Any] = [payload]
+    for path in paths:
+        inner: Any = payload
+        below = path
+        while type(inner) is dict and (found := resolve(inner, below)) is not None and found[1]:
+            inner, below = inner[found[0]], found[1]
+            read.append(inner)
+    for made, pairs in repeated:
+        if any(item is made for item in read):
+            seen: set[str] = set()
+            for key, _ in pairs:
+                if key in seen:
+                    raise Rejected("duplicate_key", f"the key {_cut(_storable(json.dumps(key)))} occurs more than once")
+                seen.add(key)
+
+
+def without_mark(body: bytes) -> bytes:
+    """The body without a byte order mark at its start."""
+    return body.removeprefix(BYTE_ORDER_MARK)
 
 
 def check_size(body: bytes | None, max_body_bytes: int) -> None:

@@ -21,6 +21,7 @@ from uuid import UUID
 import msgspec
 import pyarrow as pa
 
+from fraud_assets.core.binary import json_of_bytes, uuid_text
 from fraud_assets.core.bodies import MAGIC, Rejected, check_size
 
 SchemaId = int | UUID
@@ -147,8 +148,9 @@ class _EndlessArray(Exception):
 def _avro_reader(schema: WriterSchema) -> Callable[[bytes], bytes]:
     from fastavro import _read_py, parse_schema, read
 
-    # The Avro specification has it since 1.12; fastavro takes it for a plain number.
+    # The Avro specification has both since 1.12; fastavro reads a plain number and plain bytes.
     read.LOGICAL_READERS.setdefault("long-timestamp-nanos", _from_nanoseconds)
+    read.LOGICAL_READERS.setdefault("fixed-uuid", _from_uuid)
     named: dict[str, Any] = {}
     for text in schema.references:
         parse_schema(json.loads(text), named)
@@ -230,6 +232,10 @@ def _from_nanoseconds(data: int, *_: Any) -> datetime:
     return _EPOCH + timedelta(microseconds=data // 1000)
 
 
+def _from_uuid(data: bytes, *_: Any) -> str | bytes:
+    return uuid_text(data) if len(data) == 16 else data
+
+
 def _quick_json(datum: Any) -> bytes:
     text = _encode(datum)
     # What msgspec writes as null may be a number that is none, which the parser tells apart.
@@ -241,7 +247,7 @@ def _careful_json(datum: Any) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON has no type for: times as ISO 8601, decimals exact, bytes as Avro's own JSON has them."""
+    """What JSON has no type for: times as ISO 8601, decimals exact, bytes as text where they are text."""
     if isinstance(value, datetime | date | time):
         return value.isoformat().replace("+00:00", "Z")
     if isinstance(value, Decimal):
@@ -249,5 +255,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, UUID):
         return str(value)
     if isinstance(value, bytes):
-        return value.decode("latin-1")
+        return json_of_bytes(value)
     raise TypeError(f"{type(value).__name__} has no form in JSON")

@@ -28,6 +28,7 @@ from msgspec.structs import astuple
 
 from fraud_assets.core.bodies import (
     BODY_REASONS,
+    BYTE_ORDER_MARK,
     FAST_DEPTH,
     LongInteger,
     Rejected,
@@ -36,8 +37,10 @@ from fraud_assets.core.bodies import (
     json_object,
     levels,
     most_pairs,
+    without_mark,
 )
 from fraud_assets.core.formats import Decoder
+from fraud_assets.core.paths import MISSING, resolve, value_at
 from fraud_assets.core.schema import (
     INGESTED_AT,
     LABELS_PARSED,
@@ -119,7 +122,8 @@ _PLAIN_TIME = (
 _PLAIN_LOCAL = _PLAIN_TIME + r"$"
 _PLAIN_ZONED = _PLAIN_TIME + r"(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"
 
-_FLAGS = {"0": False, "1": True, "false": False, "true": True}
+_FLAGS = {"false": False, "true": True}
+_FLAG_NUMBER = re.compile(r"([01])(?:\.0*)?")  # with a fraction, as pandas writes a column with missing values
 
 _Kind = Literal["id", "time", "amount", "flag"]
 
@@ -251,22 +255,22 @@ def _examine(body: bytes | None, ingested_at: int | None, contract: _Contract) -
     Raises:
         Rejected: with the first thing that is wrong.
     """
-    payload = json_object(body, contract.max_body_bytes)
-    for field in contract.fields:
-        if field.payload not in payload:
+    payload = json_object(body, contract.max_body_bytes, [field.payload for field in contract.fields])
+    found = [value_at(payload, field.payload) for field in contract.fields]
+    for field, value in zip(contract.fields, found, strict=True):
+        if value is MISSING:
             raise Rejected("missing_field", f"{field.shown} is missing")
     values = []
-    for field in contract.fields:
-        value = payload[field.payload]
+    for field, value in zip(contract.fields, found, strict=True):
         try:
             values.append(_READERS[field.kind](value))
         except _WrongValue as wrong:
             detail = f"{field.shown} is {describe(value)}; expected {wrong.expected}"
             raise Rejected(wrong.reason, detail) from None
     if contract.skew is not None:
-        for field, value in zip(contract.fields, values, strict=True):
+        for field, written, value in zip(contract.fields, found, values, strict=True):
             if field.kind == "time":
-                _judge_time(value, ingested_at, contract.skew, f"{field.shown} is {describe(payload[field.payload])}")
+                _judge_time(value, ingested_at, contract.skew, f"{field.shown} is {describe(written)}")
     return tuple(values)
 
 
@@ -351,10 +355,14 @@ def _read_time(value: Any) -> int:
 def _read_flag(value: Any) -> bool:
     if type(value) is bool:
         return value
-    if type(value) is int and value in (0, 1):
-        return value == 1
-    if type(value) is str and value.lower() in _FLAGS:
-        return _FLAGS[value.lower()]
+    if type(value) in (int, float) and value in (0, 1):
+        return bool(value == 1)
+    if type(value) is str:
+        number = _FLAG_NUMBER.fullmatch(value)
+        if number is not None:
+            return number[1] == "1"
+        if value.lower() in _FLAGS:
+            return _FLAGS[value.lower()]
     raise _WrongValue("wrong_type", "true, false, 0 or 1")
 
 
@@ -450,6 +458,8 @@ def _fast(bodies: Any, ingested: np.ndarray | None, contract: _Contract) -> tupl
     """
     data, offsets = bytes_of(bodies)
     texts = bodies.fill_null(b"").to_numpy(zero_copy_only=False).tolist()
+    for index in _marked(data, offsets).tolist():
+        texts[index] = without_mark(texts[index])
     for index in np.flatnonzero(np.diff(offsets) > contract.max_body_bytes).tolist():
         texts[index] = b""
     keys = _usual_keys(texts, contract)
@@ -460,7 +470,7 @@ def _fast(bodies: Any, ingested: np.ndarray | None, contract: _Contract) -> tupl
     good &= _unambiguous(rows, len(keys), data, offsets)
     columns: list[Any] = []
     for field in contract.fields:
-        values = list(map(attrgetter(f"f{keys.index(field.payload)}"), rows))
+        values = _values(rows, keys, field.payload)
         array, fine = _COLUMNS[field.kind](values)
         if fine is not None:
             good &= fine
@@ -471,16 +481,35 @@ def _fast(bodies: Any, ingested: np.ndarray | None, contract: _Contract) -> tupl
     return columns, good
 
 
+def _values(rows: list[Any], keys: tuple[str, ...], path: str) -> list[Any]:
+    """A field of all rows; None where an object on the way to it does not hold it."""
+    found = resolve(keys, path)
+    assert found is not None
+    key, below = found
+    values = list(map(attrgetter(f"f{keys.index(key)}"), rows))
+    if below:
+        values = [None if (value := value_at(inner, below)) is MISSING else value for inner in values]
+    return values
+
+
+def _marked(data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """The rows that may start with a byte order mark."""
+    starts, ends = offsets[:-1], offsets[1:]
+    rows = np.flatnonzero(starts < ends)
+    return rows[data[starts[rows]] == BYTE_ORDER_MARK[0]]
+
+
 def _usual_keys(texts: list[bytes], contract: _Contract) -> tuple[str, ...] | None:
     """The most frequent keys in a sample of the bodies; None if no body of the sample could be taken."""
-    needed = {field.payload for field in contract.fields}
     counts: Counter[tuple[str, ...]] = Counter()
     for text in texts[:: max(1, len(texts) // _SAMPLE_ROWS)]:
         try:
             row = msgspec.json.decode(text)
         except (ValueError, RecursionError):
             continue
-        if type(row) is dict and needed <= row.keys() and len(row) <= _MOST_KEYS:
+        if type(row) is not dict or len(row) > _MOST_KEYS:
+            continue
+        if all(resolve(row, field.payload) for field in contract.fields):
             counts[tuple(row)] += 1
     return counts.most_common(1)[0][0] if counts else None
 

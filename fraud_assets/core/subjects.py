@@ -4,38 +4,47 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
+
+from fraud_assets.core.bodies import without_mark
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """The pairs of an object, of a repeated key all."""
 
 
 def ids_in(body: bytes | None, names: Collection[str]) -> set[str] | None:
     """The identifiers that an object has under the names, as text; of a repeated key all values.
 
-    None where the body is no JSON object or has none of the names.
+    A name is compared without its case, and `after.id` is also the key `id` within `after`. None where the body is no
+    JSON object or has none of the names.
     """
     if not body:
         return None
-    found: set[str] = set()
-    named = False
-    depth_pairs: list[list[tuple[str, Any]]] = []
-
-    def keep(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        # The outermost object closes last.
-        depth_pairs[:] = [pairs]
-        return dict(pairs)
-
     try:
-        payload = json.loads(body.decode("utf-8", "surrogateescape"), object_pairs_hook=keep)
+        payload = json.loads(without_mark(body).decode("utf-8", "surrogateescape"), object_pairs_hook=_Pairs)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(payload, dict) or not depth_pairs:
+    if type(payload) is not _Pairs:
         return None
-    for name, value in depth_pairs[0]:
-        if name in names:
-            named = True
-            if type(value) in (str, int, float):
-                found.add(str(int(value)) if type(value) is float and value.is_integer() else str(value))
-    return found if named else None
+    values = [value for name in {name.lower() for name in names} for value in _values_at(payload, name)]
+    if not values:
+        return None
+    return {
+        str(int(value)) if type(value) is float and value.is_integer() else str(value)
+        for value in values
+        if type(value) in (str, int, float)
+    }
+
+
+def _values_at(pairs: _Pairs, path: str) -> Iterator[Any]:
+    for key, value in pairs:
+        name = key.lower()
+        if name == path:
+            yield value
+        elif path.startswith(f"{name}.") and type(value) is _Pairs:
+            yield from _values_at(value, path[len(name) + 1 :])
 
 
 def mention_of(ids: Collection[str]) -> re.Pattern[bytes]:

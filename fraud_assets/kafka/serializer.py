@@ -11,6 +11,7 @@ from typing import Any
 
 from fraud_assets.core.bodies import MAGIC, Rejected, json_object
 from fraud_assets.core.formats import WriterSchema
+from fraud_assets.errors import SettingError
 from fraud_assets.kafka.schemas import register
 from fraud_assets.settings import CONTRACT_FIELDS, LABEL_FIELDS, Format, Settings
 
@@ -26,6 +27,7 @@ def serializers(settings: Settings) -> dict[str, Serialize]:
 
     Raises:
         RegistryError: the schema cannot be registered.
+        SettingError: FRAUD_FIELD_MAPPING names a field within a record of Avro.
     """
     topics: tuple[tuple[str, Format, tuple[str, ...]], ...] = (
         (settings.transactions_topic, settings.transactions_format, CONTRACT_FIELDS),
@@ -39,6 +41,12 @@ def _avro(topic: str, fields: tuple[str, ...], settings: Settings) -> Serialize:
     from fastavro import parse_schema, schemaless_writer
 
     payloads = {settings.payload_field(name): name for name in fields}
+    nested = next((payload for payload in payloads if "." in payload), None)
+    if nested is not None:
+        raise SettingError(
+            f"Setting FRAUD_FIELD_MAPPING names {nested}: a field within a record is read from Avro, but not written. "
+            "Write to a topic of JSON, or without the mapping."
+        )
     columns = [{"name": payload, "type": _AVRO.get(name, "string")} for payload, name in payloads.items()]
     text = json.dumps({"type": "record", "name": "Message", "namespace": "fraud_assets", "fields": columns})
     frame = _frame(register(f"{topic}-value", WriterSchema("AVRO", text), settings))

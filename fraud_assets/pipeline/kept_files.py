@@ -16,6 +16,8 @@ from fraud_assets.core.subjects import ids_in, mention_of
 from fraud_assets.engines.duckdb import connect
 from fraud_assets.errors import LakeError
 from fraud_assets.pipeline.csv_file import CsvFile, csv_file
+from fraud_assets.pipeline.parquet_file import column_at, open_parquet, paths_within
+from fraud_assets.pipeline.plain_columns import is_bytes, text_column
 from fraud_assets.settings import Settings
 
 _BATCH_ROWS = 50_000
@@ -113,7 +115,8 @@ def _without(file: FileRows, part: Path, settings: Settings, ids: Collection[str
         others = f"select * from {csv.scan} where not ({_csv_match(csv, settings)})"
         with connect(settings) as connection:
             values = {**csv.params, "part": str(part), "ids": list(ids)}
-            connection.execute(f"copy ({others}) to $part (header, format csv)", values)
+            # In quotes NULL and the like stay text, and a missing value stays empty.
+            connection.execute(f"copy ({others}) to $part (header, format csv, force_quote *)", values)
         return file
     rows = mentioned = 0
     with part.open("wb") as output:
@@ -182,27 +185,45 @@ def _csv_rows(path: Path, settings: Settings, ids: Collection[str]) -> int:
 
 
 def _batches(path: Path) -> Iterator[pa.RecordBatch]:
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(path) as file:
+    with open_parquet(path) as file:
         yield from file.iter_batches(_BATCH_ROWS, use_threads=False)
 
 
+def _customers(batch: pa.RecordBatch, settings: Settings) -> pa.Array:
+    """The column that lands as customer_id, also where it is within others. Raises `LookupError` without one."""
+    path = settings.payload_field("customer_id")
+    if path in paths_within(batch.schema):
+        return column_at(batch, path)
+    return batch.column(_customer_column(batch.schema.names, settings))
+
+
 def _is_customers(batch: pa.RecordBatch, settings: Settings, ids: Collection[str]) -> pa.BooleanArray:
-    column = batch.column(_customer_column(batch.schema.names, settings))
+    column = _customers(batch, settings)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
     if pa.types.is_floating(column.type):
         # As pandas writes integers beside missing values.
         column = pc.if_else(pc.equal(column, pc.floor(column)), column, None).cast(pa.int64(), safe=False)
-    return pc.fill_null(pc.is_in(column.cast(pa.string()), pa.array(sorted(ids), pa.string())), False)
+    texts = text_column(column) if is_bytes(column.type) else column.cast(pa.string())
+    return pc.fill_null(pc.is_in(texts, pa.array(sorted(ids), pa.string())), False)
 
 
 def _parquet_without(path: Path, part: Path, settings: Settings, ids: Collection[str]) -> int:
     import pyarrow.parquet
 
     removed = 0
-    with pyarrow.parquet.ParquetFile(path) as file, pyarrow.parquet.ParquetWriter(part, file.schema_arrow) as writer:
-        for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
-            mine = _is_customers(batch, settings, ids)
-            removed += mine.true_count
-            writer.write_batch(batch.filter(pc.invert(mine)))
+    with open_parquet(path) as file:
+        schema = _filterable(file.schema_arrow)
+        with pyarrow.parquet.ParquetWriter(part, schema) as writer:
+            for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
+                mine = _is_customers(batch, settings, ids)
+                removed += mine.true_count
+                writer.write_batch(batch.cast(schema).filter(pc.invert(mine)))
     return removed
+
+
+def _filterable(schema: pa.Schema) -> pa.Schema:
+    """The schema without views, which Arrow does not filter; in Parquet they are the same."""
+    plain = {pa.binary_view(): pa.binary(), pa.string_view(): pa.string()}
+    fields = [field.with_type(plain.get(field.type, field.type)) for field in schema]
+    return pa.schema(fields, schema.metadata)

@@ -314,7 +314,7 @@ def _claimed(lake: Lake, stream: Stream, table: Table, settings: Settings) -> An
 
 def _labels(again: pa.Table, settings: Settings) -> tuple[pa.Table, pa.Table]:
     """Good and rejected labels; those of dropped files are read as they were read there."""
-    from fraud_assets.pipeline.files import labels_of_rows
+    from fraud_assets.pipeline.file_labels import labels_of_rows
 
     of_files = pa.array([_origin_of(headers).startswith(FILE_LABELS_TOPIC) for headers in again["headers"].to_pylist()])
     of_files = of_files.cast(pa.bool_())

@@ -113,7 +113,8 @@ def as_flags(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     if pa.types.is_boolean(column.type):
         return column
     if not pa.types.is_string(column.type):
-        return pc.not_equal(column, pa.scalar(0, column.type))
+        one, zero = (pc.equal(column, pa.scalar(number, column.type)) for number in (1, 0))
+        return pc.if_else(one, True, pc.if_else(zero, False, pa.scalar(None, pa.bool_())))
     text = pc.utf8_lower(pc.utf8_trim_whitespace(column))
     true, false = (pc.is_in(text, pa.array(values)) for values in (["1", "true", "1.0"], ["0", "false", "0.0"]))
     return pc.if_else(true, True, pc.if_else(false, False, pa.scalar(None, pa.bool_())))

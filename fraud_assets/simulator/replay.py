@@ -15,8 +15,13 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from fraud_assets.core.bodies import without_mark
+from fraud_assets.core.paths import MISSING, value_at
 from fraud_assets.errors import FraudAssetsError, SettingError
 from fraud_assets.kafka.producer import Message
+from fraud_assets.pipeline.csv_file import MISSING_VALUES
+from fraud_assets.pipeline.parquet_file import column_at, open_parquet, paths_within
+from fraud_assets.pipeline.plain_columns import is_bytes, text_column
 from fraud_assets.settings import CONTRACT_FIELDS, LABEL_FIELDS, Settings
 from fraud_assets.simulator.event_order import RAW, EventOrder, label_messages
 
@@ -108,13 +113,21 @@ def replayed(sources: Iterable[Source], order: EventOrder, limit: int | None = N
 def _columns_of(path: Path, kind: str) -> tuple[list[str], int | None]:
     if kind == "parquet":
         with pq.ParquetFile(path) as file:
-            return file.schema_arrow.names, file.metadata.num_rows
+            schema = file.schema_arrow
+            return [*schema.names, *paths_within(schema)], file.metadata.num_rows
     if kind == "csv":
         with path.open(newline="", encoding="utf-8-sig") as text:
             return next(csv.reader(text), []), None
     with path.open("rb") as lines:
         first = next((row for line in lines if (row := _object(line)) is not None), {})
-    return list(first), None
+    return [*first, *_paths_of(first)], None
+
+
+def _paths_of(row: Mapping[str, Any]) -> Iterator[str]:
+    """Dotted names of the fields within the objects of a row."""
+    for key, value in row.items():
+        if isinstance(value, dict):
+            yield from (f"{key}.{name}" for name in (*value, *_paths_of(value)))
 
 
 def _match(path: Path, names: list[str], settings: Settings, mapping: Mapping[str, str]) -> dict[str, str]:
@@ -139,9 +152,9 @@ def _match(path: Path, names: list[str], settings: Settings, mapping: Mapping[st
 
 
 def _read_parquet(source: Source) -> Iterator[pa.Table]:
-    with pq.ParquetFile(source.path) as file:
+    with open_parquet(source.path) as file:
         for batch in file.iter_batches(BATCH_ROWS, columns=list(set(source.columns.values()))):
-            yield pa.table({field: _plain(field, batch.column(name)) for field, name in source.columns.items()})
+            yield pa.table({field: _plain(field, column_at(batch, name)) for field, name in source.columns.items()})
 
 
 def _read_csv(source: Source) -> Iterator[pa.Table]:
@@ -154,12 +167,13 @@ def _read_csv(source: Source) -> Iterator[pa.Table]:
         convert_options=pyarrow.csv.ConvertOptions(
             include_columns=names,
             column_types=dict.fromkeys(names, pa.string()),
-            null_values=[""],
+            null_values=["", *MISSING_VALUES],
             strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
         ),
     ) as reader:
         for batch in reader:
-            columns = {field: batch.column(name) for field, name in source.columns.items()}
+            columns = {field: _or_null(batch.column(name)) for field, name in source.columns.items()}
             if "tx_amount" in columns:
                 columns["tx_amount"] = _numbers(columns["tx_amount"])
             yield pa.table(columns)
@@ -181,7 +195,7 @@ def _rows_of_lines(lines: list[bytes], columns: Mapping[str, str]) -> pa.Table:
     raw: list[bytes | None] = []
     for line in lines:
         row = _object(line)
-        fields = None if row is None else {field: row.get(name) for field, name in columns.items()}
+        fields = None if row is None else {field: _value(row, name) for field, name in columns.items()}
         typed = fields is not None and all(_fits(field, value) for field, value in fields.items())
         raw.append(None if typed else line)
         for field in columns:
@@ -196,9 +210,14 @@ def _rows_of_lines(lines: list[bytes], columns: Mapping[str, str]) -> pa.Table:
     return pa.table({**arrays, RAW: pa.array(raw, pa.binary())})
 
 
+def _value(row: dict[str, Any], name: str) -> Any:
+    value = value_at(row, name)
+    return None if value is MISSING else value
+
+
 def _object(line: bytes) -> dict[str, Any] | None:
     try:
-        row = json.loads(line)
+        row = json.loads(without_mark(line))
     except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
@@ -206,7 +225,7 @@ def _object(line: bytes) -> dict[str, Any] | None:
 
 def _fits(field: str, value: Any) -> bool:
     if field == "is_fraud":
-        return value is None or isinstance(value, bool | int | str)
+        return value is None or isinstance(value, bool | int | str) or value in (0.0, 1.0)
     if field == "tx_amount":
         return type(value) in (int, float) and abs(value) < 1e300
     if field in ("tx_datetime", "labelled_at"):
@@ -222,11 +241,18 @@ def _plain(field: str, column: pa.Array) -> pa.Array:
     """Plain strings for dictionaries and large strings, whole numbers for the floats that pandas makes of ids."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
+    if is_bytes(column.type):
+        return text_column(column)
     if pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type):
         return pc.cast(column, pa.string())
     if field.endswith("_id") and pa.types.is_floating(column.type):
         return pc.cast(column, pa.int64())
     return column
+
+
+def _or_null(texts: pa.Array) -> pa.Array:
+    """The texts with null for an empty one, which a writer that quotes all values writes for a missing value."""
+    return pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
 
 
 def _numbers(texts: pa.Array) -> pa.Array:

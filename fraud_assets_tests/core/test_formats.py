@@ -117,7 +117,11 @@ def as_json(schema: str, datum: dict[str, Any], *references: str) -> Any:
         ({"type": "record", "name": "Card", "fields": [{"name": "number", "type": "string"}]}, {"number": "4"}, ...),
         ({"type": "map", "values": "int"}, {"a": 1}, ...),
         ({"type": "array", "items": "string"}, ["é"], ...),
-        ("bytes", b"4111\xff", "4111ÿ"),
+        ("bytes", "Zoë".encode(), "Zoë"),
+        ("bytes", b"4111\xff", {"bytes": "34313131ff"}),
+        ({"type": "fixed", "name": "F", "size": 3}, b"abc", "abc"),
+        ({"type": "fixed", "name": "F", "size": 16}, GUID.bytes, {"bytes": GUID.hex}),
+        ({"type": "fixed", "name": "F", "size": 16, "logicalType": "uuid"}, GUID.bytes, str(GUID)),
     ],
     ids=str,
 )

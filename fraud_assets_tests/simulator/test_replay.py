@@ -19,7 +19,8 @@ from fraud_assets.core.schema import fraud_labels, raw_transactions
 from fraud_assets.errors import FraudAssetsError, SettingError
 from fraud_assets.kafka.producer import produce
 from fraud_assets.pipeline.landing import land_topics
-from fraud_assets.simulator.event_order import EventOrder
+from fraud_assets.settings import Settings
+from fraud_assets.simulator.event_order import EventOrder, as_flags
 from fraud_assets.simulator.generator import simulate
 from fraud_assets.simulator.replay import open_source, replayed
 
@@ -226,3 +227,38 @@ def test_the_commands(tmp_path, settings, lake, broker, monkeypatch):
     assert lake.open(raw_transactions).to_pyarrow_dataset().count_rows() == 200 + 400 + 13
     assert run(replay_command.command, [str(file), "--map", "nonsense"]).exit_code == 2
     assert run(simulate_command.command, ["--live", "--count", "5"]).exit_code == 2
+
+
+def test_a_replay_reads_values_as_a_dropped_file_is_read(settings: Settings, tmp_path: Path) -> None:
+    """Missing values, labels with a fraction, bytes, INT96 beyond 2262, fields within objects."""
+    header = "transaction_id,tx_datetime,customer_id,terminal_id,tx_amount"
+    csv = tmp_path / "a.csv"
+    csv.write_text(f'{header}\n1,2026-01-01T00:00:00Z,NULL,t,1\n2,2026-01-01T00:00:00Z,"NULL",t,1\n')
+    lines = tmp_path / "b.jsonl"
+    after = {"id": "n", "who": "c"}
+    row = {"after": after, "tx_datetime": "2026-01-01T00:00:00Z", "terminal_id": "t", "tx_amount": 1}
+    late = "2026-01-02T00:00:00Z"
+    lines.write_text(
+        json.dumps({**row, "is_fraud": 1.0, "labelled_at": late})
+        + "\n"
+        + json.dumps({**row, "after": {"id": "m", "who": "c"}, "is_fraud": 0.0, "labelled_at": late})
+    )
+    parquet = tmp_path / "c.parquet"
+    labels = {
+        "transaction_id": pa.array([b"Zo\xc3\xab"]),
+        "is_fraud": [0.5],
+        "labelled_at": pa.array([datetime(9999, 12, 31, tzinfo=UTC)], pa.timestamp("us", "UTC")),
+    }
+    pq.write_table(pa.table(labels), parquet, use_deprecated_int96_timestamps=True)
+    mapped = settings.model_copy(update={"field_mapping": {"transaction_id": "after.id", "customer_id": "after.who"}})
+    found = {}
+    for path, used in ((csv, settings), (lines, mapped), (parquet, settings)):
+        messages = list(replayed([open_source(path, used)], EventOrder(used, now=END)))
+        found[path.name] = [(message.topic, json.loads(message.value)) for message in messages]
+    assert [body["customer_id"] for _, body in found["a.csv"]] == [None, "NULL"]
+    bodies = [body for _, body in found["b.jsonl"]]
+    assert [body.get("is_fraud") for body in bodies] == [None, None, True, False]
+    assert [body["after.id"] for body in bodies] == ["n", "m", "n", "m"]
+    ((_, label),) = found["c.parquet"]
+    assert label == {"transaction_id": "Zoë", "is_fraud": 0.5, "labelled_at": "9999-12-31T00:00:00.000000Z"}
+    assert as_flags(pa.array([1.0, 0.0, 0.5])).to_pylist() == [True, False, None]
