@@ -6,6 +6,7 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from fraud_assets.simulator.live import LiveTraffic
     from fraud_assets.simulator.world import World, WorldKeeper
 
-LIVE_CUSTOMERS = 10_000
-"""They pay 20,000 times a day: two to 25 payments a minute, by the time of day."""
+LIVE_CUSTOMERS = 5_000
+"""The handbook's own population. It pays 10,000 times a day: one to 12 payments a minute, by the time of day."""
 LIVE_BAD_EVERY = 50
 KEEP_SECONDS = 30.0
 
@@ -35,7 +36,7 @@ KEEP_SECONDS = 30.0
 @click.option(
     "--customers",
     type=click.IntRange(min=1),
-    help="Population; by default the home's world, else by count, live 10000.",
+    help="Population; by default the home's world, else by count, live 5000.",
 )
 @click.option(
     "--seed", type=click.IntRange(min=0), default=42, show_default=True, help="Of the payments, and of a new world."
@@ -52,6 +53,7 @@ KEEP_SECONDS = 30.0
 @click.option(
     "--history-days", type=click.IntRange(min=0), default=0, help="Before --live: what is missing of the last days."
 )
+@click.option("--drop-history", is_flag=True, help="Drop that history as a file into FRAUD_HOME/incoming: quicker.")
 @click.option(
     "--label-delay", type=click.FloatRange(min=0), default=60.0, show_default=True, help="Seconds to a --live label."
 )
@@ -68,6 +70,7 @@ def command(
     rate: float | None,
     live: bool,
     history_days: int,
+    drop_history: bool,
     label_delay: float,
     bad: int,
     out: Path | None,
@@ -94,9 +97,12 @@ def command(
         raise click.UsageError("--live goes by the clock: use --history-days instead of --count, --days and --end.")
     if history_days and not live:
         raise click.UsageError("--history-days goes with --live: use --days.")
+    if drop_history and not history_days:
+        raise click.UsageError("--drop-history goes with --history-days.")
     began = time.monotonic()
     if live:
-        summary = _live(settings, seed, customers, rate, history_days, label_delay, bad, via)
+        plan = _LivePlan(seed, customers, rate, history_days, drop_history, timedelta(seconds=label_delay), bad)
+        summary = _live(settings, plan, via)
     else:
         # The option's time has no zone, and means UTC.
         until = datetime.now(UTC) if end is None else end if end.tzinfo else end.replace(tzinfo=UTC)
@@ -205,16 +211,20 @@ def _produced(
     }
 
 
-def _live(
-    settings: Settings,
-    seed: int,
-    customers: int | None,
-    rate: float | None,
-    history_days: int,
-    label_delay: float,
-    bad: int,
-    via: Via | None,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _LivePlan:
+    """What `--live` was asked for."""
+
+    seed: int
+    customers: int | None
+    rate: float | None
+    history_days: int
+    drop_history: bool
+    label_delay: timedelta
+    bad: int
+
+
+def _live(settings: Settings, plan: _LivePlan, via: Via | None) -> dict[str, Any]:
     from fraud_assets.simulator.bad import mixed_in
     from fraud_assets.simulator.event_order import EventOrder
     from fraud_assets.simulator.generator import population
@@ -230,33 +240,35 @@ def _live(
         stop.raise_if_set()
         time.sleep(0.1)
 
-    known, world = _live_world(settings, seed, customers, history_days)
+    known, world = _live_world(settings, plan)
     people = population(world.customers, world.seed)
-    delay = timedelta(seconds=label_delay)
     order = EventOrder(settings)
-    traffic = LiveTraffic(people, settings, rate, delay, stop.is_set)
+    traffic = LiveTraffic(people, settings, plan.rate, plan.label_delay, stop.is_set)
     _tell_live(settings, known, world, people, traffic)
     keeper = WorldKeeper(world, settings, enabled=known is None or known.same_people(world))
+    dropped = 0
     with stop, outlet(settings, via, on_wait=pause) as producer:
-        if history_days:
-            now = datetime.now(UTC)
-            expected = people.payments_per_day * ((now - world.lived_until) / timedelta(days=1))
-            with progress(round(expected), "history") as tick:
-                for message in order.messages(_past(people, keeper, delay, now)):
+        start, now = world.lived_until, datetime.now(UTC)
+        if plan.drop_history:
+            dropped = _drop(_past(people, start, now, plan.label_delay, lambda _: stop.raise_if_set()), settings, pause)
+        elif plan.history_days:
+            past = _past(people, start, now, plan.label_delay, keeper.lived_to)
+            with progress(round(people.payments_per_day * ((now - start) / timedelta(days=1))), "history") as tick:
+                for message in order.messages(past):
                     stop.raise_if_set()
                     producer.send(message)
                     tick()
-        keeper.lived_to(datetime.now(UTC))
+        keeper.lived_to(now)
         with progress(None, "live") as tick:
-            for message in mixed_in(traffic.messages(), bad, LIVE_BAD_EVERY, settings):
+            for message in mixed_in(traffic.messages(), plan.bad, LIVE_BAD_EVERY, settings):
                 producer.send(message)
                 tick()
                 keeper.lived_to(datetime.now(UTC), timedelta(seconds=KEEP_SECONDS))
         keeper.lived_to(datetime.now(UTC))
         stop.raise_if_set()
     return {
-        "transactions": order.transactions + traffic.transactions,
-        "history": order.transactions,
+        "transactions": dropped + order.transactions + traffic.transactions,
+        "history": dropped + order.transactions,
         "live": traffic.transactions,
         "frauds_live": traffic.frauds,
         "labels": order.labels + traffic.labels,
@@ -266,26 +278,41 @@ def _live(
     }
 
 
-def _past(people: Population, keeper: WorldKeeper, label_delay: timedelta, until: datetime) -> Iterator[pa.Table]:
-    """What the world lacks until a moment, a day at a time; each day counts as lived when the next one is asked for."""
+def _drop(past: Iterator[pa.Table], settings: Settings, pause: Callable[[], None]) -> int:
+    """Drops the past as a file and waits until it has landed, so that live traffic meets its history."""
+    from fraud_assets.simulator.history import drop_history, wait_until_landed
+
+    file, rows = drop_history(past, settings)
+    if file is None:
+        return 0
+    click.echo(f"Dropped {rows:,} transactions of the past as {file}.", err=True)
+    if not wait_until_landed(file, pause):
+        click.echo(f"{file} has not landed. Is `fraud-assets land` running with this FRAUD_HOME?", err=True)
+    return rows
+
+
+def _past(
+    people: Population, start: datetime, end: datetime, label_delay: timedelta, lived_to: Callable[[datetime], object]
+) -> Iterator[pa.Table]:
+    """What people paid in (start, end], a day at a time; `lived_to` is called after each day that was taken."""
     from fraud_assets.simulator.live import past_traffic
     from fraud_assets.simulator.world import days_between
 
-    for start, end in days_between(keeper.world.lived_until, until):
-        yield past_traffic(people, start, end, label_delay)
-        keeper.lived_to(end)
+    for first, last in days_between(start, end):
+        yield past_traffic(people, first, last, label_delay)
+        lived_to(last)
 
 
-def _live_world(settings: Settings, seed: int, customers: int | None, history_days: int) -> tuple[World | None, World]:
+def _live_world(settings: Settings, plan: _LivePlan) -> tuple[World | None, World]:
     """The world that the home has, and the one to live in, with the time from which on its traffic is missing."""
     from fraud_assets.simulator.world import World, known_world, lake_is_empty
 
     known = known_world(settings)
-    start = datetime.now(UTC) - timedelta(days=history_days)
-    if known is None or customers not in (None, known.customers):
-        return known, World(seed, customers or LIVE_CUSTOMERS, start)
+    start = datetime.now(UTC) - timedelta(days=plan.history_days)
+    if known is None or plan.customers not in (None, known.customers):
+        return known, World(plan.seed, plan.customers or LIVE_CUSTOMERS, start)
     # An empty lake has nothing of what was sent: it was removed, or the broker ended before anything landed.
-    lacks_all = history_days > 0 and lake_is_empty(settings)
+    lacks_all = plan.history_days > 0 and lake_is_empty(settings)
     return known, known.lived_to(start if lacks_all else max(known.lived_until, start))
 
 
