@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fraud_assets.kafka.producer import Message
     from fraud_assets.simulator.generator import Population
     from fraud_assets.simulator.live import LiveTraffic
-    from fraud_assets.simulator.world import World, WorldKeeper
+    from fraud_assets.simulator.world import World
 
 LIVE_CUSTOMERS = 5_000
 """The handbook's own population. It pays 10,000 times a day: one to 12 payments a minute, by the time of day."""
