@@ -49,9 +49,9 @@ KEEP_SECONDS = 30.0
     type=click.FloatRange(min=0, min_open=True),
     help="Messages a second, at most; --live: in place of the customers' own.",
 )
-@click.option("--live", is_flag=True, help="Transactions stamped now, at --rate, until Ctrl-C.")
+@click.option("--live", is_flag=True, help="Transactions stamped now, until Ctrl-C.")
 @click.option(
-    "--history-days", type=click.IntRange(min=0), default=0, help="Before --live: what is missing of the last days."
+    "--history-days", type=click.IntRange(min=0), default=0, help="Before --live: what the lake lacks of the last days."
 )
 @click.option("--drop-history", is_flag=True, help="Drop that history as a file into FRAUD_HOME/incoming: quicker.")
 @click.option(
