@@ -23,7 +23,7 @@ help: ## List the targets
 
 # uv installs in a fraction of pip's time; where it cannot (it does not read pip's settings) pip itself does it.
 $(INSTALLED): pyproject.toml constraints.txt
-	@echo "Setting up .venv (once, about 40 s) …" >&2
+	@echo "Setting up .venv (once, about a minute; two or three if no package is in uv's cache) …" >&2
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not there: install Python 3.11 or set PYTHON=…" >&2; exit 1; }
 	@[ -x $(BIN)/pip ] && $(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv >&2
 	@$(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION) >&2 || true

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import click
+import dagster as dg
 import pytest
 
 from fraud_assets.cli import COMMANDS, cli
+from fraud_assets.core.schema import fraud_labels
 from fraud_assets.definitions import defs
-from fraud_assets.settings import Settings, environment_name
+from fraud_assets.kafka.broker import Broker
+from fraud_assets.lake.tables import Lake
+from fraud_assets.pipeline.features import process_landed
+from fraud_assets.pipeline.landing import land_topics, silent
+from fraud_assets.settings import CONTRACT_FIELDS, LABEL_FIELDS, Settings, environment_name
+from fraud_assets_tests.conftest import Send
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -56,8 +64,19 @@ def code(text: str) -> str:
 
 def fraud_assets_calls(text: str) -> list[list[str]]:
     """The words after each `fraud-assets` in the code of a page."""
-    calls = re.findall(r"^(?:\$ |.*[;&] ?)?fraud-assets ([^\n#|;&]+)", code(text), re.MULTILINE)
+    calls = re.findall(r"^(?:\$ |.*[;&] ?|.*\$\()?fraud-assets ([^\n#|;&)]+)", code(text), re.MULTILINE)
     return [call.split() for call in calls]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The code blocks of a language, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def console_commands(text: str) -> list[str]:
+    """What a page has a user type, with continued lines in one."""
+    lines = "".join(blocks(text, "console")).replace("\\\n", " ").splitlines()
+    return [line[2:] for line in lines if line.startswith("$ ")]
 
 
 def test_settings_table() -> None:
@@ -107,6 +126,43 @@ def test_selected_assets_exist() -> None:
     known = {key.to_user_string() for key in defs.resolve_asset_graph().get_all_asset_keys()}
     for selection in re.findall(r"--select ([\w,]+)", code(README.read_text(encoding="utf-8"))):
         assert set(selection.split(",")) <= known
+
+
+def test_run_config_fits_its_assets() -> None:
+    job = defs.resolve_implicit_global_asset_job_def()
+    seen = set()
+    for command in console_commands(README.read_text(encoding="utf-8")):
+        if "--config-json" not in command:
+            continue
+        selection, config = re.findall(r"--select (\S+) --config-json +'(.*)'$", command)[0]
+        dates = re.sub(r"'\$(START|END)'", "2026-01-01", config)
+        chosen = job.get_subset(asset_selection={dg.AssetKey(name) for name in selection.split(",")})
+        assert dg.validate_run_config(chosen, json.loads(dates))
+        seen |= set(json.loads(dates)["ops"])
+    assert seen == {"model", "cleaned_features", "fraud_predictions"}
+
+
+def test_no_command_names_a_day_that_goes_by() -> None:
+    dated = [line for line in console_commands(README.read_text(encoding="utf-8")) if re.search(r"\b20\d\d-\d", line)]
+    assert dated == [], "compute the date, as with `date -u -d yesterday +%F`"
+
+
+def test_example_messages_and_producer_work(
+    settings: Settings, lake: Lake, broker: Broker, send: Send, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = README.read_text(encoding="utf-8")
+    (examples,) = blocks(text, "json")
+    transaction, label = map(json.loads, examples.splitlines())
+    assert (tuple(transaction), tuple(label)) == (CONTRACT_FIELDS, LABEL_FIELDS)
+    send(settings.transactions_topic, [transaction])
+    send(settings.labels_topic, [label])
+    (producer,) = blocks(text, "python")
+    monkeypatch.setenv("FRAUD_HOME", str(settings.home_path))
+    exec(producer, {})
+    land_topics(lake, settings, silent)
+    report = process_landed(lake, settings)
+    assert (report.features, report.quarantined) == (2, 0)
+    assert lake.open(fraud_labels).count() == 2
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

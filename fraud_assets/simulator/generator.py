@@ -23,13 +23,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from fraud_assets.core.schema import LABELS_PARSED, TIME, TRANSACTION
+from fraud_assets.simulator.rhythm import times_between, times_of_days
 
 BOOK_CUSTOMERS, BOOK_TERMINALS, BOOK_RADIUS, SIDE = 5_000, 10_000, 5.0, 100.0
 TERMINALS_PER_CUSTOMER = BOOK_TERMINALS // BOOK_CUSTOMERS
 MEAN_AMOUNT = (5.0, 100.0)
 DAILY_PAYMENTS = (0.0, 4.0)
 PAYMENTS_PER_CUSTOMER_DAY = sum(DAILY_PAYMENTS) / 2
-NOON, NOON_DEVIATION, DAY = 43_200.0, 20_000.0, 86_400
 FRAUD_AMOUNT = 220.0
 LEAKED_SHARE, LEAKED_FACTOR = 1 / 3, 5.0
 DEFAULT_DAYS = 50
@@ -77,6 +77,15 @@ class Population:
     leaked: Outbreak
 
     @property
+    def customers(self) -> int:
+        """Number of customers."""
+        return len(self.daily_payments)
+
+    def seeds_unlike(self, seed: int) -> tuple[int, ...]:
+        """The population's seed where it is another one; transaction ids then differ as well."""
+        return () if self.seed == seed else (self.seed,)
+
+    @property
     def payments_per_day(self) -> float:
         """Expected transactions of all customers in a day."""
         return float(self.daily_payments.sum())
@@ -111,20 +120,47 @@ def simulate(
     end: datetime,
     days: int = DEFAULT_DAYS,
     customers: int | None = None,
+    people: Population | None = None,
 ) -> pa.Table:
     """Exactly `count` transactions of the last `days` whole days and of `end`'s day until `end`, in time order.
 
-    Without `customers` the population is as large as pays so often by the book. The same arguments give the same
-    table; other arguments give other transaction ids.
+    The same arguments give the same table; other arguments give other transaction ids.
 
     Args:
+        count: number of transactions.
+        seed: of the payments, and of the population where none is given.
         end: no transaction is later; with a time zone.
+        days: whole days before `end`'s day.
+        customers: size of the population; without it the population is as large as pays so often by the book.
+        people: a population to take instead.
+
+    Returns:
+        A table of the schema SIMULATED.
     """
-    customers = customers or customers_for(count, days)
+    if people is None:
+        people = population(customers or customers_for(count, days), seed)
     rng = np.random.default_rng((seed, count, days))
-    times = _times(rng, count, days, end)
-    run = run_name(seed, count, customers, days, end.astimezone(UTC))
-    return transactions(population(customers, seed), rng, times, run)
+    times = times_of_days(rng, count, days, end)
+    run = run_name(seed, count, people.customers, days, end.astimezone(UTC), *people.seeds_unlike(seed))
+    return transactions(people, rng, times, run)
+
+
+def payments_between(people: Population, start: datetime, end: datetime) -> pa.Table:
+    """What a population pays in (start, end], at its own rate: the same table for the same arguments.
+
+    Args:
+        people: who pays.
+        start: the first transaction is later; with a time zone.
+        end: no transaction is later; with a time zone.
+
+    Returns:
+        A table of the schema SIMULATED, in time order.
+    """
+    edges = (int(start.timestamp()), int(end.timestamp()))
+    # Generators take no negative seeds; times before 1970 are negative.
+    rng = np.random.default_rng((people.seed, people.customers, *map(abs, edges)))
+    times = times_between(rng, people.payments_per_day, start, end)
+    return transactions(people, rng, times, run_name("between", people.seed, people.customers, *edges))
 
 
 def customers_for(count: int, days: int) -> int:
@@ -183,19 +219,6 @@ def fraud_labels(simulated: pa.Table, delay: timedelta, until: datetime | None =
     return labels.filter(pc.less_equal(labels["labelled_at"], pa.scalar(until, TIME)))
 
 
-def _times(rng: np.random.Generator, count: int, days: int, end: datetime) -> NDArray[np.datetime64]:
-    """Sorted whole seconds: the day is uniform, the time of day normal around noon, nothing after `end`."""
-    last = int(end.timestamp())
-    today = last // DAY * DAY
-    found = np.empty(0, np.int64)
-    while len(found) < count:
-        wanted = count - len(found)
-        second = rng.normal(NOON, NOON_DEVIATION, wanted)
-        time = today - rng.integers(0, days + 1, wanted) * DAY + np.floor(second).astype(np.int64)
-        found = np.concatenate([found, time[(second >= 0) & (second < DAY) & (time <= last)]])
-    return np.sort(found).astype("datetime64[s]").astype("datetime64[us]")
-
-
 def _spread(rng: np.random.Generator, count: int, low: float, high: float) -> Floats:
     """Uniform draws, one from each of `count` equal slices, so that a small population has the whole range too."""
     return low + (high - low) * (rng.permutation(count) + rng.random(count)) / count
@@ -203,15 +226,23 @@ def _spread(rng: np.random.Generator, count: int, low: float, high: float) -> Fl
 
 def _within(centres: Floats, points: Floats, radius: float) -> tuple[Integers, Integers]:
     """Indexes of the points within the radius of each centre, one after the other, and where each centre's begin."""
-    found, sizes = [], []
-    for part in np.array_split(centres, max(1, len(centres) * len(points) // 4_000_000)):
-        distance = np.square(part[:, None, :] - points[None, :, :]).sum(axis=2)
-        near = distance <= radius * radius
-        # Nobody is without a terminal: who has none in reach takes the nearest.
-        near[np.arange(len(part)), distance.argmin(axis=1)] = True
-        found.append(np.nonzero(near)[1])
-        sizes.append(near.sum(axis=1))
-    return np.concatenate(found), np.concatenate([[0], np.cumsum(np.concatenate(sizes))]).astype(np.int64)
+    reach: list[Integers] = [np.empty(0, np.int64)] * len(centres)
+    # Centres that lie side by side are compared with the points of their strip only, not with all.
+    for part in np.array_split(np.argsort(centres[:, 0]), max(1, len(centres) // 100)):
+        across = centres[part, 0]
+        strip = np.nonzero((points[:, 0] >= across.min() - radius) & (points[:, 0] <= across.max() + radius))[0]
+        near = _squared_distances(centres[part], points[strip]) <= radius * radius
+        for centre, row in zip(part, near, strict=True):
+            reach[centre] = strip[row]
+    # Nobody is without a terminal: who has none in reach takes the nearest.
+    for centre in [number for number, found in enumerate(reach) if not len(found)]:
+        reach[centre] = _squared_distances(centres[[centre]], points).argmin(axis=1)
+    return np.concatenate(reach), np.concatenate([[0], np.cumsum([len(found) for found in reach])]).astype(np.int64)
+
+
+def _squared_distances(centres: Floats, points: Floats) -> Floats:
+    distances: Floats = np.square(centres[:, None, :] - points[None, :, :]).sum(axis=2)
+    return distances
 
 
 def _ordinary(traffic: NDArray[Any]) -> Integers:
