@@ -34,6 +34,7 @@ class LabelKeys:
 
     labels: list[str]
     times: list[str]
+    _usual: list[bytes]
     _may_have: re.Pattern[bytes]
     _seems_to_have: re.Pattern[bytes]
     _shapes: dict[tuple[str, ...], tuple[str | None, str | None]] = field(default_factory=dict)
@@ -46,6 +47,7 @@ class LabelKeys:
         return cls(
             labels,
             labelled_at_names(settings),
+            [f'"{name.rpartition(".")[2]}"'.encode() for name in labels],
             re.compile(rb"(?:" + names + rb')"|\\', re.IGNORECASE),  # a name may be written with escapes
             re.compile(rb'"(' + names + rb')"\s*:\s*[^\sn]', re.IGNORECASE),
         )
@@ -55,7 +57,8 @@ class LabelKeys:
 
         A body that is no JSON object has a label if it looks like it: the parser says what is wrong.
         """
-        if not body or not self._may_have.search(body):
+        # The pattern ignores capital letters and takes longer than the rest.
+        if not body or not (any(name in body for name in self._usual) or self._may_have.search(body)):
             return None, None
         try:
             payload = _decode(body)
