@@ -27,6 +27,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fraud_assets.core.local_time import iso_text
 from fraud_assets.core.pseudonyms import keyed_hmac, pseudonymise
 from fraud_assets.core.schema import MESSAGES, TIME, fraud_labels, raw_transactions
 from fraud_assets.errors import LakeError, SettingError
@@ -601,10 +602,7 @@ def _plain_columns(table: pa.Table) -> pa.Table:
     for index, column in enumerate(table.schema):
         values = table.column(index)
         if pa.types.is_timestamp(column.type):
-            zone = "UTC" if column.type.tz else None
-            text = values.cast(pa.timestamp("us", zone), safe=False).cast(pa.string())
-            # Not in the words that Arrow has for a time beyond the calendar.
-            values = pc.replace_substring_regex(text, r"^(-?\d+-\d+-\d+) ", r"\1T")
+            values = iso_text(values)
         elif isinstance(column.type, pa.JsonType):
             values = values.cast(column.type.storage_type)
         elif pa.types.is_decimal256(column.type):
@@ -689,7 +687,7 @@ def _parse_labels(
                 {
                     "transaction_id": good["transaction_id"],
                     "is_fraud": good["is_fraud"],
-                    "labelled_at": pc.replace_substring(times.cast(pa.string()), " ", "T"),
+                    "labelled_at": iso_text(times),
                 }
             ),
         )
