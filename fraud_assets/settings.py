@@ -274,6 +274,12 @@ class Settings(BaseSettings):
     run_silent_seconds: int = Field(
         600, ge=60, description="A run of the sensors without any event for so long was killed: it is marked failed."
     )
+    run_days: int = Field(
+        1,
+        ge=1,
+        description="Days that upkeep keeps successful runs of the sensors in Dagster's history; failed runs, the last "
+        "run of each asset, and runs that a person started stay.",
+    )
     vacuum_hours: int = Field(168, ge=24, description="Age at which upkeep removes files that no table version uses.")
     log_hours: int = Field(
         2,
