@@ -12,9 +12,10 @@ from typing import Any
 
 import dagster as dg
 
+from fraud_assets.errors import SettingError
 from fraud_assets.resources import PlatformResource
 from fraud_assets.schedules import land_files, score_new_transactions
-from fraud_assets.settings import load_settings
+from fraud_assets.settings import Settings, load_settings
 
 SENSOR_TAG = "fraud/sensor"
 PROGRESS_TAG = "fraud/progress-"
@@ -28,6 +29,14 @@ UNDER_WAY = [status for status in dg.DagsterRunStatus if status not in ENDED]
 
 class StuckError(Exception):
     """The same messages failed too often in a row; a person has to look."""
+
+
+def _interval_seconds() -> int:
+    """FRAUD_SENSOR_INTERVAL_SECONDS. With a wrong setting the definitions still load; runs and sensors then name it."""
+    try:
+        return load_settings().sensor_interval_seconds
+    except SettingError:
+        return int(Settings.model_fields["sensor_interval_seconds"].default)
 
 
 def in_flight(instance: dg.DagsterInstance, sensor: str, silent_seconds: float) -> bool:
@@ -92,7 +101,7 @@ def request(
 @dg.sensor(
     name="new_files_sensor",
     job=score_new_transactions,
-    minimum_interval_seconds=load_settings().sensor_interval_seconds,
+    minimum_interval_seconds=_interval_seconds(),
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Requests features and predictions (and the first training) when landed messages are pending.",
 )
@@ -126,7 +135,7 @@ def new_files_sensor(context: dg.SensorEvaluationContext, platform: PlatformReso
 @dg.sensor(
     name="dropped_files_sensor",
     job=land_files,
-    minimum_interval_seconds=load_settings().sensor_interval_seconds,
+    minimum_interval_seconds=_interval_seconds(),
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Lands dropped files where no `fraud-assets land` process runs.",
 )

@@ -15,7 +15,9 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from fraud_assets.env_file import check_env_file
 from fraud_assets.errors import SettingError
+from fraud_assets.paths import check_characters, folder_path, is_uri
 
 CONTRACT_FIELDS = ("transaction_id", "tx_datetime", "customer_id", "terminal_id", "tx_amount")
 LABEL_FIELDS = ("transaction_id", "is_fraud", "labelled_at")
@@ -39,7 +41,17 @@ class Settings(BaseSettings):
         env_prefix="FRAUD_", env_file=".env", extra="ignore", frozen=True, populate_by_name=True
     )
 
-    home: Path = Field(Path(".fraud"), description="Folder of all state: lake, registry, Dagster, drop folder.")
+    home: Path = Field(
+        Path(".fraud"),
+        validate_default=True,
+        description="Folder of all state: lake, registry, Dagster, drop folder.",
+    )
+    dagster_home: str = Field(
+        "",
+        alias="DAGSTER_HOME",
+        description="Dagster's own folder of runs and history, which `make setup` writes into `.env`; empty means "
+        "`dagster` under FRAUD_HOME.",
+    )
     lake_uri: str = Field(
         "",
         description="Where the Delta tables are: a folder, or a URI as `s3://bucket/prefix`, `gs://…`, `abfss://…`; "
@@ -269,6 +281,12 @@ class Settings(BaseSettings):
     run_silent_seconds: int = Field(
         600, ge=60, description="A run of the sensors without any event for so long was killed: it is marked failed."
     )
+    run_days: int = Field(
+        1,
+        ge=1,
+        description="Days that upkeep keeps successful runs of the sensors in Dagster's history; failed runs, the last "
+        "run of each asset, and runs that a person started stay.",
+    )
     vacuum_hours: int = Field(168, ge=24, description="Age at which upkeep removes files that no table version uses.")
     log_hours: int = Field(
         2,
@@ -431,12 +449,14 @@ class Settings(BaseSettings):
             raise ValueError("write it as https://host:port")
         return value
 
-    @field_validator("home", "lake_uri")
+    @field_validator("home", "dagster_home", "lake_uri")
     @classmethod
     def _plain_path(cls, value: Path | str) -> Path | str:
-        # delta-rs panics on them.
-        if any(bracket in str(value) for bracket in "[]"):
-            raise ValueError("a path with [ or ] cannot hold Delta tables; choose another")
+        place = str(value)
+        if is_uri(place):
+            check_characters(place)
+        elif place:
+            folder_path(place)
         return value
 
     @field_validator("time_zone")
@@ -444,19 +464,27 @@ class Settings(BaseSettings):
     def _known_zone(cls, value: str) -> str:
         try:
             ZoneInfo(value)
-        except (ZoneInfoNotFoundError, ValueError) as error:
+        # A folder of the database, as "America", is an OSError.
+        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
             raise ValueError("write an IANA name such as UTC or Europe/Brussels") from error
         return value
 
     @cached_property
     def home_path(self) -> Path:
         """`FRAUD_HOME`, absolute."""
-        return self.home.expanduser().absolute()
+        return folder_path(str(self.home))
 
     @property
     def lake(self) -> str:
-        """URI or absolute folder of the Delta tables."""
-        return self.lake_uri or str(self.home_path / "lake")
+        """URI of an object store or absolute folder of the Delta tables."""
+        if is_uri(self.lake_uri):
+            return self.lake_uri
+        return str(folder_path(self.lake_uri) if self.lake_uri else self.home_path / "lake")
+
+    @property
+    def dagster_path(self) -> Path:
+        """`DAGSTER_HOME`, absolute."""
+        return folder_path(self.dagster_home) if self.dagster_home else self.home_path / "dagster"
 
     @property
     def lake_options_by_name(self) -> dict[str, str]:
@@ -521,6 +549,9 @@ def load_settings(**overrides: Any) -> Settings:
     Raises:
         SettingError: naming the variable, its value and what is allowed.
     """
+    env_file = overrides.get("_env_file", Settings.model_config.get("env_file"))
+    if env_file is not None:
+        check_env_file(Path(env_file))
     try:
         return Settings(**overrides)
     except ValidationError as error:
@@ -529,5 +560,6 @@ def load_settings(**overrides: Any) -> Settings:
         name = environment_name(field) if field in Settings.model_fields else field
         reason = first["msg"].removeprefix("Value error, ")
         secret = field in Settings.model_fields and Settings.model_fields[field].annotation is SecretStr
-        shown = "cannot be used" if secret else f"is {first['input']!r}"
+        value = str(first["input"]) if isinstance(first["input"], Path) else first["input"]
+        shown = "cannot be used" if secret else f"is {value!r}"
         raise SettingError(f"Setting {name} {shown}: {reason}.") from None

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 
+from fraud_assets.env_file import quoted
 from fraud_assets.errors import FraudAssetsError, SettingError
 from fraud_assets.registry_home import bring_home
 from fraud_assets.settings import Settings, load_settings
@@ -75,7 +76,6 @@ retention:
 """
 
 _DAGSTER_HOME_LINE = re.compile(r"\s*(export\s+)?DAGSTER_HOME\s*=")
-_PLAIN_VALUE = re.compile(r"[\w@%+=:,./-]+")
 
 
 def set_up_home(settings: Settings, env_file: Path) -> list[str]:
@@ -125,9 +125,10 @@ def prepare_home(settings: Settings) -> list[str]:
 
 def _set_dagster_home(env_file: Path, dagster_home: Path) -> bool:
     """Whether `env_file` had to change to say `DAGSTER_HOME=<dagster_home>`, once."""
-    wanted = f"DAGSTER_HOME={_quoted(str(dagster_home))}"
+    wanted = f"DAGSTER_HOME={quoted(str(dagster_home))}"
     text = env_file.read_text(encoding="utf-8") if env_file.exists() else ""
-    lines = text.splitlines()
+    # Not `splitlines`, which also splits at characters that belong to a value.
+    lines = text.removesuffix("\n").split("\n") if text else []
     places = [index for index, line in enumerate(lines) if _DAGSTER_HOME_LINE.match(line)]
     if not places:
         lines.append(wanted)
@@ -140,13 +141,6 @@ def _set_dagster_home(env_file: Path, dagster_home: Path) -> bool:
         return False
     env_file.write_text(changed, encoding="utf-8")
     return True
-
-
-def _quoted(value: str) -> str:
-    """`value` as python-dotenv (Dagster, pydantic) and honcho both read it."""
-    if _PLAIN_VALUE.fullmatch(value):
-        return value
-    return f'"{value}"' if "'" in value else f"'{value}'"
 
 
 def main() -> None:

@@ -108,6 +108,10 @@ def failure(result: dg.ExecuteInProcessResult) -> str:
     (event,) = result.filter_events(lambda event: event.is_step_failure)
     data = event.step_failure_data.user_failure_data
     assert data is not None, event.step_failure_data.error
+    # The console and the web UI show the sentence, without a stack trace.
+    error = event.step_failure_data.error
+    assert error is not None
+    assert (error.message, error.stack, error.cause, error.context) == (f"{data.description}\n", [], None, None)
     return data.description or ""
 
 
@@ -162,6 +166,17 @@ def test_restatement_by_run_config(materialize: Materialize, settings: Settings,
     written = reported(materialize("transaction_features", cleaned_features=day))
     assert written == {"transaction_features": {"restated": 72}}
     assert row_count(lake.open(transaction_features)) == 100
+    day = {"restate_start": "2025-01-01", "restate_end": "2025-01-02"}
+    nothing = reported(materialize("transaction_features", cleaned_features=day))["transaction_features"]
+    assert nothing == {
+        "restated": 0,
+        "note": "There is nothing to restate from 2025-01-01 00:00 to before 2025-01-02 00:00: transaction_features "
+        "holds 100 rows from 2026-01-01 to 2026-01-02 (tx_date).",
+    }
+    day = {"rescore_start": "2026-01-01", "rescore_end": "2026-01-02"}
+    nothing = reported(materialize("fraud_predictions", fraud_predictions=day))["fraud_predictions"]
+    assert nothing["rows"] == 0
+    assert str(nothing["note"]).endswith("fraud_predictions holds no rows.")
 
 
 @pytest.mark.parametrize(
@@ -233,7 +248,7 @@ def test_a_day_with_too_many_alerts_is_a_warning_of_the_run(
 
 
 def test_upkeep_of_an_empty_lake_and_of_a_table(materialize: Materialize, lake: Lake) -> None:
-    assert reported(materialize("lake_upkeep")) == {"lake_upkeep": {}}
+    assert reported(materialize("lake_upkeep")) == {"lake_upkeep": {"runs_deleted": 0}}
     land(lake, bodies(5))
     assert reported(materialize("lake_upkeep"))["lake_upkeep"]["raw_transactions/files_after"] == 1
 
@@ -289,4 +304,5 @@ def test_materialize_by_the_command_line(make_settings: Callable[..., Settings],
         assert run.status == dg.DagsterRunStatus.SUCCESS
         assert instance.get_latest_materialization_event(dg.AssetKey("transaction_features")) is not None
     assert forest.returncode != 0, failed
-    assert "Failure: Training needs 1,000 transactions (FRAUD_TRAIN_MIN_ROWS); the lake holds 0." in failed
+    assert "\nTraining needs 1,000 transactions (FRAUD_TRAIN_MIN_ROWS); the lake holds 0." in failed
+    assert "Stack Trace" not in failed

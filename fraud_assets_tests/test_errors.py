@@ -24,7 +24,13 @@ def run(home: Path, *arguments: str, **environment: str) -> subprocess.Completed
     """`fraud-assets …` in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "fraud_assets.cli", *arguments],
-        env={**os.environ, "FRAUD_HOME": str(home), "FRAUD_KAFKA_TIMEOUT_SECONDS": "2", **environment},
+        env={
+            **os.environ,
+            "FRAUD_HOME": str(home),
+            "DAGSTER_HOME": "",
+            "FRAUD_KAFKA_TIMEOUT_SECONDS": "2",
+            **environment,
+        },
         capture_output=True,
         text=True,
         timeout=60,

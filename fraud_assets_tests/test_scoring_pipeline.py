@@ -27,6 +27,7 @@ from fraud_assets.pipeline.training import recalibrate, train
 from fraud_assets.registry import champion
 from fraud_assets.settings import load_settings
 from fraud_assets_tests.synthetic import FIRST, commit_features, commit_labels, features
+from fraud_assets_tests.test_paths import WORKS
 
 ROWS = 1_200
 
@@ -34,11 +35,12 @@ ROWS = 1_200
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory):
     """A home with a champion, trained once for all tests of this module."""
-    home = tmp_path_factory.mktemp("registry")
+    home = tmp_path_factory.mktemp("registry") / f"a{WORKS}"
     settings = load_settings(home=home, mlflow_tracking_uri="", train_trees=5)
     lake = Lake.of(settings)
     commit_features(lake, features(ROWS))
     train(lake, settings)
+    assert len(list((home / "mlflow" / "artifacts").rglob("model.tl"))) == 1
     return home
 
 

@@ -7,7 +7,7 @@ import dagster as dg
 
 from fraud_assets.assets.ranges import half_open
 from fraud_assets.assets.reporting import failures_in_words, materialized
-from fraud_assets.core.schema import FEATURE_VERSION
+from fraud_assets.core.schema import FEATURE_VERSION, transaction_features
 from fraud_assets.resources import PlatformResource, SparkResource
 
 _QUARANTINE_TOTALS = ("quarantined", "duplicates", "tombstones", "quarantined_labels")
@@ -48,6 +48,7 @@ def cleaned_features(
 ) -> Iterator[dg.MaterializeResult]:
     """Take what landed since the last run, or restate a range."""
     from fraud_assets.lake.books import books
+    from fraud_assets.lake.extent import nothing_in_range
     from fraud_assets.pipeline.features import process_landed, restate
 
     with failures_in_words():
@@ -61,7 +62,11 @@ def cleaned_features(
         restated = half_open(config.restate_start, config.restate_end)
         if restated:
             rows = restate(lake, settings, *restated, context.log.info, restate_range)
-            yield from materialized(context, "transaction_features", {"restated": rows})
+            facts: dict[str, int | str] = {"restated": rows}
+            if not rows:
+                facts["note"] = nothing_in_range(lake, transaction_features, *restated, "to restate")
+                context.log.warning(facts["note"])
+            yield from materialized(context, "transaction_features", facts)
             return
         report = process_landed(lake, settings, context.log.info, compute)
         totals = books(lake, settings)

@@ -28,6 +28,8 @@ def fraud_predictions(
     context: dg.AssetExecutionContext, config: ScoringConfig, platform: PlatformResource, spark: SparkResource
 ) -> Iterator[dg.MaterializeResult]:
     """Scores new feature rows exactly once. A higher score is more suspicious; each row names its model version."""
+    from fraud_assets.core.schema import fraud_predictions as predictions_table
+    from fraud_assets.lake.extent import nothing_in_range
     from fraud_assets.pipeline.alert_days import REMEDY, too_many
     from fraud_assets.pipeline.lost_registry import LostRegistryError
     from fraud_assets.pipeline.scoring import score_pending, score_range
@@ -37,6 +39,11 @@ def fraud_predictions(
         again = half_open(config.rescore_start, config.rescore_end)
         if again:
             report = score_range(lake, settings, *again, context.log.info)
+            if not report.rows:
+                note = nothing_in_range(lake, predictions_table, *again, "to score again")
+                context.log.warning(note)
+                yield dg.MaterializeResult(metadata={"rows": 0, "note": note})
+                return
         else:
             compute = None
             if settings.engine == "spark":

@@ -5,8 +5,24 @@ from contextlib import contextmanager
 from typing import Any
 
 import dagster as dg
+from dagster._core.errors import DagsterUserCodeProcessError
+from dagster._utils.error import SerializableErrorInfo
 
 from fraud_assets.errors import FraudAssetsError, disk_fault
+
+
+class Refusal(dg.Failure, DagsterUserCodeProcessError):
+    """A failure of which Dagster shows the sentence alone, without a stack trace.
+
+    Dagster makes a stack trace of every exception but a `DagsterUserCodeProcessError`, which brings its own.
+    """
+
+    def __init__(self, reason: FraudAssetsError) -> None:
+        name = type(reason).__name__
+        # Not through `super()`: the two parents' constructors do not fit together.
+        Exception.__init__(self, str(reason))
+        self.__dict__.update(vars(dg.Failure(description=str(reason), metadata={"error": name})))
+        self.user_code_process_error_infos = [SerializableErrorInfo(f"{reason}\n", [], name)]
 
 
 @contextmanager
@@ -18,7 +34,7 @@ def failures_in_words() -> Iterator[None]:
         reason = disk_fault(error) if isinstance(error, OSError) else error
         if reason is None:
             raise
-        raise dg.Failure(description=str(reason), metadata={"error": type(reason).__name__}) from None
+        raise Refusal(reason) from None
 
 
 def materialized(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from typing import Any
 
 import click
 
+from fraud_assets.env_file import quoted
 from fraud_assets.errors import FraudAssetsError
 from fraud_assets.samples import FIELD_MAPPINGS, sample_file
 from fraud_assets.settings import Settings, load_settings
@@ -60,6 +63,8 @@ def command(
             raise click.UsageError("--sample and --data do not go together.")
         files = (sample_file(sample),)
         os.environ["FRAUD_FIELD_MAPPING"] = FIELD_MAPPINGS[sample]
+    # SIGTERM ends the demo as Ctrl-C does, also between Dagster's runs, so that its broker is withdrawn.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     began = time.monotonic()
     settings = _fresh(home, lake, count, simulated=not files)
     click.echo(f"State of this demo: {settings.home_path}")
@@ -141,7 +146,7 @@ def _materialize_all(settings: Settings, *, topics: bool) -> None:
                     raise_on_error=False,
                 )
                 if not result.success:
-                    raise FraudAssetsError(_reason(result))
+                    raise _failure(result)
 
 
 def _remember(settings: Settings) -> None:
@@ -154,20 +159,24 @@ def _remember(settings: Settings) -> None:
         "FRAUD_FIELD_MAPPING",
         "FRAUD_PSEUDONYMISE",
     )
-    lines = [f"{name}='{os.environ[name]}'" for name in names if name in os.environ]
+    values = {name: os.environ[name] for name in names if name in os.environ}
     # Relative: a copy of the demo's folder is a home of its own.
-    lines.insert(0, "FRAUD_HOME=.")
-    lines.append(f"DAGSTER_HOME='{settings.home_path / 'dagster'}'")
-    (settings.home_path / ".env").write_text("\n".join(lines) + "\n")
+    values["FRAUD_HOME"] = "."
+    values["DAGSTER_HOME"] = str(settings.home_path / "dagster")
+    lines = [f"{name}={quoted(value)}\n" for name, value in values.items()]
+    (settings.home_path / ".env").write_text("".join(lines), encoding="utf-8")
 
 
-def _reason(result: Any) -> str:
+def _failure(result: Any) -> BaseException:
+    """Why a run failed: `KeyboardInterrupt` where a signal stopped it, else the sentence of the step that failed."""
     for event in result.all_events:
         if event.is_step_failure:
             data = event.step_failure_data
+            if data.error and data.error.cls_name == "DagsterExecutionInterruptedError":
+                return KeyboardInterrupt()
             words = data.user_failure_data.description if data.user_failure_data else None
-            return words or str(data.error_display_string).splitlines()[-1]
-    return "the run failed without a reason"
+            return FraudAssetsError(words or str(data.error_display_string).splitlines()[-1])
+    return FraudAssetsError("the run failed without a reason")
 
 
 @contextmanager
@@ -215,7 +224,9 @@ def _summarise(settings: Settings, seconds: float) -> None:
     _say(f"  Registry  {settings.mlflow_uri}")
     _say("\n  Next")
     dagster = Path(sys.executable).with_name("dagster")
-    _say(f"    cd {settings.home_path} && {dagster} dev -m fraud_assets.definitions")
+    _say(
+        f"    cd {shlex.quote(str(settings.home_path))} && {shlex.quote(str(dagster))} dev -m fraud_assets.definitions"
+    )
     _say("                this demo in the web UI, its sensors on (.env in that folder names it)")
     _say("    make dev    the same, live")
     summary = {

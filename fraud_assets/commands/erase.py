@@ -41,6 +41,8 @@ def command(customer: str, dry_run: bool, unreadable: bool, now: bool, yes: bool
     """
     from dataclasses import replace
 
+    from fraud_assets.core.schema import transaction_features
+    from fraud_assets.lake.extent import held_days
     from fraud_assets.lake.tables import Lake
     from fraud_assets.pipeline.erasure import erase, holdings, vacuum_now
 
@@ -51,6 +53,8 @@ def command(customer: str, dry_run: bool, unreadable: bool, now: bool, yes: bool
     settings = load_settings()
     lake = Lake.of(settings)
     found = holdings(lake, settings, customer, _say)
+    if found.empty:
+        _say(f"Nothing of customer {customer!r} was found: {held_days(lake, transaction_features)}.")
     left = _left(found, unreadable=unreadable and not dry_run)
     if dry_run:
         if as_json:

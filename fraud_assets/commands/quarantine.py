@@ -63,6 +63,8 @@ def list_command(
              fraud-assets quarantine list --reason invalid_json --limit 5
     """
     from fraud_assets.core.parsing import REASONS
+    from fraud_assets.core.schema import quarantined_transactions
+    from fraud_assets.lake.extent import held_days
     from fraud_assets.lake.tables import Lake
     from fraud_assets.pipeline.quarantine import messages, reason_counts, waiting_retries
 
@@ -86,7 +88,10 @@ def list_command(
         return
     total = sum(count.messages for count in counts)
     if not total:
-        click.echo("No open message is in quarantine." if selection == _selection() else "No such message.")
+        if selection == _selection():
+            click.echo("No open message is in quarantine.")
+        else:
+            click.echo(f"No open message is selected; {held_days(lake, quarantined_transactions)}.")
     elif reason:
         click.echo(f"{total:,} messages: {REASONS.get(reason, reason)}")
         for entry in found:
@@ -171,19 +176,25 @@ def retry_command(
     Example: fraud-assets quarantine retry --reason missing_field --dry-run
              fraud-assets quarantine retry transactions/0/17 transactions/2/4
     """
+    from fraud_assets.core.schema import quarantined_transactions
+    from fraud_assets.lake.extent import held_days
     from fraud_assets.lake.tables import Lake
     from fraud_assets.pipeline.quarantine import retry
 
     settings = load_settings()
     selection = _selection(reason, since, topic, positions)
-    report = retry(Lake.of(settings), settings, selection, dry_run=dry_run, progress=_say)
+    lake = Lake.of(settings)
+    report = retry(lake, settings, selection, dry_run=dry_run, progress=_say)
     if as_json:
         click.echo(json.dumps(asdict(report)))
         return
     if report.resumed:
         click.echo(f"{report.resumed:,} messages of a retry that was cut off have landed.")
     if not report.selected:
-        click.echo("No open message is selected; what was driven again already is left alone.")
+        click.echo(
+            "No open message is selected; messages that were retried already are left alone. "
+            f"{held_days(lake, quarantined_transactions)}."
+        )
         return
     if dry_run:
         click.echo(f"{report.passing:,} of {report.selected:,} messages would pass now.")

@@ -40,6 +40,7 @@ from fraud_assets.core.bodies import (
     without_mark,
 )
 from fraud_assets.core.formats import Decoder
+from fraud_assets.core.local_time import local_times
 from fraud_assets.core.paths import MISSING, resolve, value_at
 from fraud_assets.core.schema import (
     INGESTED_AT,
@@ -213,9 +214,7 @@ def parse_labels(raw: pa.Table, settings: Settings, decoder: Decoder | None = No
 
 def calendar_flags(times: Any, time_zone: str) -> tuple[Any, Any]:
     """Weekend (Saturday, Sunday) and night (hour 0 to 6) of UTC times in a time zone, as int64 0 or 1."""
-    local = times.cast(pa.timestamp("us"))
-    if time_zone != "UTC":  # UTC needs no time zone database, which a small image may lack
-        local = pc.local_timestamp(times.cast(pa.timestamp("us", tz=time_zone)))
+    local = local_times(times, time_zone)
     weekend = pc.greater_equal(pc.day_of_week(local), 5)
     night = pc.less_equal(pc.hour(local), 6)
     return weekend.cast(pa.int64()), night.cast(pa.int64())

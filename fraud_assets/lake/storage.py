@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 
 from fraud_assets.errors import LakeError, SettingError
+from fraud_assets.paths import is_uri
 from fraud_assets.settings import Settings
 
 _S3 = ("s3://", "s3a://")
@@ -21,7 +22,7 @@ _MOST_RETRIES = "1000"
 
 def is_remote(uri: str) -> bool:
     """Whether a lake's URI is an object store rather than a folder."""
-    return "://" in uri and not uri.startswith("file://")
+    return is_uri(uri)
 
 
 def storage_options(settings: Settings, more: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fraud_assets.core.bodies import Rejected, json_object
+from fraud_assets.core.local_time import iso_text
 from fraud_assets.core.paths import MISSING, value_at
 from fraud_assets.core.schema import TIME
 from fraud_assets.pipeline.field_names import first_of, label_names, labelled_at_names
@@ -160,7 +161,7 @@ def _parse_labels(
                 {
                     "transaction_id": good["transaction_id"],
                     "is_fraud": good["is_fraud"],
-                    "labelled_at": pc.replace_substring(times.cast(pa.string()), " ", "T"),
+                    "labelled_at": iso_text(times),
                 }
             ),
         )

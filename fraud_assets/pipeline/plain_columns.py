@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fraud_assets.core.binary import json_of_bytes, text_of_bytes, uuid_text
+from fraud_assets.core.local_time import iso_text
 
 _JSON = {b"holds": b"JSON"}
 _MOST = 2**63 - 1
@@ -94,21 +95,14 @@ def _plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _times(values: pa.ChunkedArray) -> pa.ChunkedArray:
     kind = values.type
-    zone = "UTC" if kind.tz else None
     if kind.unit in _MICROSECONDS:
         # Arrow would wrap a time round that microseconds do not reach.
         most = _MOST // _MICROSECONDS[kind.unit]
         numbers = values.cast(pa.int64())
         within = pc.and_(pc.less_equal(numbers, most), pc.greater_equal(numbers, -most))
-        text = _time_text(pc.if_else(within, values, pa.scalar(None, kind)), zone)
+        text = iso_text(pc.if_else(within, values, pa.scalar(None, kind)))
         return pc.if_else(pc.fill_null(within, True), text, _BEYOND)
-    return _time_text(values, zone)
-
-
-def _time_text(values: pa.ChunkedArray, zone: str | None) -> pa.ChunkedArray:
-    text = values.cast(pa.timestamp("us", zone), safe=False).cast(pa.string())
-    # Not in the words that Arrow has for a time beyond the calendar.
-    return pc.replace_substring_regex(text, r"^(-?\d+-\d+-\d+) ", r"\1T")
+    return iso_text(values)
 
 
 def _with_text(kind: pa.DataType) -> pa.DataType:

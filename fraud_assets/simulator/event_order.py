@@ -160,7 +160,7 @@ def _json(column: pa.Array | pa.ChunkedArray) -> list[str]:
     """Each value of a column as JSON text; whole numbers stay whole, times become ISO 8601 in UTC."""
     kind = column.type
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        text = pc.strftime(as_times(column), "%Y-%m-%dT%H:%M:%SZ")
+        text = pc.strftime(as_times(column).cast(pa.timestamp("us")), "%Y-%m-%dT%H:%M:%SZ")
         return ["null" if value is None else f'"{value}"' for value in text.to_pylist()]
     if pa.types.is_integer(kind) or pa.types.is_decimal(kind):
         return ["null" if value is None else str(value) for value in column.to_pylist()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -14,7 +13,7 @@ Say = Callable[[str], None]
 
 def dagster_home(settings: Settings) -> Path | None:
     """The Dagster home that is set up: `DAGSTER_HOME`, else the one under FRAUD_HOME; None where there is none."""
-    home = Path(os.environ.get("DAGSTER_HOME") or settings.home_path / "dagster")
+    home = settings.dagster_path
     return home if (home / "dagster.yaml").is_file() else None
 
 

@@ -1,0 +1,38 @@
+"""Which days a table holds, for a person whose range matched nothing."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import pyarrow.compute as pc
+
+from fraud_assets.core.schema import Table
+from fraud_assets.lake.tables import Lake, add_actions
+
+
+def held_days(lake: Lake, table: Table) -> str:
+    """What the table holds, as `transaction_features holds 1,200 rows from 2026-01-01 to 2026-01-10 (tx_date)`.
+
+    Only the log is read.
+
+    Raises:
+        LakeError: the table cannot be read.
+    """
+    actions = add_actions(lake.open(table)) if lake.exists(table) else None
+    rows = 0 if actions is None else pc.sum(actions["num_records"]).as_py() or 0
+    if actions is None or not rows:
+        return f"{table.name} holds no rows"
+    if table.partition_by is None:
+        return f"{table.name} holds {rows:,} rows"
+    days = pc.min_max(actions[f"partition.{table.partition_by}"]).as_py()
+    return f"{table.name} holds {rows:,} rows from {days['min']} to {days['max']} ({table.partition_by})"
+
+
+def nothing_in_range(lake: Lake, table: Table, start: datetime, end: datetime, doing: str) -> str:
+    """The sentence for a range [start, end) of `tx_datetime` without rows; `doing` is as "to restate".
+
+    Raises:
+        LakeError: the table cannot be read.
+    """
+    days = f"from {start:%Y-%m-%d %H:%M} to before {end:%Y-%m-%d %H:%M}"
+    return f"There is nothing {doing} {days}: {held_days(lake, table)}."
