@@ -16,6 +16,7 @@ import pyarrow as pa
 from fraud_assets.core.schema import raw_transactions
 from fraud_assets.errors import MessagesLostError, TopicRemadeError
 from fraud_assets.kafka.broker import broker_is_configured, broker_of
+from fraud_assets.kafka.topics import new_topics
 from fraud_assets.lake.known_topics import LogStarts, positions_in
 from fraud_assets.lake.positions import Stream
 from fraud_assets.lake.tables import Lake
@@ -59,12 +60,15 @@ def land_once(
     """Drains the drop folder and both topics, these `by` an engine, to their present ends; a report by table name.
 
     Raises:
-        BrokerError: the broker or a topic cannot be read. Not raised where files landed and no broker is named.
+        BrokerError: the broker or a topic cannot be read, or a topic does not exist. Not raised where files landed and
+            no broker is named.
     """
     files = land_files(lake, settings, say, stop.is_set)
     reports = with_files(empty_reports(), files)
     if stop.is_set() or (files and not broker_is_configured(settings)):
         return reports
+    for sentence in new_topics(broker_of(settings), settings):
+        say(sentence)
     landed = by(lake, settings, silent, stop=stop.is_set)
     return {name: merged(report, landed[name]) for name, report in reports.items()}
 
