@@ -243,9 +243,8 @@ class TopicReader:
         """Assigns the partitions that were dealt at what the lake holds of them; gives the topic's lineage."""
         from confluent_kafka import TopicPartition
 
-        partitions = sorted(self._dealt)
         self._moved = False
-        first = self._first_offsets_of(partitions, stored, stop)
+        first = self._first_offsets_of(sorted(self._dealt), stored, stop)
         begin = {stream.partition: offset for stream, offset in first.items()}
         with self._places:
             self._next, self._given, self._begun = dict(begin), dict(begin), begin
@@ -385,8 +384,8 @@ class TopicReader:
         return found.first
 
     def check(self, batch: pa.Table) -> None:
-        """Asks the broker whether the topic is still the one that the batch was read from; see `check_lineage`."""
-        self.check_lineage(batch["lineage"][0].as_py())
+        """Raises `TopicRemadeError` where the topic is no longer the one that the batch was read from."""
+        self._marks.check_lineage(batch["lineage"][0].as_py())
 
     def check_lineage(self, lineage: str) -> None:
         """Raises `TopicRemadeError` where the topic is no longer in this life of it."""
