@@ -33,6 +33,10 @@ class MessagesLostError(BrokerError):
     """The broker no longer has messages that were not landed yet."""
 
 
+class UnreadableError(BrokerError):
+    """The broker has messages of a partition that the client cannot read."""
+
+
 class TopicRemadeError(BrokerError):
     """The topic was deleted and made anew while it was read."""
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable
 
 import dagster as dg
 from deltalake import DeltaTable
 
 from fraud_assets.core.schema import raw_transactions
-from fraud_assets.kafka.broker import embedded_broker
+from fraud_assets.kafka.broker import Broker, embedded_broker
 from fraud_assets.lake.tables import Lake, dataset_of, row_count
 from fraud_assets.pipeline.landing import land_topics
 from fraud_assets.settings import Settings
 from fraud_assets.setup_home import prepare_home
+from fraud_assets.streaming.land import land_once
 from fraud_assets.streaming.presence import lander_is_running, landers, presence
 from fraud_assets_tests.conftest import Start, sender
 from fraud_assets_tests.waiting import until
@@ -102,6 +104,21 @@ def test_once_without_a_broker_is_one_sentence(start: Start) -> None:
     assert once.returncode == 1
     assert errors.startswith("Error: No broker:")
     assert len(errors.splitlines()) == 1
+
+
+def test_once_says_which_topic_the_embedded_broker_did_not_have(
+    settings: Settings, lake: Lake, broker: Broker, send: Send
+) -> None:
+    lines: list[str] = []
+    misspelled = settings.model_copy(update={"transactions_topic": "transactoins"})
+    send(settings.labels_topic, [b"{}"])
+    land_once(lake, misspelled, lines.append, threading.Event())
+    assert len(lines) == 1
+    assert lines[0].startswith("Topic 'transactoins' did not exist at the embedded broker")
+    assert "FRAUD_TRANSACTIONS_TOPIC" in lines[0]
+    lines.clear()
+    land_once(lake, misspelled, lines.append, threading.Event())
+    assert lines == []
 
 
 def test_landers_are_seen_while_they_run(settings: Settings) -> None:

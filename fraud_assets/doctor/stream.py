@@ -89,6 +89,8 @@ def _topic(
     topic: str, table: Table, partitions: list[int], consumer: Consumer, broker: Broker, settings: Settings
 ) -> list[Finding]:
     from fraud_assets.kafka.client import lineage_of, topic_setting
+    from fraud_assets.kafka.loss_rules import beginning
+    from fraud_assets.lake.known_topics import is_known
 
     name = f"topic {topic}"
     if not partitions:
@@ -102,25 +104,28 @@ def _topic(
         handle = lake.open(table) if lake.exists(table) else None
     except LakeError as error:
         return [skip(name, f"{len(partitions)} partitions; the lake cannot be read: {error}")]
-    waiting, gone, beyond = 0, [], []
-    for partition in partitions:
-        low, high = _ends(consumer, topic, partition, broker, settings)
-        known = NOTHING if handle is None else stored(handle, Stream(topic, lineage, partition))
-        waiting += max(0, high - max(known + 1, low))
-        accepted = settings.accept_lost.get(f"{topic}/{partition}", NOTHING) >= low
-        if low > known + 1 and not accepted and (known != NOTHING or broker.embedded):
-            gone.append(f"{low - known - 1} of partition {partition}")
-        if known >= high:
-            beyond.append(partition)
-    if gone:
+    streams = [Stream(topic, lineage, partition) for partition in partitions]
+    marks = {partition: _ends(consumer, topic, partition, broker, settings) for partition in partitions}
+    low, high = ({partition: mark[side] for partition, mark in marks.items()} for side in (0, 1))
+    landed = {stream: NOTHING if handle is None else stored(handle, stream) for stream in streams}
+    if not broker.embedded and (handle is None or not is_known(handle, topic, streams)):
+        # Landing will record these log starts at its first sight of the topic.
+        landed = {stream: low[stream.partition] - 1 for stream in streams}
+    found = beginning(landed, low, high, settings.accept_lost)
+    if found.lost:
+        lost = ", ".join(
+            f"{low[stream.partition] - last - 1} of partition {stream.partition}" for stream, last in found.lost.items()
+        )
         fix = (
             "Bring them back from another copy into the drop folder and raise the topic's retention; "
             f"{environment_name('accept_lost')} goes on without them."
         )
-        return [fail(name, f"messages are gone that had not landed: {', '.join(gone)}", fix)]
-    if beyond:
-        text = f"the lake holds messages that the broker has lost: partitions {', '.join(map(str, beyond))}"
+        return [fail(name, f"messages are gone that had not landed: {lost}", fix)]
+    if found.ahead:
+        beyond = ", ".join(str(stream.partition) for stream in found.ahead)
+        text = f"the lake holds messages that the broker has lost: partitions {beyond}"
         return [fail(name, text, "Find out what happened to the broker; a topic made anew lands from its start.")]
+    waiting = sum(max(0, high[stream.partition] - first) for stream, first in found.first.items())
     text = f"{len(partitions)} partitions, {waiting:,} messages to land"
     if waiting > _BEHIND_MESSAGES:
         return [warn(name, text, "Start `fraud-assets land`, or more of them: they share the partitions.")]

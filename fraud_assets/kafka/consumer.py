@@ -8,36 +8,33 @@ says where a partition begins; offsets committed to the broker are a courtesy to
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 
-from fraud_assets.errors import BrokerError, MessagesLostError, TopicRemadeError
+from fraud_assets.errors import BrokerError, MessagesLostError
 from fraud_assets.kafka.batch import Batch
 from fraud_assets.kafka.broker import Broker, broker_of
-from fraud_assets.kafka.client import admin_client, client_config, lineage_of, missing_topic, unreachable
+from fraud_assets.kafka.client import missing_topic, unreachable
+from fraud_assets.kafka.consumer_config import consumer_config
+from fraud_assets.kafka.loss_rules import beginning, messages_ahead, messages_lost
+from fraud_assets.kafka.unreadable import UnreadablePartitions, is_end
+from fraud_assets.kafka.watermarks import Watermarks
 from fraud_assets.lake.positions import NOTHING, Positions, Stream, positions_of
 from fraud_assets.settings import Settings
 
 if TYPE_CHECKING:
     from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
-    from confluent_kafka.admin import AdminClient
 
-Answer = TypeVar("Answer")
-Stored = Callable[[Iterable[Stream]], Positions]
+    from fraud_assets.lake.known_topics import LogStarts
+
+Stored = Callable[[Collection[Stream], "LogStarts"], Positions]
+"""Gives the last offset of each partition that the lake holds; see `positions_in`."""
 
 _POLL_SECONDS = 0.1
-_SLICE_SECONDS = 1.0
-_SESSION_SECONDS = 10
-"""After so long without a sign of life, the partitions of a reader go to the others of its group."""
-_COMMIT_SECONDS = 600
-"""So long may one commit take before the others of the group think that the reader hangs."""
-_NEW_PARTITIONS_SECONDS = 15
-_QUEUE_BYTES = 8_000_000
-"""Of keys and bodies that wait to be read. The client keeps some 400 bytes beside each message."""
 
 
 def never() -> bool:
@@ -49,7 +46,8 @@ class TopicReader:
     """Reads one topic by position. A context manager; may live long, and asks the broker nothing between reads.
 
     Raises (from every method): `BrokerError` when the broker or topic is not there or the topic was made anew,
-    and `MessagesLostError` when the broker no longer has what was not landed.
+    and `MessagesLostError` when the broker no longer has what was not landed. `read` raises `UnreadableError` when the
+    client cannot read a partition; `follow` goes on with the others, see `unreadable`.
 
     Attributes:
         accepted: per `topic/partition` the offsets that are gone and that FRAUD_ACCEPT_LOST gave up.
@@ -64,41 +62,16 @@ class TopicReader:
         self.accepted: dict[str, str] = {}
         self.group = group or "fraud-assets"
         self._settings = settings
-        self._admin: AdminClient | None = None if self.broker.embedded else admin_client(self.broker, settings)
-        self._low: dict[int, int] = {}
-        self._high: dict[int, int] = {}
+        self._marks = Watermarks(topic, settings, self.broker, lambda: self._consumer)
+        self._faults = UnreadablePartitions(topic, self.broker)
         self._tails: dict[Stream, tuple[int, int]] = {}
         self._dealt: set[int] = set()
         self._moved = False
         self._places = threading.Lock()
         self._next: dict[int, int] = {}
         self._given: dict[int, int] = {}
-        self._answers = True
-        queue_bytes = max(min(settings.land_batch_bytes, _QUEUE_BYTES), 1_000_000)
-        self._consumer: Any = Consumer(
-            {
-                **client_config(self.broker, settings),
-                "group.id": self.group,
-                "session.timeout.ms": _SESSION_SECONDS * 1000,
-                "max.poll.interval.ms": _COMMIT_SECONDS * 1000,
-                "topic.metadata.refresh.interval.ms": _NEW_PARTITIONS_SECONDS * 1000,
-                "enable.auto.commit": False,
-                "enable.auto.offset.store": False,
-                "enable.partition.eof": True,
-                "auto.offset.reset": "error",
-                "isolation.level": "read_committed",
-                # Memory: over all partitions.
-                "queued.max.messages.kbytes": queue_bytes // 1000,
-                "queued.min.messages": 10_000,
-                "fetch.max.bytes": min(queue_bytes, 16_000_000),
-                # As they are sent: unpacked they are many times as much, and a larger message comes all the same.
-                "max.partition.fetch.bytes": 256_000,
-                "message.max.bytes": 1_000_000,
-                # A read ends at a known offset: an empty fetch is a wait for nothing.
-                "fetch.wait.max.ms": 10 if self.broker.embedded else 50,
-                "fetch.queue.backoff.ms": 5,
-            }
-        )
+        self._begun: dict[int, int] = {}
+        self._consumer: Any = Consumer(consumer_config(self.broker, settings, self.group))
 
     def __enter__(self) -> Self:
         return self
@@ -111,14 +84,19 @@ class TopicReader:
     @property
     def answers(self) -> bool:
         """Whether the broker gave an answer when it was asked last."""
-        return self._answers
+        return self._marks.answers
+
+    @property
+    def unreadable(self) -> Mapping[int, str]:
+        """What is wrong with the partitions that the client cannot read, and what to do. Safe from another thread."""
+        return self._faults.sentences
 
     def close(self, *, wait: bool = True) -> None:
         """Ends the connection and leaves the group; does not wait for a broker that is away. Safe to repeat."""
         if self._consumer is None:
             return
         last, self._consumer = [self._consumer], None
-        in_order = wait and self._answers
+        in_order = wait and self.answers
         # librdkafka waits for a broker that is away as long as a session lasts, be it to leave the group or to be
         # forgotten. The broker learns of it when the session is over, and nobody has to wait for that.
         end = threading.Thread(target=_end, args=(last, in_order), name="end of a consumer", daemon=True)
@@ -131,29 +109,33 @@ class TopicReader:
         An empty partition has its log start - 1 (-1 when nothing was ever written). Open transactions are
         not included.
         """
-        partitions = self._partitions(stop)
-        lineage = lineage_of(self.broker, self.topic, self._settings, self._admin)
-        self._look(partitions, stop)
-        return {Stream(self.topic, lineage, partition): self._high[partition] - 1 for partition in partitions}
+        return {stream: self._marks.high[stream.partition] - 1 for stream in self._streams(stop)}
+
+    def log_starts(self, stop: Callable[[], bool] = never) -> dict[Stream, int] | None:
+        """First offset that the broker has of every partition; None from an embedded broker."""
+        if self.broker.embedded:
+            return None
+        return {stream: self._marks.low[stream.partition] for stream in self._streams(stop)}
 
     def first_offsets(self, stored: Stored, stop: Callable[[], bool] = never) -> dict[Stream, int]:
         """First offset to read of every partition, by what `stored` says of it; for who reads by other means.
 
         All that `read` and `follow` look at before they begin is looked at here.
         """
-        return self._first_offsets_of(self._partitions(stop), stored, stop)
+        return self._first_offsets_of(self._marks.partitions(stop), stored, stop)
 
     def read(
         self, stored: Positions, target: Positions, stop: Callable[[], bool] = never
     ) -> Generator[pa.Table, None, None]:
         """Batches (`MESSAGES`) of everything after `stored` up to and with `target`, a prefix of each partition.
 
+        A partition of which `stored` holds nothing has to start at offset 0; see `positions_in`.
         A batch has at most FRAUD_LAND_BATCH_ROWS rows and about FRAUD_LAND_BATCH_BYTES bytes of keys and bodies.
         `stop` is asked between looks at the broker; when it says so, what was read so far is given and it ends.
         """
         from confluent_kafka import TopicPartition
 
-        self._look([stream.partition for stream in target], stop)
+        self._marks.look([stream.partition for stream in target], stop)
         first = self._first_offsets({stream: stored.get(stream, NOTHING) for stream in target})
         start = {
             stream: offset
@@ -162,7 +144,9 @@ class TopicReader:
         }
         if not start:
             return
-        self._consumer.assign([TopicPartition(self.topic, stream.partition, start[stream]) for stream in start])
+        self._begun = {stream.partition: offset for stream, offset in start.items()}
+        self._faults.clear()
+        self._consumer.assign([TopicPartition(self.topic, place, offset) for place, offset in self._begun.items()])
         try:
             yield from self._batches(start, target, stop)
         finally:
@@ -175,10 +159,11 @@ class TopicReader:
         A batch is given when it has FRAUD_LAND_BATCH_ROWS rows or FRAUD_LAND_BATCH_BYTES bytes, or
         FRAUD_LAND_INTERVAL_SECONDS after its first message; an empty one after as long without any. Partitions that
         come to this reader are read from what `stored` says of them; what was read of partitions that go is forgotten,
-        for others read it. Before a batch is committed ask `check`, and tell `landed` when it is in the lake; both may
-        come from another thread.
+        for others read it. A partition that cannot be read is tried again while the others go on; see `unreadable`.
+        Before a batch is committed ask `check`, and tell `landed` when it is in the lake; both may come from another
+        thread.
         """
-        partitions = self._partitions(stop)
+        partitions = self._marks.partitions(stop)
         if self.broker.embedded:
             # It keeps a new group waiting for 3 s, and one lander is all that it is for.
             self._dealt, self._moved = set(partitions), True
@@ -194,12 +179,13 @@ class TopicReader:
                 if self._moved:
                     batch.clear()
                     batch.lineage = self._begin(stored, stop)
+                self._faults.retry(self._consumer)
                 wait = min(_POLL_SECONDS, max(settings.land_interval_seconds - batch.age, 0.001))
                 messages = self._consumer.consume(batch.call_rows, timeout=wait)
                 if self._moved:
                     continue
                 try:
-                    batch.add([message for message in messages if message.error() is None or self._heard(message)])
+                    batch.add([message for message in messages if self._is_next(message)])
                 except MessagesLostError as error:
                     lost = error
                 if batch.is_full or lost or batch.age >= settings.land_interval_seconds:
@@ -241,7 +227,7 @@ class TopicReader:
         lag = {}
         for place in self._consumer.position(places) if places else []:
             _, high = self._consumer.get_watermark_offsets(place, cached=True)
-            landed, end = next_offsets[place.partition], max(high, self._high[place.partition])
+            landed, end = next_offsets[place.partition], max(high, self._marks.high[place.partition])
             # What was read to its end has no more messages, only offsets without one.
             lag[place.partition] = 0 if place.offset >= end and landed >= given[place.partition] else end - landed
         return lag
@@ -257,21 +243,29 @@ class TopicReader:
         """Assigns the partitions that were dealt at what the lake holds of them; gives the topic's lineage."""
         from confluent_kafka import TopicPartition
 
-        partitions = sorted(self._dealt)
         self._moved = False
-        first = self._first_offsets_of(partitions, stored, stop)
+        first = self._first_offsets_of(sorted(self._dealt), stored, stop)
         begin = {stream.partition: offset for stream, offset in first.items()}
         with self._places:
-            self._next, self._given = dict(begin), dict(begin)
+            self._next, self._given, self._begun = dict(begin), dict(begin), begin
+        self._faults.clear()
         self._consumer.assign([TopicPartition(self.topic, partition, offset) for partition, offset in begin.items()])
         return next(iter(first)).lineage if first else ""
 
     def _first_offsets_of(
         self, partitions: Sequence[int], stored: Stored, stop: Callable[[], bool]
     ) -> dict[Stream, int]:
-        lineage = lineage_of(self.broker, self.topic, self._settings, self._admin)
-        self._look(partitions, stop)
-        return self._first_offsets(stored([Stream(self.topic, lineage, partition) for partition in partitions]))
+        lineage = self._marks.lineage()
+        self._marks.look(partitions, stop)
+        streams = [Stream(self.topic, lineage, partition) for partition in partitions]
+        return self._first_offsets(stored(streams, lambda: self.log_starts(stop)))
+
+    def _streams(self, stop: Callable[[], bool]) -> list[Stream]:
+        """All partitions of the topic, once the broker told of their log starts and ends."""
+        partitions = self._marks.partitions(stop)
+        lineage = self._marks.lineage()
+        self._marks.look(partitions, stop)
+        return [Stream(self.topic, lineage, partition) for partition in partitions]
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._dealt = {place.partition for place in partitions}
@@ -295,174 +289,107 @@ class TopicReader:
         batch = Batch(self.topic, lineage, self._settings.land_batch_rows, self._settings.land_batch_bytes)
         heard = monotonic()
         while open_partitions and not stop():
+            self._faults.retry(self._consumer)
             messages = self._consumer.consume(batch.call_rows, timeout=_POLL_SECONDS)
-            if messages:
-                heard = monotonic()
-            elif monotonic() - heard > self._settings.kafka_timeout_seconds:
-                raise unreachable(self.broker, f"nothing came for {self._settings.kafka_timeout_seconds:g} s")
             taken: list[Message] = []
             lost: MessagesLostError | None = None
             for message in messages:
                 partition = message.partition()
                 try:
-                    is_message = message.error() is None or self._heard(message)
+                    is_message = self._is_next(message)
                 except MessagesLostError as error:
                     lost = error
                     break
                 offset = message.offset()
-                if not is_message:
-                    # Offsets without a message, such as a transaction's marker, may end the partition.
-                    if partition in open_partitions and offset is not None and offset > end[partition]:
-                        open_partitions.discard(partition)
-                        self._tails[streams[partition]] = (self._next[partition] - 1, offset - 1)
-                elif partition in open_partitions:
+                if partition not in open_partitions or offset is None:
+                    continue
+                if is_message:
                     if offset <= end[partition]:
                         taken.append(message)
                         self._next[partition] = offset + 1
                     if offset >= end[partition]:
                         open_partitions.discard(partition)
+                elif is_end(message) and partition not in self._faults and offset > end[partition]:
+                    # Offsets without a message, such as a transaction's marker, may end the partition.
+                    open_partitions.discard(partition)
+                    self._tails[streams[partition]] = (self._next[partition] - 1, offset - 1)
             batch.add(taken)
-            if batch.rows and (batch.is_full or lost or not open_partitions):
+            if taken or any(map(is_end, messages)):
+                heard = monotonic()
+            trouble = lost or self._stall(open_partitions, heard)
+            if batch.rows and (batch.is_full or trouble or not open_partitions):
                 yield from self._checked(batch)
                 heard = monotonic()
-            if lost:
-                raise lost
+            if trouble:
+                raise trouble
         if batch.rows:
             yield from self._checked(batch)
+
+    def _stall(self, open_partitions: set[int], heard: float) -> BrokerError | None:
+        """Why nothing more comes of the partitions that are to be read on; None while something may."""
+        patience = self._settings.kafka_timeout_seconds
+        silent = monotonic() - heard > patience
+        if self._faults and open_partitions and (silent or open_partitions <= self.unreadable.keys()):
+            return self._faults.error()
+        return unreachable(self.broker, f"nothing came for {patience:g} s") if silent else None
 
     def _checked(self, batch: Batch) -> Generator[pa.Table, None, None]:
         table = batch.take()
         self.check(table)
         yield table
 
-    def _heard(self, event: Message) -> bool:
-        """False, for an event that is no message, such as the end of a partition; raises for what ends all reading."""
+    def _is_next(self, message: Message) -> bool:
+        """Whether it is a message, and none before it is left out; raises for an event that ends all reading."""
+        if message.error() is None:
+            return not self._faults or self._faults.passes(message.partition())
+        self._heard(message)
+        return False
+
+    def _heard(self, event: Message) -> None:
+        """Takes an event that is no message, such as the end of a partition; raises for what ends all reading."""
         from confluent_kafka import KafkaError
 
         error: KafkaError = event.error()
         code, partition = error.code(), event.partition()
         if code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE) and partition in self._next:
             # The broker dropped messages between our look at its log start and the fetch.
-            self._look([partition], never)
-            raise self._lost({partition: self._next[partition] - 1})
+            self._marks.look([partition], never)
+            lost = {Stream(self.topic, "", partition): self._next[partition] - 1}
+            raise messages_lost(lost, self._marks.low, self.broker, self._settings)
         if code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED):
             raise missing_topic(self.broker, self.topic, self._settings)
         if error.fatal():
             raise BrokerError(f"Reading topic {self.topic!r} failed: {error.str()}. Start again.")
+        if is_end(event):
+            self._faults.passes(partition)
+        elif partition in self._begun:
+            # All before the offset has come. It is that of a batch, in the middle of which reading may have begun.
+            offset = max(event.offset() or 0, self._begun[partition])
+            self._faults.failed(partition, offset, error)
         # Others (a connection lost, a leader that moves) pass, or end in the time-out of the caller.
-        return False
 
     def _is_empty_tail(self, stream: Stream, known: int, end: int) -> bool:
         """Whether an earlier read found offsets without messages alone from after `known` to `end`."""
         tail_known, tail_end = self._tails.get(stream, (None, NOTHING))
         return tail_known == known and end <= tail_end
 
-    def _first_offsets(self, stored: Positions) -> dict[Stream, int]:
+    def _first_offsets(self, landed: Positions) -> dict[Stream, int]:
         """First offset to read of each partition; raises where messages are gone."""
-        first: dict[Stream, int] = {}
-        lost: dict[int, int] = {}
-        for stream, known in stored.items():
-            low, high = self._low[stream.partition], self._high[stream.partition]
-            if low > known + 1 and (known != NOTHING or self.broker.embedded):
-                place = f"{self.topic}/{stream.partition}"
-                if self._settings.accept_lost.get(place, NOTHING) >= low:
-                    self.accepted[place] = f"{known + 1} to {low - 1}"
-                else:
-                    lost[stream.partition] = known
-            if known >= high:
-                raise BrokerError(
-                    f"Partition {stream.partition} of topic {self.topic!r} ends at offset {high - 1}, but the lake "
-                    f"holds offset {known} of it: the broker lost messages that it had delivered. "
-                    "Find out what happened to the broker before landing on; a topic made anew lands from its start."
-                )
-            first[stream] = max(known + 1, low)
-        if lost:
-            raise self._lost(lost)
-        return first
-
-    def _lost(self, known: Mapping[int, int]) -> MessagesLostError:
-        """The sentence on partitions whose log starts after what is known of them."""
-        gone = [
-            f"Up to {self._low[partition] - last - 1} messages of partition {partition} of topic {self.topic!r} are "
-            f"gone: the lake holds offsets up to {last}, {self.broker.name} starts at {self._low[partition]}"
-            for partition, last in sorted(known.items())
-        ]
-        if self.broker.embedded:
-            remedy = (
-                "The embedded broker keeps about 5 MB a partition: restart it with `fraud-assets broker`, run "
-                "`fraud-assets land` while messages are produced, and put bulk data into the drop folder"
-            )
-        else:
-            accepted = ",".join(f"{self.topic}/{partition}={self._low[partition]}" for partition in sorted(known))
-            remedy = (
-                "Landing stops here rather than skip them: bring them back from another copy into the drop folder "
-                f"{self._settings.incoming} and raise the topic's retention; FRAUD_ACCEPT_LOST={accepted} goes on "
-                "without them"
-            )
-        return MessagesLostError(f"{'. '.join(gone)}. {remedy}.")
-
-    def _partitions(self, stop: Callable[[], bool]) -> list[int]:
-        """Partitions of the topic; on an embedded broker asking creates it."""
-        from confluent_kafka import KafkaError
-
-        deadline = monotonic() + self._settings.kafka_timeout_seconds
-        while True:
-            metadata = self._ask(lambda wait: self._consumer.list_topics(self.topic, timeout=wait), stop)
-            entry = metadata.topics[self.topic]
-            if entry.error is None and entry.partitions:
-                return sorted(entry.partitions)
-            unknown = entry.error is not None and entry.error.code() in (
-                KafkaError.UNKNOWN_TOPIC_OR_PART,
-                KafkaError.TOPIC_AUTHORIZATION_FAILED,
-            )
-            if (unknown and not self.broker.embedded) or monotonic() > deadline or stop():
-                raise missing_topic(self.broker, self.topic, self._settings)
-
-    def _look(self, partitions: Sequence[int], stop: Callable[[], bool]) -> None:
-        """Asks for the low and high watermarks of the partitions."""
-        from confluent_kafka import TopicPartition
-
-        for partition in partitions:
-            place = TopicPartition(self.topic, partition)
-            self._low[partition], self._high[partition] = self._ask(
-                lambda wait, place=place: self._consumer.get_watermark_offsets(place, timeout=wait), stop
-            )
-
-    def _ask(self, question: Callable[..., Answer | None], stop: Callable[[], bool]) -> Answer:
-        """The broker's answer within FRAUD_KAFKA_TIMEOUT_SECONDS, in slices so that `stop` is heard."""
-        from confluent_kafka import KafkaException
-
-        deadline = monotonic() + self._settings.kafka_timeout_seconds
-        while True:
-            wait = max(min(_SLICE_SECONDS, deadline - monotonic()), 0.05)
-            try:
-                answer = question(wait)
-                if answer is not None:
-                    self._answers = True
-                    return answer
-                cause = "timed out"
-            except KafkaException as error:
-                cause = error.args[0].str()
-            if monotonic() >= deadline or stop():
-                self._answers = False
-                raise unreachable(self.broker, cause)
+        found = beginning(landed, self._marks.low, self._marks.high, self._settings.accept_lost)
+        self.accepted |= found.given_up
+        if found.ahead:
+            raise messages_ahead(found.ahead, self._marks.high)
+        if found.lost:
+            raise messages_lost(found.lost, self._marks.low, self.broker, self._settings)
+        return found.first
 
     def check(self, batch: pa.Table) -> None:
-        """Asks the broker whether the topic is still the one that the batch was read from; see `check_lineage`."""
-        self.check_lineage(batch["lineage"][0].as_py())
+        """Raises `TopicRemadeError` where the topic is no longer the one that the batch was read from."""
+        self._marks.check_lineage(batch["lineage"][0].as_py())
 
     def check_lineage(self, lineage: str) -> None:
-        """Asks the broker whether the topic is still in this life of it, and so all that was read by now is of it.
-
-        Raises:
-            TopicRemadeError: it was deleted and made anew.
-        """
-        broker = broker_of(self._settings) if self.broker.embedded else self.broker
-        if lineage_of(broker, self.topic, self._settings, self._admin) != lineage:
-            raise TopicRemadeError(
-                f"Topic {self.topic!r} was made anew while it was read; what was read last did not land. Its new life "
-                "lands from its start, when landing runs again."
-            )
+        """Raises `TopicRemadeError` where the topic is no longer in this life of it."""
+        self._marks.check_lineage(lineage)
 
 
 def _end(last: list[Consumer], in_order: bool) -> None:

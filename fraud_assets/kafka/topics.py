@@ -1,9 +1,10 @@
-"""Makes the platform's topics where they are missing."""
+"""The platform's topics: which are missing at the broker, and how to make them."""
 
 from __future__ import annotations
 
 from fraud_assets.errors import BrokerError
 from fraud_assets.kafka.broker import Broker
+from fraud_assets.kafka.client import client_config, topic_setting, unreachable
 from fraud_assets.settings import Settings
 
 
@@ -27,3 +28,30 @@ def make_topics(broker: Broker, settings: Settings) -> None:
                 raise BrokerError(f"Topic {topic!r} cannot be made at {broker.name}: {error.args[0].str()}.") from None
         except TimeoutError:
             raise BrokerError(f"Topic {topic!r} was not made in time by {broker.name}. Start it again.") from None
+
+
+def new_topics(broker: Broker, settings: Settings) -> list[str]:
+    """A sentence for each topic that the embedded broker does not have yet; it creates them when they are read.
+
+    A real broker gives an error instead, when the topic is read.
+
+    Raises:
+        BrokerError: the embedded broker does not answer.
+    """
+    from confluent_kafka import KafkaException
+    from confluent_kafka.admin import AdminClient
+
+    if not broker.embedded:
+        return []
+    config = {**client_config(broker, settings)}
+    config.pop("allow.auto.create.topics")
+    try:
+        known = AdminClient(config).list_topics(timeout=settings.kafka_timeout_seconds).topics
+    except KafkaException as error:
+        raise unreachable(broker, error.args[0].str()) from None
+    return [
+        f"Topic {topic!r} did not exist at {broker.name}, which creates it empty. If you mean another topic, set "
+        f"{topic_setting(topic, settings)}."
+        for topic in (settings.labels_topic, settings.transactions_topic)
+        if topic not in known
+    ]

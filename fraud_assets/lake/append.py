@@ -42,14 +42,17 @@ def commit(
     rows: Rows,
     positions: Positions,
     metadata: Mapping[str, object] | None = None,
+    *,
     restated: str | None = None,
     replaced: Sequence[date] | None = None,
+    marks: Sequence[str] = (),
 ) -> None:
     """Append `rows` and set `positions` in one commit, with the very handle that the positions were read from.
 
     Rows may be in data files already, which other machines wrote; where the commit fails they are left to the caller.
     With `restated` (a SQL predicate) the rows take the place of those that meet it, with `replaced` (of data files:
     partition values) of those partitions; predictions do not take them for new, because positions do not move.
+    `marks` are further application ids; two commits that set the same one conflict, as those of one position do.
 
     Raises:
         CommitConflictError: another writer came first; nothing was written.
@@ -57,7 +60,10 @@ def commit(
     """
     properties = CommitProperties(
         custom_metadata={key: str(value) for key, value in (metadata or {}).items()},
-        app_transactions=[Transaction(stream.app_id, offset) for stream, offset in positions.items()],
+        app_transactions=[
+            *(Transaction(stream.app_id, offset) for stream, offset in positions.items()),
+            *(Transaction(mark, 0) for mark in marks),
+        ],
         # Commits of other streams do not conflict: delta-rs puts ours behind theirs, up to so many.
         max_commit_retries=15,
     )

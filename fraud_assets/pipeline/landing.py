@@ -16,6 +16,7 @@ from fraud_assets.core.pseudonyms import pseudonymise
 from fraud_assets.core.schema import Table, fraud_labels, quarantined_transactions, raw_transactions
 from fraud_assets.kafka.schemas import label_decoder, transaction_decoder
 from fraud_assets.lake.append import append_landed
+from fraud_assets.lake.known_topics import positions_in
 from fraud_assets.lake.positions import Positions, Stream, positions_of, stored
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
@@ -373,7 +374,7 @@ def _drain(
     begun = monotonic()
     rows = size = quarantined = 0
     ahead = True
-    known = stored_of(lake, table, ends)
+    known = positions_in(lake, table, ends, lambda: reader.log_starts(stop))
     while ahead and not stop():
         ahead = False
         with closing(reader.read(known, ends, stop)) as batches:

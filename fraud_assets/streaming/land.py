@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from types import FrameType
 
@@ -16,6 +16,8 @@ import pyarrow as pa
 from fraud_assets.core.schema import raw_transactions
 from fraud_assets.errors import MessagesLostError, TopicRemadeError
 from fraud_assets.kafka.broker import broker_is_configured, broker_of
+from fraud_assets.kafka.topics import new_topics
+from fraud_assets.lake.known_topics import LogStarts, positions_in
 from fraud_assets.lake.positions import Stream
 from fraud_assets.lake.tables import Lake
 from fraud_assets.pipeline.files import land_files
@@ -28,7 +30,6 @@ from fraud_assets.pipeline.landing import (
     land_topics,
     merged,
     silent,
-    stored_of,
     with_files,
 )
 from fraud_assets.settings import Settings
@@ -59,12 +60,15 @@ def land_once(
     """Drains the drop folder and both topics, these `by` an engine, to their present ends; a report by table name.
 
     Raises:
-        BrokerError: the broker or a topic cannot be read. Not raised where files landed and no broker is named.
+        BrokerError: the broker or a topic cannot be read, or a topic does not exist. Not raised where files landed and
+            no broker is named.
     """
     files = land_files(lake, settings, say, stop.is_set)
     reports = with_files(empty_reports(), files)
     if stop.is_set() or (files and not broker_is_configured(settings)):
         return reports
+    for sentence in new_topics(broker_of(settings), settings):
+        say(sentence)
     landed = by(lake, settings, silent, stop=stop.is_set)
     return {name: merged(report, landed[name]) for name, report in reports.items()}
 
@@ -115,6 +119,8 @@ class _Lander:
     outages: Outages
     group: str
     was_let_in: bool = False
+    unreadable: set[int] = field(default_factory=set)
+    """Partitions of the transactions topic that cannot be read."""
 
     def follow(self) -> bool:
         """Lands what comes to the topics until told to stop, or until an embedded broker was started anew."""
@@ -143,6 +149,7 @@ class _Lander:
         if batch.num_rows:
             readers.transactions.landed(batch)
         lag = readers.transactions.lag()
+        self._note_unreadable(readers.transactions.unreadable)
         last = _seconds(batch["timestamp"][-1]) if batch.num_rows else None
         self.metrics.lags(self.settings.transactions_topic, lag, last)
         self.news.tick(sum(lag.values()))
@@ -160,8 +167,18 @@ class _Lander:
         self.news.goes_on("topics")
         return not batch.num_rows or bool(reports[raw_transactions.name].offsets)
 
-    def _stored(self, streams: Iterable[Stream]) -> dict[Stream, int]:
-        return stored_of(self.lake, raw_transactions, streams)
+    def _note_unreadable(self, unreadable: Mapping[int, str]) -> None:
+        """Shows partitions that cannot be read, and says each change once."""
+        topic = self.settings.transactions_topic
+        for partition in self.unreadable - unreadable.keys():
+            self.news.goes_on(f"{topic}/{partition}")
+        for partition in unreadable.keys() - self.unreadable:
+            self.news.fails(f"{topic}/{partition}", unreadable[partition])
+        self.unreadable = set(unreadable)
+        self.metrics.cannot_read(topic, unreadable)
+
+    def _stored(self, streams: Collection[Stream], log_starts: LogStarts) -> dict[Stream, int]:
+        return positions_in(self.lake, raw_transactions, streams, log_starts)
 
 
 def _seconds(time: pa.Scalar) -> float | None:

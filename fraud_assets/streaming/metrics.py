@@ -47,6 +47,12 @@ class LandingMetrics:
             ["topic", "partition"],
             registry=self.registry,
         )
+        self.unreadable = Gauge(
+            "fraud_landing_partition_unreadable",
+            "1 for a partition whose next message cannot be read.",
+            ["topic", "partition"],
+            registry=self.registry,
+        )
         oldest = Gauge(
             "fraud_landing_oldest_unlanded_seconds",
             "Age of the oldest message that is not in the lake yet; 0 when all is landed.",
@@ -58,6 +64,7 @@ class LandingMetrics:
         self.files = FileHealth(self.registry, now)
         self._oldest: float | None = None
         self._failing: tuple[str, float] | None = None
+        self._unreadable: tuple[str, float] | None = None
         self._looked = now()
         self._committed: float | None = None
 
@@ -90,16 +97,28 @@ class LandingMetrics:
         # The next ones are not in hand yet, but they came after the last.
         self._oldest = (last or self._oldest) if any(lag.values()) else None
 
+    def cannot_read(self, topic: str, partitions: Mapping[int, str]) -> None:
+        """What is wrong with the partitions that cannot be read, while the others land."""
+        self.unreadable.clear()
+        for partition in partitions:
+            self.unreadable.labels(topic, str(partition)).set(1)
+        since = self._unreadable[1] if self._unreadable else self._now()
+        self._unreadable = (" ".join(partitions.values()), since) if partitions else None
+
     def fails(self, reason: str) -> None:
         """Landing cannot go on for now."""
         since = self._failing[1] if self._failing else self._now()
         self._failing = (reason, since)
 
     @property
+    def _trouble(self) -> tuple[str, float] | None:
+        return self._failing or self._unreadable
+
+    @property
     def failing(self) -> str:
         """Why landing does not go on; empty when it does."""
-        if self._failing:
-            return self._failing[0]
+        if trouble := self._trouble:
+            return trouble[0]
         silent = self._now() - self._looked
         return f"No look at the topics for {silent:.0f} s." if silent > HUNG_SECONDS else ""
 
@@ -112,11 +131,11 @@ class LandingMetrics:
 
         `degraded` means that topics land, but something in the drop folder does not. A restart would not help there.
         """
-        failing, trouble = self.failing, self.files.reason
+        failing, trouble, in_files = self.failing, self._trouble, self.files.reason
         return {
-            "status": "failing" if failing else "degraded" if trouble else "ok",
-            "reason": failing or trouble,
-            "failing_seconds": round(self._now() - self._failing[1], 1) if self._failing else 0,
+            "status": "failing" if failing else "degraded" if in_files else "ok",
+            "reason": failing or in_files,
+            "failing_seconds": round(self._now() - trouble[1], 1) if trouble else 0,
             "oldest_unlanded_seconds": round(self.oldest_seconds(), 3),
             "seconds_since_commit": None if self._committed is None else round(self._now() - self._committed, 3),
             "files": self.files.as_json(),

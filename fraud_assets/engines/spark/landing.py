@@ -11,10 +11,11 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ from fraud_assets.kafka.broker import real_broker_is_named
 from fraud_assets.kafka.java_client import java_client
 from fraud_assets.lake.append import RACES, CommitConflictError, commit
 from fraud_assets.lake.data_files import discard, place_of
+from fraud_assets.lake.known_topics import LogStarts, positions_in
 from fraud_assets.lake.positions import NOTHING, Positions, Stream, stored
 from fraud_assets.lake.tables import Lake, unreadable
 from fraud_assets.pipeline.landing import (
@@ -135,7 +137,7 @@ def _drain(
 
     rows_at_failure = -1
     while not stop():
-        first = readers.transactions.first_offsets(lambda streams: stored_of(lake, raw_transactions, streams), stop)
+        first = readers.transactions.first_offsets(partial(positions_in, lake, raw_transactions), stop)
         if all(first.get(stream, 0) > end for stream, end in ends.items()):
             break
         try:
@@ -220,8 +222,8 @@ class TopicQuery:
     def _plan(self) -> dict[Stream, int]:
         """First offset to read of every partition; raises what keeps landing from going on."""
 
-        def held(streams: Iterable[Stream]) -> dict[Stream, int]:
-            self._held = stored_of(self._lake, raw_transactions, streams)
+        def held(streams: Collection[Stream], log_starts: LogStarts) -> dict[Stream, int]:
+            self._held = positions_in(self._lake, raw_transactions, streams, log_starts)
             return self._held
 
         self._next = self._readers.transactions.first_offsets(held, self._stop)
