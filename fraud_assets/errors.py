@@ -49,6 +49,10 @@ class LakeError(FraudAssetsError):
     """A table cannot be read or written."""
 
 
+class DamagedFileError(LakeError):
+    """A file of a table is missing, cut or empty; the message names it and the way back."""
+
+
 class NotEnoughDataError(FraudAssetsError):
     """Training or evaluation needs more rows than the lake holds."""
 

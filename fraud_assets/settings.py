@@ -118,6 +118,11 @@ class Settings(BaseSettings):
         description="Rows per batch of features and scoring on Spark, in place of FRAUD_BATCH_ROWS: what does not fit "
         "into memory goes to disk, and history is read once a batch.",
     )
+    spark_batch_bytes: int = Field(
+        8_000_000_000,
+        ge=1_000,
+        description="Bytes of message bodies per batch of features on Spark, in place of FRAUD_BATCH_BYTES.",
+    )
     spark_conf: Annotated[dict[str, str], NoDecode] = Field(
         default_factory=dict,
         description="Further settings of Spark, as `spark.executor.instances=4;spark.executor.cores=2`; they win. "
@@ -246,6 +251,9 @@ class Settings(BaseSettings):
     feedback_delay_days: int = Field(7, ge=0, description="Days until a transaction without a label counts as genuine.")
     time_zone: str = Field("UTC", description="Time zone of the weekend and night features.")
     batch_rows: int = Field(500_000, ge=1, description="Rows per batch of features and scoring; bounds memory.")
+    batch_bytes: int = Field(
+        200_000_000, ge=1_000, description="Bytes of message bodies per batch of features, at most; bounds memory."
+    )
 
     mlflow_tracking_uri: str = Field(
         "",
@@ -531,7 +539,7 @@ class Settings(BaseSettings):
 
     def for_spark(self) -> Settings:
         """These, with batches as large as Spark takes them."""
-        return self.model_copy(update={"batch_rows": self.spark_batch_rows})
+        return self.model_copy(update={"batch_rows": self.spark_batch_rows, "batch_bytes": self.spark_batch_bytes})
 
     def payload_field(self, field: str) -> str:
         """Name that a contract field has in the payload."""

@@ -87,7 +87,7 @@ def test_a_table_whose_log_is_broken(tmp_path: Path) -> None:
     log.mkdir(parents=True)
     (log / f"{0:020}.json").write_text("{broken")
     result = run(tmp_path, "evaluate", "--train-start", "2018-07-11")
-    assert_one_sentence(result, "transaction_features", "Json error", "FRAUD_LAKE_URI")
+    assert_one_sentence(result, "transaction_features", f"{0:020}.json is cut off or damaged", "docs/restore.md")
     assert "<unknown>" not in result.stderr
 
 

@@ -17,7 +17,7 @@ from fraud_assets.core.schema import (
 )
 from fraud_assets.errors import SettingError
 from fraud_assets.lake import append
-from fraud_assets.lake.books import books, compared_from
+from fraud_assets.lake.books import books, compared_from, pinned
 from fraud_assets.lake.positions import Stream, stored
 from fraud_assets.lake.retention import oldest_waiting
 from fraud_assets.lake.tables import Lake, row_count
@@ -74,7 +74,7 @@ def test_old_days_go_and_positions_and_books_hold(filled: Settings, lake: Lake) 
     }
     assert stored(lake.open(raw_transactions), LIFE) == 411
     assert stored(lake.open(fraud_predictions), LIFE) == 409
-    assert compared_from(lake) == day(3)
+    assert compared_from(pinned(lake)) == day(3)
     totals = books(lake, filled)
     assert (totals["landed"], totals["features"], totals["quarantined"]) == (24, 20, 4)
     assert process_landed(lake, filled).landed == 0
@@ -129,7 +129,7 @@ def test_a_history_that_landed_today_is_young(lake: Lake, make_settings: Callabl
 def test_without_the_setting_nothing_goes(filled: Settings, lake: Lake) -> None:
     forever = filled.model_copy(update={"retention_days": {}})
     assert all(report.rows_retired == 0 for report in tend_all(lake, forever, today=day(4000)).values())
-    assert compared_from(lake) is None
+    assert compared_from(pinned(lake)) is None
     assert row_count(lake.open(quarantined_transactions)) == 10
 
 

@@ -92,6 +92,7 @@ REASONS: dict[str, str] = {
 """Why a message is quarantined: each reason with one sentence for a person."""
 
 _CHUNK_ROWS = 8_192  # few enough that the Python objects of a chunk stay in the processor's cache
+_CHUNK_BYTES = 16_777_216  # of fewer rows, where bodies are large: a chunk takes several times its bytes
 _SAMPLE_ROWS = 16  # bodies of a chunk that are looked at for their keys
 _MOST_KEYS = 200
 _ANY_SIZE = 2**31
@@ -392,7 +393,8 @@ def _parse(
         judged = judged.set_column(0, "value", bodies)
         contract = replace(contract, max_body_bytes=_ANY_SIZE)  # the limit is one of what came
     start = 0
-    for batch in judged.to_batches(max_chunksize=_CHUNK_ROWS):
+    usual_bytes = max(1, judged.nbytes // max(1, judged.num_rows))
+    for batch in judged.to_batches(max_chunksize=max(1, min(_CHUNK_ROWS, _CHUNK_BYTES // usual_bytes))):
         if batch.num_rows == 0:
             continue
         bodies = batch.column("value").cast(pa.binary())

@@ -20,6 +20,7 @@ import pyarrow as pa
 from fraud_assets.core import features
 from fraud_assets.core.schema import WINDOW_DAYS
 from fraud_assets.errors import LakeError
+from fraud_assets.lake.damage import named_data_file
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -52,12 +53,16 @@ def connect(settings: Settings, *, spill: bool = True) -> Iterator[DuckDBPyConne
         raise LakeError(
             "DuckDB gave up its database after an error of another query of this process. Nothing is lost; run again."
         ) from error
-    except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
+    except duckdb.Error as error:
+        if (damaged := named_data_file(str(error))) is not None:
+            raise damaged from error
+        if not isinstance(error, (duckdb.IOException, duckdb.OutOfMemoryException)):
+            raise
         cause = str(error).strip().splitlines()[0]
         raise LakeError(
             f"DuckDB cannot go on: {cause[:300]}. Check the lake and the free space at {folder}, raise "
             f"FRAUD_DUCKDB_MEMORY_LIMIT ({settings.duckdb_memory_limit}), or lower FRAUD_BATCH_ROWS "
-            f"({settings.batch_rows})."
+            f"({settings.batch_rows}) and FRAUD_BATCH_BYTES ({settings.batch_bytes})."
         ) from error
     finally:
         connection.close()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from deltalake import DeltaTable
 
 from fraud_assets.engines.duckdb import connect
@@ -14,9 +16,16 @@ from fraud_assets.lake.scan import register
 from fraud_assets.lake.tables import add_actions
 from fraud_assets.settings import Settings
 
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
 _STREAM = 'topic, lineage, "partition"'
 _POSITION = f'{_STREAM}, "offset"'
 LANDING_ORDER = f"ingested_at, {_POSITION}"
+_BODY = "value"
+_ORDER = ("order landed", "order stream", "order offset")
+_COMPRESSION = 8
+"""How much smaller a data file may be than its bodies without a look at more of them than a batch needs."""
 
 
 @dataclass(frozen=True)
@@ -73,32 +82,127 @@ class Bounds:
 
 
 def next_bounds(work: Pending, settings: Settings, until: Positions | None = None) -> Bounds:
-    """The next batch in landing order: at most FRAUD_BATCH_ROWS rows, a prefix of every stream.
+    """The next batch in landing order: a prefix of every stream.
 
-    With `until` it is exactly the rows up to those positions: the batch that a killed run began.
+    It has at most FRAUD_BATCH_ROWS rows. If the source keeps message bodies, it also has at most FRAUD_BATCH_BYTES of
+    them, or a single larger message.
+
+    Args:
+        work: the pending rows.
+        settings: of the batch.
+        until: if given, no row beyond these positions is in the batch: a killed run began a batch up to them.
+
+    Raises:
+        LakeError: a file cannot be read.
     """
     target = work.target if until is None else {s: min(work.target[s], until[s]) for s in work.target if s in until}
-    if until is None and work.rows > settings.batch_rows:
-        with connect(settings) as connection:
-            register(connection, "source", work.source, work.files)
-            connection.register("bounds", _bounds(Bounds(work.start, target)))
-            # The running maximum keeps the cut a prefix of each stream even where a clock went backwards.
-            cut = connection.sql(
-                f"""
-                with ordered as (
-                    select stream, source."offset", max(ingested_at) over (
-                        partition by stream order by source."offset"
-                    ) as landed
-                    from {_WITHIN_BOUNDS}
-                ), first_rows as (
-                    select stream, "offset" from ordered order by landed, stream, "offset" limit {settings.batch_rows}
-                )
-                select stream, max("offset") from first_rows group by stream
-                """
-            ).fetchall()
-        streams = sorted(target)
-        target = {streams[number]: last for number, last in cut}
-    return Bounds({stream: work.start[stream] for stream in target}, dict(target))
+    whole = Bounds({stream: work.start[stream] for stream in target}, dict(target))
+    if _BODY not in work.source.schema().to_arrow().names:
+        return whole if work.rows <= settings.batch_rows else _first_rows(work, whole, settings)
+    return _first_bytes(work, whole, settings)
+
+
+def _first_rows(work: Pending, whole: Bounds, settings: Settings) -> Bounds:
+    """The first FRAUD_BATCH_ROWS rows in landing order."""
+    with connect(settings) as connection:
+        register(connection, "source", work.source, work.files)
+        connection.register("bounds", _bounds(whole))
+        _order_rows(connection, settings.batch_rows)
+        cut = connection.sql('select stream, max("offset") from ordered group by stream').fetchall()
+    return _up_to(whole, cut)
+
+
+def _first_bytes(work: Pending, whole: Bounds, settings: Settings) -> Bounds:
+    """The first rows in landing order, as many as both limits allow.
+
+    Body lengths are read file by file, in about landing order, and only as far as the batch reaches: a long backlog
+    is not read once for each batch.
+    """
+    is_ordered = False
+    with connect(settings) as connection:
+        connection.register("bounds", _bounds(whole))
+        connection.execute('create or replace temp table lengths (stream integer, "offset" bigint, bytes bigint)')
+        groups = _file_groups(work, settings.batch_bytes)
+        for number, files in enumerate(groups, start=1):
+            register(connection, "source", work.source, files)
+            connection.execute(
+                f"""insert into lengths
+                select stream, source."offset", coalesce(octet_length({_BODY}), 0) from {_WITHIN_BOUNDS}"""
+            )
+            rows, read = connection.sql("select count(*), coalesce(sum(bytes), 0) from lengths").fetchall()[0]
+            if rows <= settings.batch_rows and read <= settings.batch_bytes:
+                if number == len(groups):
+                    return whole
+                continue
+            if not is_ordered:
+                register(connection, "source", work.source, work.files)
+                _order_rows(connection, settings.batch_rows)
+                is_ordered = True
+            cut, is_final = _within_bytes(connection, settings.batch_bytes)
+            if is_final:
+                return _up_to(whole, cut)
+    return whole
+
+
+def _order_rows(connection: DuckDBPyConnection, limit: int) -> None:
+    """Makes the table `ordered` of the first rows of `source` within `bounds`: `stream`, `offset`, and `number`."""
+    # The running maximum keeps the cut a prefix of each stream even where a clock went backwards.
+    connection.execute(
+        f"""
+        create or replace temp table ordered as
+        with landed as (
+            select stream, source."offset", max(ingested_at) over (
+                partition by stream order by source."offset"
+            ) as landed
+            from {_WITHIN_BOUNDS}
+        ), first_rows as (
+            select * from landed order by landed, stream, "offset" limit {limit}
+        )
+        select stream, "offset", row_number() over (order by landed, stream, "offset") as number from first_rows
+        """
+    )
+
+
+def _within_bytes(connection: DuckDBPyConnection, limit: int) -> tuple[list[tuple[int, int]], bool]:
+    """The last offset per stream of the first `limit` bytes of `ordered`, and whether that is the final answer.
+
+    It is not final if the length of a row is unknown before the limit is reached.
+    """
+    connection.execute(
+        """
+        create or replace temp table reached as
+        select stream, "offset", number, bytes, sum(bytes) over (order by number) as total,
+            bool_or(bytes is null) over (order by number) as is_unknown
+        from ordered left join lengths using (stream, "offset")
+        """
+    )
+    kept = f"not is_unknown and (total <= {limit} or number = 1)"
+    cut = connection.sql(f'select stream, max("offset") from reached where {kept} group by stream').fetchall()
+    first_left = connection.sql(f"select is_unknown from reached where not ({kept}) order by number limit 1").fetchall()
+    return cut, not first_left or not first_left[0][0]
+
+
+def _file_groups(work: Pending, batch_bytes: int) -> list[list[str]]:
+    """The files in the order of their first landing, some at a time: less than a batch of bodies, if they compress."""
+    actions = add_actions(work.source)
+    columns = (actions[name].to_pylist() for name in ("path", "size_bytes", "min.ingested_at"))
+    known = {path: (landed is not None, landed, size) for path, size, landed in zip(*columns, strict=True)}
+    groups: list[list[str]] = []
+    reached = 0
+    # A file without statistics may hold the first rows.
+    for path in sorted(work.files, key=lambda path: known[path][:2]):
+        if not groups or reached + known[path][2] > batch_bytes // _COMPRESSION:
+            groups.append([])
+            reached = 0
+        groups[-1].append(path)
+        reached += known[path][2]
+    return groups
+
+
+def _up_to(whole: Bounds, cut: Sequence[tuple[int, int]]) -> Bounds:
+    streams = sorted(whole.target)
+    target = {streams[number]: last for number, last in cut}
+    return Bounds({stream: whole.start[stream] for stream in target}, target)
 
 
 def read_batch(work: Pending, settings: Settings, columns: Sequence[str] | None = None) -> pa.Table:
@@ -107,14 +211,22 @@ def read_batch(work: Pending, settings: Settings, columns: Sequence[str] | None 
 
 
 def rows_within(work: Pending, bounds: Bounds, settings: Settings, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of the batch in landing order; with `columns` only those are read."""
+    """The rows of the batch in landing order; with `columns` only those are read.
+
+    Raises:
+        LakeError: a file cannot be read.
+    """
     with connect(settings) as connection:
         register(connection, "source", work.source, work.files)
         connection.register("bounds", _bounds(bounds))
         chosen = "source.*" if columns is None else ", ".join(f'source."{name}"' for name in columns)
-        return connection.sql(
-            f"""select {chosen} from {_WITHIN_BOUNDS} order by source.ingested_at, stream, source."offset" """
-        ).to_arrow_table()
+        order = f'source.ingested_at as "{_ORDER[0]}", stream as "{_ORDER[1]}", source."offset" as "{_ORDER[2]}"'
+        rows = connection.sql(f"select {chosen}, {order} from {_WITHIN_BOUNDS}").to_arrow_table()
+    keys = rows.select(list(_ORDER))
+    rows = rows.drop_columns(list(_ORDER))
+    # DuckDB would sort whole rows, which takes several times the memory of the bodies.
+    places = pc.sort_indices(keys, [(name, "ascending") for name in _ORDER]).to_numpy()
+    return rows if (places[1:] > places[:-1]).all() else rows.take(pa.array(places))
 
 
 _WITHIN_BOUNDS = """

@@ -18,7 +18,8 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING
 
-from fraud_assets.errors import disk_fault
+from fraud_assets.errors import DamagedFileError, disk_fault
+from fraud_assets.lake.damage import of_data_file, size_state
 from fraud_assets.lake.storage import store_fault
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Copies:
                 list(pool.map(partial(_copy, handler, self.place(uri)), sizes.items()))
         except OSError as error:
             # The operating system's own errors have a number, those of delta-rs have none.
-            raise disk_fault(error) or store_fault(uri, error) from error
+            raise disk_fault(error) or _damaged(uri, options, sizes) or store_fault(uri, error) from error
 
     def _make_room(self, in_use: Collection[Path]) -> None:
         """Removes what was not used for a day, then the least recently used while there is too much."""
@@ -82,6 +83,20 @@ class Copies:
             if age > _UNUSED_SECONDS or (spare < 0 and age > _IN_USE_SECONDS):
                 file.unlink(missing_ok=True)
                 spare += size
+
+
+def _damaged(uri: str, options: Mapping[str, str], sizes: Mapping[str, int]) -> DamagedFileError | None:
+    """The error for the first of the files that the store does not have, or has with another size."""
+    from deltalake.fs import DeltaStorageHandler
+    from pyarrow.fs import FileType, PyFileSystem
+
+    # Where the store does not answer, its own error is the one to tell.
+    with suppress(OSError):
+        for info in PyFileSystem(DeltaStorageHandler(uri, dict(options))).get_file_info(list(sizes)):
+            state = size_state(None if info.type == FileType.NotFound else info.size, sizes[info.path])
+            if state is not None:
+                return DamagedFileError(of_data_file(f"{uri.rstrip('/')}/{info.path}", state))
+    return None
 
 
 def _is_there(file: Path, size: int) -> bool:

@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fraud_assets.core.schema import Table
+from fraud_assets.errors import DamagedFileError
+from fraud_assets.lake.damage import of_data_file, parquet_state
 from fraud_assets.lake.storage import is_remote
 
 if TYPE_CHECKING:
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from fraud_assets.lake.tables import Lake
 
 READ_ROWS = 65_536
+BODY_ROWS = 1_024
+"""Rows that are read at a time where they hold message bodies, of which one may have some 100 kB."""
+_READ_BYTES = 33_554_432
 GROUP_ROWS = 131_072
 """Rows of a Parquet row group: what a reader holds at a time, and what a large file is split by."""
 _GROUP_BYTES = 134_217_728
@@ -113,22 +118,10 @@ def read_slices(
     place: Place, slices: Sequence[Slice], schema: pa.Schema, partition_by: str | None, where: Expression | None = None
 ) -> Iterator[pa.RecordBatch]:
     """Rows of the slices that meet `where`, in `schema` (columns of the table, its partition column among them)."""
-    from pyarrow.dataset import ParquetFileFormat
-
     physical = pa.schema([column for column in schema if column.name != partition_by])
     filesystem = place.filesystem({part.path: part.size for part in slices})
     for part in slices:
-        fragment = ParquetFileFormat().make_fragment(part.path, filesystem)
-        if part.count > 1:
-            groups = [group.id for group in fragment.row_groups][part.number :: part.count]
-            if not groups:
-                continue
-            fragment = fragment.subset(row_group_ids=groups)
-        for batch in fragment.to_batches(
-            schema=fragment.physical_schema, columns=physical.names, filter=where, batch_size=READ_ROWS
-        ):
-            if not batch.num_rows:
-                continue
+        for batch in _gathered(_batches(place, filesystem, part, physical.names, where)):
             columns = [
                 pa.repeat(pa.scalar(part.partition, column.type), batch.num_rows)
                 if column.name == partition_by
@@ -136,6 +129,48 @@ def read_slices(
                 for column in schema
             ]
             yield pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _batches(
+    place: Place, filesystem: FileSystem, part: Slice, columns: Sequence[str], where: Expression | None
+) -> Iterator[pa.RecordBatch]:
+    """Rows of a slice, a few at a time where they hold message bodies."""
+    from pyarrow.dataset import ParquetFileFormat
+
+    fragment = ParquetFileFormat().make_fragment(part.path, filesystem)
+    try:
+        if part.count > 1:
+            groups = [group.id for group in fragment.row_groups][part.number :: part.count]
+            if not groups:
+                return
+            fragment = fragment.subset(row_group_ids=groups)
+        yield from fragment.to_batches(
+            schema=fragment.physical_schema,
+            columns=list(columns),
+            filter=where,
+            batch_size=BODY_ROWS if "value" in columns else READ_ROWS,
+        )
+    except (OSError, pa.ArrowInvalid) as error:
+        state = parquet_state(filesystem, part.path, part.size)
+        if state is None:
+            raise
+        raise DamagedFileError(of_data_file(f"{place.uri.rstrip('/')}/{part.path}", state)) from error
+
+
+def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The rows in batches of about READ_ROWS rows or _READ_BYTES bytes; none is empty."""
+    waiting: list[pa.RecordBatch] = []
+    rows = size = 0
+    for batch in batches:
+        if not batch.num_rows:
+            continue
+        waiting.append(batch)
+        rows, size = rows + batch.num_rows, size + batch.nbytes
+        if rows >= READ_ROWS or size >= _READ_BYTES:
+            yield pa.concat_batches(waiting)
+            waiting, rows, size = [], 0, 0
+    if waiting:
+        yield pa.concat_batches(waiting)
 
 
 def write_data_files(place: Place, table: Table, batches: Iterable[pa.RecordBatch]) -> Iterator[DataFile]:

@@ -133,6 +133,12 @@ _FAULTS: tuple[tuple[str, str], ...] = (
 
 def store_fault(uri: str, error: Exception) -> LakeError:
     """The one sentence for a failure of an object store."""
+    cause = _cause(_plain(str(error)))
+    return known_store_fault(uri, error) or LakeError(f"Table {uri.rstrip('/')} failed: {cause}. Check FRAUD_LAKE_URI.")
+
+
+def known_store_fault(uri: str, error: Exception) -> LakeError | None:
+    """The sentence for a failure whose cause is the store, its credentials or the way to it; None for another."""
     uri = uri.rstrip("/")
     text = _plain(str(error))
     cause = _cause(text)
@@ -144,7 +150,7 @@ def store_fault(uri: str, error: Exception) -> LakeError:
             f"Table {uri} failed: the object store{_place(text)} does not answer as it should ({cause}). Check that it "
             "runs, and FRAUD_LAKE_URI and AWS_ENDPOINT_URL."
         )
-    return LakeError(f"Table {uri} failed: {cause}. Check FRAUD_LAKE_URI.")
+    return None
 
 
 def _plain(text: str) -> str:

@@ -14,16 +14,25 @@ from deltalake import CommitProperties, DeltaTable
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from fraud_assets.core.schema import TABLES, Table
-from fraud_assets.errors import LakeError
+from fraud_assets.errors import DamagedFileError, LakeError
 from fraud_assets.lake.copies import Copies
+from fraud_assets.lake.damage import (
+    examine_data_files,
+    log_damage,
+    lost_log,
+    named_data_file,
+    refuse_empty_entries,
+)
+from fraud_assets.lake.data_files import READ_ROWS, Place
 from fraud_assets.lake.layout import check_columns
-from fraud_assets.lake.storage import is_remote, storage_options, store_fault
+from fraud_assets.lake.storage import is_remote, known_store_fault, storage_options, store_fault
 from fraud_assets.settings import Settings
 
 if TYPE_CHECKING:
     from pyarrow.dataset import Dataset, Expression, Fragment
 
 
+_FOOTERS, _FOOTER_SECONDS = 10_000, 20.0
 _REMOTE_CHECKPOINT = 10
 """Commits between two checkpoints. To open a table takes two requests for each commit since the last one."""
 
@@ -52,11 +61,22 @@ class Lake:
 
     def exists(self, table: Table) -> bool:
         """Whether the table has been created. Raises `LakeError`."""
-        return self._found(table) is not None
+        return self.find(table) is not None
+
+    def find(self, table: Table) -> DeltaTable | None:
+        """A fresh handle on the newest version; None if the table does not exist. Raises `LakeError`."""
+        # Not `DeltaTable.is_deltatable`: it holds the interpreter lock for as long as an object store keeps it waiting.
+        with _in_words(self.uri(table), self.storage_options):
+            try:
+                handle = self._newest(table)
+            except TableNotFoundError:
+                return None
+        check_columns(handle, table, self.uri(table))
+        return handle
 
     def versions(self) -> dict[str, int]:
         """Newest version of every table that exists, by name. Raises `LakeError`."""
-        found = {table.name: self._found(table) for table in TABLES}
+        found = {table.name: self.find(table) for table in TABLES}
         return {name: handle.version() for name, handle in found.items() if handle is not None}
 
     def open(self, table: Table) -> DeltaTable:
@@ -65,10 +85,11 @@ class Lake:
         Raises:
             LakeError: it cannot be read or written.
         """
-        found = self._found(table)
+        found = self.find(table)
         if found is not None:
             return found
-        with _in_words(self.uri(table)):
+        with _in_words(self.uri(table), self.storage_options):
+            self._refuse_lost_log(table)
             self._create(table)
             return self._newest(table)
 
@@ -76,20 +97,24 @@ class Lake:
     def _options(self) -> dict[str, str] | None:
         return dict(self.storage_options) or None
 
-    def _found(self, table: Table) -> DeltaTable | None:
-        # Not `DeltaTable.is_deltatable`: it holds the interpreter lock for as long as an object store keeps it waiting.
-        with _in_words(self.uri(table)):
-            try:
-                handle = self._newest(table)
-            except TableNotFoundError:
-                return None
-        check_columns(handle, table, self.uri(table))
-        return handle
-
     def _newest(self, table: Table) -> DeltaTable:
         if self.copies is None:
-            return DeltaTable(self.uri(table), storage_options=self._options)
+            handle = DeltaTable(self.uri(table), storage_options=self._options)
+            # An object store keeps a file whole or not at all.
+            refuse_empty_entries(handle.table_uri, handle.version())
+            return handle
         return RemoteTable(self.uri(table), self.storage_options, self.copies)
+
+    def _refuse_lost_log(self, table: Table) -> None:
+        """Keeps a table that lost its log from being created again, empty, on top of its data files."""
+        place = Place(self.uri(table), dict(self.storage_options))
+        if (lost := lost_log(place)) is None:
+            return
+        # Another process may have created the table and added rows meanwhile.
+        with suppress(TableNotFoundError):
+            self._newest(table)
+            return
+        raise DamagedFileError(lost)
 
     def _create(self, table: Table) -> None:
         # Two processes may meet a missing table at the same time, and an object store may have made it without being
@@ -144,17 +169,25 @@ class RemoteTable(DeltaTable):
 
 
 @contextmanager
-def _in_words(uri: str) -> Iterator[None]:
+def _in_words(uri: str, options: Mapping[str, str] | None = None) -> Iterator[None]:
     try:
         yield
-    except (DeltaError, OSError) as error:
-        raise unreadable(uri, error) from error
+    except (DeltaError, OSError, pa.ArrowInvalid) as error:
+        raise unreadable(uri, error, options) from error
 
 
-def unreadable(uri: str, error: Exception) -> LakeError:
-    """The one sentence for a table that cannot be read or written, by what the cause looks like."""
+def unreadable(uri: str, error: Exception, options: Mapping[str, str] | None = None) -> LakeError:
+    """The one sentence for a table that cannot be read or written, by what the cause looks like.
+
+    Args:
+        uri: the table's.
+        error: what delta-rs or Arrow raised.
+        options: of an object store; without them a damaged log there is not looked for.
+    """
     if is_remote(uri):
-        return store_fault(uri, error)
+        known = known_store_fault(uri, error)
+        damaged = _damage(uri, error, options) if known is None and options is not None else None
+        return known or damaged or store_fault(uri, error)
     # delta-rs appends the frames of its own stack to some messages.
     cause = " ".join(str(error).split()).split(" 0: <unknown>")[0]
     folder = Path(uri.removeprefix("file://"))
@@ -167,9 +200,26 @@ def unreadable(uri: str, error: Exception) -> LakeError:
         remedy = "It cannot be written: check its owner and mount, or point FRAUD_HOME (or FRAUD_LAKE_URI) elsewhere"
     elif folder.exists() and not os.access(folder, os.R_OK):
         remedy = "It cannot be read: check its permissions"
+    elif (damaged := _damage(uri, error, {})) is not None:
+        return damaged
     else:
         remedy = "Check FRAUD_LAKE_URI and FRAUD_HOME"
     return LakeError(f"Table {uri} failed: {cause[:300]}. {remedy}.")
+
+
+def _damage(uri: str, error: Exception, options: Mapping[str, str]) -> LakeError | None:
+    """The error that names the damaged file, if that is what the table fails for."""
+    if (named := named_data_file(str(error))) is not None:
+        return named
+    place = Place(uri, dict(options))
+    # To look for the damage may fail as reading did.
+    with suppress(OSError, DeltaError, pa.ArrowInvalid):
+        if (damage := log_damage(place)) is not None:
+            return DamagedFileError(damage)
+        handle = DeltaTable(uri, storage_options=dict(options) or None)
+        damage = examine_data_files(place, handle, _FOOTERS, _FOOTER_SECONDS).damage
+        return None if damage is None else DamagedFileError(damage)
+    return None
 
 
 def add_actions(handle: DeltaTable) -> pa.Table:
@@ -205,6 +255,26 @@ def read(handle: DeltaTable, columns: Sequence[str] | None = None, where: Expres
     dataset = _of(handle, whole, list(whole.get_fragments(where)))
     with _in_words(handle.table_uri):
         return dataset.to_table(columns=columns and list(columns), filter=where)
+
+
+def batches(
+    handle: DeltaTable,
+    columns: Sequence[str],
+    paths: Iterable[str] | None = None,
+    where: Expression | None = None,
+    batch_rows: int = READ_ROWS,
+) -> Iterator[pa.RecordBatch]:
+    """As `read`, a few batches of at most `batch_rows` rows in memory at a time, from the files in `paths` (all).
+
+    Raises:
+        LakeError: a file cannot be read.
+    """
+    dataset = dataset_of(handle, paths)
+    with _in_words(handle.table_uri):
+        scanner = dataset.scanner(
+            columns=list(columns), filter=where, batch_size=batch_rows, batch_readahead=2, fragment_readahead=1
+        )
+        yield from scanner.to_batches()
 
 
 def _whole(handle: DeltaTable) -> Dataset:

@@ -40,8 +40,9 @@ from fraud_assets.core.subjects import ids_in, mention_of
 from fraud_assets.engines.duckdb import connect
 from fraud_assets.kafka.schemas import transaction_decoder
 from fraud_assets.lake.append import RACES
+from fraud_assets.lake.data_files import BODY_ROWS
 from fraud_assets.lake.scan import register
-from fraud_assets.lake.tables import Lake, RemoteTable, add_actions, dataset_of, unreadable
+from fraud_assets.lake.tables import Lake, RemoteTable, add_actions, batches, unreadable
 from fraud_assets.pipeline.kept_files import FileRows, rows_in_files, strip
 from fraud_assets.settings import Settings
 
@@ -50,7 +51,6 @@ ERASED_TABLES = (fraud_labels, fraud_predictions, raw_transactions, quarantined_
 """In the order of erasing; only the last names the customer in a column."""
 
 _POSITIONS_A_COMMIT = 2_000
-_SCAN_ROWS = 32_768
 _PLACES = pa.schema(list(POSITION))
 _MOST_ROUNDS = 5
 
@@ -323,10 +323,7 @@ def _candidates(lake: Lake, table: Table, ids: Sequence[str], decoder: Decoder |
     names = RAW_TRANSACTIONS.names
     columns = [*names, "reason"] if table is quarantined_transactions else names
     needles = [name.encode() for name in ids]
-    scanner = dataset_of(handle).scanner(
-        columns=columns, batch_size=_SCAN_ROWS, batch_readahead=2, fragment_readahead=1, use_threads=True
-    )
-    for batch in scanner.to_batches():
+    for batch in batches(handle, columns, batch_rows=BODY_ROWS):
         rows = pa.Table.from_batches([batch])
         if table is quarantined_transactions:
             rows = rows.filter(pc.invert(pc.starts_with(rows["reason"], "label_"))).drop_columns(["reason"])
@@ -428,13 +425,8 @@ def _bad_labels_of(lake: Lake, settings: Settings, transactions: pa.Table) -> pa
     decoder = label_decoder(settings)
     names = {settings.payload_field("transaction_id"), "transaction_id"}
     places: list[dict[str, Any]] = []
-    scanner = dataset_of(lake.open(quarantined_transactions)).scanner(
-        columns=[*POSITION_COLUMNS, "value", "headers", "reason"],
-        batch_size=_SCAN_ROWS,
-        batch_readahead=2,
-        fragment_readahead=1,
-    )
-    for batch in scanner.to_batches():
+    columns = [*POSITION_COLUMNS, "value", "headers", "reason"]
+    for batch in batches(lake.open(quarantined_transactions), columns, batch_rows=BODY_ROWS):
         places += [
             {name: row[name] for name in POSITION_COLUMNS}
             for row in batch.filter(pc.starts_with(batch.column("reason"), "label_")).to_pylist()

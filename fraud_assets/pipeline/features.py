@@ -1,7 +1,8 @@
 """Cleaned features and quarantine, from what landed, exactly once.
 
 Quarantine is committed first and features last. A run that was killed in between is finished by the next
-one on exactly the same messages: what quarantine already holds of them stays there, all others are features.
+one on exactly the same messages, in parts if they are more than a batch by now: what quarantine already holds of them
+stays there, all others are features.
 """
 
 from __future__ import annotations
@@ -140,7 +141,9 @@ def process_landed(
         waiting = {quarantined_transactions: computed.rejected, transaction_features: computed.features}
         try:
             if count_of(computed.rejected) or not begun:
-                commit(quarantine, quarantined_transactions, computed.rejected, bounds.target, counts)
+                # Quarantine may be ahead: of a batch that a killed run began, this one may be the first part.
+                reached = {stream: max(offset, begun.get(stream, offset)) for stream, offset in bounds.target.items()}
+                commit(quarantine, quarantined_transactions, computed.rejected, reached, counts)
                 del waiting[quarantined_transactions]
             commit(features, transaction_features, computed.features, bounds.target, counts)
         except CommitConflictError:
@@ -159,12 +162,15 @@ def compute_here(batch: Batch) -> Computed:
     """The batch by DuckDB, in this process."""
     settings = batch.settings
     messages = rows_within(batch.work, batch.bounds, settings)
-    held = messages.slice(0, 0)
+    landed = messages.num_rows
+    held = messages.slice(0, 0).select(list(POSITION_COLUMNS))
     if batch.held is not None and batch.held.target:
-        held = rows_within(batch.held, bounds_of(batch.held, batch.bounds), settings)
+        held = rows_within(batch.held, bounds_of(batch.held, batch.bounds), settings, (*POSITION_COLUMNS, "reason"))
     rows, rejected = _split(messages, held, batch.features, settings)
+    # The windows need the memory that the bodies take.
+    del messages
     table = _features(rows, batch.features, batch.lake.open(fraud_labels), settings)
-    return Computed(messages.num_rows, table, rejected, _counts(held, rejected))
+    return Computed(landed, table, rejected, _counts(held, rejected))
 
 
 def restate(
@@ -248,27 +254,35 @@ def bounds_of(held: Pending, bounds: Bounds) -> Bounds:
 def _split(batch: pa.Table, held: pa.Table, features: DeltaTable, settings: Settings) -> tuple[pa.Table, pa.Table]:
     """The batch's first-of-their-id transactions, and what is to be added to quarantine."""
     if held.num_rows:
-        with connect(settings) as connection:
-            connection.register("batch", batch)
-            connection.register("held", held)
-            batch = connection.sql(
-                f"select * from batch anti join held using ({_quoted(POSITION_COLUMNS)}) order by {LANDING_ORDER}"
-            ).to_arrow_table()
+        batch = batch.take(_places(batch, held, settings, are_held=False))
     valid, rejected = parse_transactions(batch, settings, transaction_decoder(settings))
     repeated = _repeated(valid, features, settings)
     if not repeated:
         return valid, rejected
     mask = pa.array(repeated.get(row) is None for row in range(valid.num_rows))
     doubles = valid.filter(pc.invert(mask)).select(list(POSITION_COLUMNS))
-    with connect(settings) as connection:
-        connection.register("batch", batch)
-        connection.register("doubles", doubles.append_column("detail", pa.array(repeated.values(), pa.string())))
-        bodies = connection.sql(
-            f"""select batch.*, '{DUPLICATE}' as reason, detail
-            from batch join doubles using ({_quoted(POSITION_COLUMNS)}) order by {LANDING_ORDER}"""
-        ).to_arrow_table()
+    bodies = batch.take(_places(batch, doubles, settings, are_held=True))
+    bodies = bodies.append_column("reason", pa.repeat(DUPLICATE, bodies.num_rows))
+    # Both are in landing order.
+    bodies = bodies.append_column("detail", pa.array(repeated.values(), pa.string()))
     quarantined = bodies.select(QUARANTINED_TRANSACTIONS.names).cast(QUARANTINED_TRANSACTIONS)
     return valid.filter(mask), pa.concat_tables([rejected.cast(QUARANTINED_TRANSACTIONS), quarantined])
+
+
+def _places(batch: pa.Table, others: pa.Table, settings: Settings, *, are_held: bool) -> pa.Array:
+    """Row numbers of the messages whose positions are among `others`, or of those whose are not. No body is moved."""
+    positions = batch.select(list(POSITION_COLUMNS)).append_column("row", pa.array(np.arange(batch.num_rows)))
+    with connect(settings) as connection:
+        connection.register("batch", positions)
+        connection.register("others", others.select(list(POSITION_COLUMNS)))
+        return (
+            connection.sql(
+                f"""select "row" from batch {"semi" if are_held else "anti"} join others
+            using ({_quoted(POSITION_COLUMNS)}) order by "row" """
+            )
+            .to_arrow_table()["row"]
+            .combine_chunks()
+        )
 
 
 def _repeated(valid: pa.Table, features: DeltaTable, settings: Settings) -> dict[int, str]:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from fraud_assets.core.schema import FEATURE_VERSION, TIME, transaction_features
 from fraud_assets.lake.scan import files_within
-from fraud_assets.lake.tables import Lake, add_actions, dataset_of
+from fraud_assets.lake.tables import Lake, add_actions, batches
 from fraud_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ Work must not depend on how the rows are split and ordered, and must be fit for 
 
 def gather_here(window: Window, columns: Sequence[str], work: Work, schema: pa.Schema) -> pa.Table:
     """The work on the whole window in this process, a few batches of rows in memory at a time."""
-    batches = dataset_of(window.handle, window.files).to_batches(columns=list(columns), filter=window.where)
-    return pa.Table.from_batches([batch.cast(schema) for batch in work(iter(batches))], schema)
+    rows = batches(window.handle, columns, window.files, window.where)
+    return pa.Table.from_batches([batch.cast(schema) for batch in work(rows)], schema)
 
 
 def gather_for(window: Window, engine: Gather) -> Gather:

@@ -1,0 +1,331 @@
+"""Damaged tables: each error names the file and the way back, the way back works, and the doctor sees the damage."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import obstore
+import pytest
+
+from fraud_assets.chaos.object_store import ObjectStore
+from fraud_assets.core.schema import (
+    QUARANTINED_TRANSACTIONS,
+    Table,
+    quarantined_transactions,
+    raw_transactions,
+    transaction_features,
+)
+from fraud_assets.doctor.finding import Finding
+from fraud_assets.doctor.lake import check_lake
+from fraud_assets.engines.duckdb import connect
+from fraud_assets.errors import DamagedFileError
+from fraud_assets.lake.damage import refuse_empty_entries
+from fraud_assets.lake.data_files import place_of, read_slices, slices_of
+from fraud_assets.lake.scan import register
+from fraud_assets.lake.tables import Lake, add_actions, read, row_count
+from fraud_assets.lake.upkeep import tend
+from fraud_assets.pipeline.erasure import erase
+from fraud_assets.pipeline.features import process_landed, restate
+from fraud_assets.pipeline.files import land_files
+from fraud_assets.pipeline.training import read_features
+from fraud_assets.settings import Settings
+from fraud_assets_tests.landed import FIRST, bodies, land
+from fraud_assets_tests.test_object_store import client
+
+COMMITS = 3
+Damage = Callable[[Path], None]
+
+
+def log_of(lake: Lake, table: Table = raw_transactions) -> Path:
+    return Path(lake.root) / table.name / "_delta_log"
+
+
+def entry(log: Path, version: int) -> Path:
+    return log / f"{version:020}.json"
+
+
+def first_checkpoint(log: Path) -> Path:
+    return min(log.glob("*.checkpoint.parquet"))
+
+
+def cut(file: Path, size: int) -> None:
+    file.write_bytes(file.read_bytes()[:size])
+
+
+def with_checkpoint(lake: Lake) -> None:
+    """A checkpoint at version 3, and one commit after it."""
+    lake.open(raw_transactions).create_checkpoint()
+    land(lake, bodies(5, first_id=15), first_offset=15)
+
+
+def without_older_entries(log: Path) -> None:
+    for version in range(COMMITS + 1):
+        entry(log, version).unlink()
+
+
+@pytest.fixture
+def landed(lake: Lake) -> Lake:
+    """Three commits of five messages each."""
+    for number in range(COMMITS):
+        land(lake, bodies(5, first_id=5 * number), first_offset=5 * number)
+    return lake
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda log: entry(log, 3).write_bytes(b""), "0003.json is empty"),
+        (lambda log: entry(log, 3).write_bytes(bytes(300)), "0003.json is cut off or damaged"),
+        (lambda log: cut(entry(log, 3), 200), "0003.json is cut off or damaged"),
+    ],
+    ids=["empty", "zeros", "cut"],
+)
+def test_a_damaged_newest_entry_is_refused_and_moved_away_by_hand(landed: Lake, damage: Damage, words: str) -> None:
+    log = log_of(landed)
+    damage(log)
+    for look in (landed.open, landed.exists):
+        with pytest.raises(DamagedFileError) as caught:
+            look(raw_transactions)
+        assert f"{log}/" in str(caught.value)
+        assert words in str(caught.value)
+        assert "at version 2 again" in str(caught.value)
+    # The way back: as before the commit, and what it held lands again.
+    entry(log, 3).unlink()
+    assert row_count(landed.open(raw_transactions)) == 10
+    land(landed, bodies(5, first_id=10), first_offset=10)
+    assert row_count(landed.open(raw_transactions)) == 15
+
+
+@pytest.mark.parametrize(
+    ("damage", "words", "remedy"),
+    [
+        (lambda log: entry(log, 2).write_bytes(b""), "0002.json is empty", "move it and the later entries"),
+        (lambda log: cut(entry(log, 2), 100), "0002.json is cut off", "move it and the later entries"),
+        (lambda log: entry(log, 2).unlink(), "0002.json is missing", "move the later entries"),
+    ],
+    ids=["empty", "cut", "gap"],
+)
+def test_a_damaged_entry_below_others(landed: Lake, damage: Damage, words: str, remedy: str) -> None:
+    log = log_of(landed)
+    damage(log)
+    with pytest.raises(DamagedFileError, match=r"1 later entry builds on it.* at version 1 again") as caught:
+        landed.open(raw_transactions)
+    assert words in str(caught.value)
+    assert remedy in str(caught.value)
+    for version in (2, 3):
+        entry(log, version).unlink(missing_ok=True)
+    assert row_count(landed.open(raw_transactions)) == 5
+
+
+@pytest.mark.parametrize("damage", [lambda log: entry(log, 0).write_bytes(b""), lambda log: entry(log, 0).unlink()])
+def test_a_damaged_first_entry_leaves_the_backup(landed: Lake, damage: Damage) -> None:
+    damage(log_of(landed))
+    with pytest.raises(DamagedFileError, match=r"0000\.json is \w+.*3 later entries.*backup.*docs/restore\.md"):
+        landed.open(raw_transactions)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda log: cut(first_checkpoint(log), 500), "checkpoint.parquet cannot be read"),
+        (lambda log: first_checkpoint(log).write_bytes(b""), "checkpoint.parquet is empty"),
+        (lambda log: first_checkpoint(log).unlink(), "_last_checkpoint names checkpoint 3, which is missing"),
+    ],
+    ids=["cut", "empty", "missing"],
+)
+def test_a_damaged_checkpoint(landed: Lake, damage: Damage, words: str) -> None:
+    with_checkpoint(landed)
+    log = log_of(landed)
+    damage(log)
+    with pytest.raises(DamagedFileError, match="the log entries hold the same") as caught:
+        landed.open(raw_transactions)
+    assert words in str(caught.value)
+    for file in (*log.glob("*.checkpoint.parquet"), log / "_last_checkpoint"):
+        file.unlink()
+    assert row_count(landed.open(raw_transactions)) == 20
+
+
+def test_a_damaged_checkpoint_whose_entries_are_gone(landed: Lake) -> None:
+    with_checkpoint(landed)
+    log = log_of(landed)
+    without_older_entries(log)
+    assert row_count(landed.open(raw_transactions)) == 20
+    cut(first_checkpoint(log), 500)
+    with pytest.raises(DamagedFileError, match=r"log entries before it are gone\. Put it back from a backup"):
+        landed.open(raw_transactions)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"ver'])
+def test_a_damaged_last_checkpoint_is_no_matter(landed: Lake, content: bytes) -> None:
+    with_checkpoint(landed)
+    (log_of(landed) / "_last_checkpoint").write_bytes(content)
+    assert row_count(landed.open(raw_transactions)) == 20
+
+
+def test_a_table_that_lost_its_log_is_not_created_again(landed: Lake) -> None:
+    shutil.rmtree(log_of(landed))
+    assert not landed.exists(raw_transactions)
+    with pytest.raises(DamagedFileError, match=r"holds 3 data files, but no log.*docs/restore\.md"):
+        landed.open(raw_transactions)
+    shutil.rmtree(log_of(landed).parent)
+    assert row_count(landed.open(raw_transactions)) == 0
+
+
+def test_to_look_for_empty_entries_takes_no_time(landed: Lake) -> None:
+    for number in range(COMMITS, 60):
+        land(landed, bodies(1, first_id=5 * number), first_offset=5 * number)
+    handle = landed.open(raw_transactions)
+    began = time.perf_counter()
+    for _ in range(100):
+        refuse_empty_entries(handle.table_uri, handle.version())
+    assert (time.perf_counter() - began) / 100 < 0.005
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Data files.
+
+
+def newest_file(lake: Lake, table: Table) -> Path:
+    actions = add_actions(lake.open(table))
+    newest = max(zip(actions["modification_time"].to_pylist(), actions["path"].to_pylist(), strict=True))
+    return Path(lake.root) / table.name / newest[1]
+
+
+def in_duckdb(lake: Lake, settings: Settings) -> None:
+    with connect(settings) as connection:
+        register(connection, "f", lake.open(raw_transactions))
+        connection.sql("select sum(octet_length(value)) from f").fetchall()
+
+
+def by_slices(lake: Lake, settings: Settings) -> None:
+    handle, place = lake.open(raw_transactions), place_of(lake, raw_transactions)
+    slices = slices_of(handle, add_actions(handle)["path"].to_pylist(), raw_transactions)
+    list(read_slices(place, slices, raw_transactions.schema, raw_transactions.partition_by))
+
+
+READERS: dict[str, tuple[Table, Callable[[Lake, Settings], object]]] = {
+    "DuckDB": (raw_transactions, in_duckdb),
+    "Arrow": (raw_transactions, lambda lake, settings: read(lake.open(raw_transactions))),
+    "slices": (raw_transactions, by_slices),
+    "features": (raw_transactions, process_landed),
+    "restate": (
+        transaction_features,
+        lambda lake, settings: restate(lake, settings, FIRST, FIRST.replace(day=9)),
+    ),
+    "training": (
+        transaction_features,
+        lambda lake, settings: read_features(lake, FIRST, FIRST.replace(day=9), ["tx_amount"]),
+    ),
+    "erase": (raw_transactions, lambda lake, settings: erase(lake, settings, "3")),
+    "upkeep": (raw_transactions, lambda lake, settings: tend(lake, raw_transactions, settings)),
+}
+
+
+@pytest.mark.parametrize(
+    ("damage", "state"),
+    [
+        (Path.unlink, "is missing"),
+        (lambda file: file.write_bytes(b""), "is empty|0 bytes"),
+        (lambda file: cut(file, 900), "cannot be read|has 900 bytes"),
+    ],
+    ids=["missing", "empty", "cut"],
+)
+@pytest.mark.parametrize("reader", READERS)
+def test_a_damaged_data_file(settings: Settings, landed: Lake, reader: str, damage: Damage, state: str) -> None:
+    table, use = READERS[reader]
+    if table is transaction_features:
+        process_landed(landed, settings)
+    file = newest_file(landed, table)
+    assert files_of(settings).state == "OK"
+    damage(file)
+    with pytest.raises(DamagedFileError, match=state) as caught:
+        use(landed, settings)
+    assert f"{file} of table {table.name}" in str(caught.value)
+    assert "docs/restore.md" in str(caught.value)
+    found = files_of(settings)
+    assert found.state == "FAIL"
+    assert str(file) in found.text
+    assert "docs/restore.md" in found.fix
+
+
+def files_of(settings: Settings) -> Finding:
+    return next(found for found in check_lake(settings) if found.name == "data files")
+
+
+def test_the_doctor_reads_footers(settings: Settings, landed: Lake) -> None:
+    """A file of the right size with another content is found by its footer."""
+    file = newest_file(landed, raw_transactions)
+    file.write_bytes(bytes(file.stat().st_size))
+    found = files_of(settings)
+    assert found.state == "FAIL"
+    assert f"{file} of table raw_transactions cannot be read" in found.text
+
+
+@pytest.mark.xdist_group("s3")
+def test_on_an_object_store(s3_settings: Settings, s3: ObjectStore) -> None:
+    lake = Lake.of(s3_settings)
+    bucket = client(s3, "/".join(lake.root.removeprefix("s3://").split("/")[1:]))
+    for number in range(COMMITS):
+        land(lake, bodies(5, first_id=5 * number), first_offset=5 * number)
+    assert files_of(s3_settings).state == "OK"
+    handle = lake.open(raw_transactions)
+    path = f"raw_transactions/{add_actions(handle)['path'][0].as_py()}"
+    whole = bytes(obstore.get(bucket, path).bytes())
+    for state in ("has 900 bytes", "is missing"):
+        if state == "is missing":
+            obstore.delete(bucket, path)
+        else:
+            obstore.put(bucket, path, whole[:900])
+        found = files_of(s3_settings)
+        assert found.state == "FAIL"
+        assert f"{lake.root}/{path} of table raw_transactions {state}" in found.text
+        with pytest.raises(DamagedFileError, match=state):
+            process_landed(lake, s3_settings)
+    obstore.put(bucket, path, whole)
+    assert process_landed(lake, s3_settings).features == 15
+    newest = f"raw_transactions/_delta_log/{3:020}.json"
+    whole = bytes(obstore.get(bucket, newest).bytes())
+    obstore.put(bucket, newest, whole[:100])
+    with pytest.raises(DamagedFileError, match=r"0003\.json is cut off.* at version 2 again"):
+        lake.open(raw_transactions)
+    obstore.put(bucket, newest, b"")
+    assert "0003.json is empty" in files_of(s3_settings).text
+
+
+# ---------------------------------------------------------------------------------------------------------
+# docs/restore.md
+
+
+def test_a_kept_file_lands_again_after_its_commit_was_lost(settings: Settings, lake: Lake) -> None:
+    settings.incoming.mkdir(parents=True)
+    for name, first in (("a", 0), ("b", 5)):
+        (settings.incoming / f"{name}.jsonl").write_bytes(b"\n".join(bodies(5, first_id=first)))
+        land_files(lake, settings, print)
+    process_landed(lake, settings)
+    entry(log_of(lake), lake.open(raw_transactions).version()).write_bytes(b"")
+    kept = next(settings.processed.rglob("b.jsonl*"))
+    shutil.move(kept, settings.incoming / "b.jsonl")
+    with pytest.raises(DamagedFileError):
+        land_files(lake, settings, print)
+    max(log_of(lake).glob("*.json")).unlink()
+    land_files(lake, settings, print)
+    process_landed(lake, settings)
+    assert row_count(lake.open(raw_transactions)) == 10
+    assert row_count(lake.open(transaction_features)) == 10
+
+
+def test_features_are_built_again_beside_the_quarantine_that_is_left(settings: Settings, landed: Lake) -> None:
+    """In batches, though quarantine is ahead of all of them."""
+    land(landed, [b"{broken", *bodies(1)], first_offset=15)
+    process_landed(landed, settings)
+    before = read(landed.open(transaction_features)).sort_by("offset")
+    quarantined = read(landed.open(quarantined_transactions), QUARANTINED_TRANSACTIONS.names).sort_by("offset")
+    shutil.rmtree(log_of(landed, transaction_features).parent)
+    report = process_landed(landed, settings.model_copy(update={"batch_rows": 4}))
+    assert report.batches > 3
+    assert read(landed.open(transaction_features)).sort_by("offset").equals(before)
+    after = read(landed.open(quarantined_transactions), QUARANTINED_TRANSACTIONS.names).sort_by("offset")
+    assert after.equals(quarantined)
