@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import FileIO
 from pathlib import Path
 
@@ -60,6 +62,36 @@ def test_stale_broker_file(tmp_path: Path) -> None:
 def test_unreachable_broker(tmp_path: Path) -> None:
     result = run(tmp_path, "land", "--once", KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:1")
     assert_one_sentence(result, "KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1")
+
+
+class _Refusal(BaseHTTPRequestHandler):
+    """A machine's metadata service that gives nobody credentials, in words that must not be repeated."""
+
+    def do_PUT(self) -> None:
+        self.send_response(403)
+        self.send_header("x-internal", "raw-response")
+        self.end_headers()
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Says nothing."""
+
+
+def test_an_object_store_without_credentials_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RUST_LOG", "AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Refusal) as metadata:
+        threading.Thread(target=metadata.serve_forever, daemon=True).start()
+        result = run(
+            tmp_path,
+            "evaluate",
+            FRAUD_LAKE_URI="s3://no-such-bucket/lake",
+            FRAUD_LAKE_TIMEOUT_SECONDS="2",
+            AWS_EC2_METADATA_SERVICE_ENDPOINT=f"http://127.0.0.1:{metadata.server_port}/",
+        )
+        metadata.shutdown()
+    assert_one_sentence(result, "s3://no-such-bucket/lake", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    assert "raw-response" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
 
 
 def test_wrong_setting(tmp_path: Path) -> None:
