@@ -103,7 +103,7 @@ _FAULTS: tuple[tuple[str, str], ...] = (
         "store's)",
     ),
     (
-        r"169\.254\.|\bIMDS\b|metadata token|no providers in chain|CredentialsNotLoaded|CredentialsProvider|no credentials",
+        r"169\.254\.|\bIMDS\b|metadata token|no providers in chain|Credentials(?:NotLoaded|Provider)|no credentials",
         "No credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a profile or "
         "role that delta-rs finds",
     ),
