@@ -327,13 +327,12 @@ def test_a_daemon_that_never_ran_or_no_longer_runs(settings: Settings, instance:
 
 
 def test_the_dagster_home_of_another_home(
-    make_settings: Callable[..., Settings], settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    make_settings: Callable[..., Settings], settings: Settings, tmp_path: Path
 ) -> None:
     """As in a copied folder, whose `.env` names that of the original."""
     prepare_home(settings)
-    copied = make_settings(home=tmp_path / "copy")
+    copied = make_settings(home=tmp_path / "copy", dagster_home=str(settings.home_path / "dagster"))
     prepare_home(copied)
-    monkeypatch.setenv("DAGSTER_HOME", str(settings.home_path / "dagster"))
     assert of(check_dagster(settings), "dagster").state == "OK"
     finding = of(check_dagster(copied), "dagster")
     assert (finding.state, str(copied.home_path) in finding.text) == ("WARN", True)

@@ -241,7 +241,7 @@ def test_another_file_system(settings: Settings, lake: Lake, monkeypatch: pytest
 # --- Faults that pass, and unexpected ones --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("where", ["_lineage", "_examine", "_land_contents"])
+@pytest.mark.parametrize("where", ["_lineage", "examine", "_land_contents"])
 @pytest.mark.parametrize("fault", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
 def test_a_fault_of_the_machine_is_no_fault_of_the_file(
     settings: Settings, lake: Lake, incoming: Path, monkeypatch: pytest.MonkeyPatch, where: str, fault: int
@@ -256,7 +256,7 @@ def test_a_fault_of_the_machine_is_no_fault_of_the_file(
     assert names_in(settings.failed) == []
 
 
-@pytest.mark.parametrize("where", ["_lineage", "_examine", "_land_contents"])
+@pytest.mark.parametrize("where", ["_lineage", "examine", "_land_contents"])
 def test_a_file_that_is_taken_away_is_no_fault(
     settings: Settings, lake: Lake, incoming: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -276,7 +276,7 @@ def test_an_unexpected_error_of_reading_is_that_files(
     settings: Settings, lake: Lake, incoming: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drop(settings, "a.jsonl", GOOD)
-    failing(monkeypatch, files, "_examine", RuntimeError("\x1b[31mred"), once("a.jsonl"))
+    failing(monkeypatch, files, "examine", RuntimeError("\x1b[31mred"), once("a.jsonl"))
     refused, landed = land(lake, settings)
     assert refused.reason == r"It cannot be read because of an unexpected error (RuntimeError: \x1b[31mred)."
     assert refused.moved_to == settings.failed / "a.jsonl"
@@ -287,7 +287,7 @@ def test_a_setting_that_is_too_low_for_one_file_stops_no_other(
     settings: Settings, lake: Lake, incoming: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drop(settings, "a.parquet", "x")
-    failing(monkeypatch, files, "_examine", SettingError("FRAUD_DUCKDB_MEMORY_LIMIT is too low."), once("a.parquet"))
+    failing(monkeypatch, files, "examine", SettingError("FRAUD_DUCKDB_MEMORY_LIMIT is too low."), once("a.parquet"))
     stays, landed = land(lake, settings)
     assert (stays.moved_to, landed.rows) == (None, 1)
     assert "FRAUD_DUCKDB_MEMORY_LIMIT is too low." in stays.reason

@@ -45,7 +45,7 @@ def facts():
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
     """A registry whose folder needs quoting, with versions 1 and 2; 2 is the champion."""
-    settings = load_settings(home=tmp_path_factory.mktemp("a registry #1 äöü %20"), mlflow_tracking_uri="")
+    settings = load_settings(home=tmp_path_factory.mktemp("a registry #1 äöü 20% "), mlflow_tracking_uri="")
     forest = fit(facts().example, 3)
     for version in (1, 2):
         assert register(forest, facts(), settings).version == version

@@ -106,7 +106,12 @@ class Lake:
         return RemoteTable(self.uri(table), self.storage_options, self.copies)
 
     def _refuse_lost_log(self, table: Table) -> None:
-        """Keeps a table that lost its log from being created again, empty, on top of its data files."""
+        """Keeps a table in a folder that lost its log from being created again, empty, on top of its data files.
+
+        A store is not asked: delta-rs's listing holds the interpreter lock for as long as the store keeps it waiting.
+        """
+        if self.copies is not None:
+            return
         place = Place(self.uri(table), dict(self.storage_options))
         if (lost := lost_log(place)) is None:
             return
