@@ -21,6 +21,7 @@ from fraud_assets.settings import Settings
 _LATEST = datetime(9999, 12, 31, tzinfo=UTC)
 _ANY_SIZE = 2**31
 _MOST_SHAPES = 1_000
+_MOST_SPELLINGS = 4
 _decode = msgspec.json.Decoder().decode
 
 
@@ -35,20 +36,21 @@ class LabelKeys:
 
     labels: list[str]
     times: list[str]
-    _usual: list[bytes]
+    _nested: list[str]
     _may_have: re.Pattern[bytes]
     _seems_to_have: re.Pattern[bytes]
+    _seen: list[bytes] = field(default_factory=list)
     _shapes: dict[tuple[str, ...], tuple[str | None, str | None]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, settings: Settings) -> LabelKeys:
         """The names that the settings give."""
-        labels = label_names(settings)
+        labels, times = label_names(settings), labelled_at_names(settings)
         names = b"|".join(re.escape(name.rpartition(".")[2]).encode() for name in labels)
         return cls(
             labels,
-            labelled_at_names(settings),
-            [f'"{name.rpartition(".")[2]}"'.encode() for name in labels],
+            times,
+            [path for path in (labels[0], times[0]) if "." in path],
             re.compile(rb"(?:" + names + rb')"|\\', re.IGNORECASE),  # a name may be written with escapes
             re.compile(rb'"(' + names + rb')"\s*:\s*[^\sn]', re.IGNORECASE),
         )
@@ -58,8 +60,7 @@ class LabelKeys:
 
         A body that is no JSON object has a label if it looks like it: the parser says what is wrong.
         """
-        # The pattern ignores capital letters and takes longer than the rest.
-        if not body or not (any(name in body for name in self._usual) or self._may_have.search(body)):
+        if not body or not self._may_hold_a_label(body):
             return None, None
         try:
             payload = _decode(body)
@@ -71,15 +72,27 @@ class LabelKeys:
                 return (None if found is None else found[1].decode()), None
         if type(payload) is not dict:
             return None, None
-        label, time = self._names(payload)
-        return _if_set(payload, label), _if_set(payload, time)
+        if self._nested:
+            keys = [*payload, *(path for path in self._nested if value_at(payload, path) is not MISSING)]
+            label, time = first_of(keys, self.labels), first_of(keys, self.times)
+            return _if_set(payload, label), _if_set(payload, time)
+        label, time = self._names(tuple(payload))
+        return (
+            None if label is None or payload[label] is None else label,
+            None if time is None or payload[time] is None else time,
+        )
 
-    def _names(self, payload: dict[str, Any]) -> tuple[str | None, str | None]:
-        nested = [path for path in (self.labels[0], self.times[0]) if "." in path]
-        if nested:
-            keys = [*payload, *(path for path in nested if value_at(payload, path) is not MISSING)]
-            return first_of(keys, self.labels), first_of(keys, self.times)
-        shape = tuple(payload)
+    def _may_hold_a_label(self, body: bytes) -> bool:
+        for name in self._seen:
+            if name in body:
+                return True
+        # The pattern ignores capital letters and takes longer than all else here.
+        found = self._may_have.search(body)
+        if found is not None and len(self._seen) < _MOST_SPELLINGS:
+            self._seen.append(found[0])
+        return found is not None
+
+    def _names(self, shape: tuple[str, ...]) -> tuple[str | None, str | None]:
         found = self._shapes.get(shape)
         if found is None:
             found = first_of(shape, self.labels), first_of(shape, self.times)
