@@ -92,7 +92,7 @@ class UnreadablePartitions:
                     fault.is_held = False
 
     def clear(self) -> None:
-        """Forgets all; call it when partitions are assigned anew."""
+        """Forgets everything. Call it when partitions are assigned again."""
         self._faults = {}
 
     @property

@@ -63,7 +63,7 @@ def backlog(lake: Lake, settings: Settings) -> Backlog:
     assets: tuple[str, ...] = FEATURES if landed.rows else ()
     trainable = 0
     ready = has_champion(settings)
-    # Whether to train anew in what may be the wrong registry is for a person to decide.
+    # A person decides whether to train again: this may be the wrong registry.
     lost = "" if ready else lost_registry(lake, settings)
     if ready:
         assets += PREDICTIONS

@@ -143,7 +143,7 @@ def train(
     """
     began = time.monotonic()
     if lost := lost_registry(lake, settings):
-        progress(f"{lost} This run trains one; its versions are counted anew.")
+        progress(f"{lost} This run trains one. Version numbers start at 1 again.")
     start, end = _window(lake, settings, start, end)
     window = Window.of(lake, settings, start, end)
     gather = gather_for(window, gather)
