@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 ALIAS = "champion"
 KIND_TAG = "mlflow.experimentKind"
 MACHINE_LEARNING = "custom_model_development"
-"""The kind of an experiment whose page in MLflow's UI shows runs and models; without it MLflow guesses."""
+"""The kind of an experiment that trains models. MLflow 3.17's UI asks the browser first which page to open."""
 
 _REQUIREMENTS = ("scikit-learn", "skops", "numpy", "pandas")
 

@@ -205,8 +205,8 @@ def test_a_failed_registration_is_marked_and_registers_nothing(settings, monkeyp
         ("genai_development", "genai_development"),  # a person chose it
     ],
 )
-def test_the_experiment_opens_as_machine_learning(settings, before, after):
-    """The tag decides which page MLflow's UI opens; an experiment that exists already gets it too."""
+def test_the_experiment_is_one_of_machine_learning(settings, before, after):
+    """MLflow knows the kind of an experiment by a tag; an experiment that exists already gets it too."""
     client = registry._client(settings)
     made = client.get_experiment_by_name(settings.model_name)
     assert made.tags["mlflow.experimentKind"] == "custom_model_development"
