@@ -8,9 +8,12 @@ import os
 import socket
 import stat
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from fraud_assets.cli import main
@@ -22,7 +25,7 @@ from fraud_assets.pipeline import files
 from fraud_assets.pipeline.drop_folder import StuckEntries, waiting_entries
 from fraud_assets.pipeline.files import FileReport, land_files, waiting_files
 from fraud_assets.pipeline.kept_files import rows_in_files
-from fraud_assets.settings import Settings
+from fraud_assets.settings import CONTRACT_FIELDS, Settings
 from fraud_assets_tests.test_files import drop, land, rows_of, silent
 
 GOOD = '{"n": 1}\n'
@@ -354,6 +357,24 @@ def test_pseudonymised_only_what_was_read_or_has_no_content_is_removed(
 
 
 # --- Whoever asks -----------------------------------------------------------------------------------------------------
+
+
+def test_pseudonymised_a_damaged_file_is_removed(make_settings: Callable[..., Settings], lake: Lake) -> None:
+    """Arrow raises OSError for some damage and ValueError for other: both are the content's, which was read."""
+    settings = make_settings(pseudonymise="customer_id", pseudonym_key=KEY)
+    settings.incoming.mkdir(parents=True)
+    content = BytesIO()
+    table = pa.table({name: [f"4111-{row}" for row in range(20_000)] for name in CONTRACT_FIELDS})
+    pq.write_table(table, content)
+    whole = content.getvalue()
+    (settings.incoming / "pages.parquet").write_bytes(whole[:2_000] + bytes(2_000) + whole[4_000:])
+    (settings.incoming / "footer.parquet").write_bytes(whole[:-300] + bytes(200) + whole[-100:])
+    (settings.incoming / "cut.parquet").write_bytes(whole[: len(whole) // 2])
+    reports = land_files(lake, settings, silent)
+    assert [report.rows for report in reports] == [0, 0, 0]
+    assert names_in(settings.incoming) == []
+    assert names_in(settings.failed) == [f"{name}.parquet.reason.txt" for name in ("cut", "footer", "pages")]
+    assert not any(b"4111" in path.read_bytes() for path in settings.failed.iterdir())
 
 
 def test_the_exit_code_of_once_tells_whether_every_file_landed(
