@@ -47,6 +47,11 @@ def progress(total: int | None, label: str) -> Iterator[Callable[[], None]]:
         if now - told >= pause:
             told = now
             share = f" ({sent / total:.0%})" if total else ""
-            click.echo(f"{label}: {sent:,} messages{share}, {sent / (now - began):,.0f} a second", err=True)
+            click.echo(f"{label}: {sent:,} messages{share}, {_pace(sent / (now - began))}", err=True)
 
     yield tick
+
+
+def _pace(per_second: float) -> str:
+    """The rate in words: per minute when it is below one a second, so that a slow stream does not read as stopped."""
+    return f"{per_second:,.0f} a second" if per_second >= 1 else f"{per_second * 60:,.1f} a minute"
