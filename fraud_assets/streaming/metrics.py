@@ -30,7 +30,12 @@ class LandingMetrics:
     def __init__(self, now: Callable[[], float] = time) -> None:
         self._now = now
         self.registry = CollectorRegistry()
-        self.rows = Counter("fraud_landed_rows", "Rows committed.", ["table"], registry=self.registry)
+        self.rows = Counter(
+            "fraud_landed_rows",
+            "Rows committed from the topics; rows of dropped files are not counted.",
+            ["table"],
+            registry=self.registry,
+        )
         self.bytes = Counter(
             "fraud_landed_bytes", "Bytes of keys and bodies committed.", ["table"], registry=self.registry
         )
