@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import pyarrow as pa
 import pytest
-from confluent_kafka import TopicPartition
+from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
 from fraud_assets.core.schema import Table, fraud_labels, raw_transactions
 from fraud_assets.doctor.stream import check_broker
 from fraud_assets.errors import BrokerError, MessagesLostError
 from fraud_assets.kafka.apache import Cluster
+from fraud_assets.kafka.broker import broker_of
+from fraud_assets.kafka.client import lineage_of
 from fraud_assets.lake.append import append_landed
 from fraud_assets.lake.known_topics import is_known, positions_in
-from fraud_assets.lake.positions import NOTHING, Stream
+from fraud_assets.lake.positions import NOTHING, Stream, stored
 from fraud_assets.lake.tables import Lake, row_count
+from fraud_assets.pipeline.features import process_landed
 from fraud_assets.pipeline.landing import land_everything, land_topics
 from fraud_assets.settings import Settings
+from fraud_assets.streaming.land import land_forever
 from fraud_assets_tests.conftest import Start
-from fraud_assets_tests.topics import done, numbers, produce
+from fraud_assets_tests.topics import always_on, done, numbers, produce
 from fraud_assets_tests.waiting import until
 
 FIRST, SECOND, THIRD = (Stream("t", "AAECAwQFBgcICQoLDA0ODw", partition) for partition in range(3))
@@ -118,6 +123,74 @@ def test_lost_labels_stop_landing(settings: Settings, lake: Lake, admin: AdminCl
     expire(admin, settings.labels_topic, 1, 6)
     with pytest.raises(MessagesLostError, match=f"Up to 6 messages of partition 1 of topic '{settings.labels_topic}'"):
         land(lake, settings, fraud_labels)
+
+
+def transaction(settings: Settings, values: Sequence[bytes], partition: int, *, commit: bool = True) -> None:
+    """Values in one transaction of Kafka."""
+    producer = Producer(
+        {"bootstrap.servers": settings.kafka_bootstrap_servers, "transactional.id": "t", "log_level": 0}
+    )
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    for value in values:
+        producer.produce(settings.transactions_topic, value, partition=partition)
+    producer.flush(20)
+    producer.commit_transaction(30) if commit else producer.abort_transaction(30)
+
+
+@apache_only
+@pytest.mark.parametrize("is_always_on", [False, True])
+def test_markers_and_aborted_messages_that_expire_are_not_lost(
+    settings: Settings, lake: Lake, admin: AdminClient, is_always_on: bool
+) -> None:
+    topic = settings.transactions_topic
+    land(lake, settings)
+    transaction(settings, numbers(0, 5), 0)
+    transaction(settings, numbers(5, 9), 1, commit=False)
+    places = [Stream(topic, lineage_of(broker_of(settings), topic, settings), number) for number in range(2)]
+
+    def positions() -> list[int]:
+        return [stored(lake.open(raw_transactions), place) for place in places]
+
+    if is_always_on:
+        with always_on(partial(land_forever, lake, settings.model_copy(update={"land_interval_seconds": 0.05}))):
+            until(lambda: positions() == [5, 4])
+    else:
+        assert land(lake, settings) == 5
+        assert positions() == [5, 4]
+    version = lake.open(raw_transactions).version()
+    assert land(lake, settings) == 0
+    assert lake.open(raw_transactions).version() == version
+    assert "2 partitions, 0 messages to land" in lines_of_doctor(settings)
+    expire(admin, topic, 0, 6)
+    expire(admin, topic, 1, 5)
+    assert "gone" not in lines_of_doctor(settings)
+    produce(settings, numbers(10, 13), partition=0)
+    assert land(lake, settings) == 3
+    assert process_landed(lake, settings).quarantined == 8
+
+
+@apache_only
+@pytest.mark.parametrize("is_always_on", [False, True])
+def test_what_is_given_up_is_noted_once_although_nothing_follows_it(
+    settings: Settings, lake: Lake, admin: AdminClient, is_always_on: bool
+) -> None:
+    topic = settings.transactions_topic
+    assert land(lake, settings) == 0
+    produce(settings, numbers(0, 6), partition=1)
+    expire(admin, topic, 1, 6)
+    accepting = settings.model_copy(update={"accept_lost": {f"{topic}/1": 6}, "land_interval_seconds": 0.05})
+
+    def notes() -> list[str]:
+        return [note for commit in lake.open(raw_transactions).history() if (note := commit.get("accepted_lost"))]
+
+    if is_always_on:
+        with always_on(partial(land_forever, lake, accepting)):
+            until(lambda: bool(notes()))
+    else:
+        assert land(lake, accepting) == 0
+    assert notes() == [f"{topic}/1: 0 to 5"]
+    assert land(lake, settings) == 0
 
 
 @apache_only

@@ -156,7 +156,7 @@ def test_landers_race(spark: SparkSession, settings: Settings, lake: Lake) -> No
     assert rows < 4000
 
 
-def test_transactions_of_kafka(spark: SparkSession, settings: Settings, lake: Lake) -> None:
+def test_transactions_of_kafka(spark: SparkSession, settings: Settings, lake: Lake, admin: AdminClient) -> None:
     """Both landers in turn: aborted messages do not land, and their offsets and the markers are no losses."""
     for turn in range(4):
         producer = Producer(
@@ -182,7 +182,12 @@ def test_transactions_of_kafka(spark: SparkSession, settings: Settings, lake: La
     by_spark(spark, lake, settings)
     assert landed(lake) == numbers(0, 20) + numbers(30, 40)
     open_transaction.commit_transaction(10)
-    assert by_spark(spark, lake, settings)["raw_transactions"].rows == 1
+    report = by_spark(spark, lake, settings)["raw_transactions"]
+    assert report.rows == 1
+    # Up to the markers, which would be missed if the broker removed them.
+    assert set(report.lag.values()) == {0}
+    done(admin.delete_records([TopicPartition(settings.transactions_topic, partition, -1) for partition in range(2)]))
+    assert by_python(lake, settings)["raw_transactions"].rows == 0
 
 
 def test_always_on_with_labels_first_and_partitions_that_are_added(

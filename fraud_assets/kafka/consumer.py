@@ -65,6 +65,7 @@ class TopicReader:
         self._marks = Watermarks(topic, settings, self.broker, lambda: self._consumer)
         self._faults = UnreadablePartitions(topic, self.broker)
         self._tails: dict[Stream, tuple[int, int]] = {}
+        self._ends: dict[int, int] = {}
         self._dealt: set[int] = set()
         self._moved = False
         self._places = threading.Lock()
@@ -129,7 +130,8 @@ class TopicReader:
     ) -> Generator[pa.Table, None, None]:
         """Batches (`MESSAGES`) of everything after `stored` up to and with `target`, a prefix of each partition.
 
-        A partition of which `stored` holds nothing has to start at offset 0; see `positions_in`.
+        A partition of which `stored` holds nothing has to start at offset 0; see `positions_in`. Offsets at the end of
+        a partition may carry no message; see `tails`.
         A batch has at most FRAUD_LAND_BATCH_ROWS rows and about FRAUD_LAND_BATCH_BYTES bytes of keys and bodies.
         `stop` is asked between looks at the broker; when it says so, what was read so far is given and it ends.
         """
@@ -137,6 +139,10 @@ class TopicReader:
 
         self._marks.look([stream.partition for stream in target], stop)
         first = self._first_offsets({stream: stored.get(stream, NOTHING) for stream in target})
+        for stream, offset in first.items():
+            # What is given up has no messages any more.
+            if offset - 1 > (last := stored.get(stream, NOTHING)):
+                self._tails[stream] = (last, offset - 1)
         start = {
             stream: offset
             for stream, offset in first.items()
@@ -153,8 +159,25 @@ class TopicReader:
             # Without an assignment nothing is fetched while nobody reads.
             self._consumer.unassign()
 
-    def follow(self, stored: Stored, stop: Callable[[], bool] = never) -> Generator[pa.Table, None, None]:
+    def tails(self, landed: Positions) -> dict[Stream, int]:
+        """The last offset of partitions in which `read` found no message after what has landed by now.
+
+        Transactions end in such an offset, and aborted ones have no other. Once the broker removes them, a position
+        before them would look like a loss.
+        """
+        return {
+            stream: end
+            for stream, (last, end) in self._tails.items()
+            if end > last and landed.get(stream, NOTHING) == last
+        }
+
+    def follow(
+        self, stored: Stored, stop: Callable[[], bool] = never
+    ) -> Generator[tuple[pa.Table, dict[Stream, int]], None, None]:
         """Batches (`MESSAGES`) of the partitions that the group deals to this reader, until `stop` says so.
+
+        With each come the positions that the lake holds once the batch and those before it have landed. They may be
+        beyond the last message, as those of `tails`.
 
         A batch is given when it has FRAUD_LAND_BATCH_ROWS rows or FRAUD_LAND_BATCH_BYTES bytes, or
         FRAUD_LAND_INTERVAL_SECONDS after its first message; an empty one after as long without any. Partitions that
@@ -187,7 +210,8 @@ class TopicReader:
                 try:
                     batch.add([message for message in messages if self._is_next(message)])
                 except MessagesLostError as error:
-                    lost = error
+                    # What came with it is not in the batch, so no end of a partition may go with the batch either.
+                    lost, self._ends = error, {}
                 if batch.is_full or lost or batch.age >= settings.land_interval_seconds:
                     yield self._taken(batch)
                 if lost:
@@ -197,9 +221,8 @@ class TopicReader:
             self._consumer.unassign() if self.broker.embedded else self._consumer.unsubscribe()
             self._dealt, self._moved = set(), False
 
-    def landed(self, batch: pa.Table) -> None:
-        """Notes that a batch of `follow` is in the lake, and tells the broker for those who watch the lag there."""
-        reached = positions_of(batch)
+    def landed(self, reached: Positions) -> None:
+        """Notes what of `follow` is in the lake, and tells the broker for those who watch the lag there."""
         with self._places:
             # What went to another reader meanwhile is not this one's any more.
             for stream, offset in reached.items():
@@ -232,22 +255,35 @@ class TopicReader:
             lag[place.partition] = 0 if place.offset >= end and landed >= given[place.partition] else end - landed
         return lag
 
-    def _taken(self, batch: Batch) -> pa.Table:
+    def _taken(self, batch: Batch) -> tuple[pa.Table, dict[Stream, int]]:
         table = batch.take()
-        given = {stream.partition: offset + 1 for stream, offset in positions_of(table).items()}
+        reached = positions_of(table)
         with self._places:
-            self._given.update(given)
-        return table
+            self._given.update({stream.partition: offset + 1 for stream, offset in reached.items()})
+            for partition, end in self._ends.items():
+                if end > self._given.get(partition, end):
+                    self._given[partition] = end
+                    reached[Stream(self.topic, batch.lineage, partition)] = end - 1
+        return table, reached
 
     def _begin(self, stored: Stored, stop: Callable[[], bool]) -> str:
         """Assigns the partitions that were dealt at what the lake holds of them; gives the topic's lineage."""
         from confluent_kafka import TopicPartition
 
         self._moved = False
-        first = self._first_offsets_of(sorted(self._dealt), stored, stop)
+        held: Positions = {}
+
+        def looked_up(streams: Collection[Stream], log_starts: LogStarts) -> Positions:
+            nonlocal held
+            held = stored(streams, log_starts)
+            return held
+
+        first = self._first_offsets_of(sorted(self._dealt), looked_up, stop)
         begin = {stream.partition: offset for stream, offset in first.items()}
         with self._places:
-            self._next, self._given, self._begun = dict(begin), dict(begin), begin
+            self._next, self._begun, self._ends = dict(begin), begin, dict(begin)
+            # It is less where messages are given up.
+            self._given = {stream.partition: held[stream] + 1 for stream in first}
         self._faults.clear()
         self._consumer.assign([TopicPartition(self.topic, partition, offset) for partition, offset in begin.items()])
         return next(iter(first)).lineage if first else ""
@@ -312,7 +348,7 @@ class TopicReader:
                 elif is_end(message) and partition not in self._faults and offset > end[partition]:
                     # Offsets without a message, such as a transaction's marker, may end the partition.
                     open_partitions.discard(partition)
-                    self._tails[streams[partition]] = (self._next[partition] - 1, offset - 1)
+                    self._tails[streams[partition]] = (self._last_landed(streams[partition]), offset - 1)
             batch.add(taken)
             if taken or any(map(is_end, messages)):
                 heard = monotonic()
@@ -361,12 +397,19 @@ class TopicReader:
         if error.fatal():
             raise BrokerError(f"Reading topic {self.topic!r} failed: {error.str()}. Start again.")
         if is_end(event):
-            self._faults.passes(partition)
+            if self._faults.passes(partition):
+                self._ends[partition] = event.offset() or 0
         elif partition in self._begun:
             # All before the offset has come. It is that of a batch, in the middle of which reading may have begun.
             offset = max(event.offset() or 0, self._begun[partition])
             self._faults.failed(partition, offset, error)
         # Others (a connection lost, a leader that moves) pass, or end in the time-out of the caller.
+
+    def _last_landed(self, stream: Stream) -> int:
+        """The position of the stream once all that `read` gave has landed."""
+        last = self._next[stream.partition] - 1
+        before, end = self._tails.get(stream, (last, last))
+        return before if end == last else last
 
     def _is_empty_tail(self, stream: Stream, known: int, end: int) -> bool:
         """Whether an earlier read found offsets without messages alone from after `known` to `end`."""

@@ -232,10 +232,16 @@ def land_transactions(
 
 
 def land_batch(
-    lake: Lake, settings: Settings, readers: TopicReaders, batch: pa.Table, stop: Callable[[], bool] = never
+    lake: Lake,
+    settings: Settings,
+    readers: TopicReaders,
+    batch: pa.Table,
+    reached: Positions,
+    stop: Callable[[], bool] = never,
 ) -> dict[str, LandingReport]:
     """Drains the labels topic to its end of this moment, then appends a batch of transactions; a report by table.
 
+    `reached` are the positions that go with the batch, which may have no rows; see `TopicReader.follow`.
     When `stop` says so before the labels are drained, the transactions are left for the next time.
 
     Raises:
@@ -245,16 +251,16 @@ def land_batch(
     """
     reports = empty_reports()
     reports[fraud_labels.name], is_drained = land_new_labels(lake, settings, readers, stop)
-    if batch.num_rows and is_drained:
-        readers.transactions.check(batch)
+    if reached and is_drained:
+        readers.transactions.check_lineage(next(iter(reached)).lineage)
         begun = monotonic()
-        rows = append_transactions(lake, settings, batch, readers.transactions.accepted)
+        rows = append_transactions(lake, settings, batch, readers.transactions.accepted, reached)
         reports[raw_transactions.name] = LandingReport(
             raw_transactions.name,
             rows,
             payload_bytes(batch) if rows else 0,
             seconds=monotonic() - begun,
-            offsets=by_place(positions_of(batch)),
+            offsets=by_place(reached),
         )
     return reports
 
@@ -274,13 +280,16 @@ def land_new_labels(
     return report, ends == readers.drained or not stop()
 
 
-def append_transactions(lake: Lake, settings: Settings, batch: pa.Table, accepted: Mapping[str, str]) -> int:
+def append_transactions(
+    lake: Lake, settings: Settings, batch: pa.Table, accepted: Mapping[str, str], reached: Positions | None = None
+) -> int:
     """Appends a batch of messages to `raw_transactions`; gives the rows that it did not hold yet.
 
+    `reached` are the positions that go with it (default: those of its rows).
     What FRAUD_ACCEPT_LOST gave up (`accepted`, see `TopicReader`) is noted in the commit.
     """
     rows = pseudonymise(batch, settings, transaction_decoder(settings))
-    return append_landed(lake, raw_transactions, rows, metadata=note_of(accepted))
+    return append_landed(lake, raw_transactions, rows, reached, note_of(accepted))
 
 
 def note_of(accepted: Mapping[str, str]) -> dict[str, str]:
@@ -392,6 +401,10 @@ def _drain(
                     break
         if ahead:
             known = stored_of(lake, table, ends)
+    if tails := reader.tails(known):
+        reader.check_lineage(next(iter(tails)).lineage)
+        append_landed(lake, table, table.schema.empty_table(), tails, note_of(reader.accepted))
+        known = {**known, **tails}
     return LandingReport(
         table.name,
         rows,

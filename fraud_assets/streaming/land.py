@@ -18,7 +18,7 @@ from fraud_assets.errors import MessagesLostError, TopicRemadeError
 from fraud_assets.kafka.broker import broker_is_configured, broker_of
 from fraud_assets.kafka.topics import new_topics
 from fraud_assets.lake.known_topics import LogStarts, positions_in
-from fraud_assets.lake.positions import Stream
+from fraud_assets.lake.positions import Positions, Stream
 from fraud_assets.lake.tables import Lake
 from fraud_assets.pipeline.files import land_files
 from fraud_assets.pipeline.landing import (
@@ -131,23 +131,25 @@ class _Lander:
             closing(readers.transactions.follow(self._stored, self.stop.is_set)) as batches,
         ):
             under_way: Future[bool] | None = None
-            for batch in batches:
+            for batch, reached in batches:
                 if under_way is not None and not under_way.result():
                     return True
-                under_way = committer.submit(self._landed, readers, batch)
+                under_way = committer.submit(self._landed, readers, batch, reached)
             if under_way is not None:
                 under_way.result()
         return True
 
-    def _landed(self, readers: TopicReaders, batch: pa.Table) -> bool:
+    def _landed(self, readers: TopicReaders, batch: pa.Table, reached: Positions) -> bool:
         """Whether the batch is in the lake; False where it has to be read again."""
         if batch.num_rows:
             self.metrics.waits(_seconds(batch["timestamp"][0]))
         # What is in hand stays in hand while the broker or the lake is away.
-        if not self.outages.tried(partial(self._land, readers, batch), final=(MessagesLostError, TopicRemadeError)):
+        if not self.outages.tried(
+            partial(self._land, readers, batch, reached), final=(MessagesLostError, TopicRemadeError)
+        ):
             return False
-        if batch.num_rows:
-            readers.transactions.landed(batch)
+        if reached:
+            readers.transactions.landed(reached)
         lag = readers.transactions.lag()
         self._note_unreadable(readers.transactions.unreadable)
         last = _seconds(batch["timestamp"][-1]) if batch.num_rows else None
@@ -155,17 +157,17 @@ class _Lander:
         self.news.tick(sum(lag.values()))
         return True
 
-    def _land(self, readers: TopicReaders, batch: pa.Table) -> bool:
+    def _land(self, readers: TopicReaders, batch: pa.Table, reached: Positions) -> bool:
         """Whether the batch is in the lake."""
         if readers.labels.broker.embedded and broker_of(self.settings) != readers.labels.broker:
             return False
-        reports = land_batch(self.lake, self.settings, readers, batch, self.stop.is_set)
+        reports = land_batch(self.lake, self.settings, readers, batch, reached, self.stop.is_set)
         self.was_let_in = True
         self.metrics.looked()
         self.metrics.landed(reports.values())
         self.news.landed(reports)
         self.news.goes_on("topics")
-        return not batch.num_rows or bool(reports[raw_transactions.name].offsets)
+        return not reached or bool(reports[raw_transactions.name].offsets)
 
     def _note_unreadable(self, unreadable: Mapping[int, str]) -> None:
         """Shows partitions that cannot be read, and says each change once."""

@@ -29,7 +29,7 @@ from fraud_assets.kafka.java_client import java_client
 from fraud_assets.lake.append import RACES, CommitConflictError, commit
 from fraud_assets.lake.data_files import discard, place_of
 from fraud_assets.lake.known_topics import LogStarts, positions_in
-from fraud_assets.lake.positions import NOTHING, Positions, Stream, stored
+from fraud_assets.lake.positions import Positions, Stream, stored
 from fraud_assets.lake.tables import Lake, unreadable
 from fraud_assets.pipeline.landing import (
     LandingReport,
@@ -335,16 +335,17 @@ class TopicQuery:
                 if _UNHELD_TIME not in str(error):
                     raise
                 return self._landed_in_process(reports, ends)
-            reached = {stream: max(held[stream], written.reached.get(stream, NOTHING)) for stream in ends}
-            if not written.files:
+            # What Spark found no message at, such as a marker of a transaction, is taken too; see `TopicReader.tails`.
+            reached = {stream: max(held[stream], end - 1) for stream, end in ends.items()}
+            ahead = {stream: offset for stream, offset in reached.items() if offset > held[stream]}
+            if not ahead:
                 self._held = reached
                 return Landed(reports, reached)
-            ahead = {stream: offset for stream, offset in reached.items() if offset > held[stream]}
             note = {"rows": written.rows, **note_of(readers.transactions.accepted)}
             try:
                 # All that was read by now was of this life of the topic, or nothing of it is landed.
                 readers.transactions.check_lineage(self._lineage)
-                commit(handle, raw_transactions, written.files, ahead, note)
+                commit(handle, raw_transactions, written.files or raw_transactions.schema.empty_table(), ahead, note)
             except CommitConflictError:
                 # Another lander may have landed part of it.
                 discard(lake, raw_transactions, written.files)

@@ -18,7 +18,7 @@ from fraud_assets.kafka.batch import LATEST
 from fraud_assets.kafka.schemas import transaction_decoder
 from fraud_assets.lake.append import stamped
 from fraud_assets.lake.data_files import DataFile, Place, write_data_files
-from fraud_assets.lake.positions import Positions, Stream, positions_of, rows_after
+from fraud_assets.lake.positions import Positions, rows_after
 from fraud_assets.pipeline.landing import payload_bytes
 from fraud_assets.settings import Settings
 
@@ -31,7 +31,6 @@ _NO_TIME = -1
 _REPORT = pa.schema(
     [
         pa.field("files", pa.list_(pa.struct(DATA_FILE))),
-        pa.field("reached", pa.list_(pa.struct([pa.field("partition", pa.int32()), pa.field("offset", pa.int64())]))),
         pa.field("bytes", pa.int64()),
         pa.field("newest", TIME),
     ]
@@ -43,13 +42,11 @@ class Written:
     """Data files that are not committed, and the messages that were read for them.
 
     Attributes:
-        reached: largest offset of all messages that were read, of those that the table holds already, too.
         bytes: of keys and bodies of the rows in `files`.
         newest: latest time that a message of `files` carries.
     """
 
     files: list[DataFile] = field(default_factory=list)
-    reached: dict[Stream, int] = field(default_factory=dict)
     bytes: int = 0
     newest: datetime | None = None
 
@@ -87,28 +84,20 @@ class Landing:
             yield landing._written(batches)
 
         reports = flat.coalesce(tasks).mapInArrow(work, from_arrow_schema(_REPORT)).toArrow().to_pylist()
-        reached = {
-            Stream(self.topic, self.lineage, place["partition"]): place["offset"]
-            for report in reports
-            for place in report["reached"]
-        }
         return Written(
             [DataFile(**file) for report in reports for file in report["files"]],
-            reached,
             sum(report["bytes"] for report in reports),
             max((report["newest"] for report in reports if report["newest"]), default=None),
         )
 
     def _written(self, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatch:
         decoder = transaction_decoder(self.settings)
-        reached: dict[int, int] = {}
         size, newest = 0, None
 
         def rows() -> Iterator[pa.RecordBatch]:
             nonlocal size, newest
             for batch in batches:
                 messages = messages_of(batch, self.lineage)
-                reached.update({stream.partition: offset for stream, offset in positions_of(messages).items()})
                 fresh = rows_after(messages, self.held)
                 if fresh.num_rows:
                     size += payload_bytes(fresh)
@@ -117,8 +106,7 @@ class Landing:
                     yield from stamped(treated, raw_transactions, self.moment).to_batches()
 
         files = [vars(file) for file in write_data_files(self.place, raw_transactions, rows())]
-        places = [{"partition": partition, "offset": offset} for partition, offset in reached.items()]
-        report = {"files": files, "reached": places, "bytes": size, "newest": newest}
+        report = {"files": files, "bytes": size, "newest": newest}
         return pa.RecordBatch.from_pylist([report], schema=_REPORT)
 
 
