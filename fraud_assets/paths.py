@@ -34,14 +34,21 @@ def is_uri(place: str) -> bool:
     return "://" in place and not place.startswith(_FILE)
 
 
+def plain_place(uri: str) -> str:
+    """The folder that a `file://` URI names, as its plain path; any other text as it is.
+
+    delta-rs names a table's folder by such a URI, in which a space is %20.
+    """
+    return url2pathname(uri.removeprefix(_FILE)) if uri.startswith(_FILE) else uri
+
+
 def folder_path(place: str) -> Path:
     """The absolute folder that a path or `file://` URI names. `~` at its start is the home of the user.
 
     Raises:
         ValueError: the folder cannot hold the platform's state; the message is the reason and what to do.
     """
-    if place.startswith(_FILE):
-        place = url2pathname(place.removeprefix(_FILE))
+    place = plain_place(place)
     try:
         folder = Path(place).expanduser().absolute()
     except RuntimeError as error:

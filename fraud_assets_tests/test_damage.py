@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import obstore
+import pyarrow.parquet as pq
 import pytest
 
 from fraud_assets.chaos.object_store import ObjectStore
@@ -22,7 +23,7 @@ from fraud_assets.doctor.finding import Finding
 from fraud_assets.doctor.lake import check_lake
 from fraud_assets.engines.duckdb import connect
 from fraud_assets.errors import DamagedFileError
-from fraud_assets.lake.damage import refuse_empty_entries
+from fraud_assets.lake.damage import refuse_incomplete_entries
 from fraud_assets.lake.data_files import place_of, read_slices, slices_of
 from fraud_assets.lake.scan import register
 from fraud_assets.lake.tables import Lake, add_actions, read, row_count
@@ -53,6 +54,19 @@ def first_checkpoint(log: Path) -> Path:
 
 def cut(file: Path, size: int) -> None:
     file.write_bytes(file.read_bytes()[:size])
+
+
+def flip(file: Path, first: int) -> None:
+    """Turns the bits of 30 bytes over."""
+    content = file.read_bytes()
+    turned = bytes(byte ^ 0xFF for byte in content[first : first + 30])
+    file.write_bytes(content[:first] + turned + content[first + 30 :])
+
+
+def footer_of(file: Path) -> int:
+    """Where a Parquet file's footer begins."""
+    content = file.read_bytes()
+    return len(content) - 8 - int.from_bytes(content[-8:-4], "little")
 
 
 def with_checkpoint(lake: Lake) -> None:
@@ -97,6 +111,24 @@ def test_a_damaged_newest_entry_is_refused_and_moved_away_by_hand(landed: Lake, 
     assert row_count(landed.open(raw_transactions)) == 10
     land(landed, bodies(5, first_id=10), first_offset=10)
     assert row_count(landed.open(raw_transactions)) == 15
+
+
+def test_an_entry_that_is_cut_anywhere_is_refused(make_settings: Callable[..., Settings], tmp_path: Path) -> None:
+    """After a whole line too, where what is left is an entry that changed less; in a folder that a URI escapes."""
+    lake = Lake.of(make_settings(home=tmp_path / "a home, é # 100%"))
+    for number in range(2):
+        land(lake, bodies(5, first_id=5 * number), first_offset=5 * number)
+    newest = entry(log_of(lake), 2)
+    whole = newest.read_bytes()
+    ends = [place for place, byte in enumerate(whole) if byte == ord("\n")]
+    assert len(ends) == 2
+    for size in (0, 1, 200, *ends, *(end + 1 for end in ends), len(whole) - 1):
+        newest.write_bytes(whole[:size])
+        with pytest.raises(DamagedFileError, match=r"0002\.json is (empty|cut off).* at version 1 again") as caught:
+            lake.open(raw_transactions)
+        assert str(newest) in str(caught.value)
+    newest.write_bytes(whole)
+    assert row_count(lake.open(raw_transactions)) == 10
 
 
 @pytest.mark.parametrize(
@@ -180,7 +212,7 @@ def test_to_look_for_empty_entries_takes_no_time(landed: Lake) -> None:
     handle = landed.open(raw_transactions)
     began = time.perf_counter()
     for _ in range(100):
-        refuse_empty_entries(handle.table_uri, handle.version())
+        refuse_incomplete_entries(handle.table_uri, handle.version())
     assert (time.perf_counter() - began) / 100 < 0.005
 
 
@@ -230,8 +262,9 @@ READERS: dict[str, tuple[Table, Callable[[Lake, Settings], object]]] = {
         (Path.unlink, "is missing"),
         (lambda file: file.write_bytes(b""), "is empty|0 bytes"),
         (lambda file: cut(file, 900), "cannot be read|has 900 bytes"),
+        (lambda file: flip(file, footer_of(file)), "cannot be read"),
     ],
-    ids=["missing", "empty", "cut"],
+    ids=["missing", "empty", "cut", "bits of the footer"],
 )
 @pytest.mark.parametrize("reader", READERS)
 def test_a_damaged_data_file(settings: Settings, landed: Lake, reader: str, damage: Damage, state: str) -> None:
@@ -249,6 +282,17 @@ def test_a_damaged_data_file(settings: Settings, landed: Lake, reader: str, dama
     assert found.state == "FAIL"
     assert str(file) in found.text
     assert "docs/restore.md" in found.fix
+
+
+@pytest.mark.parametrize("reader", ["DuckDB", "Arrow", "slices", "features", "erase", "upkeep"])
+def test_bits_of_a_page(settings: Settings, landed: Lake, reader: str) -> None:
+    """The footer is whole; only who reads the page finds the damage."""
+    file = newest_file(landed, raw_transactions)
+    bodies_of_messages = raw_transactions.schema.names.index("value")
+    flip(file, pq.read_metadata(file).row_group(0).column(bodies_of_messages).data_page_offset)
+    with pytest.raises(DamagedFileError, match="cannot be read") as caught:
+        READERS[reader][1](landed, settings)
+    assert f"{file} of table raw_transactions" in str(caught.value)
 
 
 def files_of(settings: Settings) -> Finding:

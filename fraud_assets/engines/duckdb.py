@@ -6,7 +6,7 @@ DuckDB's wheel has no ICU: time-zone arithmetic is Arrow's, in `core.parsing`; h
 from __future__ import annotations
 
 import atexit
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from hashlib import sha256
@@ -14,18 +14,27 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import pyarrow as pa
 
 from fraud_assets.core import features
 from fraud_assets.core.schema import WINDOW_DAYS
 from fraud_assets.errors import LakeError
-from fraud_assets.lake.damage import named_data_file
+from fraud_assets.lake.damage import damaged_among, named_data_file
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
     from fraud_assets.settings import Settings
+
+
+_files: WeakKeyDictionary[DuckDBPyConnection, list[str]] = WeakKeyDictionary()
+
+
+def reads(connection: DuckDBPyConnection, files: Iterable[str]) -> None:
+    """Notes the Parquet files that a connection reads, so that an error on one of them can name it."""
+    _files.setdefault(connection, []).extend(files)
 
 
 @contextmanager
@@ -57,6 +66,9 @@ def connect(settings: Settings, *, spill: bool = True) -> Iterator[DuckDBPyConne
         if (damaged := named_data_file(str(error))) is not None:
             raise damaged from error
         if not isinstance(error, (duckdb.IOException, duckdb.OutOfMemoryException)):
+            # Of a damaged footer or page DuckDB does not say in which file it is.
+            if type(error) is duckdb.Error and (damaged := damaged_among(_files.get(connection, ()))) is not None:
+                raise damaged from error
             raise
         cause = str(error).strip().splitlines()[0]
         raise LakeError(

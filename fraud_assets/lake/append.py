@@ -22,6 +22,7 @@ from deltalake import (
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from fraud_assets.core.schema import Table
+from fraud_assets.lake.damage import TRANSACTIONS
 from fraud_assets.lake.data_files import GROUP_ROWS, Rows
 from fraud_assets.lake.positions import Positions, beyond, positions_of, stored
 from fraud_assets.lake.tables import Lake, unreadable
@@ -58,12 +59,15 @@ def commit(
         CommitConflictError: another writer came first; nothing was written.
         LakeError: the table cannot be written; nothing was committed.
     """
+    transactions = [
+        *(Transaction(stream.app_id, offset) for stream, offset in positions.items()),
+        *(Transaction(mark, 0) for mark in marks),
+    ]
     properties = CommitProperties(
-        custom_metadata={key: str(value) for key, value in (metadata or {}).items()},
-        app_transactions=[
-            *(Transaction(stream.app_id, offset) for stream, offset in positions.items()),
-            *(Transaction(mark, 0) for mark in marks),
-        ],
+        custom_metadata={
+            key: str(value) for key, value in {**(metadata or {}), TRANSACTIONS: len(transactions)}.items()
+        },
+        app_transactions=transactions,
         # Commits of other streams do not conflict: delta-rs puts ours behind theirs, up to so many.
         max_commit_retries=15,
     )

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from fraud_assets.errors import DamagedFileError
+from fraud_assets.paths import plain_place
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -29,6 +30,13 @@ _LOG = "_delta_log"
 _LAST_CHECKPOINT = "_last_checkpoint"
 _ENTRY = re.compile(r"(\d{20})\.json")
 _CHECKPOINT = re.compile(r"(\d{20})\.checkpoint(\.[^/]+)?\.parquet")
+_CUT = "is cut off or damaged"
+TRANSACTIONS = "app_transactions"
+"""Key in the metadata of a commit: how many application transactions its log entry holds.
+
+Without it, an entry that is cut off after a whole line would be read as one that changed less.
+"""
+_SAID_TRANSACTIONS = re.compile(rb'"%s":"(\d+)"' % TRANSACTIONS.encode())
 _LOOKED_BACK = 100
 """Log entries that are looked at on opening; delta-rs writes a checkpoint after as many."""
 _AGAIN = (
@@ -36,6 +44,9 @@ _AGAIN = (
     "a dropped file has to be moved from processed/ back to incoming/ (docs/restore.md)"
 )
 _COPIES = "/cache/lake/"
+_SECONDS = 20.0
+"""After an error, the damaged file is looked for so long."""
+_WHOLE_ROWS = 1_024
 _BACKUP = "Put it back from a backup of the lake, or rebuild the table as docs/restore.md says"
 
 
@@ -43,21 +54,40 @@ _BACKUP = "Put it back from a backup of the lake, or rebuild the table as docs/r
 # The log.
 
 
-def refuse_empty_entries(uri: str, version: int) -> None:
-    """Looks at the size of the log entries that a table in a folder has just been opened from.
+def refuse_incomplete_entries(uri: str, version: int) -> None:
+    """Looks at the log entries that a table in a folder has just been opened from: the newest, and the sizes of others.
 
     Raises:
-        DamagedFileError: an entry is empty.
+        DamagedFileError: an entry is empty, or the newest ends before its last line.
     """
-    log = f"{uri.removeprefix('file://').rstrip('/')}/{_LOG}"
+    log = f"{plain_place(uri).rstrip('/')}/{_LOG}"
     # Not pathlib's: it would take longer than the look itself.
     for number in range(version, max(_last_checkpoint(log), version - _LOOKED_BACK), -1):
+        path = f"{log}/{number:020}.json"
         try:
-            if os.stat(f"{log}/{number:020}.json").st_size:  # noqa: PTH116
-                continue
+            state = _newest_state(path) if number == version else _size_state(path)
         except FileNotFoundError:
             return  # it went when the log was shortened, and so did those before it
-        raise DamagedFileError(_of_entry(f"{log}/{number:020}.json", "is empty", number, version, has_base=number > 0))
+        if state is not None:
+            raise DamagedFileError(_of_entry(path, state, number, version, has_base=number > 0))
+
+
+def _size_state(path: str) -> str | None:
+    return None if os.stat(path).st_size else "is empty"  # noqa: PTH116
+
+
+def _newest_state(path: str) -> str | None:
+    with open(path, "rb") as file:  # noqa: PTH123
+        content = file.read()
+    if not content:
+        return "is empty"
+    return _CUT if _lacks_transactions(content) else None
+
+
+def _lacks_transactions(content: bytes) -> bool:
+    """Whether an entry has fewer application transactions than its first line says. They are its last lines."""
+    said = _SAID_TRANSACTIONS.search(content.split(b"\n", 1)[0])
+    return said is not None and content.count(b'\n{"txn":') < int(said[1])
 
 
 def _last_checkpoint(log: str) -> int:
@@ -131,12 +161,13 @@ def _entry_state(
         return "is missing"
     if not sizes[entries[number]]:
         return "is empty"
+    content = _content(filesystem, f"{_LOG}/{entries[number]}")
     try:
-        for line in _content(filesystem, f"{_LOG}/{entries[number]}").splitlines():
+        for line in content.splitlines():
             json.loads(line)
     except ValueError:
-        return "is cut off or damaged"
-    return None
+        return _CUT
+    return _CUT if _lacks_transactions(content) else None
 
 
 def _is_whole(entries: Mapping[int, str], checkpoints: Mapping[int, list[str]], version: int) -> bool:
@@ -187,7 +218,9 @@ class Examined:
     damage: str | None = None
 
 
-def examine_data_files(place: Place, handle: DeltaTable, footers: int, seconds: float) -> Examined:
+def examine_data_files(
+    place: Place, handle: DeltaTable, footers: int, seconds: float, *, whole: bool = False
+) -> Examined:
     """Compares the size of every live file with the log, by one listing, and reads the newest files' Parquet footers.
 
     Args:
@@ -195,6 +228,7 @@ def examine_data_files(place: Place, handle: DeltaTable, footers: int, seconds: 
         handle: the version whose files count.
         footers: how many footers are read at most.
         seconds: no further footer is read after so long.
+        whole: read whole files and not only their footers.
 
     Raises:
         OSError: the folder cannot be listed.
@@ -218,7 +252,7 @@ def examine_data_files(place: Place, handle: DeltaTable, footers: int, seconds: 
     for _, path, size in live[:footers]:
         if time.monotonic() > deadline:
             break
-        if (state := parquet_state(filesystem, path, size)) is not None:
+        if (state := parquet_state(filesystem, path, size, whole=whole)) is not None:
             return Examined(len(live), read, of_data_file(f"{_path(place)}/{path}", state))
         read += 1
     return Examined(len(live), read)
@@ -243,12 +277,24 @@ def of_data_file(path: str, state: str) -> str:
 
 def named_data_file(text: str) -> DamagedFileError | None:
     """The error for a data file in a folder that an engine's message names, if that file is missing or damaged."""
+    return damaged_among(_named(text))
+
+
+def damaged_among(paths: Iterable[str]) -> DamagedFileError | None:
+    """The error for the first of these data files that cannot be read; None if all can, or those of the first 20 s.
+
+    Args:
+        paths: absolute paths in a folder.
+    """
     from pyarrow.fs import LocalFileSystem
 
-    for path in _named(text):
+    deadline = time.monotonic() + _SECONDS
+    for path in paths:
+        if time.monotonic() > deadline:
+            break
         state = "is missing"
         if Path(path).exists():
-            state = parquet_state(LocalFileSystem(), path, Path(path).stat().st_size) or ""
+            state = parquet_state(LocalFileSystem(), path, Path(path).stat().st_size, whole=True) or ""
         if state and _COPIES in path:
             return DamagedFileError(f"Local copy {path} of a data file {state}. Remove it: it is fetched again.")
         if state:
@@ -269,15 +315,18 @@ def size_state(found: int | None, logged: int) -> str | None:
     return None if found == logged else f"has {found:,} bytes, but {logged:,} by the log"
 
 
-def parquet_state(filesystem: FileSystem, path: str, size: int) -> str | None:
-    """What keeps a Parquet file's footer from being read; None if nothing does."""
+def parquet_state(filesystem: FileSystem, path: str, size: int, *, whole: bool = False) -> str | None:
+    """What keeps a Parquet file's footer, or with `whole` all of it, from being read; None if nothing does."""
     from pyarrow.parquet import ParquetFile
 
     if not size:
         return "is empty"
     try:
         with filesystem.open_input_file(path) as file:
-            ParquetFile(file).close()
+            parquet = ParquetFile(file)
+            for _ in parquet.iter_batches(_WHOLE_ROWS) if whole else ():
+                pass
+            parquet.close()
     except FileNotFoundError:
         return "is missing"
     except (pa.ArrowInvalid, OSError) as error:

@@ -151,7 +151,7 @@ def _batches(
             batch_size=BODY_ROWS if "value" in columns else READ_ROWS,
         )
     except (OSError, pa.ArrowInvalid) as error:
-        state = parquet_state(filesystem, part.path, part.size)
+        state = parquet_state(filesystem, part.path, part.size, whole=True)
         if state is None:
             raise
         raise DamagedFileError(of_data_file(f"{place.uri.rstrip('/')}/{part.path}", state)) from error

@@ -24,6 +24,7 @@ from fraud_assets.core.schema import (
 )
 from fraud_assets.lake.append import RACES
 from fraud_assets.lake.batches import pending, read_batch
+from fraud_assets.lake.damage import TRANSACTIONS
 from fraud_assets.lake.positions import Stream, stored
 from fraud_assets.lake.tables import Lake, add_actions, unreadable
 from fraud_assets.settings import Settings
@@ -89,7 +90,7 @@ def retire(lake: Lake, table: Table, settings: Settings, today: date, waiting: d
             removed = handle.delete(
                 f"{table.partition_by} in ({listed})",
                 commit_properties=CommitProperties(
-                    custom_metadata={"retained_from": str(floor)},
+                    custom_metadata={"retained_from": str(floor), TRANSACTIONS: "1"},
                     app_transactions=[Transaction(_RETAINED_FROM, floor.toordinal())],
                 ),
             )

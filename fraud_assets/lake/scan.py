@@ -14,7 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
 
+from fraud_assets.engines.duckdb import reads
 from fraud_assets.lake.tables import RemoteTable, add_actions, dataset_of
+from fraud_assets.paths import plain_place
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -57,16 +59,16 @@ def register(connection: DuckDBPyConnection, name: str, handle: DeltaTable, file
         files = add_actions(handle)["path"].to_pylist()
     if not files:
         connection.register(name, schema.empty_table())
-    elif (source := _parquet(handle, files, schema)) is not None:
+    elif (source := _parquet(connection, handle, files, schema)) is not None:
         columns = ", ".join(f'"{column}"' for column in schema.names)
         connection.execute(f"create or replace temp view {name} as select {columns} from {source}")
     else:
         connection.register(name, dataset_of(handle, files))
 
 
-def _parquet(handle: DeltaTable, files: Sequence[str], schema: pa.Schema) -> str | None:
+def _parquet(connection: DuckDBPyConnection, handle: DeltaTable, files: Sequence[str], schema: pa.Schema) -> str | None:
     """The files as DuckDB's table function, None where only delta-rs can read them."""
-    root = str(handle.copied_to) if isinstance(handle, RemoteTable) else handle.table_uri.removeprefix("file://")
+    root = str(handle.copied_to) if isinstance(handle, RemoteTable) else plain_place(handle.table_uri)
     # An object store would need an extension, a later reader version may mean deletion vectors or renamed columns.
     if "://" in root or _SPECIAL & set(root) or handle.protocol().min_reader_version > 1:
         return None
@@ -83,5 +85,7 @@ def _parquet(handle: DeltaTable, files: Sequence[str], schema: pa.Schema) -> str
         hive = f", hive_partitioning = true, hive_types = {{{partitions[0]}: date}}"
     if isinstance(handle, RemoteTable):
         handle.fetch(files)
-    paths = ", ".join("'" + f"{root.rstrip('/')}/{path}".replace("'", "''") + "'" for path in files)
-    return f"read_parquet([{paths}]{hive})"
+    paths = [f"{root.rstrip('/')}/{path}" for path in files]
+    reads(connection, paths)
+    quoted = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
+    return f"read_parquet([{quoted}]{hive})"

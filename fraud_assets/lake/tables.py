@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -21,11 +22,12 @@ from fraud_assets.lake.damage import (
     log_damage,
     lost_log,
     named_data_file,
-    refuse_empty_entries,
+    refuse_incomplete_entries,
 )
 from fraud_assets.lake.data_files import READ_ROWS, Place
 from fraud_assets.lake.layout import check_columns
 from fraud_assets.lake.storage import is_remote, known_store_fault, storage_options, store_fault
+from fraud_assets.paths import plain_place
 from fraud_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 
 _FOOTERS, _FOOTER_SECONDS = 10_000, 20.0
+_CORRUPT = re.compile(r"corrupt|decompress|parquet|thrift", re.IGNORECASE)
+"""Of Arrow's and delta-rs's errors on the content of a file, which do not name it."""
 _REMOTE_CHECKPOINT = 10
 """Commits between two checkpoints. To open a table takes two requests for each commit since the last one."""
 
@@ -101,7 +105,7 @@ class Lake:
         if self.copies is None:
             handle = DeltaTable(self.uri(table), storage_options=self._options)
             # An object store keeps a file whole or not at all.
-            refuse_empty_entries(handle.table_uri, handle.version())
+            refuse_incomplete_entries(handle.table_uri, handle.version())
             return handle
         return RemoteTable(self.uri(table), self.storage_options, self.copies)
 
@@ -189,13 +193,14 @@ def unreadable(uri: str, error: Exception, options: Mapping[str, str] | None = N
         error: what delta-rs or Arrow raised.
         options: of an object store; without them a damaged log there is not looked for.
     """
+    uri = plain_place(uri)
     if is_remote(uri):
         known = known_store_fault(uri, error)
         damaged = _damage(uri, error, options) if known is None and options is not None else None
         return known or damaged or store_fault(uri, error)
     # delta-rs appends the frames of its own stack to some messages.
     cause = " ".join(str(error).split()).split(" 0: <unknown>")[0]
-    folder = Path(uri.removeprefix("file://"))
+    folder = Path(uri)
     lowered = cause.lower()
     if "no space left" in lowered or "os error 28" in lowered or "enospc" in lowered:
         remedy = "The disk is full: free space, or point FRAUD_HOME (or FRAUD_LAKE_URI) to another disk"
@@ -222,7 +227,8 @@ def _damage(uri: str, error: Exception, options: Mapping[str, str]) -> LakeError
         if (damage := log_damage(place)) is not None:
             return DamagedFileError(damage)
         handle = DeltaTable(uri, storage_options=dict(options) or None)
-        damage = examine_data_files(place, handle, _FOOTERS, _FOOTER_SECONDS).damage
+        whole = not options and _CORRUPT.search(str(error)) is not None
+        damage = examine_data_files(place, handle, _FOOTERS, _FOOTER_SECONDS, whole=whole).damage
         return None if damage is None else DamagedFileError(damage)
     return None
 
