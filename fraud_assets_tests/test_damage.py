@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +16,12 @@ import pytest
 from fraud_assets.chaos.object_store import ObjectStore
 from fraud_assets.core.schema import (
     QUARANTINED_TRANSACTIONS,
+    TABLES,
     Table,
+    alert_thresholds,
     quarantined_transactions,
     raw_transactions,
+    retried_messages,
     transaction_features,
 )
 from fraud_assets.doctor.finding import Finding
@@ -111,6 +116,23 @@ def test_a_damaged_newest_entry_is_refused_and_moved_away_by_hand(landed: Lake, 
     assert row_count(landed.open(raw_transactions)) == 10
     land(landed, bodies(5, first_id=10), first_offset=10)
     assert row_count(landed.open(raw_transactions)) == 15
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        (raw_transactions, "lands again from Kafka"),
+        (transaction_features, "computes again"),
+        (quarantined_transactions, "build it again together with them"),
+        (alert_thresholds, "Train again"),
+        (retried_messages, "Only a backup"),
+    ],
+)
+def test_what_comes_back_by_itself_depends_on_the_table(lake: Lake, table: Table, words: str) -> None:
+    lake.open(table)
+    entry(log_of(lake, table), 1).touch()
+    with pytest.raises(DamagedFileError, match=words):
+        lake.open(table)
 
 
 def test_an_entry_that_is_cut_anywhere_is_refused(make_settings: Callable[..., Settings], tmp_path: Path) -> None:
@@ -341,6 +363,34 @@ def test_on_an_object_store(s3_settings: Settings, s3: ObjectStore) -> None:
 
 # ---------------------------------------------------------------------------------------------------------
 # docs/restore.md
+
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "restore.md"
+
+
+def test_the_moves_of_the_document_work_as_typed_and_again(tmp_path: Path) -> None:
+    """In a home with a space, and twice on one day. The commands of the platform are stood in for."""
+    home, programs = tmp_path / "a home", tmp_path / "programs"
+    programs.mkdir()
+    for name in ("fraud-assets", "dagster"):
+        (programs / name).symlink_to("/bin/true")
+    first, *blocks = re.findall(r"^```sh\n(.*?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 5
+    for number, block in enumerate([*blocks, *blocks]):
+        for folder in ("processed", "incoming", *(f"lake/{table.name}/_delta_log" for table in TABLES)):
+            (home / folder).mkdir(parents=True, exist_ok=True)
+        (home / "processed" / "day.jsonl").touch()
+        entry(home / "lake" / "raw_transactions" / "_delta_log", 2).touch()
+        clock = f"date() {{ echo {number}; }}\n"
+        ran = subprocess.run(
+            ["bash", "-euc", clock + first + block],
+            cwd=tmp_path,
+            env={"PATH": f"{programs}:/usr/bin:/bin", "FRAUD_HOME": str(home)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (ran.returncode, ran.stderr) == (0, "")
 
 
 def test_a_kept_file_lands_again_after_its_commit_was_lost(settings: Settings, lake: Lake) -> None:

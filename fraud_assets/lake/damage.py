@@ -17,6 +17,14 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from fraud_assets.core.schema import (
+    alert_thresholds,
+    fraud_labels,
+    fraud_predictions,
+    quarantined_transactions,
+    raw_transactions,
+    transaction_features,
+)
 from fraud_assets.errors import DamagedFileError
 from fraud_assets.paths import plain_place
 
@@ -39,10 +47,22 @@ Without it, an entry that is cut off after a whole line would be read as one tha
 _SAID_TRANSACTIONS = re.compile(rb'"%s":"(\d+)"' % TRANSACTIONS.encode())
 _LOOKED_BACK = 100
 """Log entries that are looked at on opening; delta-rs writes a checkpoint after as many."""
-_AGAIN = (
-    "What the lost commits held is then taken again: messages from Kafka, features and predictions from the tables; "
-    "a dropped file has to be moved from processed/ back to incoming/ (docs/restore.md)"
+_LANDS_AGAIN = (
+    "What the lost commits held then lands again from Kafka; a dropped file has to be moved from processed/ back to "
+    "incoming/ (docs/restore.md)"
 )
+_COMPUTED_AGAIN = "The next run computes again what the lost commits held (docs/restore.md)"
+_AGAIN = {
+    raw_transactions.name: _LANDS_AGAIN,
+    fraud_labels.name: _LANDS_AGAIN,
+    transaction_features.name: _COMPUTED_AGAIN,
+    fraud_predictions.name: _COMPUTED_AGAIN,
+    quarantined_transactions.name: (
+        "Features and labels do not take again what it lost: build it again together with them (docs/restore.md)"
+    ),
+    alert_thresholds.name: "Train again, which writes a new threshold (docs/restore.md)",
+}
+"""What follows after a table was set back to an older version."""
 _COPIES = "/cache/lake/"
 _SECONDS = 20.0
 """After an error, the damaged file is looked for so long."""
@@ -116,7 +136,7 @@ def log_damage(place: Place) -> str | None:
     root = f"{_path(place)}/{_LOG}"
     base = max(checkpoints, default=-1)
     for name in checkpoints.get(base, ()):
-        if (state := parquet_state(filesystem, f"{_LOG}/{name}", sizes[name])) is not None:
+        if (state := parquet_state(filesystem, f"{_LOG}/{name}", sizes[name], whole=True)) is not None:
             return _of_checkpoint(f"{root}/{name}", state, _is_whole(entries, checkpoints, base))
     hinted = _hinted(filesystem) if _LAST_CHECKPOINT in sizes else -1
     if hinted > base:
@@ -179,9 +199,10 @@ def _is_whole(entries: Mapping[int, str], checkpoints: Mapping[int, list[str]], 
 def _of_entry(path: str, state: str, number: int, newest: int, *, has_base: bool) -> str:
     """The sentence for entry `number`; with `has_base` the table can be read up to the version before it."""
     later = newest - number
+    again = _AGAIN.get(path.split("/")[-3], "Only a backup holds the lost commits (docs/restore.md)")
     text = f"Log entry {path} {state}, as happens after a power cut"
     if number == 0 and not later:
-        return f"{text}. Move the table's folder away: the table is created again. {_AGAIN}."
+        return f"{text}. Move the table's folder away: the table is created again. {again}."
     if later:
         text += f", and {later} later {'entry builds' if later == 1 else 'entries build'} on it"
     if not has_base:
@@ -192,7 +213,7 @@ def _of_entry(path: str, state: str, number: int, newest: int, *, has_base: bool
         remedy = "Put it back from a backup of the lake, or move the later entries"
     else:
         remedy = "Put it back from a backup of the lake, or move it and the later entries"
-    return f"{text}. {remedy} out of that folder: the table is at version {number - 1} again. {_AGAIN}."
+    return f"{text}. {remedy} out of that folder: the table is at version {number - 1} again. {again}."
 
 
 def _of_checkpoint(path: str, state: str, is_whole: bool) -> str:
