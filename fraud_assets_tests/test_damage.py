@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -27,9 +28,10 @@ from fraud_assets.core.schema import (
 from fraud_assets.doctor.finding import Finding
 from fraud_assets.doctor.lake import check_lake
 from fraud_assets.engines.duckdb import connect
-from fraud_assets.errors import DamagedFileError
+from fraud_assets.errors import DamagedFileError, LakeError
 from fraud_assets.lake.damage import refuse_incomplete_entries
 from fraud_assets.lake.data_files import place_of, read_slices, slices_of
+from fraud_assets.lake.positions import Stream, stored
 from fraud_assets.lake.scan import register
 from fraud_assets.lake.tables import Lake, add_actions, read, row_count
 from fraud_assets.lake.upkeep import tend
@@ -238,6 +240,26 @@ def test_to_look_for_empty_entries_takes_no_time(landed: Lake) -> None:
     assert (time.perf_counter() - began) / 100 < 0.005
 
 
+def test_upkeep_leaves_the_log_to_who_has_just_opened_the_table(settings: Settings, landed: Lake) -> None:
+    """All entries are older than FRAUD_LOG_HOURS, as in a lake that was quiet."""
+
+    def age() -> None:
+        for file in log_of(landed).iterdir():
+            os.utime(file, (0, 0))
+
+    stream = Stream("transactions", "life", 0)
+    age()
+    handle = landed.open(raw_transactions)
+    tend(landed, raw_transactions, settings)
+    assert stored(handle, stream) == 14
+    age()
+    tend(landed, raw_transactions, settings)
+    assert not entry(log_of(landed), 3).exists()
+    with pytest.raises(LakeError, match="Upkeep may have shortened the log meanwhile: run it again"):
+        stored(handle, stream)
+    assert stored(landed.open(raw_transactions), stream) == 14
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Data files.
 
@@ -375,7 +397,7 @@ def test_the_moves_of_the_document_work_as_typed_and_again(tmp_path: Path) -> No
     for name in ("fraud-assets", "dagster"):
         (programs / name).symlink_to("/bin/true")
     first, *blocks = re.findall(r"^```sh\n(.*?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for number, block in enumerate([*blocks, *blocks]):
         for folder in ("processed", "incoming", *(f"lake/{table.name}/_delta_log" for table in TABLES)):
             (home / folder).mkdir(parents=True, exist_ok=True)

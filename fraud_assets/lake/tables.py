@@ -103,7 +103,7 @@ class Lake:
 
     def _newest(self, table: Table) -> DeltaTable:
         if self.copies is None:
-            handle = DeltaTable(self.uri(table), storage_options=self._options)
+            handle = LakeTable(self.uri(table), storage_options=self._options)
             # An object store keeps a file whole or not at all.
             refuse_incomplete_entries(handle.table_uri, handle.version())
             return handle
@@ -143,8 +143,22 @@ class Lake:
             )
 
 
-class RemoteTable(DeltaTable):
-    """A table on an object store. Its files are read from local copies; what goes wrong is a `LakeError`."""
+class LakeTable(DeltaTable):
+    """A table that raises `LakeError` where delta-rs reads the log again and upkeep may have shortened it meanwhile."""
+
+    def transaction_version(self, app_id: str) -> int | None:
+        """As delta-rs's own. Raises `LakeError`."""
+        with _in_words(self.table_uri):
+            return super().transaction_version(app_id)
+
+    def get_add_actions(self, flatten: bool = False) -> Any:
+        """As delta-rs's own. Raises `LakeError`."""
+        with _in_words(self.table_uri):
+            return super().get_add_actions(flatten)
+
+
+class RemoteTable(LakeTable):
+    """A table on an object store. Its files are read from local copies."""
 
     def __init__(self, uri: str, options: Mapping[str, str], copies: Copies) -> None:
         super().__init__(uri, storage_options=dict(options))
@@ -167,14 +181,8 @@ class RemoteTable(DeltaTable):
         """As delta-rs's own, which reads the log anew for each call. Raises `LakeError`."""
         known = (self.version(), app_id)
         if known not in self._transactions:
-            with _in_words(self.table_uri):
-                self._transactions[known] = super().transaction_version(app_id)
+            self._transactions[known] = super().transaction_version(app_id)
         return self._transactions[known]
-
-    def get_add_actions(self, flatten: bool = False) -> Any:
-        """As delta-rs's own. Raises `LakeError`."""
-        with _in_words(self.table_uri):
-            return super().get_add_actions(flatten)
 
 
 @contextmanager
@@ -212,6 +220,8 @@ def unreadable(uri: str, error: Exception, options: Mapping[str, str] | None = N
         remedy = "It cannot be read: check its permissions"
     elif (damaged := _damage(uri, error, {})) is not None:
         return damaged
+    elif "invalid table version" in lowered or ("not found" in lowered and "_delta_log" in lowered):
+        remedy = "Upkeep may have shortened the log meanwhile: run it again"
     else:
         remedy = "Check FRAUD_LAKE_URI and FRAUD_HOME"
     return LakeError(f"Table {uri} failed: {cause[:300]}. {remedy}.")

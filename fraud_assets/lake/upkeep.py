@@ -72,12 +72,15 @@ def tend(lake: Lake, table: Table, settings: Settings, retired: Retired = Retire
 
 
 def _shorten_log(handle: DeltaTable, settings: Settings) -> None:
-    """Writes a checkpoint and removes log entries before it that are older than FRAUD_LOG_HOURS."""
+    """Removes log entries older than FRAUD_LOG_HOURS that lie before the last checkpoint, then writes a new one.
+
+    In this order, because who opened the table just before the new checkpoint still reads the entries before it.
+    """
     kept = {_LOG_RETENTION: f"interval {settings.log_hours} hours"}
     if handle.metadata().configuration.get(_LOG_RETENTION) != kept[_LOG_RETENTION]:
         handle.alter.set_table_properties(kept)
-    handle.create_checkpoint()
     handle.cleanup_metadata()
+    handle.create_checkpoint()
 
 
 def tend_all(lake: Lake, settings: Settings, today: date | None = None) -> dict[str, UpkeepReport]:
