@@ -25,7 +25,7 @@ ROWS, UPKEEP_EVERY, KEPT = 10, 900, 7_200
 UPKEEP = """
 import sys
 from fraud_assets.core.schema import raw_transactions
-from fraud_assets.lake import upkeep
+from fraud_assets.operations import maintenance as upkeep
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import load_settings
 lake, settings = Lake(sys.argv[1]), load_settings()

@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from fraud_assets.core.schema import WINDOW_DAYS
 from fraud_assets.lake.tables import Lake
-from fraud_assets.pipeline.features import process_landed
 from fraud_assets.settings import load_settings
+from fraud_assets.stages.features import process_landed
 
 DAY_US = 86_400_000_000
 DELAY = 7

@@ -19,10 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fraud_assets.core.schema import raw_transactions
-from fraud_assets.kafka.apache import apache_kafka, why_not
 from fraud_assets.lake.tables import Lake, row_count
+from fraud_assets.operations.setup_home import prepare_home
 from fraud_assets.settings import load_settings
-from fraud_assets.setup_home import prepare_home
+from fraud_assets.testing.apache_kafka import apache_kafka, why_not
 
 PARTITIONS, BATCH = 4, 100_000
 BODY = b'{"transaction_id": %d, "tx_datetime": "2026-01-01T12:00:00.000000Z", "customer_id": %d, "terminal_id": %d, "tx_amount": 57.16}'

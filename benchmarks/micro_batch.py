@@ -28,9 +28,9 @@ from fraud_assets.core.schema import (
 from fraud_assets.lake.append import append_landed, commit
 from fraud_assets.lake.positions import Stream
 from fraud_assets.lake.tables import Lake
-from fraud_assets.lake.upkeep import tend_all
-from fraud_assets.pipeline.features import process_landed
+from fraud_assets.operations.maintenance import tend_all
 from fraud_assets.settings import load_settings
+from fraud_assets.stages.features import process_landed
 
 PER_DAY, CUSTOMERS, TERMINALS, BATCH = 9_600, 5_000, 10_000, 1_000
 DAYS_PER_COMMIT = 50

@@ -13,11 +13,11 @@ from fraud_assets.core.schema import MODEL_INPUTS, fraud_predictions, transactio
 from fraud_assets.core.scoring import matrix
 from fraud_assets.core.training import fit, score_samples
 from fraud_assets.lake.tables import Lake, dataset_of
-from fraud_assets.pipeline.features import process_landed
-from fraud_assets.pipeline.scoring import score_pending
-from fraud_assets.pipeline.training import train
-from fraud_assets.registry import champion
+from fraud_assets.registry.models import champion
 from fraud_assets.settings import load_settings
+from fraud_assets.stages.features import process_landed
+from fraud_assets.stages.scoring import score_pending
+from fraud_assets.stages.training import train
 
 SAMPLE = 100_000
 

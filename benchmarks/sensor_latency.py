@@ -20,11 +20,11 @@ import micro_batch as traffic
 
 from fraud_assets.core.schema import fraud_predictions
 from fraud_assets.lake.tables import Lake, row_count
-from fraud_assets.pipeline.features import process_landed
-from fraud_assets.pipeline.scoring import score_pending
-from fraud_assets.pipeline.training import train
+from fraud_assets.operations.setup_home import prepare_home
 from fraud_assets.settings import load_settings
-from fraud_assets.setup_home import prepare_home
+from fraud_assets.stages.features import process_landed
+from fraud_assets.stages.scoring import score_pending
+from fraud_assets.stages.training import train
 
 PATIENCE_SECONDS = 180
 HISTORY = 20_000

@@ -22,13 +22,13 @@ from fraud_assets.engines.spark.features import features_on
 from fraud_assets.engines.spark.landing import landing_on
 from fraud_assets.engines.spark.scoring import scoring_on
 from fraud_assets.engines.spark.session import spark_session
-from fraud_assets.kafka.apache import apache_kafka, why_not
+from fraud_assets.ingest.landing import LandTopics, land_topics
 from fraud_assets.lake.tables import Lake, row_count
-from fraud_assets.pipeline.features import process_landed
-from fraud_assets.pipeline.landing import LandTopics, land_topics
-from fraud_assets.pipeline.scoring import score_pending
-from fraud_assets.pipeline.training import train
 from fraud_assets.settings import load_settings
+from fraud_assets.stages.features import process_landed
+from fraud_assets.stages.scoring import score_pending
+from fraud_assets.stages.training import train
+from fraud_assets.testing.apache_kafka import apache_kafka, why_not
 
 DAYS = 60
 ROWS_A_DAY_OF_A_CUSTOMER = 2

@@ -12,9 +12,9 @@ import dagster as dg
 
 from fraud_assets.assets.features import cleaned_features
 from fraud_assets.assets.landing import landing
+from fraud_assets.assets.maintenance import lake_upkeep
 from fraud_assets.assets.model import model
 from fraud_assets.assets.predictions import fraud_predictions
-from fraud_assets.assets.upkeep import lake_upkeep
 from fraud_assets.resources import PlatformResource, SparkResource
 from fraud_assets.schedules import JOBS, SCHEDULES
 from fraud_assets.sensors import SENSORS

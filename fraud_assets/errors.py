@@ -10,7 +10,7 @@ import errno
 import os
 from pathlib import Path
 
-from fraud_assets.core.printable import printable
+from fraud_assets.system.printable import printable
 
 
 class FraudAssetsError(Exception):

@@ -107,7 +107,7 @@ def request(
 )
 def new_files_sensor(context: dg.SensorEvaluationContext, platform: PlatformResource) -> dg.RunRequest | dg.SkipReason:
     """One coalesced run at a time, from the stored positions to what has landed."""
-    from fraud_assets.pipeline.backlog import backlog, has_champion
+    from fraud_assets.stages.backlog import backlog, has_champion
 
     settings, lake = platform.settings(), platform.lake()
     if in_flight(context.instance, "new_files_sensor", settings.run_silent_seconds):
@@ -143,8 +143,8 @@ def dropped_files_sensor(
     context: dg.SensorEvaluationContext, platform: PlatformResource
 ) -> dg.RunRequest | dg.SkipReason:
     """Requests landing of the drop folder alone; topics are the lander's."""
-    from fraud_assets.pipeline.drop_folder import folder_remedy, waiting_entries
-    from fraud_assets.streaming.presence import lander_is_running
+    from fraud_assets.ingest.files.drop_folder import folder_remedy, waiting_entries
+    from fraud_assets.ingest.service.presence import lander_is_running
 
     settings = platform.settings()
     try:

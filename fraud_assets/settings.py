@@ -15,9 +15,9 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from fraud_assets.env_file import check_env_file
 from fraud_assets.errors import SettingError
-from fraud_assets.paths import check_characters, folder_path, is_uri
+from fraud_assets.system.env_file import check_env_file
+from fraud_assets.system.paths import check_characters, folder_path, is_uri
 
 CONTRACT_FIELDS = ("transaction_id", "tx_datetime", "customer_id", "terminal_id", "tx_amount")
 LABEL_FIELDS = ("transaction_id", "is_fraud", "labelled_at")

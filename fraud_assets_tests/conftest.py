@@ -15,14 +15,14 @@ from uuid import uuid4
 import hypothesis
 import pytest
 
-from fraud_assets.chaos.object_store import ObjectStore, object_store
 from fraud_assets.engines.spark.session import spark_session
-from fraud_assets.engines.spark.standalone import StandaloneCluster, standalone
 from fraud_assets.errors import JarsError
-from fraud_assets.kafka.apache import Cluster, apache_kafka, why_not
 from fraud_assets.kafka.broker import Broker, embedded_broker
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings, load_settings
+from fraud_assets.testing.apache_kafka import Cluster, apache_kafka, why_not
+from fraud_assets.testing.object_store import ObjectStore, object_store
+from fraud_assets.testing.spark_cluster import StandaloneCluster, standalone
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

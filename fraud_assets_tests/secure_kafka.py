@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from fraud_assets.kafka.apache import Cluster, apache_kafka
+from fraud_assets.testing.apache_kafka import Cluster, apache_kafka
 
 PLAIN_USER, PLAIN_PASSWORD = "alice", "alice-plain-4711"
 SCRAM_USER, SCRAM_PASSWORD = "bob", "bob-scram-0815"

@@ -11,8 +11,8 @@ from fraud_assets.core.schema import FRAUD_PREDICTIONS, fraud_predictions
 from fraud_assets.doctor.alerts import check_alerts
 from fraud_assets.lake.append import commit
 from fraud_assets.lake.tables import Lake
-from fraud_assets.pipeline.alert_days import busiest_day, too_many
 from fraud_assets.settings import Settings
+from fraud_assets.stages.alert_days import busiest_day, too_many
 from fraud_assets_tests.synthetic import FIRST, features
 
 MakeSettings = Callable[..., Settings]

@@ -8,14 +8,14 @@ import pytest
 
 from fraud_assets.core.schema import raw_transactions
 from fraud_assets.errors import BrokerError
-from fraud_assets.kafka.apache import Cluster, apache_kafka, why_not
+from fraud_assets.ingest.landing import land_topics
 from fraud_assets.kafka.broker import broker_of
 from fraud_assets.kafka.client import lineage_of
 from fraud_assets.kafka.consumer import TopicReader
 from fraud_assets.kafka.producer import Message, Producer, produce
 from fraud_assets.lake.tables import Lake
-from fraud_assets.pipeline.landing import land_topics
 from fraud_assets.settings import Settings
+from fraud_assets.testing.apache_kafka import Cluster, apache_kafka, why_not
 from fraud_assets_tests.conftest import MakeTopic, topic_maker
 
 

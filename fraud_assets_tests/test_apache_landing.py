@@ -19,12 +19,12 @@ from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
 from fraud_assets.core.schema import fraud_labels, raw_transactions
 from fraud_assets.errors import BrokerError, MessagesLostError
-from fraud_assets.kafka.apache import Cluster, apache_kafka, why_not
+from fraud_assets.ingest.landing import land_topics
+from fraud_assets.ingest.service.lander import consumer_group, land_forever
+from fraud_assets.ingest.service.presence import landers
 from fraud_assets.lake.tables import Lake, dataset_of, row_count
-from fraud_assets.pipeline.landing import land_topics
 from fraud_assets.settings import Settings
-from fraud_assets.streaming.land import consumer_group, land_forever
-from fraud_assets.streaming.presence import landers
+from fraud_assets.testing.apache_kafka import Cluster, apache_kafka, why_not
 from fraud_assets_tests.conftest import MakeTopic, Start
 from fraud_assets_tests.topics import always_on, done, numbers, produce
 from fraud_assets_tests.waiting import until
@@ -135,7 +135,7 @@ def test_landers_share_partitions_which_move_when_one_stops_or_is_killed(
 def test_metrics_and_health_follow_an_outage(tmp_path: Path, make_settings: Callable[..., Settings]) -> None:
     if reason := why_not():
         pytest.skip(reason)
-    from fraud_assets.streaming.metrics import LandingMetrics, served
+    from fraud_assets.ingest.service.metrics import LandingMetrics, served
 
     with apache_kafka(tmp_path / "kafka") as cluster:
         settings = make_settings(

@@ -24,9 +24,9 @@ from fraud_assets.lake.append import commit
 from fraud_assets.lake.batches import Bounds, pending, rows_within
 from fraud_assets.lake.positions import stored
 from fraud_assets.lake.tables import Lake
-from fraud_assets.pipeline import features as stage
-from fraud_assets.pipeline.features import process_landed
 from fraud_assets.settings import Settings
+from fraud_assets.stages import features as stage
+from fraud_assets.stages.features import process_landed
 from fraud_assets_tests.conftest import Send, Start
 from fraud_assets_tests.landed import bodies, land
 

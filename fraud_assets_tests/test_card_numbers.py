@@ -32,13 +32,13 @@ from fraud_assets.core.schema import (
     raw_transactions,
     transaction_features,
 )
+from fraud_assets.ingest.files.landing import FileReport, land_files
 from fraud_assets.kafka.broker import embedded_broker
 from fraud_assets.kafka.schemas import registry
-from fraud_assets.lake.books import books
 from fraud_assets.lake.tables import Lake, dataset_of
-from fraud_assets.pipeline.files import FileReport, land_files
+from fraud_assets.operations.reconciliation import books
+from fraud_assets.operations.setup_home import prepare_home
 from fraud_assets.settings import Settings, load_settings
-from fraud_assets.setup_home import prepare_home
 from fraud_assets_tests.conftest import sender
 
 KEY = "a key of thirty-two characters or more"

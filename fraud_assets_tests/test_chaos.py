@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from fraud_assets.chaos.traffic import Sent
-from fraud_assets.chaos.verdict import judge
-from fraud_assets.kafka.apache import why_not
+from fraud_assets.chaos.verification import judge
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
+from fraud_assets.testing.apache_kafka import why_not
 
 pytestmark = pytest.mark.xdist_group("apache")
 

@@ -22,7 +22,7 @@ def services() -> dict[str, Any]:
 
 
 def test_versions_are_those_that_are_tested(services: dict[str, Any]) -> None:
-    pom = resources.files("fraud_assets.kafka").joinpath("apache-kafka.pom.xml").read_text()
+    pom = resources.files("fraud_assets.testing").joinpath("apache-kafka.pom.xml").read_text()
     kafka = re.search(r"<artifactId>kafka_2\.13</artifactId>\s*<version>([\d.]+)<", pom)
     assert kafka
     assert {services[name]["image"] for name in ("kafka", "topics")} == {f"apache/kafka:{kafka[1]}"}

@@ -20,15 +20,15 @@ from fraud_assets.core.schema import (
     raw_transactions,
     transaction_features,
 )
+from fraud_assets.ingest.landing import land_topics
 from fraud_assets.kafka.broker import broker_of
-from fraud_assets.lake.books import books
 from fraud_assets.lake.tables import Lake, dataset_of
-from fraud_assets.lake.upkeep import tend_all
-from fraud_assets.pipeline.features import process_landed
-from fraud_assets.pipeline.landing import land_topics
-from fraud_assets.pipeline.scoring import score_pending
-from fraud_assets.pipeline.training import train
+from fraud_assets.operations.maintenance import tend_all
+from fraud_assets.operations.reconciliation import books
 from fraud_assets.settings import Settings
+from fraud_assets.stages.features import process_landed
+from fraud_assets.stages.scoring import score_pending
+from fraud_assets.stages.training import train
 
 MESSAGES = 400
 START = """
@@ -50,9 +50,9 @@ def die_at(module, name, call, after=False):
         return result
     setattr(module, name, deadly)
 """
-LAND = "from fraud_assets.pipeline import landing\n{}\nlanding.land_topics(lake, settings, lambda line: None)"
-FEATURES = "from fraud_assets.pipeline import features\n{}\nfeatures.process_landed(lake, settings)"
-SCORE = "from fraud_assets.pipeline import scoring\n{}\nscoring.score_pending(lake, settings, lambda line: None)"
+LAND = "from fraud_assets.ingest import landing\n{}\nlanding.land_topics(lake, settings, lambda line: None)"
+FEATURES = "from fraud_assets.stages import features\n{}\nfeatures.process_landed(lake, settings)"
+SCORE = "from fraud_assets.stages import scoring\n{}\nscoring.score_pending(lake, settings, lambda line: None)"
 
 
 def start(settings: Settings, code: str) -> subprocess.Popen[str]:

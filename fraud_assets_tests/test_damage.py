@@ -14,7 +14,6 @@ import obstore
 import pyarrow.parquet as pq
 import pytest
 
-from fraud_assets.chaos.object_store import ObjectStore
 from fraud_assets.core.schema import (
     QUARANTINED_TRANSACTIONS,
     TABLES,
@@ -27,19 +26,20 @@ from fraud_assets.core.schema import (
 )
 from fraud_assets.doctor.finding import Finding
 from fraud_assets.doctor.lake import check_lake
-from fraud_assets.engines.duckdb import connect
 from fraud_assets.errors import DamagedFileError, LakeError
+from fraud_assets.ingest.files.landing import land_files
 from fraud_assets.lake.damage import refuse_incomplete_entries
 from fraud_assets.lake.data_files import place_of, read_slices, slices_of
+from fraud_assets.lake.duckdb_session import connect
 from fraud_assets.lake.positions import Stream, stored
 from fraud_assets.lake.scan import register
 from fraud_assets.lake.tables import Lake, add_actions, read, row_count
-from fraud_assets.lake.upkeep import tend
-from fraud_assets.pipeline.erasure import erase
-from fraud_assets.pipeline.features import process_landed, restate
-from fraud_assets.pipeline.files import land_files
-from fraud_assets.pipeline.training import read_features
+from fraud_assets.operations.erasure import erase
+from fraud_assets.operations.maintenance import tend
 from fraud_assets.settings import Settings
+from fraud_assets.stages.features import process_landed, restate
+from fraud_assets.stages.training import read_features
+from fraud_assets.testing.object_store import ObjectStore
 from fraud_assets_tests.landed import FIRST, bodies, land
 from fraud_assets_tests.test_object_store import client
 

@@ -17,12 +17,12 @@ from fraud_assets.core.schema import fraud_labels, quarantined_transactions, raw
 from fraud_assets.definitions import build_defs, defs
 from fraud_assets.kafka.broker import Broker
 from fraud_assets.lake.tables import Lake, row_count
-from fraud_assets.pipeline.alert_days import BusiestDay
-from fraud_assets.pipeline.features import process_landed
-from fraud_assets.pipeline.scoring import ScoringReport
+from fraud_assets.operations.setup_home import prepare_home
 from fraud_assets.resources import PlatformResource, SparkResource
 from fraud_assets.settings import Settings
-from fraud_assets.setup_home import prepare_home
+from fraud_assets.stages.alert_days import BusiestDay
+from fraud_assets.stages.features import process_landed
+from fraud_assets.stages.scoring import ScoringReport
 from fraud_assets_tests.landed import bodies, land
 from fraud_assets_tests.synthetic import FIRST, commit_features, features
 from fraud_assets_tests.test_alert_days import commit_alerts
@@ -202,7 +202,7 @@ def test_the_forest_comes_with_its_threshold_and_the_threshold_alone(
     for function in ("train", "recalibrate"):
         calibration = SimpleNamespace(metadata=lambda function=function: {"threshold by": function})
         report = SimpleNamespace(metadata=lambda function=function: {"by": function}, calibration=calibration)
-        monkeypatch.setattr(f"fraud_assets.pipeline.training.{function}", lambda *_, report=report: report)
+        monkeypatch.setattr(f"fraud_assets.stages.training.{function}", lambda *_, report=report: report)
     by_training = {"isolation_forest": {"by": "train"}, "alert_thresholds": {"threshold by": "train"}}
     alone = {"alert_thresholds": {"by": "recalibrate"}}
     assert reported(materialize(name)) == (by_training if name == "isolation_forest" else alone)
@@ -239,7 +239,7 @@ def test_a_day_with_too_many_alerts_is_a_warning_of_the_run(
     materialize: Materialize, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     report = ScoringReport(rows=100, alerts=90, busiest=BusiestDay(FIRST.date(), 301, 300.0))
-    monkeypatch.setattr("fraud_assets.pipeline.scoring.score_pending", lambda *_: report)
+    monkeypatch.setattr("fraud_assets.stages.scoring.score_pending", lambda *_: report)
     values = reported(materialize("fraud_predictions"))["fraud_predictions"]
     assert (values["alerts_on_busiest_day"], values["alert_limit_per_day"]) == (301, 300.0)
     warnings = [line for line in capfd.readouterr().err.splitlines() if "WARNING" in line]

@@ -26,7 +26,7 @@ KEYS = ["landed", "features", "quarantined", "duplicates", "scored", "alerts", "
 STOPPED = """
 import os
 from fraud_assets import cli
-from fraud_assets.pipeline import landing
+from fraud_assets.ingest import landing
 
 def stop(*arguments, **named):
     os.kill(os.getpid(), NUMBER)

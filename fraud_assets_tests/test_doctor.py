@@ -21,23 +21,23 @@ from fraud_assets.core.schema import fraud_predictions, raw_transactions, transa
 from fraud_assets.doctor.examination import examine
 from fraud_assets.doctor.files import check_files
 from fraud_assets.doctor.finding import Finding
+from fraud_assets.doctor.installation import check_home, check_settings, check_versions
 from fraud_assets.doctor.lake import check_books, check_lake, check_quarantine, check_registry
 from fraud_assets.doctor.orchestrator import check_dagster
-from fraud_assets.doctor.place import check_home, check_settings, check_versions
 from fraud_assets.doctor.spark import check_spark
 from fraud_assets.doctor.stream import check_broker, check_landers, check_schema_registry
+from fraud_assets.ingest.files.landing import land_files
+from fraud_assets.ingest.landing import land_topics, silent
+from fraud_assets.ingest.service.presence import presence
 from fraud_assets.kafka.broker import Broker
 from fraud_assets.lake.append import commit
 from fraud_assets.lake.positions import Stream
 from fraud_assets.lake.tables import Lake
-from fraud_assets.pipeline.features import process_landed
-from fraud_assets.pipeline.files import land_files
-from fraud_assets.pipeline.landing import land_topics, silent
-from fraud_assets.pipeline.scoring import score_pending
-from fraud_assets.pipeline.training import train
+from fraud_assets.operations.setup_home import prepare_home
 from fraud_assets.settings import Settings
-from fraud_assets.setup_home import prepare_home
-from fraud_assets.streaming.presence import presence
+from fraud_assets.stages.features import process_landed
+from fraud_assets.stages.scoring import score_pending
+from fraud_assets.stages.training import train
 from fraud_assets_tests.conftest import Send
 from fraud_assets_tests.landed import bodies, land
 from fraud_assets_tests.test_quarantine import other_names
@@ -182,7 +182,7 @@ def test_a_home_that_cannot_be_written(make_settings: Callable[..., Settings], t
 
 
 def test_a_library_of_another_version(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fraud_assets.doctor import place
+    from fraud_assets.doctor import installation as place
 
     assert check_versions(settings)[0].state == "OK"
     monkeypatch.setattr(place, "requires", lambda name: ["duckdb>=99", "no-such-library", "pytest<1; extra == 'dev'"])
@@ -231,7 +231,7 @@ def test_a_lander_that_does_not_answer(settings: Settings) -> None:
 
 
 def test_a_lander_that_says_it_fails(settings: Settings) -> None:
-    from fraud_assets.streaming.metrics import LandingMetrics, served
+    from fraud_assets.ingest.service.metrics import LandingMetrics, served
 
     metrics = LandingMetrics()
     with served(metrics, "127.0.0.1:0") as address, presence(settings, address):
@@ -241,7 +241,7 @@ def test_a_lander_that_says_it_fails(settings: Settings) -> None:
 
 
 def test_a_lander_whose_drop_folder_needs_a_person(settings: Settings) -> None:
-    from fraud_assets.streaming.metrics import LandingMetrics, served
+    from fraud_assets.ingest.service.metrics import LandingMetrics, served
 
     metrics = LandingMetrics()
     with served(metrics, "127.0.0.1:0") as address, presence(settings, address):
@@ -388,7 +388,7 @@ def tick_of(instance: dg.DagsterInstance, state: InstigatorState, reason: str) -
 def test_a_run_that_failed_until_one_succeeds(
     settings: Settings, lake: Lake, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fraud_assets.pipeline import features
+    from fraud_assets.stages import features
     from fraud_assets_tests.test_sensors import fails
 
     land(lake, bodies(3))

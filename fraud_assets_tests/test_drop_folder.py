@@ -17,15 +17,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from fraud_assets.cli import main
-from fraud_assets.core.printable import printable
 from fraud_assets.core.schema import raw_transactions
 from fraud_assets.errors import LakeError, SettingError
+from fraud_assets.ingest.files import landing as files
+from fraud_assets.ingest.files.drop_folder import StuckEntries, waiting_entries
+from fraud_assets.ingest.files.landing import FileReport, land_files, waiting_files
 from fraud_assets.lake.tables import Lake, row_count
-from fraud_assets.pipeline import files
-from fraud_assets.pipeline.drop_folder import StuckEntries, waiting_entries
-from fraud_assets.pipeline.files import FileReport, land_files, waiting_files
-from fraud_assets.pipeline.kept_files import rows_in_files
+from fraud_assets.operations.kept_files import rows_in_files
 from fraud_assets.settings import CONTRACT_FIELDS, Settings
+from fraud_assets.system.printable import printable
 from fraud_assets_tests.test_files import drop, land, rows_of, silent
 
 GOOD = '{"n": 1}\n'

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from dotenv import dotenv_values
 
-from fraud_assets.env_file import quoted
 from fraud_assets.errors import SettingError
 from fraud_assets.settings import load_settings
+from fraud_assets.system.env_file import quoted
 
 TEXT = "# für uns\nFRAUD_TRAIN_TREES=7\n"
 
@@ -40,7 +40,8 @@ def test_utf_8_with_or_without_a_mark_is_read(tmp_path: Path, content: bytes) ->
 
 
 @pytest.mark.parametrize(
-    "arguments", [("fraud_assets.cli", "land", "--once"), ("fraud_assets.cli", "doctor"), ("fraud_assets.setup_home",)]
+    "arguments",
+    [("fraud_assets.cli", "land", "--once"), ("fraud_assets.cli", "doctor"), ("fraud_assets.operations.setup_home",)],
 )
 def test_no_stack_trace_in_any_entry(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     (tmp_path / ".env").write_bytes(TEXT.encode("utf-16"))

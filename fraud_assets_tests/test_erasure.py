@@ -25,23 +25,23 @@ from fraud_assets.core.schema import (
     raw_transactions,
     transaction_features,
 )
+from fraud_assets.ingest.landing import append_labels
 from fraud_assets.lake.append import append_landed, commit
 from fraud_assets.lake.batches import pending
-from fraud_assets.lake.books import books
 from fraud_assets.lake.positions import Stream, positions_of, stored
 from fraud_assets.lake.tables import Lake, dataset_of, row_count
-from fraud_assets.lake.upkeep import tend_all
-from fraud_assets.pipeline.erasure import ERASED_TABLES, erase, holdings
-from fraud_assets.pipeline.features import process_landed
-from fraud_assets.pipeline.landing import append_labels
-from fraud_assets.pipeline.quarantine import Selection, retry
+from fraud_assets.operations.erasure import ERASED_TABLES, erase, holdings
+from fraud_assets.operations.maintenance import tend_all
+from fraud_assets.operations.quarantine import Selection, retry
+from fraud_assets.operations.reconciliation import books
 from fraud_assets.settings import Settings
+from fraud_assets.stages.features import process_landed
 from fraud_assets_tests.landed import bodies, land
 from fraud_assets_tests.test_crashes import killed
 from fraud_assets_tests.test_quarantine import label_rows
 
 WHO = "5"
-ERASE = f"from fraud_assets.pipeline import erasure\n{{}}\nerasure.erase(lake, settings, {WHO!r})"
+ERASE = f"from fraud_assets.operations import erasure\n{{}}\nerasure.erase(lake, settings, {WHO!r})"
 
 
 def score_all(lake: Lake) -> None:

@@ -21,11 +21,11 @@ from fraud_assets.core.schema import (
 from fraud_assets.errors import SettingError
 from fraud_assets.lake.append import append_landed
 from fraud_assets.lake.batches import Bounds, next_bounds, pending, rows_within
-from fraud_assets.lake.books import books
 from fraud_assets.lake.positions import stored
 from fraud_assets.lake.tables import Lake, dataset_of, row_count
-from fraud_assets.pipeline.features import process_landed, restate
+from fraud_assets.operations.reconciliation import books
 from fraud_assets.settings import Settings
+from fraud_assets.stages.features import process_landed, restate
 from fraud_assets_tests.landed import land
 
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)
@@ -190,7 +190,7 @@ def test_a_setting_changed_between_kill_and_retry_loses_nothing(
     """The run died after quarantine; the next one, with a laxer limit, keeps the split that was committed."""
     land(lake, [body(number, FIRST, note="x" * (number * 10)) for number in range(20)])
     strict = settings.model_copy(update={"max_body_bytes": 200})
-    from fraud_assets.pipeline import features as stage
+    from fraud_assets.stages import features as stage
 
     real = stage.commit
 

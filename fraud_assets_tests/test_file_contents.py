@@ -20,10 +20,10 @@ import pytest
 from fraud_assets.core.parsing import parse_transactions
 from fraud_assets.core.schema import fraud_labels, quarantined_transactions, raw_transactions
 from fraud_assets.errors import SettingError
+from fraud_assets.ingest.files import parquet_file
 from fraud_assets.lake.tables import Lake, dataset_of
-from fraud_assets.pipeline import parquet_file
-from fraud_assets.pipeline.erasure import erase
-from fraud_assets.pipeline.kept_files import rows_in_files
+from fraud_assets.operations.erasure import erase
+from fraud_assets.operations.kept_files import rows_in_files
 from fraud_assets.settings import Settings
 from fraud_assets_tests.test_files import bodies, drop, land, rows_of, transaction
 

@@ -18,10 +18,12 @@ import pytest
 
 from fraud_assets.core.parsing import parse_transactions
 from fraud_assets.core.schema import Table, fraud_labels, quarantined_transactions, raw_transactions
+from fraud_assets.ingest import landing
+from fraud_assets.ingest.files import json_lines
+from fraud_assets.ingest.files import landing as files
+from fraud_assets.ingest.files.landing import FileReport, land_files, waiting_files
 from fraud_assets.lake.append import append_landed
 from fraud_assets.lake.tables import Lake, dataset_of
-from fraud_assets.pipeline import files, json_lines, landing
-from fraud_assets.pipeline.files import FileReport, land_files, waiting_files
 from fraud_assets.settings import Settings
 
 LONG_ID = 9_007_199_254_740_993_123

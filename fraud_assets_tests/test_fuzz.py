@@ -42,17 +42,17 @@ from fraud_assets.core.schema import (
     raw_transactions,
     transaction_features,
 )
-from fraud_assets.kafka.apache import why_not
+from fraud_assets.ingest.files.contents import JSON_LINES
+from fraud_assets.ingest.landing import land_topics
 from fraud_assets.kafka.broker import Broker, broker_of, embedded_broker
 from fraud_assets.kafka.schemas import registry
-from fraud_assets.lake.books import books
 from fraud_assets.lake.tables import Lake, dataset_of
-from fraud_assets.pipeline.features import process_landed
-from fraud_assets.pipeline.file_contents import JSON_LINES
-from fraud_assets.pipeline.landing import land_topics
-from fraud_assets.pipeline.scoring import score_pending
-from fraud_assets.pipeline.training import train
+from fraud_assets.operations.reconciliation import books
 from fraud_assets.settings import Settings, load_settings
+from fraud_assets.stages.features import process_landed
+from fraud_assets.stages.scoring import score_pending
+from fraud_assets.stages.training import train
+from fraud_assets.testing.apache_kafka import why_not
 from fraud_assets_tests import fuzz
 from fraud_assets_tests.conftest import Send, topic_maker
 from fraud_assets_tests.core.test_parsing import label_table, raw_table
@@ -441,7 +441,7 @@ def test_a_header_that_cannot_be_read_stops_nothing(settings: Settings, lake: La
 
 LANDER = """
 from fraud_assets.lake.tables import Lake
-from fraud_assets.pipeline.files import land_files
+from fraud_assets.ingest.files.landing import land_files
 from fraud_assets.settings import load_settings
 
 settings = load_settings(_env_file=None)

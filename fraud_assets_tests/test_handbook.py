@@ -18,13 +18,13 @@ from click.testing import CliRunner
 from fraud_assets.commands.evaluate import command as evaluate
 from fraud_assets.core.features import history_days
 from fraud_assets.core.schema import DERIVED_FEATURES, fraud_labels, raw_transactions, transaction_features
-from fraud_assets.engines.duckdb import compute_windows
 from fraud_assets.engines.spark.features import features_on
-from fraud_assets.lake.books import books
+from fraud_assets.ingest.landing import land_everything
+from fraud_assets.lake.duckdb_session import compute_windows
 from fraud_assets.lake.tables import Lake, dataset_of
-from fraud_assets.pipeline.features import process_landed
-from fraud_assets.pipeline.landing import land_everything
+from fraud_assets.operations.reconciliation import books
 from fraud_assets.settings import Settings, load_settings
+from fraud_assets.stages.features import process_landed
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

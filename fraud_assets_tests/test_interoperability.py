@@ -17,12 +17,12 @@ import pytest
 from fraud_assets.core.schema import HEADERS, TABLES, TIME, Table, raw_transactions
 from fraud_assets.engines.spark.tables import scan, write
 from fraud_assets.errors import JarsError
-from fraud_assets.java import jars_of
 from fraud_assets.lake.append import append_landed, commit
 from fraud_assets.lake.positions import Stream, stored
 from fraud_assets.lake.tables import Lake, add_actions, read
-from fraud_assets.lake.upkeep import tend
+from fraud_assets.operations.maintenance import tend
 from fraud_assets.settings import Settings
+from fraud_assets.system.java import jars_of
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

@@ -14,17 +14,17 @@ from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 from fraud_assets.core.schema import Table, fraud_labels, raw_transactions
 from fraud_assets.doctor.stream import check_broker
 from fraud_assets.errors import BrokerError, MessagesLostError
-from fraud_assets.kafka.apache import Cluster
+from fraud_assets.ingest.landing import land_everything, land_topics
+from fraud_assets.ingest.service.lander import land_forever
 from fraud_assets.kafka.broker import broker_of
 from fraud_assets.kafka.client import lineage_of
 from fraud_assets.lake.append import append_landed
 from fraud_assets.lake.known_topics import is_known, positions_in
 from fraud_assets.lake.positions import NOTHING, Stream, stored
 from fraud_assets.lake.tables import Lake, row_count
-from fraud_assets.pipeline.features import process_landed
-from fraud_assets.pipeline.landing import land_everything, land_topics
 from fraud_assets.settings import Settings
-from fraud_assets.streaming.land import land_forever
+from fraud_assets.stages.features import process_landed
+from fraud_assets.testing.apache_kafka import Cluster
 from fraud_assets_tests.conftest import Start
 from fraud_assets_tests.topics import always_on, done, numbers, produce
 from fraud_assets_tests.waiting import until

@@ -12,13 +12,13 @@ import dagster as dg
 from deltalake import DeltaTable
 
 from fraud_assets.core.schema import raw_transactions
+from fraud_assets.ingest.landing import land_topics
+from fraud_assets.ingest.service.lander import land_once
+from fraud_assets.ingest.service.presence import lander_is_running, landers, presence
 from fraud_assets.kafka.broker import Broker, embedded_broker
 from fraud_assets.lake.tables import Lake, dataset_of, row_count
-from fraud_assets.pipeline.landing import land_topics
+from fraud_assets.operations.setup_home import prepare_home
 from fraud_assets.settings import Settings
-from fraud_assets.setup_home import prepare_home
-from fraud_assets.streaming.land import land_once
-from fraud_assets.streaming.presence import lander_is_running, landers, presence
 from fraud_assets_tests.conftest import Start, sender
 from fraud_assets_tests.waiting import until
 

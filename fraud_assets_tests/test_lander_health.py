@@ -21,18 +21,18 @@ import trustme
 
 from fraud_assets.core.schema import raw_transactions
 from fraud_assets.errors import BrokerError, DiskError
+from fraud_assets.ingest.files.drop_folder import StuckEntries
+from fraud_assets.ingest.files.landing import land_files
+from fraud_assets.ingest.landing import LandingReport
+from fraud_assets.ingest.service import outages
+from fraud_assets.ingest.service.bounded_server import BoundedServer
+from fraud_assets.ingest.service.lander import land_forever
+from fraud_assets.ingest.service.metrics import LandingMetrics, served
+from fraud_assets.ingest.service.presence import landers
 from fraud_assets.kafka.broker import broker_of, embedded_broker
 from fraud_assets.kafka.connection import checked, connection
 from fraud_assets.lake.tables import Lake, row_count
-from fraud_assets.pipeline.drop_folder import StuckEntries
-from fraud_assets.pipeline.files import land_files
-from fraud_assets.pipeline.landing import LandingReport
 from fraud_assets.settings import Settings
-from fraud_assets.streaming import outages
-from fraud_assets.streaming.bounded_server import BoundedServer
-from fraud_assets.streaming.land import land_forever
-from fraud_assets.streaming.metrics import LandingMetrics, served
-from fraud_assets.streaming.presence import landers
 from fraud_assets_tests.conftest import Send, Start, sender
 from fraud_assets_tests.test_files import drop
 from fraud_assets_tests.topics import always_on

@@ -10,10 +10,10 @@ import pytest
 
 from fraud_assets.core.schema import Table, fraud_labels, quarantined_transactions, raw_transactions
 from fraud_assets.errors import BrokerError, MessagesLostError
+from fraud_assets.ingest import landing
+from fraud_assets.ingest.landing import TopicReaders, land_everything, land_topics
 from fraud_assets.kafka.broker import Broker, embedded_broker
 from fraud_assets.lake.tables import Lake, dataset_of
-from fraud_assets.pipeline import landing
-from fraud_assets.pipeline.landing import TopicReaders, land_everything, land_topics
 from fraud_assets.settings import Settings
 from fraud_assets_tests.conftest import sender
 

@@ -23,12 +23,12 @@ from fraud_assets.doctor.finding import Finding
 from fraud_assets.doctor.lake import check_lake, check_registry
 from fraud_assets.errors import LakeError
 from fraud_assets.lake.tables import Lake, dataset_of, row_count
-from fraud_assets.pipeline.backlog import backlog
-from fraud_assets.pipeline.lost_registry import LostRegistryError
-from fraud_assets.pipeline.scoring import score_pending, score_range
-from fraud_assets.pipeline.training import recalibrate, train
-from fraud_assets.registry import champion
+from fraud_assets.registry.champion import LostRegistryError
+from fraud_assets.registry.models import champion
 from fraud_assets.settings import Settings, load_settings
+from fraud_assets.stages.backlog import backlog
+from fraud_assets.stages.scoring import score_pending, score_range
+from fraud_assets.stages.training import recalibrate, train
 from fraud_assets_tests.synthetic import FIRST, commit_features, features
 
 ROWS = 1_200

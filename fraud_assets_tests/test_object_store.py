@@ -20,7 +20,6 @@ import pytest
 from obstore.exceptions import AlreadyExistsError
 from obstore.store import S3Store
 
-from fraud_assets.chaos.object_store import ACCESS_KEY, BUCKET, REGION, SECRET_KEY, ObjectStore, object_store
 from fraud_assets.core.schema import (
     TABLES,
     alert_thresholds,
@@ -33,16 +32,17 @@ from fraud_assets.core.schema import (
 from fraud_assets.errors import LakeError, SettingError
 from fraud_assets.kafka.broker import embedded_broker
 from fraud_assets.lake.append import append_landed
-from fraud_assets.lake.books import alerts, books
 from fraud_assets.lake.storage import storage_options, store_fault
 from fraud_assets.lake.tables import Lake, read, row_count
-from fraud_assets.lake.upkeep import tend_all
-from fraud_assets.pipeline.backlog import backlog
-from fraud_assets.pipeline.evaluation import latest_start
-from fraud_assets.pipeline.features import process_landed, restate
-from fraud_assets.pipeline.scoring import score_pending, score_range
-from fraud_assets.pipeline.training import train
+from fraud_assets.operations.maintenance import tend_all
+from fraud_assets.operations.reconciliation import alerts, books
 from fraud_assets.settings import Settings, load_settings
+from fraud_assets.stages.backlog import backlog
+from fraud_assets.stages.evaluation import latest_start
+from fraud_assets.stages.features import process_landed, restate
+from fraud_assets.stages.scoring import score_pending, score_range
+from fraud_assets.stages.training import train
+from fraud_assets.testing.object_store import ACCESS_KEY, BUCKET, REGION, SECRET_KEY, ObjectStore, object_store
 from fraud_assets_tests.faulty_proxy import Fault, FaultyProxy, faulty_proxy
 from fraud_assets_tests.landed import bodies, land
 from fraud_assets_tests.test_crashes import FEATURES, LAND, MESSAGES, assert_balanced, message, start

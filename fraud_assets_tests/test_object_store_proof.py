@@ -16,7 +16,6 @@ from uuid import uuid4
 import pytest
 from confluent_kafka import Producer
 
-from fraud_assets.chaos.object_store import object_store
 from fraud_assets.core.schema import (
     fraud_predictions,
     quarantined_transactions,
@@ -24,14 +23,15 @@ from fraud_assets.core.schema import (
     transaction_features,
 )
 from fraud_assets.errors import LakeError
+from fraud_assets.ingest.landing import land_topics
 from fraud_assets.kafka.broker import embedded_broker
-from fraud_assets.lake.books import books
 from fraud_assets.lake.tables import Lake
-from fraud_assets.pipeline.features import process_landed
-from fraud_assets.pipeline.landing import land_topics
-from fraud_assets.pipeline.scoring import score_pending
-from fraud_assets.pipeline.training import train
+from fraud_assets.operations.reconciliation import books
 from fraud_assets.settings import Settings
+from fraud_assets.stages.features import process_landed
+from fraud_assets.stages.scoring import score_pending
+from fraud_assets.stages.training import train
+from fraud_assets.testing.object_store import object_store
 from fraud_assets_tests.conftest import ROOT
 from fraud_assets_tests.test_crashes import message, positions
 from fraud_assets_tests.test_object_store import assert_one_winner_each, client
@@ -46,8 +46,8 @@ FOR_EVER = """
 import sys, time
 from fraud_assets.errors import FraudAssetsError
 from fraud_assets.lake.tables import Lake
-from fraud_assets.pipeline.features import process_landed
-from fraud_assets.pipeline.landing import land_topics
+from fraud_assets.stages.features import process_landed
+from fraud_assets.ingest.landing import land_topics
 from fraud_assets.settings import load_settings
 settings = load_settings(batch_rows=700, land_batch_rows=300, lake_timeout_seconds=2)
 lake = Lake.of(settings)
@@ -63,7 +63,7 @@ while True:
 RACE = """
 import json, sys
 from pathlib import Path
-from fraud_assets.chaos.object_store import ObjectStore
+from fraud_assets.testing.object_store import ObjectStore
 from fraud_assets_tests.test_object_store import client, race_for_keys
 ports, prefix, keys, name = json.loads(sys.argv[1])
 print(json.dumps(race_for_keys(client(ObjectStore(Path(), ports), prefix), keys, name)))

@@ -10,14 +10,14 @@ from dotenv import dotenv_values
 from sqlalchemy import make_url
 
 from fraud_assets.core.schema import raw_transactions, transaction_features
-from fraud_assets.engines.duckdb import connect
 from fraud_assets.errors import SettingError
+from fraud_assets.ingest.landing import land_everything
+from fraud_assets.lake.duckdb_session import connect
 from fraud_assets.lake.scan import register
 from fraud_assets.lake.tables import Lake, row_count
-from fraud_assets.pipeline.features import process_landed
-from fraud_assets.pipeline.landing import land_everything
+from fraud_assets.operations.setup_home import set_up_home
 from fraud_assets.settings import Settings, load_settings
-from fraud_assets.setup_home import set_up_home
+from fraud_assets.stages.features import process_landed
 from fraud_assets_tests.landed import bodies, land
 
 WORKS = " !\"#$%&'()*+,-.:;<=>@_`{}~" + "éß日🙂\u00a0"

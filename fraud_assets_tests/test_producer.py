@@ -8,10 +8,10 @@ import pytest
 
 from fraud_assets.core.schema import raw_transactions
 from fraud_assets.errors import BrokerError, MessagesLostError
+from fraud_assets.ingest.landing import land_topics
 from fraud_assets.kafka import producer as producing
 from fraud_assets.kafka.broker import Broker
 from fraud_assets.kafka.producer import Message, Producer, produce
-from fraud_assets.pipeline.landing import land_topics
 
 
 def messages(settings, count, size=100, start=0):

@@ -13,21 +13,18 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
-from fraud_assets.assets.upkeep import lake_upkeep
+from fraud_assets.assets.maintenance import lake_upkeep
 from fraud_assets.cli import cli
 from fraud_assets.core.schema import (
     fraud_labels,
     quarantined_transactions,
     raw_transactions,
 )
+from fraud_assets.ingest.files.landing import land_files
+from fraud_assets.ingest.landing import append_labels
 from fraud_assets.lake.append import append_landed
-from fraud_assets.lake.books import books
 from fraud_assets.lake.tables import Lake, dataset_of, row_count
-from fraud_assets.pipeline.backlog import backlog
-from fraud_assets.pipeline.features import process_landed
-from fraud_assets.pipeline.files import land_files
-from fraud_assets.pipeline.landing import append_labels
-from fraud_assets.pipeline.quarantine import (
+from fraud_assets.operations.quarantine import (
     ORIGIN_HEADER,
     RetryReport,
     Selection,
@@ -38,12 +35,15 @@ from fraud_assets.pipeline.quarantine import (
     retry,
     waiting_retries,
 )
+from fraud_assets.operations.reconciliation import books
 from fraud_assets.resources import PlatformResource
 from fraud_assets.settings import Settings
+from fraud_assets.stages.backlog import backlog
+from fraud_assets.stages.features import process_landed
 from fraud_assets_tests.landed import bodies, land
 from fraud_assets_tests.test_crashes import killed, start
 
-RETRY = "from fraud_assets.pipeline import quarantine\n{}\nquarantine.retry(lake, settings, quarantine.Selection())"
+RETRY = "from fraud_assets.operations import quarantine\n{}\nquarantine.retry(lake, settings, quarantine.Selection())"
 
 
 def other_names(count: int, first_id: int) -> list[bytes]:

@@ -14,11 +14,11 @@ import pytest
 from fraud_assets.cli import COMMANDS, cli
 from fraud_assets.core.schema import fraud_labels
 from fraud_assets.definitions import defs
+from fraud_assets.ingest.landing import land_topics, silent
 from fraud_assets.kafka.broker import Broker
 from fraud_assets.lake.tables import Lake
-from fraud_assets.pipeline.features import process_landed
-from fraud_assets.pipeline.landing import land_topics, silent
 from fraud_assets.settings import CONTRACT_FIELDS, LABEL_FIELDS, Settings, environment_name
+from fraud_assets.stages.features import process_landed
 from fraud_assets_tests.conftest import Send
 
 ROOT = Path(__file__).parents[1]

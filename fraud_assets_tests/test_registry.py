@@ -11,11 +11,11 @@ from datetime import timedelta
 
 import pytest
 
-from fraud_assets import registry
 from fraud_assets.core.training import fit
 from fraud_assets.errors import NoChampionError
-from fraud_assets.model_files import Recorded, RegistryError, read_model
-from fraud_assets.registry import (
+from fraud_assets.registry.files import Recorded, RegistryError, read_model
+from fraud_assets.registry.home import local_path, sqlite_path
+from fraud_assets.registry.models import (
     FeatureVersionError,
     TrainingFacts,
     champion,
@@ -23,14 +23,14 @@ from fraud_assets.registry import (
     register,
     set_champion,
 )
-from fraud_assets.registry_home import local_path, sqlite_path
+from fraud_assets.registry.models import models as registry
 from fraud_assets.settings import load_settings
 from fraud_assets_tests.synthetic import FIRST, features
 
 REGISTER = """
 from fraud_assets_tests.test_registry import facts
 from fraud_assets.core.training import fit
-from fraud_assets.registry import register, set_champion
+from fraud_assets.registry.models import register, set_champion
 from fraud_assets.settings import load_settings
 settings = load_settings()
 for _ in range(2):
@@ -224,7 +224,7 @@ def test_the_experiment_is_one_of_machine_learning(settings, before, after):
 def test_the_cheap_way_imports_neither_mlflow_nor_scikit_learn(settings):
     code = (
         "import json, sys, time\n"
-        "from fraud_assets.registry import champion, champion_version\n"
+        "from fraud_assets.registry.models import champion, champion_version\n"
         "from fraud_assets.settings import load_settings\n"
         "settings = load_settings(); champion(settings)\n"
         "print(json.dumps(sorted({'mlflow', 'sklearn', 'pandas', 'dagster'} & set(sys.modules))))\n"

@@ -12,14 +12,14 @@ import trustme
 
 from fraud_assets.core.schema import raw_transactions
 from fraud_assets.errors import BrokerError, SettingError
+from fraud_assets.ingest.landing import land_topics
 from fraud_assets.kafka import rest
-from fraud_assets.kafka.apache import Cluster
 from fraud_assets.kafka.broker import broker_of
 from fraud_assets.kafka.producer import Message, produce
 from fraud_assets.kafka.rest import RestProducer
 from fraud_assets.lake.tables import Lake
-from fraud_assets.pipeline.landing import land_topics
 from fraud_assets.settings import Settings
+from fraud_assets.testing.apache_kafka import Cluster
 from fraud_assets_tests.rest_server import CLUSTER, KEY, SECRET, RestServer, rest_server
 from fraud_assets_tests.test_errors import assert_one_sentence, run
 

@@ -17,13 +17,13 @@ from fraud_assets.core.schema import (
 )
 from fraud_assets.errors import SettingError
 from fraud_assets.lake import append
-from fraud_assets.lake.books import books, compared_from, pinned
 from fraud_assets.lake.positions import Stream, stored
-from fraud_assets.lake.retention import oldest_waiting
 from fraud_assets.lake.tables import Lake, row_count
-from fraud_assets.lake.upkeep import tend_all
-from fraud_assets.pipeline.features import process_landed
+from fraud_assets.operations.maintenance import tend_all
+from fraud_assets.operations.reconciliation import books, compared_from, pinned
+from fraud_assets.operations.retention import oldest_waiting
 from fraud_assets.settings import RETAINED_TABLES, Settings
+from fraud_assets.stages.features import process_landed
 from fraud_assets_tests.landed import FIRST, bodies, land
 from fraud_assets_tests.test_erasure import score_all
 

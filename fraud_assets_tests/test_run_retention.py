@@ -9,10 +9,10 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from fraud_assets.run_retention import delete_old_runs, shrink_databases
+from fraud_assets.operations.setup_home import prepare_home
+from fraud_assets.run_history import delete_old_runs, shrink_databases
 from fraud_assets.sensors import SENSOR_TAG
 from fraud_assets.settings import Settings
-from fraud_assets.setup_home import prepare_home
 
 BY_SENSOR = {SENSOR_TAG: "new_files_sensor"}
 LATER = datetime.now(UTC) + timedelta(days=2)

@@ -12,11 +12,11 @@ from click.testing import CliRunner
 from fraud_assets.cli import cli
 from fraud_assets.core.pseudonyms import keyed_hmac
 from fraud_assets.core.schema import fraud_labels, transaction_features
+from fraud_assets.ingest.files.landing import land_files
 from fraud_assets.lake.tables import Lake, dataset_of
-from fraud_assets.pipeline.features import process_landed
-from fraud_assets.pipeline.files import land_files
 from fraud_assets.samples import FIELD_MAPPINGS, sample_file
 from fraud_assets.settings import Settings
+from fraud_assets.stages.features import process_landed
 
 
 @pytest.mark.parametrize("fields", ["", "cc_num"])

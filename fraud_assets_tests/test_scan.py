@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from fraud_assets.core.schema import TRANSACTION_FEATURES, transaction_features
-from fraud_assets.engines import duckdb as engine
+from fraud_assets.lake import duckdb_session as engine
 from fraud_assets.lake import scan
 from fraud_assets.lake.scan import files_within, register
 from fraud_assets.lake.tables import Lake, add_actions, dataset_of

@@ -29,13 +29,13 @@ from fraud_assets.core.schema import (
     transaction_features,
 )
 from fraud_assets.errors import RegistryError, SettingError
+from fraud_assets.ingest.landing import land_topics
 from fraud_assets.kafka.broker import Broker
 from fraud_assets.kafka.schemas import registry
-from fraud_assets.lake.books import books
 from fraud_assets.lake.tables import Lake, dataset_of
-from fraud_assets.pipeline.features import process_landed
-from fraud_assets.pipeline.landing import land_topics
+from fraud_assets.operations.reconciliation import books
 from fraud_assets.settings import Settings, load_settings
+from fraud_assets.stages.features import process_landed
 from fraud_assets_tests.landed import land
 
 Make = Callable[..., Settings]

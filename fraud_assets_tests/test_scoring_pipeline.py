@@ -20,12 +20,12 @@ from fraud_assets.core.scoring import score
 from fraud_assets.errors import LakeError, NoChampionError, NotEnoughDataError, SettingError
 from fraud_assets.lake.append import CommitConflictError
 from fraud_assets.lake.tables import Lake, dataset_of, row_count
-from fraud_assets.pipeline import scoring
-from fraud_assets.pipeline.evaluation import evaluate_lake, latest_start
-from fraud_assets.pipeline.scoring import score_pending, score_range
-from fraud_assets.pipeline.training import recalibrate, train
-from fraud_assets.registry import champion
+from fraud_assets.registry.models import champion
 from fraud_assets.settings import load_settings
+from fraud_assets.stages import scoring
+from fraud_assets.stages.evaluation import evaluate_lake, latest_start
+from fraud_assets.stages.scoring import score_pending, score_range
+from fraud_assets.stages.training import recalibrate, train
 from fraud_assets_tests.synthetic import FIRST, commit_features, commit_labels, features
 from fraud_assets_tests.test_paths import WORKS
 

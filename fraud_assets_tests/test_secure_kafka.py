@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from fraud_assets.errors import BrokerError, SettingError
+from fraud_assets.ingest.landing import land_topics
 from fraud_assets.kafka.broker import broker_is_configured, broker_of
+from fraud_assets.kafka.broker_errors import RefusedError
 from fraud_assets.kafka.client import client_config
 from fraud_assets.kafka.connection import connection
 from fraud_assets.kafka.consumer import TopicReader
 from fraud_assets.kafka.producer import Message, Producer, produce
-from fraud_assets.kafka.refusal import RefusedError
 from fraud_assets.lake.tables import Lake
-from fraud_assets.pipeline.landing import land_topics
 from fraud_assets.settings import Settings
 from fraud_assets_tests.conftest import topic_maker
 from fraud_assets_tests.secure_kafka import (

@@ -17,13 +17,13 @@ from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from fraud_assets.core.schema import fraud_predictions, raw_transactions, transaction_features
 from fraud_assets.definitions import build_defs
 from fraud_assets.errors import LakeError, NoChampionError
+from fraud_assets.ingest.service.presence import presence
 from fraud_assets.lake.tables import Lake, row_count
-from fraud_assets.lake.upkeep import tend_all
-from fraud_assets.pipeline.features import process_landed
+from fraud_assets.operations.maintenance import tend_all
 from fraud_assets.resources import PlatformResource
 from fraud_assets.sensors import RUN_KEY_TAG, SENSOR_TAG, StuckError, dropped_files_sensor, new_files_sensor
 from fraud_assets.settings import Settings
-from fraud_assets.streaming.presence import presence
+from fraud_assets.stages.features import process_landed
 from fraud_assets_tests.landed import bodies, land
 from fraud_assets_tests.synthetic import FIRST, commit_labels
 
@@ -130,7 +130,7 @@ def with_champion(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
         return 1
 
     there = {"champion": True}
-    monkeypatch.setattr("fraud_assets.pipeline.backlog.champion_version", version)
+    monkeypatch.setattr("fraud_assets.stages.backlog.champion_version", version)
     return lambda is_there: there.update(champion=is_there)
 
 
@@ -248,7 +248,7 @@ def test_stuck_features_call_for_a_person(
     land(lake, bodies(10))
     keys = set()
     with monkeypatch.context() as broken:
-        broken.setattr("fraud_assets.pipeline.features.process_landed", fails)
+        broken.setattr("fraud_assets.stages.features.process_landed", fails)
         for attempt in range(ATTEMPTS):
             request = daemon.requested()
             keys.add(request.run_key)
@@ -270,7 +270,7 @@ def test_stuck_features_call_for_a_person(
 def test_stuck_predictions_call_for_a_person_though_features_go_on(
     daemon: Daemon, lake: Lake, with_champion: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fraud_assets.pipeline.scoring.score_pending", fails)
+    monkeypatch.setattr("fraud_assets.stages.scoring.score_pending", fails)
     for attempt in range(ATTEMPTS):
         land(lake, bodies(5, first_id=5 * attempt), first_offset=5 * attempt)
         assert not daemon.run(daemon.requested()).success
@@ -286,7 +286,7 @@ def test_progress_starts_the_count_of_failures_anew(
     for part in range(3):
         land(lake, bodies(5, first_id=5 * part), first_offset=5 * part)
         with monkeypatch.context() as broken:
-            broken.setattr("fraud_assets.pipeline.features.process_landed", fails)
+            broken.setattr("fraud_assets.stages.features.process_landed", fails)
             for _ in range(ATTEMPTS - 1):
                 assert not daemon.run(daemon.requested()).success
         assert daemon.run(daemon.requested()).success
@@ -302,7 +302,7 @@ def test_runs_that_a_restart_interrupts_do_not_count_as_failed(
         raise DagsterExecutionInterruptedError
 
     with monkeypatch.context() as restarting:
-        restarting.setattr("fraud_assets.pipeline.features.process_landed", stopped)
+        restarting.setattr("fraud_assets.stages.features.process_landed", stopped)
         for _ in range(ATTEMPTS + 1):
             with suppress(DagsterExecutionInterruptedError):
                 daemon.run(daemon.requested())
@@ -453,7 +453,7 @@ def test_stuck_files_call_for_a_person(
     file_daemon: Daemon, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drop(settings, "day.jsonl", bodies(7))
-    monkeypatch.setattr("fraud_assets.pipeline.landing.land_everything", lambda *_, **__: fails())
+    monkeypatch.setattr("fraud_assets.ingest.landing.land_everything", lambda *_, **__: fails())
     for attempt in range(ATTEMPTS):
         assert not file_daemon.run(file_daemon.requested()).success
         drop(settings, f"another_{attempt}.jsonl", bodies(7, first_id=100 * attempt))

@@ -7,8 +7,8 @@ import pytest
 from dotenv import dotenv_values
 
 from fraud_assets.errors import SettingError
+from fraud_assets.operations.setup_home import FOLDERS, prepare_home, set_up_home
 from fraud_assets.settings import load_settings
-from fraud_assets.setup_home import FOLDERS, prepare_home, set_up_home
 
 
 def set_up(tmp_path, home="home"):
@@ -79,7 +79,7 @@ def test_unusable_home_is_one_sentence(tmp_path):
 def test_runs_as_module_and_is_quiet_on_stdout(tmp_path):
     root = Path(__file__).parents[1]
     env = {**os.environ, "FRAUD_HOME": "state", "PYTHONPATH": str(root)}
-    command = [sys.executable, "-m", "fraud_assets.setup_home"]
+    command = [sys.executable, "-m", "fraud_assets.operations.setup_home"]
     result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
     assert result.stdout == ""
     assert "DAGSTER_HOME" in result.stderr

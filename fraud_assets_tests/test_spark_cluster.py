@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from fraud_assets.chaos.object_store import ObjectStore
 from fraud_assets.chaos.traffic import Traffic
-from fraud_assets.chaos.verdict import judge
+from fraud_assets.chaos.verification import judge
 from fraud_assets.core.schema import (
     Table,
     fraud_predictions,
@@ -22,12 +21,13 @@ from fraud_assets.core.schema import (
     raw_transactions,
     transaction_features,
 )
-from fraud_assets.engines.spark.standalone import StandaloneCluster, standalone
 from fraud_assets.errors import EngineError
 from fraud_assets.lake.tables import Lake, read, row_count
-from fraud_assets.lake.upkeep import tend, tend_all
+from fraud_assets.operations.maintenance import tend, tend_all
+from fraud_assets.operations.setup_home import prepare_home
 from fraud_assets.settings import Settings
-from fraud_assets.setup_home import prepare_home
+from fraud_assets.testing.object_store import ObjectStore
+from fraud_assets.testing.spark_cluster import StandaloneCluster, standalone
 from fraud_assets_tests.conftest import QUICK_JAVA, ROOT, Start
 from fraud_assets_tests.landed import bodies, land
 from fraud_assets_tests.topics import numbers, produce
@@ -197,7 +197,7 @@ def test_no_process_outlives_the_block(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("spark_cluster")
 def test_a_master_that_cannot_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fraud_assets.engines.spark.standalone.QUICK_START", ("-Xmx1k",))
+    monkeypatch.setattr("fraud_assets.testing.spark_cluster.QUICK_START", ("-Xmx1k",))
     with pytest.raises(EngineError, match=r"master of Spark ended at its start.*heap"):
         with standalone(tmp_path):
             pass

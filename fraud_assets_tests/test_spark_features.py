@@ -30,12 +30,12 @@ from fraud_assets.core.schema import (
 from fraud_assets.engines.spark import features as on_spark
 from fraud_assets.engines.spark.features import features_on, restatement_on
 from fraud_assets.errors import LakeError
+from fraud_assets.ingest.landing import append_labels
 from fraud_assets.lake.append import append_landed
-from fraud_assets.lake.books import books
 from fraud_assets.lake.tables import Lake, read, row_count
-from fraud_assets.pipeline.features import process_landed, restate
-from fraud_assets.pipeline.landing import append_labels
+from fraud_assets.operations.reconciliation import books
 from fraud_assets.settings import Settings
+from fraud_assets.stages.features import process_landed, restate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -136,7 +136,7 @@ def test_spark_gives_what_duckdb_gives_and_finishes_what_was_killed_between_its_
 ) -> None:
     settings = settings.model_copy(update={"batch_rows": 400})
     land(lake, settings, seed=1, part=0)  # 600 messages: the killed batch is cut in their middle
-    from fraud_assets.pipeline import features as pipeline
+    from fraud_assets.stages import features as pipeline
 
     commit = pipeline.commit
 

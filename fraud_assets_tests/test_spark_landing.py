@@ -19,14 +19,14 @@ from fraud_assets.core.schema import MESSAGES, TIME, fraud_labels, raw_transacti
 from fraud_assets.engines.spark.landing import landing_on
 from fraud_assets.engines.spark.messages import messages_of
 from fraud_assets.errors import EngineError, MessagesLostError, SettingError
-from fraud_assets.kafka.apache import Cluster, apache_kafka
+from fraud_assets.ingest.landing import LandingReport, land_topics, silent
+from fraud_assets.ingest.service.lander import consumer_group
+from fraud_assets.ingest.service.metrics import LandingMetrics
+from fraud_assets.ingest.service.spark_lander import land_forever_on_spark
 from fraud_assets.kafka.java_client import java_client
 from fraud_assets.lake.tables import Lake, read
-from fraud_assets.pipeline.landing import LandingReport, land_topics, silent
 from fraud_assets.settings import Settings
-from fraud_assets.streaming.land import consumer_group
-from fraud_assets.streaming.land_on_spark import land_forever_on_spark
-from fraud_assets.streaming.metrics import LandingMetrics
+from fraud_assets.testing.apache_kafka import Cluster, apache_kafka
 from fraud_assets_tests.conftest import MakeTopic, Start, topic_maker
 from fraud_assets_tests.secure_kafka import by_certificate, by_password
 from fraud_assets_tests.topics import always_on, done, numbers, produce

@@ -23,13 +23,13 @@ from fraud_assets.engines.spark.training import gather_on
 from fraud_assets.errors import LakeError, NoChampionError
 from fraud_assets.lake.data_files import Slice
 from fraud_assets.lake.tables import Lake, read, row_count
-from fraud_assets.pipeline import scoring
-from fraud_assets.pipeline.scoring import Batch, Scored, compute_here, score_pending
-from fraud_assets.pipeline.training import recalibrate, train, training_rows
-from fraud_assets.pipeline.window import Gather, Window, gather_here
-from fraud_assets.registry import champion
+from fraud_assets.registry.models import champion
 from fraud_assets.resources import PlatformResource, SparkResource
 from fraud_assets.settings import Settings, load_settings
+from fraud_assets.stages import scoring
+from fraud_assets.stages.scoring import Batch, Scored, compute_here, score_pending
+from fraud_assets.stages.training import recalibrate, train, training_rows
+from fraud_assets.stages.training_window import Gather, Window, gather_here
 from fraud_assets_tests.synthetic import FIRST, commit_features, features
 
 if TYPE_CHECKING:

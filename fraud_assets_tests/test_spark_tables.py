@@ -17,7 +17,7 @@ from fraud_assets.lake.append import CommitConflictError, append_landed, commit
 from fraud_assets.lake.data_files import DataFile, place_of, remove, slices_of
 from fraud_assets.lake.positions import Stream, stored
 from fraud_assets.lake.tables import Lake, add_actions, read, row_count
-from fraud_assets.lake.upkeep import tend
+from fraud_assets.operations.maintenance import tend
 from fraud_assets.settings import Settings
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from fraud_assets.core.scoring import score
 from fraud_assets.core.training import score_samples
 from fraud_assets.errors import LakeError, NoChampionError, NotEnoughDataError, SettingError
 from fraud_assets.lake.tables import Lake, dataset_of, row_count
-from fraud_assets.pipeline import training
-from fraud_assets.pipeline.training import current_threshold, read_features, recalibrate, train
-from fraud_assets.registry import ModelVersion, RegistryError, champion, champion_version
+from fraud_assets.registry.models import ModelVersion, RegistryError, champion, champion_version
 from fraud_assets.settings import load_settings
+from fraud_assets.stages import training
+from fraud_assets.stages.training import current_threshold, read_features, recalibrate, train
 from fraud_assets_tests.synthetic import FIRST, commit_features, features
 
 ROWS = 4_000

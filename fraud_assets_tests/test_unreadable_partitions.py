@@ -9,13 +9,13 @@ from confluent_kafka import Producer
 
 from fraud_assets.core.schema import raw_transactions
 from fraud_assets.errors import UnreadableError
-from fraud_assets.kafka.apache import Cluster
+from fraud_assets.ingest.landing import land_topics
+from fraud_assets.ingest.service.lander import land_forever
+from fraud_assets.ingest.service.metrics import LandingMetrics
 from fraud_assets.kafka.broker import Broker
 from fraud_assets.lake.tables import Lake, read
-from fraud_assets.pipeline.landing import land_topics
 from fraud_assets.settings import Settings
-from fraud_assets.streaming.land import land_forever
-from fraud_assets.streaming.metrics import LandingMetrics
+from fraud_assets.testing.apache_kafka import Cluster
 from fraud_assets_tests.conftest import Send
 from fraud_assets_tests.record_batches import ZSTD, damage, produce_batch, record_batch
 from fraud_assets_tests.topics import always_on, numbers, produce

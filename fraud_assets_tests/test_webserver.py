@@ -17,8 +17,8 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3 import Retry
 
+from fraud_assets.operations.setup_home import prepare_home
 from fraud_assets.settings import Settings
-from fraud_assets.setup_home import prepare_home
 
 REPOSITORY = Path(__file__).parent.parent
 WORKSPACE = str(REPOSITORY / "workspace.yaml")

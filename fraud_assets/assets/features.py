@@ -47,9 +47,9 @@ def cleaned_features(
     context: dg.AssetExecutionContext, config: FeatureConfig, platform: PlatformResource, spark: SparkResource
 ) -> Iterator[dg.MaterializeResult]:
     """Take what landed since the last run, or restate a range."""
-    from fraud_assets.lake.books import books
-    from fraud_assets.lake.extent import nothing_in_range
-    from fraud_assets.pipeline.features import process_landed, restate
+    from fraud_assets.lake.held_days import nothing_in_range
+    from fraud_assets.operations.reconciliation import books
+    from fraud_assets.stages.features import process_landed, restate
 
     with failures_in_words():
         settings, lake = platform.settings(), platform.lake()

@@ -39,7 +39,7 @@ def landing(
     context: dg.AssetExecutionContext, config: LandingConfig, platform: PlatformResource, spark: SparkResource
 ) -> Iterator[dg.MaterializeResult]:
     """Drain topics and drop folder to the ends seen at the start, labels first."""
-    from fraud_assets.pipeline.landing import land_everything
+    from fraud_assets.ingest.landing import land_everything
 
     with failures_in_words():
         settings, by = platform.settings(), None

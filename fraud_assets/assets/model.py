@@ -45,8 +45,8 @@ def model(
     context: dg.AssetExecutionContext, config: TrainingConfig, platform: PlatformResource, spark: SparkResource
 ) -> Iterator[dg.MaterializeResult]:
     """Train and calibrate; with only `alert_thresholds` selected, calibrate the champion again."""
-    from fraud_assets.pipeline.training import recalibrate, train
-    from fraud_assets.pipeline.window import Gather, gather_here
+    from fraud_assets.stages.training import recalibrate, train
+    from fraud_assets.stages.training_window import Gather, gather_here
 
     with failures_in_words():
         settings, lake = platform.settings(), platform.lake()

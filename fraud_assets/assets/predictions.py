@@ -29,10 +29,10 @@ def fraud_predictions(
 ) -> Iterator[dg.MaterializeResult]:
     """Scores new feature rows exactly once. A higher score is more suspicious; each row names its model version."""
     from fraud_assets.core.schema import fraud_predictions as predictions_table
-    from fraud_assets.lake.extent import nothing_in_range
-    from fraud_assets.pipeline.alert_days import REMEDY, too_many
-    from fraud_assets.pipeline.lost_registry import LostRegistryError
-    from fraud_assets.pipeline.scoring import score_pending, score_range
+    from fraud_assets.lake.held_days import nothing_in_range
+    from fraud_assets.registry.champion import LostRegistryError
+    from fraud_assets.stages.alert_days import REMEDY, too_many
+    from fraud_assets.stages.scoring import score_pending, score_range
 
     with failures_in_words():
         settings, lake = platform.settings(), platform.lake()

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import sleep
 
-from fraud_assets.chaos.object_store import ObjectStore
 from fraud_assets.chaos.processes import LAND, Processes, worker
-from fraud_assets.kafka.apache import Cluster
+from fraud_assets.testing.apache_kafka import Cluster
+from fraud_assets.testing.object_store import ObjectStore
 
 _OUTAGE_SECONDS = (0.5, 2.5)
 _LET_RUN_SECONDS = (0.3, 1.5)

@@ -14,16 +14,16 @@ from pathlib import Path
 from time import monotonic, sleep
 
 from fraud_assets.chaos.faults import DISK_FAULTS, FAULTS, FOLDER_FAULTS, STORE_FAULTS, Fault, Place, Run
-from fraud_assets.chaos.object_store import ObjectStore
 from fraud_assets.chaos.processes import LAND, Processes, worker
 from fraud_assets.chaos.traffic import Traffic
-from fraud_assets.chaos.verdict import Check, is_drained, judge
+from fraud_assets.chaos.verification import Check, is_drained, judge
 from fraud_assets.errors import BrokerError, FraudAssetsError
-from fraud_assets.kafka.apache import apache_kafka, why_not
 from fraud_assets.kafka.broker import broker_of
 from fraud_assets.kafka.topics import make_topics
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings, load_settings
+from fraud_assets.testing.apache_kafka import apache_kafka, why_not
+from fraud_assets.testing.object_store import ObjectStore
 
 Say = Callable[[str], None]
 
@@ -169,8 +169,8 @@ def _begin(run: Run, traffic: Traffic, settings: Settings, say: Say) -> None:
     """Everything runs, a first stretch of the stream has gone through, and a champion is there."""
     from dagster import DagsterInstance
 
-    from fraud_assets.pipeline.training import train
-    from fraud_assets.setup_home import prepare_home
+    from fraud_assets.operations.setup_home import prepare_home
+    from fraud_assets.stages.training import train
 
     prepare_home(settings)
     with DagsterInstance.from_config(str(settings.home_path / "dagster")) as instance:

@@ -19,14 +19,14 @@ _PAUSE_SECONDS = 0.2
 
 def features(lake: Lake, settings: Settings) -> None:
     """Landed messages to features and quarantine."""
-    from fraud_assets.pipeline.features import process_landed
+    from fraud_assets.stages.features import process_landed
 
     process_landed(lake, settings)
 
 
 def scoring(lake: Lake, settings: Settings) -> None:
     """Features to predictions."""
-    from fraud_assets.pipeline.scoring import score_pending
+    from fraud_assets.stages.scoring import score_pending
 
     score_pending(lake, settings)
 
@@ -37,7 +37,7 @@ def upkeep(lake: Lake, settings: Settings) -> None:
 
     from fraud_assets.core.schema import TABLES
     from fraud_assets.lake.tables import unreadable
-    from fraud_assets.lake.upkeep import tend_all
+    from fraud_assets.operations.maintenance import tend_all
 
     tend_all(lake, settings)
     for table in TABLES:

@@ -28,8 +28,8 @@ def command(apache: bool, port: int | None, if_none_configured: bool) -> None:
     Example: fraud-assets broker
              fraud-assets broker --apache --port 9092
     """
+    from fraud_assets.ingest.service.lander import stopped_by_signals
     from fraud_assets.kafka.broker import real_broker_is_named
-    from fraud_assets.streaming.land import stopped_by_signals
 
     if port and not apache:
         raise click.UsageError("--port goes with --apache.")
@@ -65,9 +65,9 @@ def _run_embedded(settings: Settings, stop: threading.Event) -> None:
 
 
 def _run_apache(settings: Settings, port: int, stop: threading.Event) -> None:
-    from fraud_assets.kafka.apache import apache_kafka
     from fraud_assets.kafka.broker import Broker
     from fraud_assets.kafka.topics import make_topics
+    from fraud_assets.testing.apache_kafka import apache_kafka
 
     folder = settings.home_path / "apache-kafka"
     click.echo("Starting Apache Kafka; the first time its jars are resolved by Maven …", err=True)

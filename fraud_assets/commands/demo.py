@@ -17,10 +17,10 @@ from typing import Any
 
 import click
 
-from fraud_assets.env_file import quoted
 from fraud_assets.errors import FraudAssetsError
 from fraud_assets.samples import FIELD_MAPPINGS, sample_file
 from fraud_assets.settings import Settings, load_settings
+from fraud_assets.system.env_file import quoted
 
 DAYS = 60
 BAD_MESSAGES = 26
@@ -112,8 +112,8 @@ def _drop(file: Path, incoming: Path) -> None:
 
 def _produce(settings: Settings, count: int, seed: int) -> None:
     from fraud_assets.commands.simulate import produce_simulated
+    from fraud_assets.ingest.landing import land_topics, silent
     from fraud_assets.lake.tables import Lake
-    from fraud_assets.pipeline.landing import land_topics, silent
 
     lake = Lake.of(settings)
 
@@ -128,7 +128,7 @@ def _materialize_all(settings: Settings, *, topics: bool) -> None:
         import dagster as dg
 
         from fraud_assets.definitions import defs
-        from fraud_assets.setup_home import prepare_home
+        from fraud_assets.operations.setup_home import prepare_home
 
         prepare_home(settings)
         _remember(settings)
@@ -193,10 +193,10 @@ def _step(name: str) -> Iterator[None]:
 
 
 def _summarise(settings: Settings, seconds: float) -> None:
-    from fraud_assets.engines.duckdb import connect
-    from fraud_assets.lake.books import alerts, books
+    from fraud_assets.lake.duckdb_session import connect
     from fraud_assets.lake.tables import Lake
-    from fraud_assets.pipeline.training import CALIBRATION_DAYS
+    from fraud_assets.operations.reconciliation import alerts, books
+    from fraud_assets.stages.training import CALIBRATION_DAYS
 
     lake = Lake.of(settings)
     counts, alerted = books(lake, settings), alerts(lake)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fraud_assets.core.printable import printable
 from fraud_assets.settings import load_settings
+from fraud_assets.system.printable import printable
 
 if TYPE_CHECKING:
-    from fraud_assets.pipeline.erasure import Holdings
+    from fraud_assets.operations.erasure import Holdings
     from fraud_assets.settings import Settings
 
 _SHOWN = 5
@@ -42,9 +42,9 @@ def command(customer: str, dry_run: bool, unreadable: bool, now: bool, yes: bool
     from dataclasses import replace
 
     from fraud_assets.core.schema import transaction_features
-    from fraud_assets.lake.extent import held_days
+    from fraud_assets.lake.held_days import held_days
     from fraud_assets.lake.tables import Lake
-    from fraud_assets.pipeline.erasure import erase, holdings, vacuum_now
+    from fraud_assets.operations.erasure import erase, holdings, vacuum_now
 
     if not customer.strip():
         raise click.UsageError("--customer is blank; give the customer_id.")

@@ -45,7 +45,7 @@ def command(
     """
     from fraud_assets.core.evaluation import Protocol
     from fraud_assets.lake.tables import Lake
-    from fraud_assets.pipeline.evaluation import evaluate_lake, latest_start
+    from fraud_assets.stages.evaluation import evaluate_lake, latest_start
 
     began = time.monotonic()
     settings = load_settings()

@@ -16,7 +16,7 @@ from fraud_assets.settings import Settings, load_settings
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-    from fraud_assets.pipeline.landing import LandTopics
+    from fraud_assets.ingest.landing import LandTopics
 
 
 _FILES_FAILED = 3
@@ -56,11 +56,11 @@ def command(engine: str | None, once: bool, as_json: bool) -> None:
 
     import pyarrow as pa
 
+    from fraud_assets.dagster_events import report_landed
+    from fraud_assets.ingest.service.lander import land_forever, land_once, stopped_by_signals
+    from fraud_assets.ingest.service.metrics import LandingMetrics, served
+    from fraud_assets.ingest.service.presence import presence
     from fraud_assets.lake.tables import Lake
-    from fraud_assets.streaming.dagster_events import report_landed
-    from fraud_assets.streaming.land import land_forever, land_once, stopped_by_signals
-    from fraud_assets.streaming.metrics import LandingMetrics, served
-    from fraud_assets.streaming.presence import presence
 
     # Arrow's own allocator keeps some 30 MB of what a batch has used; this process lives for months.
     pa.set_memory_pool(pa.system_memory_pool())
@@ -89,7 +89,7 @@ def command(engine: str | None, once: bool, as_json: bool) -> None:
             if spark is None:
                 land_forever(lake, settings, _say, stop, tell, metrics)
             else:
-                from fraud_assets.streaming.land_on_spark import land_forever_on_spark
+                from fraud_assets.ingest.service.spark_lander import land_forever_on_spark
 
                 land_forever_on_spark(spark, lake, settings, _say, stop, tell, metrics)
     _say("Stopped; everything that was told is committed.")
@@ -123,7 +123,7 @@ def _session(engine: str | None, settings: Settings) -> Iterator[SparkSession | 
 
 def _topics_by(spark: SparkSession | None) -> LandTopics:
     if spark is None:
-        from fraud_assets.pipeline.landing import land_topics
+        from fraud_assets.ingest.landing import land_topics
 
         return land_topics
     from fraud_assets.engines.spark.landing import landing_on

@@ -15,7 +15,7 @@ import click
 from fraud_assets.settings import load_settings
 
 if TYPE_CHECKING:
-    from fraud_assets.pipeline.quarantine import QuarantinedMessage, Selection
+    from fraud_assets.operations.quarantine import QuarantinedMessage, Selection
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 _LIMIT = 20
@@ -64,9 +64,9 @@ def list_command(
     """
     from fraud_assets.core.parsing import REASONS
     from fraud_assets.core.schema import quarantined_transactions
-    from fraud_assets.lake.extent import held_days
+    from fraud_assets.lake.held_days import held_days
     from fraud_assets.lake.tables import Lake
-    from fraud_assets.pipeline.quarantine import messages, reason_counts, waiting_retries
+    from fraud_assets.operations.quarantine import messages, reason_counts, waiting_retries
 
     settings = load_settings()
     lake = Lake.of(settings)
@@ -123,7 +123,7 @@ def show_command(position: str, raw: bool, as_json: bool) -> None:
     """
     from fraud_assets.core.parsing import REASONS
     from fraud_assets.lake.tables import Lake
-    from fraud_assets.pipeline.quarantine import message
+    from fraud_assets.operations.quarantine import message
 
     if raw and as_json:
         raise click.UsageError("--raw and --json exclude each other.")
@@ -177,9 +177,9 @@ def retry_command(
              fraud-assets quarantine retry transactions/0/17 transactions/2/4
     """
     from fraud_assets.core.schema import quarantined_transactions
-    from fraud_assets.lake.extent import held_days
+    from fraud_assets.lake.held_days import held_days
     from fraud_assets.lake.tables import Lake
-    from fraud_assets.pipeline.quarantine import retry
+    from fraud_assets.operations.quarantine import retry
 
     settings = load_settings()
     selection = _selection(reason, since, topic, positions)
@@ -218,7 +218,7 @@ def _selection(
 
     from fraud_assets.assets.ranges import moment
     from fraud_assets.core.parsing import REASONS
-    from fraud_assets.pipeline.quarantine import Selection
+    from fraud_assets.operations.quarantine import Selection
 
     if reason is not None and reason not in REASONS:
         near = get_close_matches(reason, REASONS, 1)

@@ -11,7 +11,7 @@ from fraud_assets.settings import Settings
 
 def check_alerts(settings: Settings) -> list[Finding]:
     """The busiest of the newest days with predictions, beside the budget of alerts per day."""
-    from fraud_assets.pipeline.alert_days import COUNTED_DAYS, REMEDY, busiest_day, too_many
+    from fraud_assets.stages.alert_days import COUNTED_DAYS, REMEDY, busiest_day, too_many
 
     try:
         lake = Lake.of(settings)

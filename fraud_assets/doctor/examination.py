@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from fraud_assets.doctor.alerts import check_alerts
 from fraud_assets.doctor.files import check_files
 from fraud_assets.doctor.finding import Finding, fail, refused
+from fraud_assets.doctor.installation import check_home, check_settings, check_versions
 from fraud_assets.doctor.lake import check_books, check_lake, check_quarantine, check_registry
 from fraud_assets.doctor.orchestrator import check_dagster
-from fraud_assets.doctor.place import check_home, check_settings, check_versions
 from fraud_assets.doctor.spark import check_spark
 from fraud_assets.doctor.stream import check_broker, check_landers, check_schema_registry
 from fraud_assets.errors import FraudAssetsError

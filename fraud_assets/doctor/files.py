@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fraud_assets.doctor.finding import Finding, fail, ok, warn
-from fraud_assets.pipeline.drop_folder import REASON, folder_remedy, name_of, waiting_entries
+from fraud_assets.ingest.files.drop_folder import REASON, folder_remedy, name_of, waiting_entries
 from fraud_assets.settings import Settings
 
 _LATE_SECONDS = 3_600

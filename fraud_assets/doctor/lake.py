@@ -91,7 +91,7 @@ def _data_files(lake: Lake, handles: Mapping[str, DeltaTable]) -> Finding:
 
 def check_books(settings: Settings) -> list[Finding]:
     """Whether every landed message is in exactly one of features and quarantine or waits, and what waits."""
-    from fraud_assets.lake.books import compared_from, pinned, totals
+    from fraud_assets.operations.reconciliation import compared_from, pinned, totals
 
     try:
         handles = pinned(Lake.of(settings))
@@ -122,7 +122,7 @@ def check_books(settings: Settings) -> list[Finding]:
 
 def check_quarantine(settings: Settings) -> list[Finding]:
     """Open messages in quarantine, their share of what landed, and retries that were cut off."""
-    from fraud_assets.pipeline.quarantine import DUPLICATE, Selection, reason_counts, waiting_retries
+    from fraud_assets.operations.quarantine import DUPLICATE, Selection, reason_counts, waiting_retries
 
     try:
         lake = Lake.of(settings)
@@ -150,8 +150,8 @@ def check_quarantine(settings: Settings) -> list[Finding]:
 
 def check_registry(settings: Settings) -> list[Finding]:
     """The model registry, its champion, and whether that fits the features of this version."""
-    from fraud_assets.pipeline.lost_registry import LostRegistryError, champion_for
-    from fraud_assets.registry_home import other_homes, sqlite_path
+    from fraud_assets.registry.champion import LostRegistryError, champion_for
+    from fraud_assets.registry.home import other_homes, sqlite_path
 
     address = urlsplit(settings.mlflow_uri)
     if address.scheme in ("http", "https"):

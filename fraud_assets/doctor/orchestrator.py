@@ -49,7 +49,7 @@ def _place(home: Path, settings: Settings, version: str) -> Finding:
 
 
 def _home(settings: Settings) -> Path | None:
-    from fraud_assets.streaming.dagster_events import dagster_home
+    from fraud_assets.dagster_events import dagster_home
 
     return dagster_home(settings)
 

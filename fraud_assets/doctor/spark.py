@@ -16,8 +16,8 @@ def check_spark(settings: Settings) -> list[Finding]:
     if settings.engine != "spark":
         return []
     from fraud_assets.engines.spark.session import connector_is_there, require_master
-    from fraud_assets.java import java_program
     from fraud_assets.kafka.broker import real_broker_is_named
+    from fraud_assets.system.java import java_program
 
     java_program("Spark")
     require_master(settings.spark_master, _ANSWER_SECONDS)

@@ -48,7 +48,7 @@ def check_broker(settings: Settings) -> list[Finding]:
 
 def check_landers(settings: Settings) -> list[Finding]:
     """The `fraud-assets land` processes, and how they say they are."""
-    from fraud_assets.streaming.presence import landers
+    from fraud_assets.ingest.service.presence import landers
 
     running = landers(settings)
     if not running:

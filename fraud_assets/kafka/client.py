@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from fraud_assets.errors import BrokerError
 from fraud_assets.kafka.broker import Broker
+from fraud_assets.kafka.broker_errors import Heard
 from fraud_assets.kafka.connection import checked, connection
-from fraud_assets.kafka.refusal import Heard
 from fraud_assets.settings import Settings, environment_name
 
 if TYPE_CHECKING:

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Self
 import pyarrow as pa
 
 from fraud_assets.errors import BrokerError, MessagesLostError
-from fraud_assets.kafka.batch import Batch
 from fraud_assets.kafka.broker import Broker, broker_of
 from fraud_assets.kafka.client import missing_topic, unreachable
 from fraud_assets.kafka.consumer_config import consumer_config
 from fraud_assets.kafka.loss_rules import beginning, messages_ahead, messages_lost
-from fraud_assets.kafka.unreadable import UnreadablePartitions, is_end
+from fraud_assets.kafka.message_batch import Batch
+from fraud_assets.kafka.unreadable_partitions import UnreadablePartitions, is_end
 from fraud_assets.kafka.watermarks import Watermarks
 from fraud_assets.lake.positions import NOTHING, Positions, Stream, positions_of
 from fraud_assets.settings import Settings

@@ -21,9 +21,9 @@ from confluent_kafka import Producer as KafkaProducer
 from fraud_assets.core.schema import Table, fraud_labels, raw_transactions
 from fraud_assets.errors import BrokerError, MessagesLostError
 from fraud_assets.kafka.broker import Broker
+from fraud_assets.kafka.broker_errors import Heard
 from fraud_assets.kafka.client import client_config, missing_topic, unreachable
 from fraud_assets.kafka.connection import EMBEDDED, connection
-from fraud_assets.kafka.refusal import Heard
 from fraud_assets.kafka.serializer import serializers
 from fraud_assets.lake.positions import Stream, stored
 from fraud_assets.lake.tables import Lake

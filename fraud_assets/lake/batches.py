@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
 
-from fraud_assets.engines.duckdb import connect
+from fraud_assets.lake.duckdb_session import connect
 from fraud_assets.lake.positions import Positions, Stream
 from fraud_assets.lake.scan import register
 from fraud_assets.lake.tables import add_actions

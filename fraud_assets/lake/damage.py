@@ -26,7 +26,7 @@ from fraud_assets.core.schema import (
     transaction_features,
 )
 from fraud_assets.errors import DamagedFileError
-from fraud_assets.paths import plain_place
+from fraud_assets.system.paths import plain_place
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
 
-from fraud_assets.engines.duckdb import reads
+from fraud_assets.lake.duckdb_session import reads
 from fraud_assets.lake.tables import RemoteTable, add_actions, dataset_of
-from fraud_assets.paths import plain_place
+from fraud_assets.system.paths import plain_place
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

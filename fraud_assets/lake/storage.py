@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 
 from fraud_assets.errors import LakeError, SettingError
-from fraud_assets.paths import is_uri
 from fraud_assets.settings import Settings
+from fraud_assets.system.paths import is_uri
 
 _S3 = ("s3://", "s3a://")
 _S3_OPTIONS = frozenset(

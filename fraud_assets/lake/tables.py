@@ -16,7 +16,6 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 
 from fraud_assets.core.schema import TABLES, Table
 from fraud_assets.errors import DamagedFileError, LakeError
-from fraud_assets.lake.copies import Copies
 from fraud_assets.lake.damage import (
     examine_data_files,
     log_damage,
@@ -25,10 +24,11 @@ from fraud_assets.lake.damage import (
     refuse_incomplete_entries,
 )
 from fraud_assets.lake.data_files import READ_ROWS, Place
-from fraud_assets.lake.layout import check_columns
+from fraud_assets.lake.file_cache import Copies
+from fraud_assets.lake.schema_check import check_columns
 from fraud_assets.lake.storage import is_remote, known_store_fault, storage_options, store_fault
-from fraud_assets.paths import plain_place
 from fraud_assets.settings import Settings
+from fraud_assets.system.paths import plain_place
 
 if TYPE_CHECKING:
     from pyarrow.dataset import Dataset, Expression, Fragment

@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 from fraud_assets.core.bodies import without_mark
 from fraud_assets.core.paths import MISSING, value_at
 from fraud_assets.errors import FraudAssetsError, SettingError
+from fraud_assets.ingest.files.csv_file import MISSING_VALUES
+from fraud_assets.ingest.files.parquet_file import column_at, open_parquet, paths_within
+from fraud_assets.ingest.files.plain_columns import is_bytes, text_column
 from fraud_assets.kafka.producer import Message
-from fraud_assets.pipeline.csv_file import MISSING_VALUES
-from fraud_assets.pipeline.parquet_file import column_at, open_parquet, paths_within
-from fraud_assets.pipeline.plain_columns import is_bytes, text_column
 from fraud_assets.settings import CONTRACT_FIELDS, LABEL_FIELDS, Settings
 from fraud_assets.simulator.event_order import RAW, EventOrder, label_messages
 

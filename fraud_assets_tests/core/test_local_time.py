@@ -77,8 +77,8 @@ from pathlib import Path
 from fraud_assets.core.parsing import parse_transactions
 from fraud_assets.lake.tables import Lake, read
 from fraud_assets.core.schema import fraud_labels, transaction_features
-from fraud_assets.pipeline.features import process_landed
-from fraud_assets.pipeline.landing import land_everything
+from fraud_assets.stages.features import process_landed
+from fraud_assets.ingest.landing import land_everything
 from fraud_assets.settings import load_settings
 import pyarrow.parquet as pq, sys
 settings = load_settings(_env_file=None, home=Path(sys.argv[1]), time_zone="Europe/Brussels", file_quiet_seconds=0)

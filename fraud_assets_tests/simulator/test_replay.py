@@ -17,8 +17,8 @@ from fraud_assets.commands import replay as replay_command
 from fraud_assets.commands import simulate as simulate_command
 from fraud_assets.core.schema import fraud_labels, raw_transactions
 from fraud_assets.errors import FraudAssetsError, SettingError
+from fraud_assets.ingest.landing import land_topics
 from fraud_assets.kafka.producer import produce
-from fraud_assets.pipeline.landing import land_topics
 from fraud_assets.settings import Settings
 from fraud_assets.simulator.event_order import EventOrder, as_flags
 from fraud_assets.simulator.generator import simulate

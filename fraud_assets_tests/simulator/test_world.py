@@ -16,16 +16,16 @@ from click.testing import CliRunner
 from fraud_assets.commands import simulate as simulate_command
 from fraud_assets.core.schema import fraud_labels, raw_transactions
 from fraud_assets.errors import SettingError
+from fraud_assets.ingest.landing import land_everything, silent
 from fraud_assets.lake.tables import row_count
-from fraud_assets.pipeline.features import process_landed
-from fraud_assets.pipeline.landing import land_everything, silent
-from fraud_assets.pipeline.scoring import score_pending
-from fraud_assets.pipeline.training import train
 from fraud_assets.simulator import live
 from fraud_assets.simulator.generator import payments_between, population, simulate
 from fraud_assets.simulator.history import drop_history
 from fraud_assets.simulator.live import LiveTraffic, past_traffic
 from fraud_assets.simulator.world import World, days_between, keep_world, known_world, world_file
+from fraud_assets.stages.features import process_landed
+from fraud_assets.stages.scoring import score_pending
+from fraud_assets.stages.training import train
 from fraud_assets_tests.waiting import until
 
 NOON = datetime(2026, 8, 7, 12, 0, tzinfo=UTC)

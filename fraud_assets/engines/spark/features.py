@@ -36,7 +36,8 @@ from fraud_assets.lake.data_files import Slice, discard, place_of, read_slices, 
 from fraud_assets.lake.positions import within
 from fraud_assets.lake.scan import files_within
 from fraud_assets.lake.tables import Lake
-from fraud_assets.pipeline.features import (
+from fraud_assets.settings import Settings
+from fraud_assets.stages.features import (
     CLOCKS_DIFFER,
     DUPLICATE,
     Batch,
@@ -46,7 +47,6 @@ from fraud_assets.pipeline.features import (
     reach,
     restated_mark,
 )
-from fraud_assets.settings import Settings
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable

@@ -24,14 +24,7 @@ from fraud_assets.core.schema import fraud_labels, raw_transactions
 from fraud_assets.engines.spark.messages import Landing, Written
 from fraud_assets.engines.spark.session import require_connector, spark_faults
 from fraud_assets.errors import BrokerError, EngineError
-from fraud_assets.kafka.broker import real_broker_is_named
-from fraud_assets.kafka.java_client import java_client
-from fraud_assets.lake.append import RACES, CommitConflictError, commit
-from fraud_assets.lake.data_files import discard, place_of
-from fraud_assets.lake.known_topics import LogStarts, positions_in
-from fraud_assets.lake.positions import Positions, Stream, stored
-from fraud_assets.lake.tables import Lake, unreadable
-from fraud_assets.pipeline.landing import (
+from fraud_assets.ingest.landing import (
     LandingReport,
     LandTopics,
     Progress,
@@ -47,6 +40,13 @@ from fraud_assets.pipeline.landing import (
     silent,
     stored_of,
 )
+from fraud_assets.kafka.broker import real_broker_is_named
+from fraud_assets.kafka.java_client import java_client
+from fraud_assets.lake.append import RACES, CommitConflictError, commit
+from fraud_assets.lake.data_files import discard, place_of
+from fraud_assets.lake.known_topics import LogStarts, positions_in
+from fraud_assets.lake.positions import Positions, Stream, stored
+from fraud_assets.lake.tables import Lake, unreadable
 from fraud_assets.settings import Settings
 
 if TYPE_CHECKING:

@@ -14,12 +14,12 @@ from fraud_assets.core.pseudonyms import pseudonymise
 from fraud_assets.core.schema import MESSAGES, TIME, raw_transactions
 from fraud_assets.engines.spark.headers import headers_from_text
 from fraud_assets.engines.spark.tables import DATA_FILE
-from fraud_assets.kafka.batch import LATEST
+from fraud_assets.ingest.landing import payload_bytes
+from fraud_assets.kafka.message_batch import LATEST
 from fraud_assets.kafka.schemas import transaction_decoder
 from fraud_assets.lake.append import stamped
 from fraud_assets.lake.data_files import DataFile, Place, write_data_files
 from fraud_assets.lake.positions import Positions, rows_after
-from fraud_assets.pipeline.landing import payload_bytes
 from fraud_assets.settings import Settings
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from fraud_assets.engines.spark.tables import DATA_FILE, each
 from fraud_assets.lake.data_files import DataFile, Slice, place_of, read_slices, slices_of, write_data_files
 from fraud_assets.lake.positions import within
 from fraud_assets.lake.scan import files_within
-from fraud_assets.pipeline.scoring import Batch, Scored, alerts_in, other_versions
+from fraud_assets.stages.scoring import Batch, Scored, alerts_in, other_versions
 
 if TYPE_CHECKING:
     import treelite

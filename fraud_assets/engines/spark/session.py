@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from fraud_assets import errors
 from fraud_assets.errors import EngineError, FraudAssetsError, JarsError
-from fraud_assets.java import are_resolved, jars_of, java_program
 from fraud_assets.kafka.java_client import UNSHOWN
 from fraud_assets.settings import Settings
+from fraud_assets.system.java import are_resolved, jars_of, java_program
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

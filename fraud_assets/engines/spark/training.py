@@ -11,7 +11,7 @@ from fraud_assets.core.schema import TRANSACTION_FEATURES, transaction_features
 from fraud_assets.engines.spark.session import spark_faults
 from fraud_assets.engines.spark.tables import each, shared_out
 from fraud_assets.lake.data_files import Slice, place_of, read_slices, slices_of
-from fraud_assets.pipeline.window import Gather, Window, Work
+from fraud_assets.stages.training_window import Gather, Window, Work
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

@@ -1,0 +1,32 @@
+"""`lake_upkeep`: small files, checkpoints and unused files of all tables."""
+
+import dagster as dg
+
+from fraud_assets.assets.reporting import failures_in_words
+from fraud_assets.resources import PlatformResource
+
+
+@dg.asset(group_name="upkeep", kinds={"deltalake"})
+def lake_upkeep(context: dg.AssetExecutionContext, platform: PlatformResource) -> dg.MaterializeResult:
+    """Applies FRAUD_RETENTION_DAYS, compacts, checkpoints and vacuums every table, and lands what a retry had left.
+
+    It also deletes the sensors' successful runs after FRAUD_RUN_DAYS.
+    """
+    from fraud_assets.operations.maintenance import tend_all
+    from fraud_assets.operations.quarantine import land_retries
+    from fraud_assets.run_history import delete_old_runs, shrink_databases
+
+    with failures_in_words():
+        settings, lake = platform.settings(), platform.lake()
+        # Before retention could take away what a retry that was cut off is yet to land.
+        finished = land_retries(lake, settings)
+        reports = tend_all(lake, settings)
+        deleted = delete_old_runs(context.instance, settings.run_days)
+        shrink_databases(context.instance)
+    metadata: dict[str, int | float] = {
+        f"{table}/{key}": value for table, report in reports.items() for key, value in report.metadata().items()
+    }
+    metadata["runs_deleted"] = deleted
+    if finished:
+        metadata["retried_messages_landed"] = finished
+    return dg.MaterializeResult(metadata=metadata)

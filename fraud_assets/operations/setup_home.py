@@ -1,0 +1,157 @@
+"""Set-up of the state folder: `python -m fraud_assets.operations.setup_home`, run by `make setup`.
+
+Makes the folders under `FRAUD_HOME`, a `dagster.yaml` there unless one exists, and `DAGSTER_HOME` in the `.env`
+of the current folder, which the bare `dagster` commands read. The model registry of a home that was moved or copied
+names its files in the present home from then on. Running it again changes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import click
+
+from fraud_assets.errors import FraudAssetsError, SettingError
+from fraud_assets.registry.home import bring_home
+from fraud_assets.settings import Settings, load_settings
+from fraud_assets.system.env_file import quoted
+
+FOLDERS = ("incoming", "processed", "failed", "dagster", "mlflow")
+
+DAGSTER_YAML = """\
+# Written once by `make setup`; edit it freely, it is not written again while it exists.
+
+# Runs tell their progress on the console; Dagster's own step events (DEBUG) are in the event log.
+python_logs:
+  python_log_level: INFO
+
+telemetry:
+  enabled: false
+nux:
+  enabled: false
+
+# A small queue that starts a run within a second: the pipeline wants latency, not many runs at once.
+run_coordinator:
+  module: dagster.core.run_coordinator
+  class: QueuedRunCoordinator
+  config:
+    max_concurrent_runs: 2
+    dequeue_interval_seconds: 1
+    dequeue_use_threads: true
+    dequeue_num_workers: 2
+
+# A run that never starts, never ends or cannot be cancelled is failed instead of blocking the queue.
+# The default launcher cannot tell a killed run from a slow one, so max_runtime_seconds is what ends those.
+run_monitoring:
+  enabled: true
+  start_timeout_seconds: 180
+  cancel_timeout_seconds: 60
+  max_runtime_seconds: 14400
+  poll_interval_seconds: 10
+  free_slots_after_run_end_seconds: 60
+
+sensors:
+  use_threads: true
+  num_workers: 4
+schedules:
+  use_threads: true
+  num_workers: 2
+
+# Ticks of sensors and schedules. A sensor that looks every 5 seconds skips 17,000 times a day.
+retention:
+  sensor:
+    purge_after_days:
+      skipped: 1
+      started: 2
+      success: 30
+      failure: 90
+  schedule:
+    purge_after_days:
+      skipped: 7
+      started: 30
+      success: 90
+      failure: 90
+"""
+
+_DAGSTER_HOME_LINE = re.compile(r"\s*(export\s+)?DAGSTER_HOME\s*=")
+
+
+def set_up_home(settings: Settings, env_file: Path) -> list[str]:
+    """Makes what is missing of the state folder, and points `env_file` to it.
+
+    Args:
+        settings: where the state lives.
+        env_file: the `.env` that gets `DAGSTER_HOME`; its other lines stay.
+
+    Returns:
+        What was made or changed, a sentence each; empty when everything was there.
+
+    Raises:
+        SettingError: when a folder or file cannot be made.
+        RegistryError: when the model registry cannot be read or written.
+    """
+    done = prepare_home(settings)
+    try:
+        changed = _set_dagster_home(env_file, settings.home_path / "dagster")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(f"Cannot set DAGSTER_HOME in {env_file}: {error}.") from error
+    return [*done, f"Set DAGSTER_HOME in {env_file}."] if changed else done
+
+
+def prepare_home(settings: Settings) -> list[str]:
+    """Makes what is missing of the state folder alone; the same result and error as `set_up_home`."""
+    home = settings.home_path
+    done = []
+    try:
+        missing = [name for name in FOLDERS if not (home / name).is_dir()]
+        for name in missing:
+            (home / name).mkdir(parents=True)
+        if missing:
+            done.append(f"Made {', '.join(missing)} in {home}.")
+        dagster_yaml = home / "dagster" / "dagster.yaml"
+        if not dagster_yaml.exists():
+            dagster_yaml.write_text(DAGSTER_YAML, encoding="utf-8")
+            done.append(f"Wrote {dagster_yaml}.")
+        if old := bring_home(settings):
+            done.append(f"The model registry now names its files in {home}, no longer in {', '.join(old)}.")
+    except OSError as error:
+        raise SettingError(
+            f"Setting FRAUD_HOME is {home}: cannot write {error.filename or home} ({error.strerror})."
+        ) from error
+    return done
+
+
+def _set_dagster_home(env_file: Path, dagster_home: Path) -> bool:
+    """Whether `env_file` had to change to say `DAGSTER_HOME=<dagster_home>`, once."""
+    wanted = f"DAGSTER_HOME={quoted(str(dagster_home))}"
+    text = env_file.read_text(encoding="utf-8") if env_file.exists() else ""
+    # Not `splitlines`, which also splits at characters that belong to a value.
+    lines = text.removesuffix("\n").split("\n") if text else []
+    places = [index for index, line in enumerate(lines) if _DAGSTER_HOME_LINE.match(line)]
+    if not places:
+        lines.append(wanted)
+    else:
+        lines[places[0]] = wanted
+        for index in reversed(places[1:]):
+            del lines[index]
+    changed = "\n".join(lines) + "\n"
+    if changed == text or (places and changed == text + "\n"):
+        return False
+    env_file.write_text(changed, encoding="utf-8")
+    return True
+
+
+def main() -> None:
+    """Sets up for the settings of the environment and the current folder, telling on standard error."""
+    try:
+        for sentence in set_up_home(load_settings(), Path.cwd() / ".env"):
+            click.echo(sentence, err=True)
+    except FraudAssetsError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""A registry without a champion although the lake holds predictions: it was lost, or the settings name another one."""
+
+from __future__ import annotations
+
+import pyarrow.compute as pc
+
+from fraud_assets.core.schema import fraud_predictions
+from fraud_assets.errors import NoChampionError
+from fraud_assets.lake.tables import Lake, add_actions, dataset_of
+from fraud_assets.registry.files import TRAIN
+from fraud_assets.registry.models import ALIAS, Champion, ModelVersion, champion, champion_version, shown
+from fraud_assets.settings import Settings
+
+
+class LostRegistryError(NoChampionError):
+    """No version carries the champion alias, but a champion has scored this lake."""
+
+
+def champion_for(lake: Lake, settings: Settings) -> Champion:
+    """The champion of this moment.
+
+    Raises:
+        LostRegistryError: there is none, but the lake holds predictions of one.
+        NoChampionError: there is none yet.
+        FeatureVersionError: it was trained on another feature version.
+        RegistryError: the registry or the model's files cannot be read.
+        LakeError: the predictions cannot be read.
+    """
+    try:
+        return champion(settings)
+    except NoChampionError as error:
+        made = last_model(lake)
+        if made is None:
+            raise
+        raise LostRegistryError(_sentence(made, settings)) from error
+
+
+def lost_registry(lake: Lake, settings: Settings) -> str:
+    """The sentence that says so where the registry was lost; empty where it has a champion or never had one.
+
+    Raises:
+        RegistryError: the registry cannot be read.
+        LakeError: the predictions cannot be read.
+    """
+    try:
+        champion_version(settings)
+    except NoChampionError:
+        made = last_model(lake)
+        return _sentence(made, settings) if made else ""
+    return ""
+
+
+def last_model(lake: Lake) -> ModelVersion | None:
+    """The model of the newest predictions, from the newest data file alone; None where nothing was scored.
+
+    Raises:
+        LakeError: the predictions cannot be read.
+    """
+    if not lake.exists(fraud_predictions):
+        return None
+    handle = lake.open(fraud_predictions)
+    files = add_actions(handle)
+    if not files.num_rows:
+        return None
+    newest = files["path"][pc.index(files["modification_time"], pc.max(files["modification_time"])).as_py()].as_py()
+    rows = dataset_of(handle, [newest]).to_table(columns=["scored_at", "model_version", "model_run_id"])
+    last = pc.index(rows["scored_at"], pc.max(rows["scored_at"])).as_py()
+    return ModelVersion(rows["model_version"][last].as_py(), rows["model_run_id"][last].as_py())
+
+
+def _sentence(made: ModelVersion, settings: Settings) -> str:
+    return (
+        f"The model registry {shown(settings.mlflow_uri)} has no version of model {settings.model_name} with the alias "
+        f"{ALIAS}, but the lake holds predictions of version {made.version} (MLflow run {made.run_id}): the registry "
+        "was lost, or MLFLOW_TRACKING_URI, FRAUD_HOME or FRAUD_MODEL_NAME points elsewhere. Point them to that "
+        f"model's registry, give the alias {ALIAS} to a version, or train a new champion ({TRAIN})."
+    )

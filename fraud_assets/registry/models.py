@@ -1,0 +1,378 @@
+"""The model registry: MLflow, with a cheap way to the champion.
+
+Training writes through MLflow's client. Scoring and the sensor ask for the champion every few seconds: for
+the default SQLite registry that reads three rows and one file, and imports neither MLflow (6 s) nor
+scikit-learn. Nothing here touches MLflow's global state, which would leak MLFLOW_TRACKING_URI into the process.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache
+from importlib.metadata import version as installed
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from fraud_assets.core.schema import FEATURE_VERSION, MODEL_INPUTS
+from fraud_assets.errors import FraudAssetsError, NoChampionError, SettingError
+from fraud_assets.registry.files import MODEL_FOLDER, TRAIN, Recorded, RegistryError, digest, read_model, write_model
+from fraud_assets.registry.home import (
+    bring_home,
+    created_by_one,
+    local_path,
+    present_location,
+    read_rows,
+    remove_misnamed_folder,
+    sqlite_path,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import treelite
+    from mlflow import MlflowClient
+
+    from fraud_assets.settings import Settings
+
+ALIAS = "champion"
+KIND_TAG = "mlflow.experimentKind"
+MACHINE_LEARNING = "custom_model_development"
+"""The kind of an experiment that trains models. MLflow 3.17's UI asks the browser first which page to open."""
+
+_REQUIREMENTS = ("scikit-learn", "skops", "numpy", "pandas")
+
+
+class FeatureVersionError(FraudAssetsError):
+    """The champion was trained on features of another meaning."""
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A registered model: `version` of FRAUD_MODEL_NAME, made by the MLflow run `run_id`.
+
+    Two registries may both have a version 1; the run id is unique.
+    """
+
+    version: int
+    run_id: str
+
+
+@dataclass(frozen=True)
+class Champion(ModelVersion):
+    """The model version that scores, in its treelite form."""
+
+    model: treelite.Model
+    feature_version: str
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """What a model was trained on: `rows` of the `window_rows` (None: all) of a half-open window.
+
+    `example` is a few feature rows; `seed` that of the sample and of the forest.
+    """
+
+    rows: int
+    window_start: datetime
+    window_end: datetime
+    trees: int
+    seed: int
+    example: pa.Table
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    window_rows: int | None = None
+
+
+# --- The champion, cheaply -------------------------------------------------------------------------------------
+
+
+def champion_version(settings: Settings) -> int:
+    """Version number of the champion; the model is not loaded.
+
+    Raises:
+        NoChampionError: no version carries the alias yet.
+        RegistryError: the registry cannot be read.
+    """
+    return _resolve(settings)[0]
+
+
+def champion(settings: Settings) -> Champion:
+    """The champion of this moment. A version never changes, so its model is loaded once a process.
+
+    Raises:
+        NoChampionError: no version carries the alias yet.
+        FeatureVersionError: it was trained on another feature version.
+        RegistryError: the registry or the model's files cannot be read.
+    """
+    version, run_id, artifacts = _resolve(settings)
+    if not run_id:
+        raise RegistryError(
+            f"Version {version} of model {settings.model_name} names no MLflow run, so that its files are unknown. "
+            f"Give the alias {ALIAS} to a version that the platform registered, or train a new champion ({TRAIN})."
+        )
+    model, recorded = _load(settings.mlflow_uri, run_id, artifacts)
+    if recorded.feature_version != FEATURE_VERSION or recorded.features != MODEL_INPUTS:
+        raise FeatureVersionError(
+            f"Version {version} of model {settings.model_name} was trained on feature version "
+            f"{recorded.feature_version}, the features are of version {FEATURE_VERSION}: train a new one ({TRAIN})."
+        )
+    return Champion(version, run_id, model, recorded.feature_version)
+
+
+def shown(uri: str) -> str:
+    """A registry's URI as people may see it: without user name and password."""
+    parts = urlsplit(uri)
+    return f"{parts.scheme}://…@{parts.hostname}{parts.path}" if parts.username or parts.password else uri
+
+
+def _resolve(settings: Settings) -> tuple[int, str, str]:
+    """Version, run and artifact URI of the champion; the URI is empty where the client is to look it up."""
+    path = sqlite_path(settings.mlflow_uri)
+    found = _resolve_by_client(settings) if path is None else _resolve_by_sqlite(path, settings)
+    if found is None:
+        raise NoChampionError(
+            f"No version of model {settings.model_name} has the alias {ALIAS} yet: it is trained once the lake holds "
+            f"{settings.train_min_rows:,} transactions (FRAUD_TRAIN_MIN_ROWS), or when isolation_forest is run."
+        )
+    return found
+
+
+def _resolve_by_sqlite(path: Path, settings: Settings) -> tuple[int, str, str] | None:
+    rows = read_rows(
+        path,
+        """
+        select a.version, v.run_id, r.artifact_uri, e.artifact_location from registered_model_aliases a
+        join model_versions v on v.name = a.name and v.version = a.version
+        left join runs r on r.run_uuid = v.run_id
+        left join experiments e on e.experiment_id = r.experiment_id
+        where a.name = ? and a.alias = ?
+        """,
+        settings.model_name,
+        ALIAS,
+    )
+    if not rows:
+        return None
+    version, run_id, artifacts, root = rows[0]
+    return int(version), run_id or "", present_location(settings, artifacts or "", root or "")
+
+
+def _resolve_by_client(settings: Settings) -> tuple[int, str, str] | None:
+    from mlflow.exceptions import MlflowException
+
+    with _words(settings):
+        try:
+            found = _client(settings).get_model_version_by_alias(settings.model_name, ALIAS)
+        except MlflowException as error:
+            # A registry says INVALID_PARAMETER_VALUE where the model exists and the alias does not.
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+    return int(found.version), found.run_id or "", ""
+
+
+@lru_cache(maxsize=4)
+def _load(uri: str, run_id: str, artifacts: str) -> tuple[treelite.Model, Recorded]:
+    """The model of a run and what the run recorded of it; a run's id is unique, so nothing stale is returned."""
+    path, folder = sqlite_path(uri), local_path(artifacts) if artifacts else None
+    if path is not None and folder is not None:
+        query = "select key, value from params where run_uuid = ?"
+        recorded = Recorded.of(dict(read_rows(path, query, run_id)))
+        return read_model(folder / MODEL_FOLDER, recorded), recorded
+    with TemporaryDirectory() as temporary, _words_of(uri):
+        _quiet()
+        from mlflow import MlflowClient
+
+        client = MlflowClient(uri, uri)
+        recorded = Recorded.of(client.get_run(run_id).data.params)
+        return read_model(Path(client.download_artifacts(run_id, MODEL_FOLDER, temporary)), recorded), recorded
+
+
+# --- Registering, through MLflow -------------------------------------------------------------------------------
+
+
+def register(forest: Any, facts: TrainingFacts, settings: Settings) -> ModelVersion:
+    """Track a training run, store its model in both forms and register it; returns the new version.
+
+    The scikit-learn form (skops, no pickle) is for people: `mlflow.sklearn.load_model("models:/…@champion")`; its
+    `-score_samples` are the platform's scores. The treelite form is what scores. The alias does not move.
+
+    Raises:
+        RegistryError: the registry cannot be written; nothing is registered then.
+    """
+    with _words(settings):
+        _create_database(settings)
+        client = _client(settings)
+        run = client.create_run(_experiment(client, settings), run_name=f"{settings.model_name}-{facts.rows}")
+        run_id = run.info.run_id
+        try:
+            source, model_id = _log(client, run.info.experiment_id, run_id, forest, facts, settings)
+            _registered_model(client, settings.model_name)
+            version = client.create_model_version(settings.model_name, source, run_id, model_id=model_id)
+        except BaseException:
+            client.set_terminated(run_id, "FAILED")
+            raise
+        client.set_terminated(run_id, "FINISHED")
+    return ModelVersion(int(version.version), run_id)
+
+
+def set_champion(version: int, settings: Settings) -> None:
+    """Give the alias to a version; whatever scores from now on uses it.
+
+    Raises:
+        RegistryError: the registry cannot be written.
+    """
+    with _words(settings):
+        _client(settings).set_registered_model_alias(settings.model_name, ALIAS, str(version))
+
+
+def _log(
+    client: MlflowClient, experiment_id: str, run_id: str, forest: Any, facts: TrainingFacts, settings: Settings
+) -> tuple[str, str]:
+    """Parameters, metrics and both forms of the model; gives the model's location and MLflow's id of it."""
+    import mlflow.sklearn
+    from mlflow.entities import LoggedModelOutput, Metric, Param
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    from fraud_assets.core.training import treelite_form
+
+    serialized = treelite_form(forest).serialize_bytes()
+    params = {
+        "trees": facts.trees,
+        "seed": facts.seed,
+        "feature_version": FEATURE_VERSION,
+        "features": ",".join(MODEL_INPUTS),
+        "window_start": facts.window_start.isoformat(),
+        "window_end": facts.window_end.isoformat(),
+        "rows": facts.rows,
+        "window_rows": facts.rows if facts.window_rows is None else facts.window_rows,
+    }
+    texts = {key: str(value) for key, value in {**params, "model_sha256": digest(serialized)}.items()}
+    now = int(datetime.now().astimezone().timestamp() * 1000)
+    metrics = [Metric(key, float(value), now, 0) for key, value in facts.metrics.items()]
+    client.log_batch(run_id, params=[Param(key, value) for key, value in texts.items()], metrics=metrics)
+    logged = client.create_logged_model(
+        experiment_id, name=settings.model_name, source_run_id=run_id, params=texts, model_type="IsolationForest"
+    )
+    # The tables' own types: MLflow refuses integers where a signature says float.
+    example = facts.example.select(MODEL_INPUTS).to_pandas()
+    columns = [ColSpec("long" if kind == "int64" else "double", name) for name, kind in example.dtypes.items()]
+    with TemporaryDirectory() as temporary:
+        sklearn_folder, treelite_folder = Path(temporary) / "sklearn", Path(temporary) / MODEL_FOLDER
+        mlflow.sklearn.save_model(
+            forest,
+            str(sklearn_folder),
+            mlflow_model=Model(run_id=run_id, model_id=logged.model_id),
+            serialization_format="skops",
+            skops_trusted_types=["sklearn.tree._tree.Tree"],
+            signature=ModelSignature(Schema(columns), Schema([ColSpec("long", "prediction")])),
+            input_example=example,
+            # Explicit: MLflow's own inference imports the model in a new process and picks up test tools.
+            pip_requirements=[f"{name}=={installed(name)}" for name in _REQUIREMENTS],
+        )
+        client.log_model_artifacts(logged.model_id, str(sklearn_folder))
+        write_model(treelite_folder, serialized, {**params, "features": list(MODEL_INPUTS)})
+        client.log_artifacts(run_id, str(treelite_folder), MODEL_FOLDER)
+    client.finalize_logged_model(logged.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    return logged.artifact_location, logged.model_id
+
+
+def _experiment(client: MlflowClient, settings: Settings) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(settings.model_name)
+    if found is not None:
+        # A kind that a person has chosen stays; one that MLflow's page inferred is no choice.
+        kind = found.tags.get(KIND_TAG, "")
+        if not kind or "infer" in kind:
+            client.set_experiment_tag(found.experiment_id, KIND_TAG, MACHINE_LEARNING)
+        return found.experiment_id
+    location = None
+    if sqlite_path(settings.mlflow_uri) is not None:
+        # Without it MLflow writes `mlruns/` into whatever the current folder is.
+        settings.mlflow_artifacts.mkdir(parents=True, exist_ok=True)
+        location = settings.mlflow_artifacts.as_uri()
+    try:
+        return client.create_experiment(
+            settings.model_name, artifact_location=location, tags={KIND_TAG: MACHINE_LEARNING}
+        )
+    except MlflowException:
+        found = client.get_experiment_by_name(settings.model_name)  # another training created it meanwhile
+        if found is None:
+            raise
+        return found.experiment_id
+
+
+def _registered_model(client: MlflowClient, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name, description="Card-fraud detector; a higher score is more suspicious.")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _create_database(settings: Settings) -> None:
+    """Create folder and tables of a SQLite registry, and bring the locations of the default one home.
+
+    One process at a time creates it: MLflow's migrations cannot race.
+    """
+    path = sqlite_path(settings.mlflow_uri)
+    if path is None:
+        return
+    with created_by_one(path.parent):
+        _client(settings).search_experiments(max_results=1)
+    bring_home(settings)
+
+
+def _client(settings: Settings) -> MlflowClient:
+    _quiet()
+    from mlflow import MlflowClient
+
+    return MlflowClient(settings.mlflow_uri, settings.mlflow_uri)
+
+
+def _quiet() -> None:
+    """No progress bars, migration notes, git hints or usage reports; set before MLflow is imported."""
+    for name, value in {
+        "GIT_PYTHON_REFRESH": "quiet",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
+    }.items():
+        os.environ.setdefault(name, value)
+    for logger in ("alembic", "mlflow"):
+        logging.getLogger(logger).setLevel(logging.WARNING)
+
+
+def _words(settings: Settings) -> Any:
+    return _words_of(settings.mlflow_uri)
+
+
+@contextmanager
+def _words_of(uri: str) -> Iterator[None]:
+    """Failures of MLflow in one sentence, which never shows a password in the URI."""
+    _quiet()
+    from mlflow.exceptions import MlflowException
+
+    password = urlsplit(uri).password
+    try:
+        yield
+    except (MlflowException, OSError, ImportError) as error:
+        cause = " ".join(str(error).split())[:300]
+        if password:
+            cause = cause.replace(password, "…")
+        kind = SettingError if isinstance(error, ImportError) else RegistryError
+        raise kind(
+            f"The model registry {shown(uri)} failed: {cause}. Check MLFLOW_TRACKING_URI and FRAUD_HOME."
+        ) from error
+    finally:
+        remove_misnamed_folder(uri)

@@ -1,0 +1,322 @@
+"""Apache Kafka itself, in KRaft mode on 127.0.0.1, from the jars that Maven resolves for `apache-kafka.pom.xml`.
+
+For tests, proofs and benchmarks, and for `fraud-assets broker --apache`. Needs Java 17 or newer, and once Maven.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic, sleep
+from uuid import uuid4
+
+from fraud_assets.errors import BrokerError, DiskError, JarsError
+from fraud_assets.system.java import QUICK_START, jars_of, java_program, telling
+from fraud_assets.system.ports import free_ports, is_free
+
+_PRODUCT = "Apache Kafka"
+_FORMAT_SECONDS = 60
+_UP_SECONDS = 60
+_STOP_SECONDS = 15
+_QUIET = "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"
+_PLAIN, _CONTROLLER = "PLAINTEXT", "CONTROLLER"
+
+
+def why_not() -> str | None:
+    """Why Apache Kafka cannot be started here, in one line; None where it can. Resolves the jars the first time."""
+    try:
+        java_program(_PRODUCT)
+        _jars()
+    except (BrokerError, JarsError, DiskError) as error:
+        return str(error)
+    return None
+
+
+@dataclass
+class _Node:
+    """One combined broker and controller: its files and, while it runs, its process."""
+
+    number: int
+    folder: Path
+    ports: dict[str, int]
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def properties(self) -> Path:
+        return self.folder / "server.properties"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "server.log"
+
+    @property
+    def is_formatted(self) -> bool:
+        return (self.folder / "data" / "meta.properties").exists()
+
+
+@dataclass
+class Cluster:
+    """A running cluster; nodes are numbered from 1. A node keeps its data and its ports when it goes and comes back.
+
+    Attributes:
+        folder: what the nodes keep; `node-1/server.log` is the log of the first.
+        brokers: how many nodes there are, running or not.
+    """
+
+    folder: Path
+    brokers: int
+    _nodes: dict[int, _Node] = field(repr=False)
+    _command: list[str] = field(repr=False)
+
+    @property
+    def bootstrap(self) -> str:
+        """`host:port,…` of all nodes, without encryption."""
+        return self.address(_PLAIN)
+
+    def address(self, listener: str) -> str:
+        """`host:port,…` of one of the `listeners` that were asked for."""
+        return ",".join(f"127.0.0.1:{node.ports[listener]}" for node in self._nodes.values())
+
+    def pid(self, node: int) -> int | None:
+        """The process of a node; None while it is down."""
+        process = self._nodes[node].process
+        return None if process is None or process.poll() is not None else process.pid
+
+    def check(self) -> None:
+        """Raises `BrokerError`, with the last lines of its log, where a node is down."""
+        for node in self._nodes.values():
+            if self.pid(node.number) is None:
+                raise BrokerError(f"Node {node.number} of Apache Kafka has ended. {_last_words(node)}")
+
+    def kill(self, *nodes: int) -> None:
+        """Ends nodes (all, without a number) as a power cut does: SIGKILL."""
+        for node in self._some(nodes):
+            if node.process is not None:
+                node.process.kill()
+                node.process.wait()
+
+    def stop(self, *nodes: int) -> None:
+        """Ends nodes (all, without a number) in good order; those that take longer than 15 s, by SIGKILL."""
+        running = [node.process for node in self._some(nodes) if node.process is not None]
+        for process in running:
+            process.send_signal(signal.SIGTERM)
+        deadline = monotonic() + _STOP_SECONDS
+        for process in running:
+            try:
+                process.wait(max(deadline - monotonic(), 0))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def start(self, *nodes: int) -> None:
+        """Starts nodes (all, without a number) that are down, and waits until each answers.
+
+        Raises:
+            BrokerError: a node ended or did not answer within a minute; with the last lines of its log.
+        """
+        down = [node for node in self._some(nodes) if self.pid(node.number) is None]
+        for node in down:
+            with node.log.open("ab") as log:
+                node.process = subprocess.Popen(
+                    [*self._command, "kafka.Kafka", str(node.properties)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=node.folder,
+                    # Ctrl-C is for the Python process, which then stops the nodes.
+                    start_new_session=True,
+                )
+        deadline = monotonic() + _UP_SECONDS
+        for node in down:
+            self._wait_for(node, deadline)
+
+    def _some(self, numbers: Sequence[int]) -> list[_Node]:
+        return [self._nodes[number] for number in numbers or self._nodes]
+
+    def _wait_for(self, node: _Node, deadline: float) -> None:
+        from confluent_kafka import KafkaException
+        from confluent_kafka.admin import AdminClient
+
+        # Asked at its own address: others would name a node that was killed a moment ago.
+        admin = AdminClient(
+            {
+                "bootstrap.servers": f"127.0.0.1:{node.ports[_PLAIN]}",
+                "log_level": 0,
+                "reconnect.backoff.ms": 20,
+                "reconnect.backoff.max.ms": 100,
+                "topic.metadata.refresh.fast.interval.ms": 50,
+            }
+        )
+        while monotonic() < deadline:
+            if self.pid(node.number) is None:
+                raise BrokerError(f"Node {node.number} of Apache Kafka ended at its start. {_last_words(node)}")
+            try:
+                if node.number in admin.list_topics(timeout=0.5).brokers:
+                    return
+            except KafkaException:
+                continue
+            sleep(0.02)
+        raise BrokerError(
+            f"Node {node.number} of Apache Kafka does not answer after {_UP_SECONDS} s. {_last_words(node)}"
+        )
+
+
+@contextmanager
+def apache_kafka(
+    folder: Path,
+    brokers: int = 1,
+    *,
+    port: int | None = None,
+    listeners: Mapping[str, str] | None = None,
+    scram: Mapping[str, str] | None = None,
+    config: Mapping[str, object] | None = None,
+    jvm: Sequence[str] = QUICK_START,
+) -> Iterator[Cluster]:
+    """Runs Apache Kafka until the block ends, on free ports of 127.0.0.1; what `folder` holds is kept and used again.
+
+    Topics are not made on first use. With three brokers, topics have three replicas and need two of them in sync.
+
+    Args:
+        folder: of the data, configuration and logs.
+        brokers: nodes, each a broker and a controller.
+        port: of the first node without encryption; a free one where None.
+        listeners: names of further listeners (capitals) and their security protocol, as `{"SASL": "SASL_SSL"}`.
+        scram: users and passwords that SCRAM-SHA-256 and SCRAM-SHA-512 know; set when the folder is new.
+        config: further settings of all nodes, as in `server.properties`; they win.
+        jvm: options of the Java machine.
+
+    Raises:
+        BrokerError: a node did not start; with the last lines of its log.
+        JarsError: Java or the jars are not there and cannot be had.
+        DiskError: the folder cannot be written.
+    """
+    extra = dict(listeners or {})
+    command = [java_program(_PRODUCT), *jvm, _QUIET, "-cp", f"{_jars()}/*"]
+    names = [_PLAIN, _CONTROLLER, *extra]
+    nodes: dict[int, _Node] = {}
+    for number in range(1, brokers + 1):
+        node_folder = folder.absolute() / f"node-{number}"
+        try:
+            node_folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DiskError(f"{node_folder} cannot be made: {error.strerror}. Choose another folder.") from error
+        taken = {used for node in nodes.values() for used in node.ports.values()}
+        nodes[number] = _Node(number, node_folder, free_ports(names, taken))
+    if port is not None:
+        _refuse_taken(port)
+        nodes[1].ports[_PLAIN] = port
+    voters = ",".join(f"{node.number}@127.0.0.1:{node.ports[_CONTROLLER]}" for node in nodes.values())
+    for node in nodes.values():
+        _write_private(node.properties, _properties(node, brokers, voters, extra, config or {}))
+    _format(nodes, command, folder.absolute() / "cluster.id", scram or {})
+    cluster = Cluster(folder.absolute(), brokers, nodes, command)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+def _properties(
+    node: _Node, brokers: int, voters: str, extra: Mapping[str, str], config: Mapping[str, object]
+) -> dict[str, object]:
+    """`server.properties` of a node."""
+    protocols = {_CONTROLLER: "PLAINTEXT", _PLAIN: "PLAINTEXT", **extra}
+    places = {name: f"{name}://127.0.0.1:{port}" for name, port in node.ports.items()}
+    copies, in_sync = min(3, brokers), 2 if brokers >= 3 else 1
+    return {
+        "process.roles": "broker,controller",
+        "node.id": node.number,
+        "controller.quorum.voters": voters,
+        "listeners": ",".join(places.values()),
+        "advertised.listeners": ",".join(place for name, place in places.items() if name != _CONTROLLER),
+        "controller.listener.names": _CONTROLLER,
+        "inter.broker.listener.name": _PLAIN,
+        "listener.security.protocol.map": ",".join(f"{name}:{protocol}" for name, protocol in protocols.items()),
+        "log.dirs": node.folder / "data",
+        "auto.create.topics.enable": "false",
+        "num.partitions": 4,
+        "default.replication.factor": copies,
+        "min.insync.replicas": in_sync,
+        "offsets.topic.num.partitions": 4,
+        "offsets.topic.replication.factor": copies,
+        "transaction.state.log.num.partitions": 4,
+        "transaction.state.log.replication.factor": copies,
+        "transaction.state.log.min.isr": in_sync,
+        "share.coordinator.state.topic.num.partitions": 4,
+        "share.coordinator.state.topic.replication.factor": copies,
+        "share.coordinator.state.topic.min.isr": in_sync,
+        "group.initial.rebalance.delay.ms": 0,
+        # A node that was killed is let in again only when this is over; 9 s by default.
+        "broker.session.timeout.ms": 3000,
+        "broker.heartbeat.interval.ms": 500,
+        # Half the heap by default, and taken at once.
+        "log.cleaner.dedupe.buffer.size": 8_388_608,
+        **config,
+    }
+
+
+def _format(nodes: Mapping[int, _Node], command: list[str], id_file: Path, scram: Mapping[str, str]) -> None:
+    """Prepares the data folders that are new."""
+    new = [node for node in nodes.values() if not node.is_formatted]
+    if not new:
+        return
+    if not id_file.exists():
+        id_file.write_text(base64.urlsafe_b64encode(uuid4().bytes).decode().rstrip("="))
+    users = [
+        f"{mechanism}=[name={user},password={password}]"
+        for user, password in scram.items()
+        for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512")
+    ]
+    arguments = ["format", f"--cluster-id={id_file.read_text()}", *(f"--add-scram={user}" for user in users)]
+    running = [
+        subprocess.Popen(
+            [*command, "kafka.tools.StorageTool", *arguments, "--config", str(node.properties)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for node in new
+    ]
+    try:
+        for node, process in zip(new, running, strict=True):
+            told = process.communicate(timeout=_FORMAT_SECONDS)[0]
+            if process.returncode:
+                raise BrokerError(f"{node.folder / 'data'} cannot be prepared for Apache Kafka: {telling(told)}")
+    except subprocess.TimeoutExpired:
+        raise BrokerError(f"Apache Kafka did not prepare its folders within {_FORMAT_SECONDS} s. Try again.") from None
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def _write_private(path: Path, properties: Mapping[str, object]) -> None:
+    """Writes a properties file that only its owner reads: it may hold passwords."""
+    lines = "".join(f"{key}={_escaped(value)}\n" for key, value in properties.items())
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(lines)
+
+
+def _escaped(value: object) -> str:
+    return str(value).replace("\\", "\\\\").replace("\n", "\\n")
+
+
+def _last_words(node: _Node) -> str:
+    """The end of a node's log, for an error."""
+    return f"The log {node.log} says: {telling(node.log.read_bytes())}"
+
+
+def _refuse_taken(port: int) -> None:
+    if not is_free(port):
+        raise BrokerError(f"Port {port} of 127.0.0.1 is taken. Choose another with --port, or stop what uses it.")
+
+
+def _jars() -> Path:
+    return jars_of("fraud_assets.testing", "apache-kafka.pom.xml", _PRODUCT)
