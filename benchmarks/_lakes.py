@@ -71,7 +71,7 @@ def land(
     count = len(bodies)
     position = {
         "topic": pa.repeat(topic, count),
-        "lineage": pa.repeat(sha256(topic.encode()).hexdigest(), count),
+        "topic_id": pa.repeat(sha256(topic.encode()).hexdigest(), count),
         "partition": pa.repeat(pa.scalar(0, pa.int32()), count),
         "offset": pa.array(range(first_offset, first_offset + count), pa.int64()),
     }

@@ -1,8 +1,8 @@
-"""Landing commits in a row with upkeep beside them, first against last: python benchmarks/commits.py [--full]
+"""Landing commits in a row with maintenance beside them, first against last: python benchmarks/commits.py [--full]
 
-50,000 commits of 10 messages with --full, else 5,000; on a day of one-second commits 50,000 are 14 hours. Upkeep runs
+50,000 commits of 10 messages with --full, else 5,000; on a day of one-second commits 50,000 are 14 hours. Maintenance runs
 in a process of its own as often per commit as its schedule does (every 900), and log entries are kept as many commits
-as FRAUD_LOG_HOURS keeps at one a second (7,200). For comparison, the same without upkeep, 2,000 commits. Wall and CPU
+as FRAUD_LOG_HOURS keeps at one a second (7,200). For comparison, the same without maintenance, 2,000 commits. Wall and CPU
 time are given, for a busy machine moves the first alone.
 """
 
@@ -21,19 +21,19 @@ from fraud_assets.core.schema import HEADERS, TIME, raw_transactions
 from fraud_assets.lake.append import append_landed
 from fraud_assets.lake.tables import Lake
 
-ROWS, UPKEEP_EVERY, KEPT = 10, 900, 7_200
-UPKEEP = """
+ROWS, MAINTENANCE_EVERY, KEPT = 10, 900, 7_200
+MAINTENANCE = """
 import sys
 from fraud_assets.core.schema import raw_transactions
-from fraud_assets.operations import maintenance as upkeep
+from fraud_assets.operations import maintenance as maintenance
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import load_settings
 lake, settings = Lake(sys.argv[1]), load_settings()
 for line in sys.stdin:
     # Of the log as many commits are kept as the setting keeps at one a second.
-    lake.open(raw_transactions).alter.set_table_properties({upkeep._LOG_RETENTION: f"interval {line.strip()} seconds"})
-    upkeep._shorten_log = lambda handle, settings: (handle.create_checkpoint(), handle.cleanup_metadata())
-    upkeep.tend(lake, raw_transactions, settings)
+    lake.open(raw_transactions).alter.set_table_properties({maintenance._LOG_RETENTION: f"interval {line.strip()} seconds"})
+    maintenance._shorten_log = lambda handle, settings: (handle.create_checkpoint(), handle.cleanup_metadata())
+    maintenance.maintain(lake, raw_transactions, settings)
     print("done", flush=True)
 """
 
@@ -42,7 +42,7 @@ def message_rows(first: int) -> pa.Table:
     return pa.table(
         {
             "topic": pa.repeat("transactions", ROWS),
-            "lineage": pa.repeat("benchmark", ROWS),
+            "topic_id": pa.repeat("benchmark", ROWS),
             "partition": pa.array([0] * ROWS, pa.int32()),
             "offset": pa.array(range(first, first + ROWS), pa.int64()),
             "timestamp": pa.nulls(ROWS, TIME),
@@ -53,14 +53,14 @@ def message_rows(first: int) -> pa.Table:
     )
 
 
-def commits(count: int, upkeep: bool) -> tuple[list[float], list[float]]:
+def commits(count: int, maintenance: bool) -> tuple[list[float], list[float]]:
     """Seconds and CPU seconds of each commit."""
     seconds, busy = [], []
     with tempfile.TemporaryDirectory() as folder:
         lake = Lake(str(Path(folder) / "lake"))
         lake.open(raw_transactions)
         tender = subprocess.Popen(
-            [sys.executable, "-c", UPKEEP, lake.root],
+            [sys.executable, "-c", MAINTENANCE, lake.root],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -72,7 +72,7 @@ def commits(count: int, upkeep: bool) -> tuple[list[float], list[float]]:
             append_landed(lake, raw_transactions, message_rows(number * ROWS))
             seconds.append(time.perf_counter() - began)
             busy.append(time.process_time() - used)
-            if upkeep and number % UPKEEP_EVERY == UPKEEP_EVERY - 1:
+            if maintenance and number % MAINTENANCE_EVERY == MAINTENANCE_EVERY - 1:
                 rate = (number + 1) / (time.monotonic() - begun)
                 tender.stdin.write(f"{max(1, round(KEPT / rate))}\n")
             if number % 1000 == 999:
@@ -87,10 +87,10 @@ def commits(count: int, upkeep: bool) -> tuple[list[float], list[float]]:
 def main() -> None:
     count = 50_000 if "--full" in sys.argv else 5_000
     result = {}
-    for name, number, upkeep in (("with upkeep", count, True), ("without", 2_000, False)):
+    for name, number, maintenance in (("with maintenance", count, True), ("without", 2_000, False)):
         print(f"{number:,} commits of {ROWS} messages, {name}")
         result[name] = {}
-        for kind, measured in zip(("wall", "cpu"), commits(number, upkeep), strict=True):
+        for kind, measured in zip(("wall", "cpu"), commits(number, maintenance), strict=True):
             parts = (measured[a:b] for a, b in pairwise(range(0, number + 1, 1000)))
             thousands = [statistics.median(part) for part in parts]
             # The log is as long as it ever gets once KEPT commits are in it.

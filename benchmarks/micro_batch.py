@@ -26,9 +26,9 @@ from fraud_assets.core.schema import (
     transaction_features,
 )
 from fraud_assets.lake.append import append_landed, commit
-from fraud_assets.lake.positions import Stream
+from fraud_assets.lake.positions import SourcePartition
 from fraud_assets.lake.tables import Lake
-from fraud_assets.operations.maintenance import tend_all
+from fraud_assets.operations.maintenance import maintain_all
 from fraud_assets.settings import load_settings
 from fraud_assets.stages.features import process_landed
 
@@ -57,7 +57,7 @@ def fill(lake: Lake, rows: int) -> None:
             "tx_amount": pa.array(generator.gamma(2.0, 30.0, count)),
             "tx_datetime": times(moments),
             "feature_version": pa.repeat(FEATURE_VERSION, count),
-            "lineage": pa.repeat("benchmark", count),
+            "topic_id": pa.repeat("benchmark", count),
             "partition": pa.repeat(pa.scalar(0, pa.int32()), count),
             "offset": pa.array(offsets),
             "is_fraud": pa.array(generator.random(count) < 0.01),
@@ -84,7 +84,7 @@ def fill(lake: Lake, rows: int) -> None:
                         pa.nulls(count, field.type) if field.nullable else pa.array(whole).cast(field.type)
                     )
             rows_of_table = pa.table({field.name: columns[field.name].cast(field.type) for field in schema})
-            reached = {Stream(topic, "benchmark", 0): int(offsets[-1])}
+            reached = {SourcePartition(topic, "benchmark", 0): int(offsets[-1])}
             commit(lake.open(table), table, rows_of_table, reached)
 
 
@@ -110,7 +110,7 @@ def land_batch(lake: Lake, offset: int) -> None:
     ]
     columns = {
         "topic": pa.repeat("transactions", BATCH),
-        "lineage": pa.repeat("benchmark", BATCH),
+        "topic_id": pa.repeat("benchmark", BATCH),
         "partition": pa.repeat(pa.scalar(0, pa.int32()), BATCH),
         "offset": pa.array(range(offset, offset + BATCH), pa.int64()),
         "value": pa.array(bodies, pa.binary()),
@@ -133,7 +133,7 @@ def main() -> None:
             began = time.perf_counter()
             lake = Lake.of(settings)
             fill(lake, size)
-            tend_all(lake, settings)
+            maintain_all(lake, settings)
             reached[name] = size
             lakes.say(f"{name} transactions of history: lake filled in {time.perf_counter() - began:.0f} s")
 

@@ -35,7 +35,7 @@ def messages(rows: int, first: int) -> pa.Table:
     return pa.table(
         {
             "topic": pa.repeat("transactions", rows),
-            "lineage": pa.repeat("life", rows),
+            "topic_id": pa.repeat("life", rows),
             "partition": pa.array([0] * rows, pa.int32()),
             "offset": pa.array(range(first, first + rows), pa.int64()),
             "timestamp": pa.nulls(rows, TIME),

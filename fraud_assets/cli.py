@@ -20,7 +20,7 @@ COMMANDS = {
     "erase": "Remove a customer from every table and from kept files.",
     "doctor": "Check settings, broker, lake, registry and Dagster, with the fix for each fault.",
     "chaos": "Run the platform while everything goes wrong, and count every message.",
-    "demo": "Stream to scored predictions in a fresh folder, with a summary.",
+    "demo": "SourcePartition to scored predictions in a fresh folder, with a summary.",
 }
 
 

@@ -12,7 +12,7 @@ import dagster as dg
 
 from fraud_assets.assets.features import cleaned_features
 from fraud_assets.assets.landing import landing
-from fraud_assets.assets.maintenance import lake_upkeep
+from fraud_assets.assets.maintenance import lake_maintenance
 from fraud_assets.assets.model import model
 from fraud_assets.assets.predictions import fraud_predictions
 from fraud_assets.resources import PlatformResource, SparkResource
@@ -28,7 +28,7 @@ def build_defs(resource_overrides: dict[str, Any] | None = None) -> dg.Definitio
             cleaned_features,  # transaction_features, quarantined_transactions
             model,  # isolation_forest, alert_thresholds
             fraud_predictions,
-            lake_upkeep,
+            lake_maintenance,
         ],
         jobs=JOBS,
         sensors=SENSORS,

@@ -10,7 +10,7 @@ import errno
 import os
 from pathlib import Path
 
-from fraud_assets.system.printable import printable
+from fraud_assets.printable import printable
 
 
 class FraudAssetsError(Exception):
@@ -37,8 +37,8 @@ class UnreadableError(BrokerError):
     """The broker has messages of a partition that the client cannot read."""
 
 
-class TopicRemadeError(BrokerError):
-    """The topic was deleted and made anew while it was read."""
+class TopicRecreatedError(BrokerError):
+    """The topic was deleted and recreated while it was read."""
 
 
 class RegistryError(BrokerError):

@@ -17,7 +17,7 @@ from dagster._core.storage.event_log.sqlite import SqliteEventLogStorage
 from fraud_assets.sensors import SENSOR_TAG, SENSORS
 
 MOST_AT_ONCE = 500
-"""Runs per upkeep. At a run every 10 seconds 90 become due between two of them."""
+"""Runs per maintenance. At a run every 10 seconds 90 become due between two of them."""
 
 _SMALL_PAGE = 1024
 

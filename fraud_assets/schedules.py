@@ -23,8 +23,10 @@ train_model = dg.define_asset_job(
     selection=dg.AssetSelection.assets("isolation_forest", "alert_thresholds"),
     description="Trains, registers and calibrates a new champion.",
 )
-tend_lake = dg.define_asset_job(
-    "tend_lake", selection=dg.AssetSelection.assets("lake_upkeep"), description="Compaction, checkpoints, vacuum."
+maintain_lake = dg.define_asset_job(
+    "maintain_lake",
+    selection=dg.AssetSelection.assets("lake_maintenance"),
+    description="Compaction, checkpoints, vacuum.",
 )
 
 training_schedule = dg.ScheduleDefinition(
@@ -35,12 +37,12 @@ training_schedule = dg.ScheduleDefinition(
     description="A new champion every Monday at 03:00 UTC.",
     run_config={"ops": {"model": {"config": {"skip_too_little_data": True}}}},
 )
-upkeep_schedule = dg.ScheduleDefinition(
-    name="upkeep_schedule",
-    job=tend_lake,
+maintenance_schedule = dg.ScheduleDefinition(
+    name="maintenance_schedule",
+    job=maintain_lake,
     cron_schedule="*/15 * * * *",
     default_status=dg.DefaultScheduleStatus.RUNNING,
     description="Small files are compacted every quarter of an hour.",
 )
-JOBS = [score_new_transactions, land_files, train_model, tend_lake]
-SCHEDULES = [training_schedule, upkeep_schedule]
+JOBS = [score_new_transactions, land_files, train_model, maintain_lake]
+SCHEDULES = [training_schedule, maintenance_schedule]

@@ -292,23 +292,25 @@ class Settings(BaseSettings):
     run_days: int = Field(
         1,
         ge=1,
-        description="Days that upkeep keeps successful runs of the sensors in Dagster's history; failed runs, the last "
+        description="Days that maintenance keeps successful runs of the sensors in Dagster's history; failed runs, the last "
         "run of each asset, and runs that a person started stay.",
     )
-    vacuum_hours: int = Field(168, ge=24, description="Age at which upkeep removes files that no table version uses.")
+    vacuum_hours: int = Field(
+        168, ge=24, description="Age at which maintenance removes files that no table version uses."
+    )
     log_hours: int = Field(
         2,
         ge=1,
-        description="Hours of table versions that upkeep keeps for time travel; at a commit a second more of them make "
+        description="Hours of table versions that maintenance keeps for time travel; at a commit a second more of them make "
         "every commit slower.",
     )
     compact_target_bytes: int = Field(
-        134_217_728, ge=1_000_000, description="Size that upkeep compacts small files to."
+        134_217_728, ge=1_000_000, description="Size that maintenance compacts small files to."
     )
     # Below what it is checked against.
     retention_days: Annotated[dict[str, int], NoDecode] = Field(
         default_factory=dict,
-        description="Days that upkeep keeps rows of a table, as `raw_transactions=400,quarantined_transactions=90`; "
+        description="Days that maintenance keeps rows of a table, as `raw_transactions=400,quarantined_transactions=90`; "
         "a table that is not named is kept for ever.",
     )
 

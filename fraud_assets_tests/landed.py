@@ -37,7 +37,7 @@ def land(lake: Lake, values: Sequence[bytes], *, first_offset: int = 0, partitio
     rows = pa.table(
         {
             "topic": pa.repeat("transactions", count),
-            "lineage": pa.repeat("life", count),
+            "topic_id": pa.repeat("life", count),
             "partition": pa.array([partition] * count, pa.int32()),
             "offset": pa.array(range(first_offset, first_offset + count), pa.int64()),
             "timestamp": pa.nulls(count, TIME),

@@ -21,11 +21,11 @@ from fraud_assets.engines.spark.session import spark_faults, spark_session
 from fraud_assets.engines.spark.tables import scan, write
 from fraud_assets.errors import FraudAssetsError
 from fraud_assets.lake.append import commit
-from fraud_assets.lake.positions import Stream, stored
+from fraud_assets.lake.positions import SourcePartition, committed_offset
 from fraud_assets.lake.tables import Lake, add_actions
 from fraud_assets.settings import load_settings
 
-STREAM = Stream("transactions", "life", 0)
+STREAM = SourcePartition("transactions", "life", 0)
 PATIENCE = 60
 HALFWAY = 5
 
@@ -83,7 +83,7 @@ def main() -> None:
     source, target = Lake.of(settings), Lake(asked.copy)
     handle = target.open(raw_transactions)
     origin = source.open(raw_transactions)
-    new = ds.field("offset") > stored(handle, STREAM)
+    new = ds.field("offset") > committed_offset(handle, STREAM)
     with spark_session(settings) as spark, spark_faults(settings):
         files = add_actions(origin)["path"].to_pylist()
         frame = scan(spark, source, raw_transactions, origin, files, where=new)
@@ -93,7 +93,7 @@ def main() -> None:
         written = write(frame, target, raw_transactions)
         if asked.die:
             os.kill(os.getpid(), signal.SIGKILL)
-        commit(handle, raw_transactions, written, {STREAM: stored(origin, STREAM)})
+        commit(handle, raw_transactions, written, {STREAM: committed_offset(origin, STREAM)})
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def features(rows: int, *, days: float = 10.0, first_offset: int = 0, partitions
         },
         "feature_version": [FEATURE_VERSION] * rows,
         "topic": ["transactions"] * rows,
-        "lineage": ["life"] * rows,
+        "topic_id": ["life"] * rows,
         "partition": numbers % partitions,
         "offset": numbers // partitions,
         "ingested_at": [FIRST + timedelta(days=20, milliseconds=int(n)) for n in numbers],
@@ -62,7 +62,7 @@ def commit_labels(lake: Lake, labels: Sequence[tuple[str, bool, datetime]], firs
     rows = pa.table(
         {
             "topic": pa.repeat("fraud-labels", count),
-            "lineage": pa.repeat("life", count),
+            "topic_id": pa.repeat("life", count),
             "partition": pa.array([0] * count, pa.int32()),
             "offset": pa.array(range(first_offset, first_offset + count), pa.int64()),
             "transaction_id": pa.array(ids),

@@ -10,7 +10,7 @@ from fraud_assets.core.schema import raw_transactions
 from fraud_assets.errors import BrokerError
 from fraud_assets.ingest.landing import land_topics
 from fraud_assets.kafka.broker import broker_of
-from fraud_assets.kafka.client import lineage_of
+from fraud_assets.kafka.client import topic_id_of
 from fraud_assets.kafka.consumer import TopicReader
 from fraud_assets.kafka.producer import Message, Producer, produce
 from fraud_assets.lake.tables import Lake
@@ -34,8 +34,8 @@ def test_what_is_produced_lands_once(apache_settings: Settings) -> None:
 @pytest.mark.xdist_group("apache")
 def test_a_topic_made_anew_is_another(apache: Cluster, apache_settings: Settings, make_topic: MakeTopic) -> None:
     broker = broker_of(apache_settings)
-    lineages = {lineage_of(broker, make_topic(), apache_settings) for _ in range(2)}
-    assert len(lineages) == 2
+    topic_ids = {topic_id_of(broker, make_topic(), apache_settings) for _ in range(2)}
+    assert len(topic_ids) == 2
 
 
 @pytest.mark.usefixtures("kafka_jars")

@@ -236,12 +236,12 @@ def test_a_topic_made_anew_lands_from_its_start(settings: Settings, lake: Lake, 
         done(admin.create_topics([NewTopic(settings.transactions_topic, 2)]))
         produce(settings, numbers(10, 40), partition=0)
         until(lambda: landed(lake) == texts(0, 40))
-    lineages = dataset_of(lake.open(raw_transactions)).to_table(columns=["lineage"])["lineage"]
-    assert len(lineages.unique()) == 2
+    topic_ids = dataset_of(lake.open(raw_transactions)).to_table(columns=["topic_id"])["topic_id"]
+    assert len(topic_ids.unique()) == 2
 
 
 def test_a_topic_made_anew_at_once_mixes_nothing(settings: Settings, lake: Lake, admin: AdminClient) -> None:
-    """Deleted and made anew while nobody lands, and longer than before."""
+    """Deleted and recreated while nobody lands, and longer than before."""
     produce(settings, numbers(0, 10), partition=0)
     assert land(lake, settings) == 10
     done(admin.delete_topics([settings.transactions_topic]))

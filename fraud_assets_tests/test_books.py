@@ -18,11 +18,11 @@ from fraud_assets.core.schema import (
     transaction_features,
 )
 from fraud_assets.doctor.finding import Finding
-from fraud_assets.doctor.lake import check_books
+from fraud_assets.doctor.lake import check_reconciliation
 from fraud_assets.kafka.broker import Broker
 from fraud_assets.lake.append import commit
 from fraud_assets.lake.batches import Bounds, pending, rows_within
-from fraud_assets.lake.positions import stored
+from fraud_assets.lake.positions import committed_offset
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
 from fraud_assets.stages import features as stage
@@ -46,7 +46,7 @@ def mixed(count: int, first_id: int) -> list[bytes]:
 def score(lake: Lake, settings: Settings) -> None:
     """Predictions of all features, with a score that nobody reads."""
     features, handle = lake.open(transaction_features), lake.open(fraud_predictions)
-    work = pending(features, lambda stream: stored(handle, stream), settings)
+    work = pending(features, lambda stream: committed_offset(handle, stream), settings)
     if not work.target:
         return
     rows = rows_within(work, Bounds(work.start, work.target), settings)
@@ -64,7 +64,7 @@ def score(lake: Lake, settings: Settings) -> None:
 
 def worst(settings: Settings) -> Finding:
     """The line of the doctor about the books and predictions that says most."""
-    return max(check_books(settings), key=lambda found: ("OK", "WARN", "SKIP", "FAIL").index(found.state))
+    return max(check_reconciliation(settings), key=lambda found: ("OK", "WARN", "SKIP", "FAIL").index(found.state))
 
 
 def test_commits_between_the_looks_at_two_tables(
@@ -105,7 +105,7 @@ def test_commits_between_the_looks_at_two_tables(
         found = worst(settings)
         looking = False
         assert found.state in ("OK", "WARN"), found
-        texts += [line.text for line in check_books(settings) if line.name == "books"]
+        texts += [line.text for line in check_reconciliation(settings) if line.name == "books"]
     assert steps == 10
     assert any(" + 0 waiting" not in text for text in texts)
 

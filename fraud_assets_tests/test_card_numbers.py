@@ -36,7 +36,7 @@ from fraud_assets.ingest.files.landing import FileReport, land_files
 from fraud_assets.kafka.broker import embedded_broker
 from fraud_assets.kafka.schemas import registry
 from fraud_assets.lake.tables import Lake, dataset_of
-from fraud_assets.operations.reconciliation import books
+from fraud_assets.operations.reconciliation import reconcile
 from fraud_assets.operations.setup_home import prepare_home
 from fraud_assets.settings import Settings, load_settings
 from fraud_assets_tests.conftest import sender
@@ -279,7 +279,7 @@ def test_no_card_number_is_written_anywhere(run: Run, capfd: pytest.CaptureFixtu
 
     # And still nothing is lost, everything is judged as before, and customers are who they were.
     lake = Lake.of(settings)
-    counts = books(lake, settings)
+    counts = reconcile(lake, settings)
     assert counts["landed"] == counts["features"] + counts["quarantined"] + counts["duplicates"]
     assert counts["scored"] == counts["features"] > GOOD
     features = dataset_of(lake.open(transaction_features)).to_table().to_pylist()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fraud_assets.chaos.traffic import Sent
-from fraud_assets.chaos.verification import judge
+from fraud_assets.chaos.verification import verify
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
 from fraud_assets.testing.apache_kafka import why_not
@@ -68,7 +68,7 @@ def test_the_verdict_sees_a_loss_and_a_repetition(lake: Lake, settings: Settings
         count = len(numbers)
         rows = {
             "topic": pa.repeat("t", count),
-            "lineage": pa.repeat("l", count),
+            "topic_id": pa.repeat("l", count),
             "partition": pa.array([0] * count, pa.int32()),
             "offset": pa.array(range(first_offset, first_offset + count), pa.int64()),
             "timestamp": pa.nulls(count, TIME),
@@ -79,7 +79,7 @@ def test_the_verdict_sees_a_loss_and_a_repetition(lake: Lake, settings: Settings
         append_landed(lake, raw_transactions, pa.table(rows))
 
     def failing(numbers: set[int], deaths: list[str]) -> set[str]:
-        return {check.name for check in judge(lake, settings, Sent(numbers), deaths) if not check.holds}
+        return {check.name for check in verify(lake, settings, Sent(numbers), deaths) if not check.holds}
 
     land([0, 1, 2], 0)
     assert "every transaction landed once" not in failing({0, 1, 2}, [])

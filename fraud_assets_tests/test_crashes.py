@@ -1,4 +1,4 @@
-"""SIGKILL at the worst moments, races, and upkeep in between: afterwards the books balance to the message."""
+"""SIGKILL at the worst moments, races, and maintenance in between: afterwards the books balance to the message."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from fraud_assets.core.schema import (
 from fraud_assets.ingest.landing import land_topics
 from fraud_assets.kafka.broker import broker_of
 from fraud_assets.lake.tables import Lake, dataset_of
-from fraud_assets.operations.maintenance import tend_all
-from fraud_assets.operations.reconciliation import books
+from fraud_assets.operations.maintenance import maintain_all
+from fraud_assets.operations.reconciliation import reconcile
 from fraud_assets.settings import Settings
 from fraud_assets.stages.features import process_landed
 from fraud_assets.stages.scoring import score_pending
@@ -109,7 +109,7 @@ def assert_balanced(lake: Lake, settings: Settings) -> None:
     landed = positions(lake, raw_transactions)
     assert len(landed) == len(set(landed)) == MESSAGES
     assert positions(lake, transaction_features, quarantined_transactions) == landed
-    totals = books(lake, settings)
+    totals = reconcile(lake, settings)
     assert totals["landed"] == totals["features"] + totals["quarantined"] + totals["duplicates"]
     assert totals["quarantined"] == sum(n % 10 == 3 for n in range(MESSAGES))
     assert totals["duplicates"] > 0
@@ -166,13 +166,13 @@ def test_two_runs_of_each_stage_at_once(produced: Settings, lake: Lake) -> None:
     assert positions(lake, fraud_predictions) == positions(lake, transaction_features)
 
 
-def test_upkeep_between_landing_and_features(produced: Settings, lake: Lake) -> None:
+def test_maintenance_between_landing_and_features(produced: Settings, lake: Lake) -> None:
     """Compaction and a vacuum of everything that no version needs; no row is new afterwards."""
     eager = produced.model_copy(update={"vacuum_hours": 0})
     land_topics(lake, produced, print)
-    tend_all(lake, eager)
+    maintain_all(lake, eager)
     process_landed(lake, produced)
-    tend_all(lake, eager)
+    maintain_all(lake, eager)
     assert process_landed(lake, produced).landed == 0
     assert land_topics(lake, produced, print)["raw_transactions"].rows == 0
     assert_balanced(lake, produced)

@@ -31,13 +31,13 @@ from fraud_assets.ingest.files.landing import land_files
 from fraud_assets.lake.damage import refuse_incomplete_entries
 from fraud_assets.lake.data_files import place_of, read_slices, slices_of
 from fraud_assets.lake.duckdb_session import connect
-from fraud_assets.lake.positions import Stream, stored
+from fraud_assets.lake.positions import SourcePartition, committed_offset
 from fraud_assets.lake.scan import register
 from fraud_assets.lake.tables import Lake, add_actions, read, row_count
 from fraud_assets.operations.erasure import erase
-from fraud_assets.operations.maintenance import tend
+from fraud_assets.operations.maintenance import maintain
 from fraud_assets.settings import Settings
-from fraud_assets.stages.features import process_landed, restate
+from fraud_assets.stages.features import process_landed, recompute
 from fraud_assets.stages.training import read_features
 from fraud_assets.testing.object_store import ObjectStore
 from fraud_assets_tests.landed import FIRST, bodies, land
@@ -240,24 +240,24 @@ def test_to_look_for_empty_entries_takes_no_time(landed: Lake) -> None:
     assert (time.perf_counter() - began) / 100 < 0.005
 
 
-def test_upkeep_leaves_the_log_to_who_has_just_opened_the_table(settings: Settings, landed: Lake) -> None:
+def test_maintenance_leaves_the_log_to_who_has_just_opened_the_table(settings: Settings, landed: Lake) -> None:
     """All entries are older than FRAUD_LOG_HOURS, as in a lake that was quiet."""
 
     def age() -> None:
         for file in log_of(landed).iterdir():
             os.utime(file, (0, 0))
 
-    stream = Stream("transactions", "life", 0)
+    stream = SourcePartition("transactions", "life", 0)
     age()
     handle = landed.open(raw_transactions)
-    tend(landed, raw_transactions, settings)
-    assert stored(handle, stream) == 14
+    maintain(landed, raw_transactions, settings)
+    assert committed_offset(handle, stream) == 14
     age()
-    tend(landed, raw_transactions, settings)
+    maintain(landed, raw_transactions, settings)
     assert not entry(log_of(landed), 3).exists()
-    with pytest.raises(LakeError, match="Upkeep may have shortened the log meanwhile: run it again"):
-        stored(handle, stream)
-    assert stored(landed.open(raw_transactions), stream) == 14
+    with pytest.raises(LakeError, match="Maintenance may have shortened the log meanwhile: run it again"):
+        committed_offset(handle, stream)
+    assert committed_offset(landed.open(raw_transactions), stream) == 14
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -287,16 +287,16 @@ READERS: dict[str, tuple[Table, Callable[[Lake, Settings], object]]] = {
     "Arrow": (raw_transactions, lambda lake, settings: read(lake.open(raw_transactions))),
     "slices": (raw_transactions, by_slices),
     "features": (raw_transactions, process_landed),
-    "restate": (
+    "recompute": (
         transaction_features,
-        lambda lake, settings: restate(lake, settings, FIRST, FIRST.replace(day=9)),
+        lambda lake, settings: recompute(lake, settings, FIRST, FIRST.replace(day=9)),
     ),
     "training": (
         transaction_features,
         lambda lake, settings: read_features(lake, FIRST, FIRST.replace(day=9), ["tx_amount"]),
     ),
     "erase": (raw_transactions, lambda lake, settings: erase(lake, settings, "3")),
-    "upkeep": (raw_transactions, lambda lake, settings: tend(lake, raw_transactions, settings)),
+    "maintenance": (raw_transactions, lambda lake, settings: maintain(lake, raw_transactions, settings)),
 }
 
 
@@ -328,7 +328,7 @@ def test_a_damaged_data_file(settings: Settings, landed: Lake, reader: str, dama
     assert "docs/restore.md" in found.fix
 
 
-@pytest.mark.parametrize("reader", ["DuckDB", "Arrow", "slices", "features", "erase", "upkeep"])
+@pytest.mark.parametrize("reader", ["DuckDB", "Arrow", "slices", "features", "erase", "maintenance"])
 def test_bits_of_a_page(settings: Settings, landed: Lake, reader: str) -> None:
     """The footer is whole; only who reads the page finds the damage."""
     file = newest_file(landed, raw_transactions)

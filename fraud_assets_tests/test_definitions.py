@@ -36,7 +36,7 @@ ASSETS = {
     "isolation_forest",
     "alert_thresholds",
     "fraud_predictions",
-    "lake_upkeep",
+    "lake_maintenance",
 }
 HEAVY = ("pyspark", "mlflow", "sklearn", "great_expectations", "duckdb", "treelite", "deltalake", "confluent_kafka")
 
@@ -51,7 +51,7 @@ def test_sensors_and_schedules_run_by_default() -> None:
     assert sensors.keys() == {"new_files_sensor", "dropped_files_sensor"}
     assert all(sensor.default_status == dg.DefaultSensorStatus.RUNNING for sensor in sensors.values())
     schedules = {schedule.name: schedule for schedule in defs.schedules or ()}
-    assert schedules.keys() == {"training_schedule", "upkeep_schedule"}
+    assert schedules.keys() == {"training_schedule", "maintenance_schedule"}
     assert all(schedule.default_status == dg.DefaultScheduleStatus.RUNNING for schedule in schedules.values())
 
 
@@ -162,15 +162,15 @@ def test_features_and_quarantine_are_written_together(materialize: Materialize, 
 def test_restatement_by_run_config(materialize: Materialize, settings: Settings, lake: Lake) -> None:
     land(lake, bodies(100))
     process_landed(lake, settings)
-    day = {"restate_start": "2026-01-01", "restate_end": "2026-01-02T00:00:00Z"}
+    day = {"recompute_start": "2026-01-01", "recompute_end": "2026-01-02T00:00:00Z"}
     written = reported(materialize("transaction_features", cleaned_features=day))
-    assert written == {"transaction_features": {"restated": 72}}
+    assert written == {"transaction_features": {"recomputed": 72}}
     assert row_count(lake.open(transaction_features)) == 100
-    day = {"restate_start": "2025-01-01", "restate_end": "2025-01-02"}
+    day = {"recompute_start": "2025-01-01", "recompute_end": "2025-01-02"}
     nothing = reported(materialize("transaction_features", cleaned_features=day))["transaction_features"]
     assert nothing == {
-        "restated": 0,
-        "note": "There is nothing to restate from 2025-01-01 00:00 to before 2025-01-02 00:00: transaction_features "
+        "recomputed": 0,
+        "note": "There is nothing to recompute from 2025-01-01 00:00 to before 2025-01-02 00:00: transaction_features "
         "holds 100 rows from 2026-01-01 to 2026-01-02 (tx_date).",
     }
     day = {"rescore_start": "2026-01-01", "rescore_end": "2026-01-02"}
@@ -182,9 +182,9 @@ def test_restatement_by_run_config(materialize: Materialize, settings: Settings,
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        ({"restate_start": "2026-01-01"}, "The range from 2026-01-01 to None is only half given"),
-        ({"restate_start": "2026-01-01", "restate_end": "tomorrow"}, "'tomorrow' is no time"),
-        ({"restate_start": "2026-01-02", "restate_end": "2026-01-01"}, "is empty or without a zone"),
+        ({"recompute_start": "2026-01-01"}, "The range from 2026-01-01 to None is only half given"),
+        ({"recompute_start": "2026-01-01", "recompute_end": "tomorrow"}, "'tomorrow' is no time"),
+        ({"recompute_start": "2026-01-02", "recompute_end": "2026-01-01"}, "is empty or without a zone"),
     ],
 )
 def test_a_wrong_range_changes_nothing(
@@ -247,10 +247,10 @@ def test_a_day_with_too_many_alerts_is_a_warning_of_the_run(
     assert "2026-01-01 has 301 alerts, more than 3 times" in warnings[0]
 
 
-def test_upkeep_of_an_empty_lake_and_of_a_table(materialize: Materialize, lake: Lake) -> None:
-    assert reported(materialize("lake_upkeep")) == {"lake_upkeep": {"runs_deleted": 0}}
+def test_maintenance_of_an_empty_lake_and_of_a_table(materialize: Materialize, lake: Lake) -> None:
+    assert reported(materialize("lake_maintenance")) == {"lake_maintenance": {"runs_deleted": 0}}
     land(lake, bodies(5))
-    assert reported(materialize("lake_upkeep"))["lake_upkeep"]["raw_transactions/files_after"] == 1
+    assert reported(materialize("lake_maintenance"))["lake_maintenance"]["raw_transactions/files_after"] == 1
 
 
 # --- The command line ------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from fraud_assets.doctor.examination import examine
 from fraud_assets.doctor.files import check_files
 from fraud_assets.doctor.finding import Finding
 from fraud_assets.doctor.installation import check_home, check_settings, check_versions
-from fraud_assets.doctor.lake import check_books, check_lake, check_quarantine, check_registry
+from fraud_assets.doctor.lake import check_lake, check_quarantine, check_reconciliation, check_registry
 from fraud_assets.doctor.orchestrator import check_dagster
 from fraud_assets.doctor.spark import check_spark
 from fraud_assets.doctor.stream import check_broker, check_landers, check_schema_registry
@@ -31,7 +31,7 @@ from fraud_assets.ingest.landing import land_topics, silent
 from fraud_assets.ingest.service.presence import presence
 from fraud_assets.kafka.broker import Broker
 from fraud_assets.lake.append import commit
-from fraud_assets.lake.positions import Stream
+from fraud_assets.lake.positions import SourcePartition
 from fraud_assets.lake.tables import Lake
 from fraud_assets.operations.setup_home import prepare_home
 from fraud_assets.settings import Settings
@@ -191,7 +191,12 @@ def test_a_library_of_another_version(settings: Settings, monkeypatch: pytest.Mo
 
 def test_an_embedded_broker_that_is_gone(settings: Settings) -> None:
     prepare_home(settings)
-    stale = {"bootstrap_servers": "127.0.0.1:1", "lineage": "a", "pid": 2**22 - 1, "started_at": "2026-01-01T00:00:00Z"}
+    stale = {
+        "bootstrap_servers": "127.0.0.1:1",
+        "topic_id": "a",
+        "pid": 2**22 - 1,
+        "started_at": "2026-01-01T00:00:00Z",
+    }
     settings.broker_file.write_text(json.dumps(stale))
     findings = check_broker(settings)
     assert_broken(findings, "broker", "broker.json", "fraud-assets broker")
@@ -207,7 +212,7 @@ def test_messages_that_the_broker_has_lost(settings: Settings, lake: Lake, broke
     """As after a restore of the broker from an old copy."""
     send("transactions", bodies(5), partition=0)
     land_topics(lake, settings, lambda line: None)
-    stream = Stream("transactions", str(broker.lineage), 0)
+    stream = SourcePartition("transactions", str(broker.topic_id), 0)
     commit(lake.open(raw_transactions), raw_transactions, raw_transactions.schema.empty_table(), {stream: 50})
     assert_broken(check_broker(settings), "topic transactions", "broker has lost", "partitions 0")
 
@@ -281,17 +286,17 @@ def test_a_table_that_cannot_be_read(settings: Settings, lake: Lake) -> None:
     log = Path(lake.root) / "raw_transactions" / "_delta_log" / f"{1:020}.json"
     log.write_text("{broken")
     assert_broken(check_lake(settings), "lake", "raw_transactions")
-    assert of(check_books(settings), "books").state == "SKIP"
+    assert of(check_reconciliation(settings), "books").state == "SKIP"
 
 
 def test_books_that_do_not_balance(settings: Settings, lake: Lake) -> None:
     land(lake, bodies(10))
     process_landed(lake, settings)
     lake.open(fraud_predictions)
-    assert of(check_books(settings), "books").state == "OK"
-    assert of(check_books(settings), "predictions").state == "WARN"
+    assert of(check_reconciliation(settings), "books").state == "OK"
+    assert of(check_reconciliation(settings), "predictions").state == "WARN"
     lake.open(transaction_features).delete("transaction_id = '3'")
-    assert_broken(check_books(settings), "books", "10 landed, but 9 taken", "fraud-assets erase")
+    assert_broken(check_reconciliation(settings), "books", "10 landed, but 9 taken", "fraud-assets erase")
 
 
 def test_much_in_quarantine(settings: Settings, lake: Lake) -> None:

@@ -24,8 +24,8 @@ from fraud_assets.ingest.files.drop_folder import StuckEntries, waiting_entries
 from fraud_assets.ingest.files.landing import FileReport, land_files, waiting_files
 from fraud_assets.lake.tables import Lake, row_count
 from fraud_assets.operations.kept_files import rows_in_files
+from fraud_assets.printable import printable
 from fraud_assets.settings import CONTRACT_FIELDS, Settings
-from fraud_assets.system.printable import printable
 from fraud_assets_tests.test_files import drop, land, rows_of, silent
 
 GOOD = '{"n": 1}\n'
@@ -169,7 +169,7 @@ def test_a_file_that_cannot_be_moved_stays_and_the_others_go_on(
     now = [0.0]
     stuck = StuckEntries(lambda: now[0])
     tried: list[str] = []
-    failing(monkeypatch, files, "_lineage", AssertionError(), lambda path, *_: bool(tried.append(path.name)))
+    failing(monkeypatch, files, "_topic_id", AssertionError(), lambda path, *_: bool(tried.append(path.name)))
     refused, landed = land_files(lake, settings, silent, stuck=stuck)
     assert landed.rows == 1
     assert refused.moved_to is None
@@ -244,7 +244,7 @@ def test_another_file_system(settings: Settings, lake: Lake, monkeypatch: pytest
 # --- Faults that pass, and unexpected ones --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("where", ["_lineage", "examine", "_land_contents"])
+@pytest.mark.parametrize("where", ["_topic_id", "examine", "_land_contents"])
 @pytest.mark.parametrize("fault", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
 def test_a_fault_of_the_machine_is_no_fault_of_the_file(
     settings: Settings, lake: Lake, incoming: Path, monkeypatch: pytest.MonkeyPatch, where: str, fault: int
@@ -259,7 +259,7 @@ def test_a_fault_of_the_machine_is_no_fault_of_the_file(
     assert names_in(settings.failed) == []
 
 
-@pytest.mark.parametrize("where", ["_lineage", "examine", "_land_contents"])
+@pytest.mark.parametrize("where", ["_topic_id", "examine", "_land_contents"])
 def test_a_file_that_is_taken_away_is_no_fault(
     settings: Settings, lake: Lake, incoming: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -345,7 +345,7 @@ def test_pseudonymised_only_what_was_read_or_has_no_content_is_removed(
     drop(settings, "closed.jsonl", GOOD)
     (settings.incoming / "loop.csv").symlink_to("loop.csv")
     denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    failing(monkeypatch, files, "_lineage", denied, lambda path, _: path.name == "closed.jsonl")
+    failing(monkeypatch, files, "_topic_id", denied, lambda path, _: path.name == "closed.jsonl")
     closed, loop, landed = land(lake, settings)
     assert landed.rows == 1
     assert closed.moved_to is None

@@ -28,12 +28,12 @@ from fraud_assets.core.schema import (
 from fraud_assets.ingest.landing import append_labels
 from fraud_assets.lake.append import append_landed, commit
 from fraud_assets.lake.batches import pending
-from fraud_assets.lake.positions import Stream, positions_of, stored
+from fraud_assets.lake.positions import SourcePartition, committed_offset, positions_of
 from fraud_assets.lake.tables import Lake, dataset_of, row_count
 from fraud_assets.operations.erasure import ERASED_TABLES, erase, holdings
-from fraud_assets.operations.maintenance import tend_all
+from fraud_assets.operations.maintenance import maintain_all
 from fraud_assets.operations.quarantine import Selection, retry
-from fraud_assets.operations.reconciliation import books
+from fraud_assets.operations.reconciliation import reconcile
 from fraud_assets.settings import Settings
 from fraud_assets.stages.features import process_landed
 from fraud_assets_tests.landed import bodies, land
@@ -104,15 +104,15 @@ def assert_erased(lake: Lake, settings: Settings) -> None:
     assert ids(lake, transaction_features) == ids(lake, fraud_predictions) == others
     assert "5" not in ids(lake, transaction_features, "customer_id")
     assert ids(lake, fraud_labels) == {"6", "1"}
-    totals = books(lake, settings)
+    totals = reconcile(lake, settings)
     assert totals["landed"] == totals["features"] + totals["quarantined"] + totals["duplicates"] == 60 + 3
     assert totals["quarantined_labels"] == 1
     assert b"\\u0035" not in bytes_anywhere(lake)
-    life = Stream("transactions", "life", 0)
+    life = SourcePartition("transactions", "life", 0)
     for table in (raw_transactions, transaction_features, quarantined_transactions, fraud_predictions):
-        assert stored(lake.open(table), life) >= 69
+        assert committed_offset(lake.open(table), life) >= 69
     features = lake.open(transaction_features)
-    assert not pending(lake.open(raw_transactions), lambda stream: stored(features, stream), settings).rows
+    assert not pending(lake.open(raw_transactions), lambda stream: committed_offset(features, stream), settings).rows
     assert process_landed(lake, settings).landed == 0
 
 
@@ -145,7 +145,7 @@ def test_what_cannot_be_read_is_named_and_goes_when_asked(filled: Settings, lake
     assert b'"transaction_id": 901' in bytes_anywhere(lake)
     assert erase(lake, filled, WHO, unreadable=True).unreadable == 1
     assert b'"transaction_id": 901' not in bytes_anywhere(lake)
-    totals = books(lake, filled)
+    totals = reconcile(lake, filled)
     assert totals["landed"] == totals["features"] + totals["quarantined"] + totals["duplicates"] == 60 + 2
 
 
@@ -170,7 +170,7 @@ def test_landing_goes_on_meanwhile(filled: Settings, lake: Lake) -> None:
                  first_offset=first)  # fmt: skip
             landed.append(first)
             if len(landed) % 5 == 0:
-                # As upkeep does.
+                # As maintenance does.
                 with suppress(CommitFailedError):
                     lake.open(raw_transactions).optimize.compact()
 
@@ -183,7 +183,7 @@ def test_landing_goes_on_meanwhile(filled: Settings, lake: Lake) -> None:
         lander.join()
     assert report.tables["raw_transactions"] == 13
     process_landed(lake, filled)
-    totals = books(lake, filled)
+    totals = reconcile(lake, filled)
     assert totals["landed"] == totals["features"] + totals["quarantined"] + totals["duplicates"] == 63 + 7 * len(landed)
 
 
@@ -201,7 +201,7 @@ def test_a_message_that_was_driven_again_goes_with_its_original(lake: Lake, sett
         "quarantined_transactions": 1,
         "transaction_features": 1,
     }
-    totals = books(lake, settings)
+    totals = reconcile(lake, settings)
     assert totals["landed"] == totals["features"] + totals["quarantined"] == 12
 
 
@@ -280,7 +280,7 @@ def test_the_command_asks_tells_and_removes_old_versions(
     assert gone["vacuumed_files"] > 0
     assert gone["unreadable_messages"] == ["transactions/0/72"]
     assert not held_on_disk(lake)
-    tend_all(lake, filled)
+    maintain_all(lake, filled)
     assert_erased(lake, filled)
 
 

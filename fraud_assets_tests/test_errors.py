@@ -54,7 +54,12 @@ def test_no_broker(tmp_path: Path) -> None:
 
 
 def test_stale_broker_file(tmp_path: Path) -> None:
-    stale = {"bootstrap_servers": "127.0.0.1:1", "lineage": "a", "pid": 2**22 - 1, "started_at": "2026-01-01T00:00:00Z"}
+    stale = {
+        "bootstrap_servers": "127.0.0.1:1",
+        "topic_id": "a",
+        "pid": 2**22 - 1,
+        "started_at": "2026-01-01T00:00:00Z",
+    }
     (tmp_path / "broker.json").write_text(json.dumps(stale))
     assert_one_sentence(run(tmp_path, "land", "--once"), "broker.json", "fraud-assets broker")
 

@@ -1,4 +1,4 @@
-"""Features and quarantine over the lake: what passes, what does not, in which order it lands, and restatement."""
+"""Features and quarantine over the lake: what passes, what does not, in which order it lands, and recomputation."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from fraud_assets.core.schema import (
 from fraud_assets.errors import SettingError
 from fraud_assets.lake.append import append_landed
 from fraud_assets.lake.batches import Bounds, next_bounds, pending, rows_within
-from fraud_assets.lake.positions import stored
+from fraud_assets.lake.positions import committed_offset
 from fraud_assets.lake.tables import Lake, dataset_of, row_count
-from fraud_assets.operations.reconciliation import books
+from fraud_assets.operations.reconciliation import reconcile
 from fraud_assets.settings import Settings
-from fraud_assets.stages.features import process_landed, restate
+from fraud_assets.stages.features import process_landed, recompute
 from fraud_assets_tests.landed import land
 
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)
@@ -47,7 +47,7 @@ def label(lake: Lake, offset: int, transaction_id: str, at: datetime, *, is_frau
     """Lands one label."""
     row = {
         "topic": "fraud-labels",
-        "lineage": "life",
+        "topic_id": "life",
         "partition": 0,
         "offset": offset,
         "transaction_id": transaction_id,
@@ -98,7 +98,7 @@ def test_the_first_that_landed_wins_within_the_horizon(settings: Settings, lake:
     land(lake, [body(42, FIRST, tx_amount=3)], partition=1)
     process_landed(lake, settings)
     assert features(lake, "tx_amount") == {"42": (1.0,)}
-    assert books(lake, settings)["duplicates"] == 2
+    assert reconcile(lake, settings)["duplicates"] == 2
 
 
 @pytest.mark.parametrize("pieces", [1, 3])
@@ -165,7 +165,7 @@ def test_restatement_counts_a_late_label_and_starts_nothing_downstream(settings:
     assert process_landed(lake, settings).landed == 0
     assert features(lake, "terminal_id_risk_30day_window") == before
     positions = stored_positions(lake)
-    assert restate(lake, settings, late, late + timedelta(days=1)) == 1
+    assert recompute(lake, settings, late, late + timedelta(days=1)) == 1
     after = features(lake, "terminal_id_risk_30day_window")
     assert (before["1"], after["1"]) == ((0.0,), (1.0,))
     assert {key: after[key] for key in "02"} == {key: before[key] for key in "02"}
@@ -176,12 +176,12 @@ def stored_positions(lake: Lake) -> dict[Any, int]:
     """What the features table says it contains, for every stream that landed."""
     handle = lake.open(transaction_features)
     streams = pending(lake.open(raw_transactions), lambda stream: -1, Settings()).target
-    return {stream: stored(handle, stream) for stream in streams}
+    return {stream: committed_offset(handle, stream) for stream in streams}
 
 
 def test_half_a_range_is_refused(settings: Settings, lake: Lake) -> None:
     with pytest.raises(SettingError, match="empty or without a zone"):
-        restate(lake, settings, FIRST, FIRST)
+        recompute(lake, settings, FIRST, FIRST)
 
 
 def test_a_setting_changed_between_kill_and_retry_loses_nothing(
@@ -205,10 +205,10 @@ def test_a_setting_changed_between_kill_and_retry_loses_nothing(
     monkeypatch.setattr(stage, "commit", real)
     quarantined = row_count(lake.open(quarantined_transactions))
     assert 0 < quarantined < 20
-    assert books(lake, settings)["waiting"] == 20
+    assert reconcile(lake, settings)["waiting"] == 20
     # In parts, too: the first of them leaves quarantine ahead of features.
     assert process_landed(lake, settings.model_copy(update={"batch_bytes": 1_000})).batches > 2
-    totals = books(lake, settings)
+    totals = reconcile(lake, settings)
     assert totals["quarantined"] == quarantined
     assert totals["features"] == 20 - quarantined
 

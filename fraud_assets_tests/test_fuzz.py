@@ -47,7 +47,7 @@ from fraud_assets.ingest.landing import land_topics
 from fraud_assets.kafka.broker import Broker, broker_of, embedded_broker
 from fraud_assets.kafka.schemas import registry
 from fraud_assets.lake.tables import Lake, dataset_of
-from fraud_assets.operations.reconciliation import books
+from fraud_assets.operations.reconciliation import reconcile
 from fraud_assets.settings import Settings, load_settings
 from fraud_assets.stages.features import process_landed
 from fraud_assets.stages.scoring import score_pending
@@ -264,7 +264,7 @@ def assert_everything_has_its_place(
     assert sorted(map(at, known + bad)) == sorted(labels)
     if not settings.pseudonymise:
         assert all(row["value"] == labels[at(row)].value for row in bad)
-    counts = books(lake, settings)
+    counts = reconcile(lake, settings)
     assert counts["landed"] == len(transactions) == counts["features"] + counts["quarantined"] + counts["duplicates"]
     assert counts["labels"] + counts["quarantined_labels"] == len(labels)
     return counts
@@ -510,8 +510,8 @@ def assert_files_are_in_their_place(settings: Settings, dropped: dict[str, bytes
     """Every file is in `processed/` with all of its rows, or in `failed/` with a reason; gives the files of each."""
     lake = Lake.of(settings)
     rows: dict[str, list[bytes]] = {}
-    for row in sorted(rows_of(lake, raw_transactions, "lineage", "offset", "value"), key=lambda row: row["offset"]):
-        rows.setdefault(row["lineage"], []).append(row["value"])
+    for row in sorted(rows_of(lake, raw_transactions, "topic_id", "offset", "value"), key=lambda row: row["offset"]):
+        rows.setdefault(row["topic_id"], []).append(row["value"])
     processed = {path: digest_of(path) for path in settings.processed.iterdir()}
     for path, digest in processed.items():
         landed, expected = rows.get(digest, []), rows_expected(path)
@@ -528,7 +528,7 @@ def assert_files_are_in_their_place(settings: Settings, dropped: dict[str, bytes
         assert 10 < len(path.with_name(f"{path.name}.reason.txt").read_text("utf-8")) < 1_000
     assert {*processed.values(), *failed.values()} == dropped.keys()
     process_landed(lake, settings)
-    counts = books(lake, settings)
+    counts = reconcile(lake, settings)
     assert counts["landed"] == sum(map(len, rows.values()))
     assert counts["landed"] == counts["features"] + counts["quarantined"] + counts["duplicates"]
     return len(processed), len(failed)
@@ -565,5 +565,5 @@ def test_mutated_files_leave_a_receipt_where_none_may_be_kept(settings: Settings
     assert all(path.name.endswith((".receipt.json", ".reason.txt")) for path in kept)
     lake = Lake.of(settings)
     process_landed(lake, settings)
-    counts = books(lake, settings)
+    counts = reconcile(lake, settings)
     assert counts["landed"] == counts["features"] + counts["quarantined"] + counts["duplicates"] > 1_000

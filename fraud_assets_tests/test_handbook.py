@@ -22,7 +22,7 @@ from fraud_assets.engines.spark.features import features_on
 from fraud_assets.ingest.landing import land_everything
 from fraud_assets.lake.duckdb_session import compute_windows
 from fraud_assets.lake.tables import Lake, dataset_of
-from fraud_assets.operations.reconciliation import books
+from fraud_assets.operations.reconciliation import reconcile
 from fraud_assets.settings import Settings, load_settings
 from fraud_assets.stages.features import process_landed
 
@@ -73,7 +73,7 @@ def assert_every_cell(mine: pa.Table, book: pa.Table) -> None:
 
 def test_landed_in_one_piece(handbook: tuple[Settings, Lake], book: pa.Table) -> None:
     settings, lake = handbook
-    totals = books(lake, settings)
+    totals = reconcile(lake, settings)
     assert (totals["landed"], totals["features"], totals["quarantined"], totals["duplicates"]) == (ROWS, ROWS, 0, 0)
     assert book.num_rows == 267_967
     columns = ["transaction_id", *DERIVED_FEATURES]

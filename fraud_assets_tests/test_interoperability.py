@@ -18,9 +18,9 @@ from fraud_assets.core.schema import HEADERS, TABLES, TIME, Table, raw_transacti
 from fraud_assets.engines.spark.tables import scan, write
 from fraud_assets.errors import JarsError
 from fraud_assets.lake.append import append_landed, commit
-from fraud_assets.lake.positions import Stream, stored
+from fraud_assets.lake.positions import SourcePartition, committed_offset
 from fraud_assets.lake.tables import Lake, add_actions, read
-from fraud_assets.operations.maintenance import tend
+from fraud_assets.operations.maintenance import maintain
 from fraud_assets.settings import Settings
 from fraud_assets.system.java import jars_of
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.xdist_group("spark"), pytest.mark.proof, pytest.mark.timeout(600)]
 
 ROWS = 40
-STREAM = Stream("transactions", "life", 0)
+STREAM = SourcePartition("transactions", "life", 0)
 FIRST = datetime(1969, 12, 31, 23, 59, 59, 999_999, UTC)
 
 
@@ -142,10 +142,10 @@ def test_delta_spark_and_we_read_and_append_to_the_same_tables(
         by_duckdb(lake, raw_transactions),
     ):
         assert as_set(rows, raw_transactions) == twice
-    assert stored(handle, STREAM) == ROWS - 1
+    assert committed_offset(handle, STREAM) == ROWS - 1
     # And we go on behind it.
     assert append_landed(lake, raw_transactions, rows_of(raw_transactions), {STREAM: ROWS}) == ROWS
-    tend(lake, raw_transactions, settings)
+    maintain(lake, raw_transactions, settings)
     assert len(as_set(read(lake.open(raw_transactions)), raw_transactions)) == 3 * ROWS
     # Neither deletion vectors nor renamed columns: anything that reads Delta reads it.
     for table in TABLES:

@@ -16,13 +16,13 @@ from fraud_assets.core.schema import MESSAGES
 from fraud_assets.errors import BrokerError, MessagesLostError
 from fraud_assets.kafka.broker import Broker, broker_of, embedded_broker
 from fraud_assets.kafka.consumer import TopicReader
-from fraud_assets.lake.positions import Stream
+from fraud_assets.lake.positions import SourcePartition
 from fraud_assets.settings import Settings
 
 Send = Callable[..., None]
 
 
-def read_all(reader: TopicReader, stored: dict[Stream, int] | None = None) -> pa.Table:
+def read_all(reader: TopicReader, stored: dict[SourcePartition, int] | None = None) -> pa.Table:
     tables = list(reader.read(stored or {}, reader.end_offsets()))
     return pa.concat_tables(tables) if tables else MESSAGES.empty_table()
 
@@ -45,7 +45,7 @@ def test_no_broker_says_what_to_do(settings: Settings) -> None:
 @pytest.mark.parametrize("pid", [None, 2**22 + 1])
 def test_stale_broker_file_is_named(settings: Settings, pid: int | None) -> None:
     settings.home_path.mkdir(parents=True)
-    entry = {"bootstrap_servers": "127.0.0.1:1", "lineage": "x", "pid": pid or os.getpid()}
+    entry = {"bootstrap_servers": "127.0.0.1:1", "topic_id": "x", "pid": pid or os.getpid()}
     settings.broker_file.write_text(json.dumps(entry))
     with pytest.raises(BrokerError, match=r"broker\.json is left over.*fraud-assets broker"):
         broker_of(settings)
@@ -212,7 +212,7 @@ def test_offsets_without_messages_end_a_read(settings: Settings, broker: Broker)
         reader.close()
         tail = Tail()
         reader._consumer = tail
-        stream = Stream("transactions", str(broker.lineage), 0)
+        stream = SourcePartition("transactions", str(broker.topic_id), 0)
         for _ in range(2):
             assert list(reader.read({stream: 3}, {stream: 4})) == []
         # The second time the reader knows that nothing is there.

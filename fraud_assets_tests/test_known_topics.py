@@ -17,10 +17,10 @@ from fraud_assets.errors import BrokerError, MessagesLostError
 from fraud_assets.ingest.landing import land_everything, land_topics
 from fraud_assets.ingest.service.lander import land_forever
 from fraud_assets.kafka.broker import broker_of
-from fraud_assets.kafka.client import lineage_of
+from fraud_assets.kafka.client import topic_id_of
 from fraud_assets.lake.append import append_landed
 from fraud_assets.lake.known_topics import is_known, positions_in
-from fraud_assets.lake.positions import NOTHING, Stream, stored
+from fraud_assets.lake.positions import NOTHING, SourcePartition, committed_offset
 from fraud_assets.lake.tables import Lake, row_count
 from fraud_assets.settings import Settings
 from fraud_assets.stages.features import process_landed
@@ -29,7 +29,7 @@ from fraud_assets_tests.conftest import Start
 from fraud_assets_tests.topics import always_on, done, numbers, produce
 from fraud_assets_tests.waiting import until
 
-FIRST, SECOND, THIRD = (Stream("t", "AAECAwQFBgcICQoLDA0ODw", partition) for partition in range(3))
+FIRST, SECOND, THIRD = (SourcePartition("t", "AAECAwQFBgcICQoLDA0ODw", partition) for partition in range(3))
 apache_only = pytest.mark.xdist_group("apache")
 
 
@@ -147,10 +147,10 @@ def test_markers_and_aborted_messages_that_expire_are_not_lost(
     land(lake, settings)
     transaction(settings, numbers(0, 5), 0)
     transaction(settings, numbers(5, 9), 1, commit=False)
-    places = [Stream(topic, lineage_of(broker_of(settings), topic, settings), number) for number in range(2)]
+    places = [SourcePartition(topic, topic_id_of(broker_of(settings), topic, settings), number) for number in range(2)]
 
     def positions() -> list[int]:
-        return [stored(lake.open(raw_transactions), place) for place in places]
+        return [committed_offset(lake.open(raw_transactions), place) for place in places]
 
     if is_always_on:
         with always_on(partial(land_forever, lake, settings.model_copy(update={"land_interval_seconds": 0.05}))):
@@ -209,8 +209,8 @@ def own_lake(make_settings: Callable[..., Settings]) -> Lake:
     return Lake.of(make_settings())
 
 
-def messages(lineage: str, offsets: Sequence[int]) -> pa.Table:
-    rows = [{"topic": "t", "lineage": lineage, "partition": 0, "offset": offset, "value": b"x"} for offset in offsets]
+def messages(topic_id: str, offsets: Sequence[int]) -> pa.Table:
+    rows = [{"topic": "t", "topic_id": topic_id, "partition": 0, "offset": offset, "value": b"x"} for offset in offsets]
     names = [name for name in raw_transactions.schema.names if name not in ("ingested_at", "ingest_date")]
     return pa.Table.from_pylist(rows, pa.schema([raw_transactions.schema.field(name) for name in names]))
 
@@ -231,10 +231,10 @@ def test_log_starts_are_recorded_once_and_without_rows(own_lake: Lake) -> None:
 def test_landers_that_see_a_topic_at_once_agree(own_lake: Lake) -> None:
     own_lake.open(raw_transactions)
     both = threading.Barrier(2)
-    found: list[dict[Stream, int]] = []
+    found: list[dict[SourcePartition, int]] = []
 
     def see(low: int) -> None:
-        def lows() -> dict[Stream, int]:
+        def lows() -> dict[SourcePartition, int]:
             both.wait(30)
             return {FIRST: low}
 
@@ -250,12 +250,12 @@ def test_landers_that_see_a_topic_at_once_agree(own_lake: Lake) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lineage", "is_old"), [(FIRST.lineage, True), ("life of before", True), ("0123456789abcdef" * 2, False)]
+    ("topic_id", "is_old"), [(FIRST.topic_id, True), ("life of before", True), ("0123456789abcdef" * 2, False)]
 )
 def test_a_lake_of_before_knows_a_topic_by_its_rows_unless_they_came_from_an_embedded_broker(
-    own_lake: Lake, lineage: str, is_old: bool
+    own_lake: Lake, topic_id: str, is_old: bool
 ) -> None:
-    append_landed(own_lake, raw_transactions, messages(lineage, range(3)))
+    append_landed(own_lake, raw_transactions, messages(topic_id, range(3)))
     assert is_known(own_lake.open(raw_transactions), "t", [FIRST]) is is_old
     landed = positions_in(own_lake, raw_transactions, [FIRST, SECOND], lambda: {FIRST: 0, SECOND: 7})
     assert landed[SECOND] == (NOTHING if is_old else 6)

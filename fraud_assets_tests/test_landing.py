@@ -29,8 +29,8 @@ def label(number: int, **changes: Any) -> dict[str, Any]:
 
 
 def places(lake: Lake, table: Table) -> list[tuple[str, int, int]]:
-    rows = dataset_of(lake.open(table)).to_table(["lineage", "partition", "offset"]).to_pylist()
-    return sorted((row["lineage"], row["partition"], row["offset"]) for row in rows)
+    rows = dataset_of(lake.open(table)).to_table(["topic_id", "partition", "offset"]).to_pylist()
+    return sorted((row["topic_id"], row["partition"], row["offset"]) for row in rows)
 
 
 def test_lands_exactly_once_on_repeat(settings: Settings, lake: Lake, send: Send) -> None:

@@ -34,12 +34,12 @@ from fraud_assets.kafka.broker import embedded_broker
 from fraud_assets.lake.append import append_landed
 from fraud_assets.lake.storage import storage_options, store_fault
 from fraud_assets.lake.tables import Lake, read, row_count
-from fraud_assets.operations.maintenance import tend_all
-from fraud_assets.operations.reconciliation import alerts, books
+from fraud_assets.operations.maintenance import maintain_all
+from fraud_assets.operations.reconciliation import alerts, reconcile
 from fraud_assets.settings import Settings, load_settings
 from fraud_assets.stages.backlog import backlog
 from fraud_assets.stages.evaluation import latest_start
-from fraud_assets.stages.features import process_landed, restate
+from fraud_assets.stages.features import process_landed, recompute
 from fraud_assets.stages.scoring import score_pending, score_range
 from fraud_assets.stages.training import train
 from fraud_assets.testing.object_store import ACCESS_KEY, BUCKET, REGION, SECRET_KEY, ObjectStore, object_store
@@ -116,15 +116,15 @@ def test_the_whole_chain(s3_settings: Settings) -> None:
     assert score_pending(lake, settings).rows == 2000
     assert lake.versions().keys() == {table.name for table in TABLES if lake.exists(table)}
     low, high = datetime(2026, 1, 3, tzinfo=UTC), datetime(2026, 1, 4, tzinfo=UTC)
-    assert restate(lake, settings, low, high) == 72
+    assert recompute(lake, settings, low, high) == 72
     assert score_range(lake, settings, low, high).rows == 72
     before = read(lake.open(transaction_features)).sort_by("offset")
-    reports = tend_all(lake, settings.model_copy(update={"vacuum_hours": 0}))
+    reports = maintain_all(lake, settings.model_copy(update={"vacuum_hours": 0}))
     assert reports["transaction_features"].files_after < reports["transaction_features"].files_before
     assert reports["transaction_features"].files_removed > 0
     assert read(lake.open(transaction_features)).sort_by("offset").equals(before)
     assert backlog(lake, settings).reason == "Everything that landed is scored."
-    counts = books(lake, settings)
+    counts = reconcile(lake, settings)
     assert counts["landed"] == counts["features"] == counts["scored"] == 2000
     assert alerts(lake) == pc.sum(read(lake.open(fraud_predictions), ["is_alert"])["is_alert"]).as_py()
     assert row_count(lake.open(alert_thresholds)) == 1
@@ -275,7 +275,7 @@ def test_a_commit_whose_answer_is_lost_is_not_made_twice(proxied: tuple[FaultyPr
         table.name for table in (raw_transactions, fraud_labels, quarantined_transactions, transaction_features)
     }
     assert [lake.open(table).version() for table in (raw_transactions, transaction_features)] == [2, 1]
-    counts = books(lake, settings)
+    counts = reconcile(lake, settings)
     assert (counts["landed"], counts["features"], counts["duplicates"]) == (20, 10, 10)
 
 
@@ -298,11 +298,11 @@ def test_a_store_that_is_overloaded_for_a_while(proxied: tuple[FaultyProxy, Sett
         land(lake, bodies(30, first_id=30), first_offset=30)
     proxy.judge = lambda method, path: "unavailable" if method == "GET" else None
     with pytest.raises(LakeError, match="503"):
-        books(lake, settings)
+        reconcile(lake, settings)
     proxy.judge = lambda method, path: None
     land(lake, bodies(30, first_id=30), first_offset=30)
     assert process_landed(lake, settings).features == 30
-    assert books(lake, settings)["landed"] == 60
+    assert reconcile(lake, settings)["landed"] == 60
 
 
 def test_what_is_wrong_is_said_in_one_sentence(

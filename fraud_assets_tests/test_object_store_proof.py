@@ -26,7 +26,7 @@ from fraud_assets.errors import LakeError
 from fraud_assets.ingest.landing import land_topics
 from fraud_assets.kafka.broker import embedded_broker
 from fraud_assets.lake.tables import Lake
-from fraud_assets.operations.reconciliation import books
+from fraud_assets.operations.reconciliation import reconcile
 from fraud_assets.settings import Settings
 from fraud_assets.stages.features import process_landed
 from fraud_assets.stages.scoring import score_pending
@@ -135,7 +135,7 @@ def test_minutes_of_kills(tmp_path: Path, make_settings: Callable[..., Settings]
         landed = positions(lake, raw_transactions)
         assert len(landed) == len(set(landed)) == MESSAGES
         assert positions(lake, transaction_features, quarantined_transactions) == landed
-        totals = books(lake, settings)
+        totals = reconcile(lake, settings)
         assert totals["landed"] == totals["features"] + totals["quarantined"] + totals["duplicates"]
         assert kills["store"] >= 3
         assert kills["process"] >= 20

@@ -38,7 +38,7 @@ def test_messages_of_a_key_stay_in_order(settings, lake, broker):
 def test_no_broker(settings):
     quick = settings.model_copy(update={"kafka_timeout_seconds": 1.0})
     with pytest.raises(BrokerError, match=r"127\.0\.0\.1:1\b"):
-        produce([], Broker("127.0.0.1:1", embedded=False, lineage=None), quick)
+        produce([], Broker("127.0.0.1:1", embedded=False, topic_id=None), quick)
 
 
 def test_a_message_that_is_too_large(settings, broker):

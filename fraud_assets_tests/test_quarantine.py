@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
-from fraud_assets.assets.maintenance import lake_upkeep
+from fraud_assets.assets.maintenance import lake_maintenance
 from fraud_assets.cli import cli
 from fraud_assets.core.schema import (
     fraud_labels,
@@ -35,7 +35,7 @@ from fraud_assets.operations.quarantine import (
     retry,
     waiting_retries,
 )
-from fraud_assets.operations.reconciliation import books
+from fraud_assets.operations.reconciliation import reconcile
 from fraud_assets.resources import PlatformResource
 from fraud_assets.settings import Settings
 from fraud_assets.stages.backlog import backlog
@@ -61,7 +61,7 @@ def refused(lake: Lake, settings: Settings) -> Settings:
 
 def balanced(lake: Lake, settings: Settings) -> dict[str, int]:
     """The books, which must balance."""
-    totals = books(lake, settings)
+    totals = reconcile(lake, settings)
     assert totals["landed"] == totals["features"] + totals["quarantined"] + totals["duplicates"]
     return totals
 
@@ -184,7 +184,7 @@ def label_rows(values: list[bytes]) -> pa.Table:
     count = len(values)
     columns: dict[str, Any] = {
         "topic": ["fraud-labels"] * count,
-        "lineage": ["life"] * count,
+        "topic_id": ["life"] * count,
         "partition": [0] * count,
         "offset": list(range(count)),
         "timestamp": [None] * count,
@@ -224,32 +224,32 @@ def test_labels_of_a_dropped_file_are_read_as_they_were_there(lake: Lake, settin
         "value",
         pa.array([value.replace(b'"yes"', b"true") for value in lake_rows["value"].to_pylist()], pa.binary()),
     )
-    mended = mended.set_column(mended.column_names.index("lineage"), "lineage", pa.repeat("mended", mended.num_rows))
+    mended = mended.set_column(mended.column_names.index("topic_id"), "topic_id", pa.repeat("mended", mended.num_rows))
     append_landed(lake, quarantined_transactions, mended)
     assert retry(lake, settings, Selection()).labels == 2
     labels = dataset_of(lake.open(fraud_labels)).to_table().sort_by("transaction_id").to_pylist()
     assert [row["labelled_at"] for row in labels] == [datetime(2026, 1, 8, minute=20 * n, tzinfo=UTC) for n in range(3)]
 
 
-def test_upkeep_finishes_a_killed_retry(refused: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_maintenance_finishes_a_killed_retry(refused: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FRAUD_FIELD_MAPPING", "tx_amount=amt")
     killed(refused, RETRY.format("die_at(quarantine, 'commit', 1, after=True)"))
     assert waiting_retries(lake, refused) == 10
     platform = PlatformResource(overrides={"home": str(refused.home_path)})
-    result = dg.materialize([lake_upkeep], resources={"platform": platform})
-    metadata = result.asset_materializations_for_node("lake_upkeep")[0].metadata
+    result = dg.materialize([lake_maintenance], resources={"platform": platform})
+    metadata = result.asset_materializations_for_node("lake_maintenance")[0].metadata
     assert metadata["retried_messages_landed"].value == 10
     assert process_landed(lake, refused).features == 10
 
 
 def test_positions_of_a_topic_made_anew_are_told_apart(lake: Lake, settings: Settings) -> None:
-    for lineage in ("first", "second"):
+    for topic_id in ("first", "second"):
         rows = label_rows([b"{"])
-        rows = rows.set_column(1, "lineage", pa.array([lineage]))
+        rows = rows.set_column(1, "topic_id", pa.array([topic_id]))
         append_labels(lake, settings, rows)
     with pytest.raises(UnknownMessageError, match=r"fraud-labels@first/0/0, fraud-labels@second/0/0"):
         message(lake, settings, "fraud-labels/0/0")
-    assert message(lake, settings, "fraud-labels@second/0/0").lineage == "second"
+    assert message(lake, settings, "fraud-labels@second/0/0").topic_id == "second"
     with pytest.raises(UnknownMessageError, match="fraud-labels/0/7"):
         retry(lake, settings, Selection(positions=("fraud-labels/0/7",)))
     with pytest.raises(UnknownMessageError, match="topic/partition/offset"):

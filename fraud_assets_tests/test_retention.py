@@ -17,10 +17,10 @@ from fraud_assets.core.schema import (
 )
 from fraud_assets.errors import SettingError
 from fraud_assets.lake import append
-from fraud_assets.lake.positions import Stream, stored
+from fraud_assets.lake.positions import SourcePartition, committed_offset
 from fraud_assets.lake.tables import Lake, row_count
-from fraud_assets.operations.maintenance import tend_all
-from fraud_assets.operations.reconciliation import books, compared_from, pinned
+from fraud_assets.operations.maintenance import maintain_all
+from fraud_assets.operations.reconciliation import compared_from, pinned, reconcile
 from fraud_assets.operations.retention import oldest_waiting
 from fraud_assets.settings import RETAINED_TABLES, Settings
 from fraud_assets.stages.features import process_landed
@@ -28,7 +28,7 @@ from fraud_assets_tests.landed import FIRST, bodies, land
 from fraud_assets_tests.test_erasure import score_all
 
 DAYS = 5
-LIFE = Stream("transactions", "life", 0)
+LIFE = SourcePartition("transactions", "life", 0)
 
 
 class Clock(datetime):
@@ -64,7 +64,7 @@ def day(number: int) -> date:
 
 
 def test_old_days_go_and_positions_and_books_hold(filled: Settings, lake: Lake) -> None:
-    reports = tend_all(lake, filled, today=day(4))
+    reports = maintain_all(lake, filled, today=day(4))
     assert {name: (report.rows_retired, report.days_retired) for name, report in reports.items()} == {
         "raw_transactions": (24, 2),
         "fraud_labels": (0, 0),
@@ -72,18 +72,18 @@ def test_old_days_go_and_positions_and_books_hold(filled: Settings, lake: Lake) 
         "transaction_features": (0, 0),
         "fraud_predictions": (10, 1),
     }
-    assert stored(lake.open(raw_transactions), LIFE) == 411
-    assert stored(lake.open(fraud_predictions), LIFE) == 409
+    assert committed_offset(lake.open(raw_transactions), LIFE) == 411
+    assert committed_offset(lake.open(fraud_predictions), LIFE) == 409
     assert compared_from(pinned(lake)) == day(3)
-    totals = books(lake, filled)
+    totals = reconcile(lake, filled)
     assert (totals["landed"], totals["features"], totals["quarantined"]) == (24, 20, 4)
     assert process_landed(lake, filled).landed == 0
 
 
-def test_a_second_upkeep_removes_nothing(filled: Settings, lake: Lake) -> None:
-    tend_all(lake, filled, today=day(4))
+def test_a_second_maintenance_removes_nothing(filled: Settings, lake: Lake) -> None:
+    maintain_all(lake, filled, today=day(4))
     versions = {table.name: lake.open(table).history() for table in TABLES if lake.exists(table)}
-    assert all(report.rows_retired == 0 for report in tend_all(lake, filled, today=day(4)).values())
+    assert all(report.rows_retired == 0 for report in maintain_all(lake, filled, today=day(4)).values())
     for table in TABLES:
         if lake.exists(table):
             deleted = [entry["operation"] for entry in lake.open(table).history()].count("DELETE")
@@ -91,23 +91,23 @@ def test_a_second_upkeep_removes_nothing(filled: Settings, lake: Lake) -> None:
 
 
 def test_only_metadata_is_written(filled: Settings, lake: Lake) -> None:
-    tend_all(lake, filled, today=day(4))
+    maintain_all(lake, filled, today=day(4))
     deletion = next(entry for entry in lake.open(raw_transactions).history() if entry["operation"] == "DELETE")
     assert deletion["operationMetrics"]["num_copied_rows"] == 0
     assert deletion["operationMetrics"]["num_deleted_rows"] == 24
 
 
 def test_what_is_not_processed_stays_however_old(filled: Settings, lake: Lake) -> None:
-    tend_all(lake, filled, today=day(4))
+    maintain_all(lake, filled, today=day(4))
     land_on(lake, 5)
     assert oldest_waiting(lake, filled) == day(5)
-    reports = tend_all(lake, filled, today=day(400))
+    reports = maintain_all(lake, filled, today=day(400))
     # Ages are counted from the day that waits, and that is the fifth.
     assert reports["raw_transactions"].rows_retired == 12
     assert process_landed(lake, filled).features == 10
     # Without a score they still wait.
-    assert tend_all(lake, filled, today=day(400))["raw_transactions"].rows_retired == 0
-    assert books(lake, filled)["landed"] == 24
+    assert maintain_all(lake, filled, today=day(400))["raw_transactions"].rows_retired == 0
+    assert reconcile(lake, filled)["landed"] == 24
 
 
 def test_a_history_that_landed_today_is_young(lake: Lake, make_settings: Callable[..., Settings]) -> None:
@@ -119,16 +119,16 @@ def test_a_history_that_landed_today_is_young(lake: Lake, make_settings: Callabl
         land(lake, bodies(10, first_id=100), first_offset=100)
     process_landed(lake, settings)
     score_all(lake)
-    assert tend_all(lake, settings, today=day(366))["transaction_features"].rows_retired == 10
+    assert maintain_all(lake, settings, today=day(366))["transaction_features"].rows_retired == 10
     assert row_count(lake.open(transaction_features)) == 10
-    assert tend_all(lake, settings, today=day(365 + 92))["transaction_features"].rows_retired == 10
-    totals = books(lake, settings)
+    assert maintain_all(lake, settings, today=day(365 + 92))["transaction_features"].rows_retired == 10
+    totals = reconcile(lake, settings)
     assert totals["landed"] == totals["features"] + totals["quarantined"]
 
 
 def test_without_the_setting_nothing_goes(filled: Settings, lake: Lake) -> None:
     forever = filled.model_copy(update={"retention_days": {}})
-    assert all(report.rows_retired == 0 for report in tend_all(lake, forever, today=day(4000)).values())
+    assert all(report.rows_retired == 0 for report in maintain_all(lake, forever, today=day(4000)).values())
     assert compared_from(pinned(lake)) is None
     assert row_count(lake.open(quarantined_transactions)) == 10
 
@@ -160,9 +160,9 @@ def test_every_table_with_partitions_can_have_a_retention() -> None:
     assert set(RETAINED_TABLES) == {table.name for table in TABLES if table.partition_by}
 
 
-def test_the_clock_of_upkeep_is_utc(filled: Settings, lake: Lake) -> None:
-    assert all(report.rows_retired == 0 for report in tend_all(lake, filled, today=day(0)).values())
-    tend_all(lake, filled)
+def test_the_clock_of_maintenance_is_utc(filled: Settings, lake: Lake) -> None:
+    assert all(report.rows_retired == 0 for report in maintain_all(lake, filled, today=day(0)).values())
+    maintain_all(lake, filled)
     # All of it landed long before today.
     assert row_count(lake.open(raw_transactions)) == 0
     assert datetime.now(UTC).date() > day(DAYS)

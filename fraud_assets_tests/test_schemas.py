@@ -33,7 +33,7 @@ from fraud_assets.ingest.landing import land_topics
 from fraud_assets.kafka.broker import Broker
 from fraud_assets.kafka.schemas import registry
 from fraud_assets.lake.tables import Lake, dataset_of
-from fraud_assets.operations.reconciliation import books
+from fraud_assets.operations.reconciliation import reconcile
 from fraud_assets.settings import Settings, load_settings
 from fraud_assets.stages.features import process_landed
 from fraud_assets_tests.landed import land
@@ -82,7 +82,7 @@ def reasons(lake: Lake) -> Counter[str]:
 
 
 def assert_balanced(lake: Lake, settings: Settings) -> dict[str, int]:
-    counts = books(lake, settings)
+    counts = reconcile(lake, settings)
     assert counts["landed"] == counts["features"] + counts["quarantined"] + counts["duplicates"]
     return counts
 

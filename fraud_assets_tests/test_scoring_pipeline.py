@@ -155,7 +155,7 @@ def test_features_of_another_version_stop_the_chain(lake, settings):
     rows = features(10, first_offset=ROWS)
     index = rows.column_names.index("feature_version")
     commit_features(lake, rows.set_column(index, rows.schema.field(index), pa.array(["0"] * 10)))
-    with pytest.raises(LakeError, match=r"feature version 0, the champion scores version 1: restate"):
+    with pytest.raises(LakeError, match=r"feature version 0, the champion scores version 1: recompute"):
         score_pending(lake, settings.model_copy(update={"batch_rows": 10_000}))
     assert row_count(lake.open(fraud_predictions)) == 0
 

@@ -19,7 +19,7 @@ from fraud_assets.definitions import build_defs
 from fraud_assets.errors import LakeError, NoChampionError
 from fraud_assets.ingest.service.presence import presence
 from fraud_assets.lake.tables import Lake, row_count
-from fraud_assets.operations.maintenance import tend_all
+from fraud_assets.operations.maintenance import maintain_all
 from fraud_assets.resources import PlatformResource
 from fraud_assets.sensors import RUN_KEY_TAG, SENSOR_TAG, StuckError, dropped_files_sensor, new_files_sensor
 from fraud_assets.settings import Settings
@@ -45,7 +45,7 @@ class Daemon:
         self.wipe()
 
     def wipe(self) -> None:
-        """A Dagster home made anew: no run, no cursor."""
+        """A Dagster home recreated: no run, no cursor."""
         self.instance = dg.DagsterInstance.ephemeral()
         self.cursor: str | None = None
 
@@ -167,7 +167,7 @@ def test_from_landing_to_predictions_and_quiet_afterwards(daemon: Daemon, settin
     assert daemon.skipped() == "Everything that landed is scored."
     assert daemon.skipped() == "No table has changed since the last look."
 
-    tend_all(lake, settings)
+    maintain_all(lake, settings)
     assert daemon.skipped() == "Everything that landed is scored."
 
     land(lake, bodies(5, first_id=60), first_offset=60)
@@ -232,12 +232,12 @@ def test_one_run_at_a_time(daemon: Daemon, lake: Lake, status: dg.DagsterRunStat
     assert "A run is under way" in daemon.skipped()
 
 
-def test_upkeep_requests_nothing(daemon: Daemon, settings: Settings, lake: Lake) -> None:
+def test_maintenance_requests_nothing(daemon: Daemon, settings: Settings, lake: Lake) -> None:
     for part in range(3):
         land(lake, bodies(5, first_id=5 * part), first_offset=5 * part)
         daemon.run(daemon.requested())
     daemon.skipped()
-    reports = tend_all(lake, settings.model_copy(update={"vacuum_hours": 0}))
+    reports = maintain_all(lake, settings.model_copy(update={"vacuum_hours": 0}))
     assert reports["raw_transactions"].files_removed >= 3
     assert "wait for a first model" in daemon.skipped()
 
@@ -364,7 +364,7 @@ def test_a_dropped_file_is_landed_without_any_broker(file_daemon: Daemon, settin
     assert file_daemon.skipped() == f"No file waits in {settings.incoming}."
     drop(settings, "day.jsonl", bodies(7))
     # A broker that is gone must not fail a run that is about files.
-    settings.broker_file.write_text('{"bootstrap_servers": "127.0.0.1:1", "lineage": "gone", "pid": 0}')
+    settings.broker_file.write_text('{"bootstrap_servers": "127.0.0.1:1", "topic_id": "gone", "pid": 0}')
     request = file_daemon.requested()
     assert request.run_config == {"ops": {"landing": {"config": {"topics": False}}}}
     assert file_daemon.run(request).success

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fraud_assets.chaos.traffic import Traffic
-from fraud_assets.chaos.verification import judge
+from fraud_assets.chaos.verification import verify
 from fraud_assets.core.schema import (
     Table,
     fraud_predictions,
@@ -23,7 +23,7 @@ from fraud_assets.core.schema import (
 )
 from fraud_assets.errors import EngineError
 from fraud_assets.lake.tables import Lake, read, row_count
-from fraud_assets.operations.maintenance import tend, tend_all
+from fraud_assets.operations.maintenance import maintain, maintain_all
 from fraud_assets.operations.setup_home import prepare_home
 from fraud_assets.settings import Settings
 from fraud_assets.testing.object_store import ObjectStore
@@ -109,7 +109,7 @@ def in_log(lake: Lake, table: Table = raw_transactions) -> set[str]:
 
 
 def make_old(lake: Lake) -> None:
-    """Makes all data files older than what upkeep spares."""
+    """Makes all data files older than what maintenance spares."""
     for file in Path(lake.root).rglob("part-*"):
         os.utime(file, (0, 0))
 
@@ -128,12 +128,14 @@ def assert_each_once(lake: Lake) -> None:
     assert sorted(read(lake.open(raw_transactions))["offset"].to_pylist()) == list(range(FILES * ROWS))
 
 
-def assert_upkeep_removes_orphans(lake: Lake, settings: Settings) -> None:
+def assert_maintenance_removes_orphans(lake: Lake, settings: Settings) -> None:
     orphans = on_disk(lake) - in_log(lake)
     assert orphans
-    assert not tend(lake, raw_transactions, settings).files_removed  # they could be another writer's, not committed yet
+    assert not maintain(
+        lake, raw_transactions, settings
+    ).files_removed  # they could be another writer's, not committed yet
     make_old(lake)
-    assert tend(lake, raw_transactions, settings).files_removed
+    assert maintain(lake, raw_transactions, settings).files_removed
     assert not orphans & on_disk(lake)
     assert_each_once(lake)
 
@@ -148,7 +150,7 @@ def test_a_driver_that_dies_before_it_commits_leaves_nothing_behind(
     until(lambda: not spark_cluster.state()["activeapps"])
     assert told(drive()) == (0, "", "")
     assert_each_once(copied)
-    assert_upkeep_removes_orphans(copied, settings)
+    assert_maintenance_removes_orphans(copied, settings)
 
 
 @pytest.mark.proof
@@ -164,7 +166,7 @@ def test_a_worker_that_dies_at_work_costs_no_row(
     (tmp_path / "open").touch()
     assert told(driver) == (0, "", "")
     assert_each_once(copied)
-    assert_upkeep_removes_orphans(copied, settings)
+    assert_maintenance_removes_orphans(copied, settings)
 
 
 @pytest.mark.proof
@@ -297,7 +299,7 @@ def finished(process: subprocess.Popen[bytes], tmp_path: Path) -> None:
 
 
 def assert_exactly_once(lake: Lake, settings: Settings, traffic: Traffic) -> None:
-    assert not [check for check in judge(lake, settings, traffic.sent, []) if not check.holds]
+    assert not [check for check in verify(lake, settings, traffic.sent, []) if not check.holds]
 
 
 @pytest.mark.timeout(400)
@@ -363,6 +365,6 @@ def test_the_whole_chain_outlives_workers_and_a_driver(
     tables = (raw_transactions, transaction_features, fraud_predictions, quarantined_transactions)
     orphans = {table: on_disk(lake, table) - in_log(lake, table) for table in tables}
     make_old(lake)
-    tend_all(lake, settings)
+    maintain_all(lake, settings)
     assert not [table.name for table in tables if orphans[table] & on_disk(lake, table)]
     assert_exactly_once(lake, settings, traffic)

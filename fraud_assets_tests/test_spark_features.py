@@ -28,14 +28,14 @@ from fraud_assets.core.schema import (
     transaction_features,
 )
 from fraud_assets.engines.spark import features as on_spark
-from fraud_assets.engines.spark.features import features_on, restatement_on
+from fraud_assets.engines.spark.features import features_on, recompute_on
 from fraud_assets.errors import LakeError
 from fraud_assets.ingest.landing import append_labels
 from fraud_assets.lake.append import append_landed
 from fraud_assets.lake.tables import Lake, read, row_count
-from fraud_assets.operations.reconciliation import books
+from fraud_assets.operations.reconciliation import reconcile
 from fraud_assets.settings import Settings
-from fraud_assets.stages.features import process_landed, restate
+from fraud_assets.stages.features import process_landed, recompute
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,7 +53,7 @@ def messages(bodies: list[bytes | None], first: int = 0, partition: int = 0, top
     return pa.table(
         {
             "topic": pa.repeat(topic, count),
-            "lineage": pa.repeat("life", count),
+            "topic_id": pa.repeat("life", count),
             "partition": pa.array([partition] * count, pa.int32()),
             "offset": range(first, first + count),
             "timestamp": pa.nulls(count, TIME),
@@ -115,7 +115,7 @@ def copy_of(lake: Lake, to: Path) -> Lake:
 
 
 def content(lake: Lake, table: Table, schema: pa.Schema) -> pa.Table:
-    order = [(name, "ascending") for name in ("topic", "lineage", "partition", "offset")]
+    order = [(name, "ascending") for name in ("topic", "topic_id", "partition", "offset")]
     return read(lake.open(table)).cast(schema).sort_by(order).combine_chunks()
 
 
@@ -158,7 +158,7 @@ def test_spark_gives_what_duckdb_gives_and_finishes_what_was_killed_between_its_
     assert mine.batches == theirs.batches == 2
     assert {"duplicate", "tombstone", "negative_amount", "wrong_type"} <= set(mine.reasons)
     assert_equal(lake, other)
-    assert books(lake, settings) == books(other, settings)
+    assert reconcile(lake, settings) == reconcile(other, settings)
 
 
 def test_a_race_of_both_engines_counts_nothing_twice(
@@ -181,7 +181,7 @@ def test_a_race_of_both_engines_counts_nothing_twice(
     assert row_count(lake.open(transaction_features)) + row_count(lake.open(quarantined_transactions)) == 600
 
 
-def test_a_range_is_restated_as_duckdb_restates_it(
+def test_a_range_is_recomputed_as_duckdb_restates_it(
     spark: SparkSession, lake: Lake, settings: Settings, tmp_path: Path
 ) -> None:
     land(lake, settings, seed=5, part=0)
@@ -191,8 +191,8 @@ def test_a_range_is_restated_as_duckdb_restates_it(
     other = copy_of(lake, tmp_path / "other")
     before = content(lake, transaction_features, TRANSACTION_FEATURES)
     start, end = START + timedelta(days=20, hours=7), START + timedelta(days=30, hours=3)
-    rows = restate(lake, settings, start, end, restate_range=restatement_on(lambda: spark))
-    assert rows == restate(other, settings, start, end)
+    rows = recompute(lake, settings, start, end, recompute_range=recompute_on(lambda: spark))
+    assert rows == recompute(other, settings, start, end)
     assert not content(lake, transaction_features, TRANSACTION_FEATURES).equals(before)
     assert_equal(lake, other)
     # Positions did not move: nothing is taken for new.

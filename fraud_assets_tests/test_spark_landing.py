@@ -224,7 +224,7 @@ def test_a_topic_made_anew_lands_from_its_start(
         produce(settings, numbers(10, 40), partition=0)
         until(lambda: landed(lake) == numbers(0, 40))
     assert "Landing of topics goes on." in lines
-    assert len(messages(lake)["lineage"].unique()) == 2
+    assert len(messages(lake)["topic_id"].unique()) == 2
 
 
 def test_a_topic_made_anew_under_the_query_mixes_nothing(
@@ -251,9 +251,9 @@ def test_a_topic_made_anew_under_the_query_mixes_nothing(
     monkeypatch.setattr(TopicQuery, "_start", start)
     with following(spark, lake, settings) as lines:
         until(lambda: landed(lake) == numbers(0, 10) + numbers(20, 60))
-    assert any("was made anew" in line for line in lines)
+    assert any("was recreated" in line for line in lines)
     rows = messages(lake)
-    assert rows.group_by(["lineage"]).aggregate([("offset", "max")])["offset_max"].to_pylist() in ([9, 39], [39, 9])
+    assert rows.group_by(["topic_id"]).aggregate([("offset", "max")])["offset_max"].to_pylist() in ([9, 39], [39, 9])
 
 
 def test_messages_below_the_log_start_stop_it_until_they_are_given_up(

@@ -15,9 +15,9 @@ from fraud_assets.core.schema import HEADERS, MESSAGES, RAW_TRANSACTIONS, TIME, 
 from fraud_assets.engines.spark.tables import scan, write
 from fraud_assets.lake.append import CommitConflictError, append_landed, commit
 from fraud_assets.lake.data_files import DataFile, place_of, remove, slices_of
-from fraud_assets.lake.positions import Stream, stored
+from fraud_assets.lake.positions import SourcePartition, committed_offset
 from fraud_assets.lake.tables import Lake, add_actions, read, row_count
-from fraud_assets.operations.maintenance import tend
+from fraud_assets.operations.maintenance import maintain
 from fraud_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.xdist_group("spark")
 
-COPY = Stream("copy", "life", 0)
+COPY = SourcePartition("copy", "life", 0)
 
 
 def messages(count: int, topic: str = "transactions") -> pa.Table:
     return pa.table(
         {
             "topic": pa.repeat(topic, count),
-            "lineage": pa.repeat("life", count),
+            "topic_id": pa.repeat("life", count),
             "partition": pa.array([0] * count, pa.int32()),
             "offset": range(count),
             "timestamp": pa.array([datetime(2026, 1, 1, 12, 0, 0, 123456, UTC)] * count, TIME),
@@ -58,7 +58,7 @@ def test_rows_come_back_byte_for_byte_and_every_reader_agrees(
     assert row_count(lake.open(raw_transactions)) == 1000  # nothing counts before the commit
     commit(handle, raw_transactions, files, {COPY: 999}, {"engine": "spark"})
     table = lake.open(raw_transactions)
-    assert stored(table, COPY) == 999
+    assert committed_offset(table, COPY) == 999
     paths = [file.path for file in files]
     by_delta = table.to_pyarrow_dataset().to_table(filter=ds.field("partition") == 0)
     assert by_delta.num_rows == 2000
@@ -71,7 +71,7 @@ def test_rows_come_back_byte_for_byte_and_every_reader_agrees(
     connection.close()
     # Neither deletion vectors nor renamed columns: anything that reads Delta reads it.
     assert (table.protocol().min_reader_version, table.protocol().min_writer_version) == (1, 2)
-    assert tend(lake, raw_transactions, settings).files_after == 1
+    assert maintain(lake, raw_transactions, settings).files_after == 1
     assert row_count(lake.open(raw_transactions)) == 2000
 
 

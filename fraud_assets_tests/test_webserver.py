@@ -30,7 +30,7 @@ DEPENDENCIES: dict[str, set[str]] = {
     "isolation_forest": {"transaction_features"},
     "alert_thresholds": {"transaction_features"},
     "fraud_predictions": {"transaction_features", "isolation_forest", "alert_thresholds"},
-    "lake_upkeep": set(),
+    "lake_maintenance": set(),
 }
 
 Query = Callable[[str], dict[str, Any]]
@@ -109,7 +109,7 @@ def test_asset_graph_sensors_and_schedules(query: Query) -> None:
     }
     assert {s["name"]: (s["cronSchedule"], s["scheduleState"]["status"]) for s in repository["schedules"]} == {
         "training_schedule": ("0 3 * * 1", "RUNNING"),
-        "upkeep_schedule": ("*/15 * * * *", "RUNNING"),
+        "maintenance_schedule": ("*/15 * * * *", "RUNNING"),
     }
     jobs = {job["name"] for job in repository["jobs"]}
-    assert jobs >= {"score_new_transactions", "land_files", "train_model", "tend_lake"}
+    assert jobs >= {"score_new_transactions", "land_files", "train_model", "maintain_lake"}

@@ -14,10 +14,10 @@ _QUARANTINE_TOTALS = ("quarantined", "duplicates", "tombstones", "quarantined_la
 
 
 class FeatureConfig(dg.Config):
-    """Restatement: features of `tx_datetime` in [restate_start, restate_end) are computed again instead."""
+    """Recomputing: features of `tx_datetime` in [recompute_start, recompute_end) are computed again instead."""
 
-    restate_start: str | None = None
-    restate_end: str | None = None
+    recompute_start: str | None = None
+    recompute_end: str | None = None
 
 
 @dg.multi_asset(
@@ -46,30 +46,30 @@ class FeatureConfig(dg.Config):
 def cleaned_features(
     context: dg.AssetExecutionContext, config: FeatureConfig, platform: PlatformResource, spark: SparkResource
 ) -> Iterator[dg.MaterializeResult]:
-    """Take what landed since the last run, or restate a range."""
+    """Take what landed since the last run, or recompute a range."""
     from fraud_assets.lake.held_days import nothing_in_range
-    from fraud_assets.operations.reconciliation import books
-    from fraud_assets.stages.features import process_landed, restate
+    from fraud_assets.operations.reconciliation import reconcile
+    from fraud_assets.stages.features import process_landed, recompute
 
     with failures_in_words():
         settings, lake = platform.settings(), platform.lake()
-        compute, restate_range = None, None
+        compute, recompute_range = None, None
         if settings.engine == "spark":
-            from fraud_assets.engines.spark.features import features_on, restatement_on
+            from fraud_assets.engines.spark.features import features_on, recompute_on
 
             settings, session = settings.for_spark(), partial(spark.session, settings)
-            compute, restate_range = features_on(session), restatement_on(session)
-        restated = half_open(config.restate_start, config.restate_end)
-        if restated:
-            rows = restate(lake, settings, *restated, context.log.info, restate_range)
-            facts: dict[str, int | str] = {"restated": rows}
+            compute, recompute_range = features_on(session), recompute_on(session)
+        recomputed = half_open(config.recompute_start, config.recompute_end)
+        if recomputed:
+            rows = recompute(lake, settings, *recomputed, context.log.info, recompute_range)
+            facts: dict[str, int | str] = {"recomputed": rows}
             if not rows:
-                facts["note"] = nothing_in_range(lake, transaction_features, *restated, "to restate")
+                facts["note"] = nothing_in_range(lake, transaction_features, *recomputed, "to recompute")
                 context.log.warning(facts["note"])
             yield from materialized(context, "transaction_features", facts)
             return
         report = process_landed(lake, settings, context.log.info, compute)
-        totals = books(lake, settings)
+        totals = reconcile(lake, settings)
         # Both tables are written together: what landed and whether it is all in one of them is said of both.
         shared = {
             "landed": report.landed,

@@ -1,4 +1,4 @@
-"""`lake_upkeep`: small files, checkpoints and unused files of all tables."""
+"""`lake_maintenance`: small files, checkpoints and unused files of all tables."""
 
 import dagster as dg
 
@@ -6,13 +6,13 @@ from fraud_assets.assets.reporting import failures_in_words
 from fraud_assets.resources import PlatformResource
 
 
-@dg.asset(group_name="upkeep", kinds={"deltalake"})
-def lake_upkeep(context: dg.AssetExecutionContext, platform: PlatformResource) -> dg.MaterializeResult:
+@dg.asset(group_name="maintenance", kinds={"deltalake"})
+def lake_maintenance(context: dg.AssetExecutionContext, platform: PlatformResource) -> dg.MaterializeResult:
     """Applies FRAUD_RETENTION_DAYS, compacts, checkpoints and vacuums every table, and lands what a retry had left.
 
     It also deletes the sensors' successful runs after FRAUD_RUN_DAYS.
     """
-    from fraud_assets.operations.maintenance import tend_all
+    from fraud_assets.operations.maintenance import maintain_all
     from fraud_assets.operations.quarantine import land_retries
     from fraud_assets.run_history import delete_old_runs, shrink_databases
 
@@ -20,7 +20,7 @@ def lake_upkeep(context: dg.AssetExecutionContext, platform: PlatformResource) -
         settings, lake = platform.settings(), platform.lake()
         # Before retention could take away what a retry that was cut off is yet to land.
         finished = land_retries(lake, settings)
-        reports = tend_all(lake, settings)
+        reports = maintain_all(lake, settings)
         deleted = delete_old_runs(context.instance, settings.run_days)
         shrink_databases(context.instance)
     metadata: dict[str, int | float] = {

@@ -111,14 +111,14 @@ def assets(run: Run) -> None:
             run.processes.start(name, (*command, "transaction_features,fraud_predictions"), for_ever=False)
 
 
-def upkeep(run: Run) -> None:
+def maintenance(run: Run) -> None:
     """Compaction, checkpoint and vacuum in between; it may be killed."""
-    if "upkeep" in run.processes.names():
+    if "maintenance" in run.processes.names():
         return
-    run.processes.start("upkeep", worker("upkeep", "--once"), for_ever=False)
+    run.processes.start("maintenance", worker("maintenance", "--once"), for_ever=False)
     if run.random.random() < 0.3:
         run.wait((1.0, 3.0))
-        run.processes.kill("upkeep")
+        run.processes.kill("maintenance")
 
 
 def full_disk(run: Run) -> None:
@@ -202,7 +202,7 @@ FAULTS: dict[Fault, int] = {
     rebalance: 2,
     race: 3,
     assets: 1,
-    upkeep: 4,
+    maintenance: 4,
 }
 """Faults that need nothing special, and how often each comes among them."""
 

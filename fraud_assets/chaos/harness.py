@@ -16,7 +16,7 @@ from time import monotonic, sleep
 from fraud_assets.chaos.faults import DISK_FAULTS, FAULTS, FOLDER_FAULTS, STORE_FAULTS, Fault, Place, Run
 from fraud_assets.chaos.processes import LAND, Processes, worker
 from fraud_assets.chaos.traffic import Traffic
-from fraud_assets.chaos.verification import Check, is_drained, judge
+from fraud_assets.chaos.verification import Check, is_drained, verify
 from fraud_assets.errors import BrokerError, FraudAssetsError
 from fraud_assets.kafka.broker import broker_of
 from fraud_assets.kafka.topics import make_topics
@@ -74,7 +74,7 @@ class Outcome:
         return all(check.holds for check in self.checks)
 
 
-def torment(folder: Path, plan: Plan, say: Say) -> Outcome:
+def run_chaos(folder: Path, plan: Plan, say: Say) -> Outcome:
     """Runs the platform in a new folder, on a Kafka cluster of its own, while faults come.
 
     Raises:
@@ -101,7 +101,7 @@ def torment(folder: Path, plan: Plan, say: Say) -> Outcome:
         traffic.stop()
         _drain(run, settings, traffic)
         run.processes.end_all()
-        checks = judge(Lake.of(settings), settings, traffic.sent, run.processes.deaths)
+        checks = verify(Lake.of(settings), settings, traffic.sent, run.processes.deaths)
     return Outcome(
         checks,
         dict(came.most_common()),
@@ -204,7 +204,7 @@ def _come(run: Run, traffic: Traffic, faults: dict[Fault, int], plan: Plan, say:
     begun = told = monotonic()
     names = list(faults)
     while monotonic() - begun < plan.minutes * 60 or run.processes.kills < plan.kills:
-        run.processes.tend()
+        run.processes.maintain()
         fault = run.random.choices(names, list(faults.values()))[0]
         fault(run)
         came[fault.__name__] += 1
@@ -226,7 +226,7 @@ def _drain(run: Run, settings: Settings, traffic: Traffic) -> None:
 def _until(run: Run, condition: Callable[[], bool], what: str) -> None:
     deadline = monotonic() + _DRAIN_SECONDS
     while not _holds(condition):
-        run.processes.tend()
+        run.processes.maintain()
         if monotonic() > deadline:
             raise FraudAssetsError(
                 f"Waited {_DRAIN_SECONDS} s for {what} in vain. The logs are in {run.processes.folder}."

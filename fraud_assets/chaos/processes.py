@@ -84,7 +84,7 @@ class Processes:
                 self.deaths.append(f"{name} did not end within 30 s of SIGTERM")
         self._note(process)
 
-    def tend(self) -> None:
+    def maintain(self) -> None:
         """Starts again what was killed; notes what ended by itself."""
         for name, process in list(self._processes.items()):
             if not process.ended:

@@ -19,7 +19,7 @@ from fraud_assets.core.schema import (
     transaction_features,
 )
 from fraud_assets.lake.tables import Lake, dataset_of
-from fraud_assets.operations.reconciliation import books
+from fraud_assets.operations.reconciliation import reconcile
 from fraud_assets.settings import Settings
 
 
@@ -32,7 +32,7 @@ class Check:
     figures: str
 
 
-def judge(lake: Lake, settings: Settings, sent: Sent, deaths: list[str]) -> list[Check]:
+def verify(lake: Lake, settings: Settings, sent: Sent, deaths: list[str]) -> list[Check]:
     """All checks, after everything that was sent has gone through."""
     landed = _numbers(lake, raw_transactions)
     positions = {table.name: _positions(lake, table) for table in (raw_transactions, fraud_labels, transaction_features,
@@ -43,7 +43,7 @@ def judge(lake: Lake, settings: Settings, sent: Sent, deaths: list[str]) -> list
     quarantined = _positions(lake, quarantined_transactions, labels=False)
     bad_labels = _positions(lake, quarantined_transactions, labels=True)
     labels = positions[fraud_labels.name] + bad_labels
-    totals = books(lake, settings)
+    totals = reconcile(lake, settings)
     judged = features + quarantined
     return [
         Check(

@@ -1,4 +1,4 @@
-"""What the harness lets run and kills: `python -m fraud_assets.chaos.worker features|scoring|upkeep [--once]`.
+"""What the harness lets run and kills: `python -m fraud_assets.chaos.worker features|scoring|maintenance [--once]`.
 
 Each does again and again what a run of the asset does. A fault that a person could act upon is said and tried
 again, as Dagster's sensor would; any other ends the process, and the harness reports it.
@@ -31,15 +31,15 @@ def scoring(lake: Lake, settings: Settings) -> None:
     score_pending(lake, settings)
 
 
-def upkeep(lake: Lake, settings: Settings) -> None:
+def maintenance(lake: Lake, settings: Settings) -> None:
     """Compaction, checkpoints and a vacuum that takes at once what it would else take after a week."""
     from deltalake.exceptions import DeltaError
 
     from fraud_assets.core.schema import TABLES
     from fraud_assets.lake.tables import unreadable
-    from fraud_assets.operations.maintenance import tend_all
+    from fraud_assets.operations.maintenance import maintain_all
 
-    tend_all(lake, settings)
+    maintain_all(lake, settings)
     for table in TABLES:
         if lake.exists(table):
             try:
@@ -49,7 +49,11 @@ def upkeep(lake: Lake, settings: Settings) -> None:
                 raise unreadable(lake.uri(table), error) from error
 
 
-WORK: dict[str, Callable[[Lake, Settings], None]] = {"features": features, "scoring": scoring, "upkeep": upkeep}
+WORK: dict[str, Callable[[Lake, Settings], None]] = {
+    "features": features,
+    "scoring": scoring,
+    "maintenance": maintenance,
+}
 
 
 def main() -> None:

@@ -72,7 +72,7 @@ def _run_apache(settings: Settings, port: int, stop: threading.Event) -> None:
     folder = settings.home_path / "apache-kafka"
     click.echo("Starting Apache Kafka; the first time its jars are resolved by Maven …", err=True)
     with apache_kafka(folder, port=port) as cluster:
-        make_topics(Broker(cluster.bootstrap, embedded=False, lineage=None), settings)
+        make_topics(Broker(cluster.bootstrap, embedded=False, topic_id=None), settings)
         click.echo(f"Apache Kafka at {cluster.bootstrap}, data in {folder}. Ctrl-C ends it. In other terminals:")
         click.echo(f"export KAFKA_BOOTSTRAP_SERVERS={cluster.bootstrap}")
         while not stop.wait(1.0):

@@ -38,7 +38,7 @@ def command(
     Example: fraud-assets chaos
              fraud-assets chaos --minutes 120 --brokers 3
     """
-    from fraud_assets.chaos.harness import Plan, torment
+    from fraud_assets.chaos.harness import Plan, run_chaos
 
     folder = Path(tempfile.mkdtemp(prefix="fraud-chaos-"))
     # Neither the settings of the user's environment nor a `.env` of the current folder count.
@@ -48,7 +48,7 @@ def command(
     os.chdir(folder)
     holds = False
     try:
-        outcome = torment(folder, Plan(minutes, kills, brokers, object_store, rate, seed), _say)
+        outcome = run_chaos(folder, Plan(minutes, kills, brokers, object_store, rate, seed), _say)
         holds = outcome.holds
     finally:
         os.chdir(here)

@@ -195,11 +195,11 @@ def _step(name: str) -> Iterator[None]:
 def _summarise(settings: Settings, seconds: float) -> None:
     from fraud_assets.lake.duckdb_session import connect
     from fraud_assets.lake.tables import Lake
-    from fraud_assets.operations.reconciliation import alerts, books
+    from fraud_assets.operations.reconciliation import alerts, reconcile
     from fraud_assets.stages.training import CALIBRATION_DAYS
 
     lake = Lake.of(settings)
-    counts, alerted = books(lake, settings), alerts(lake)
+    counts, alerted = reconcile(lake, settings), alerts(lake)
     _say = click.echo
     _say()
     _say(f"  {counts['landed']:>12,} messages landed")

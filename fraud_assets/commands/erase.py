@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fraud_assets.printable import printable
 from fraud_assets.settings import load_settings
-from fraud_assets.system.printable import printable
 
 if TYPE_CHECKING:
     from fraud_assets.operations.erasure import Holdings
@@ -32,7 +32,7 @@ def command(customer: str, dry_run: bool, unreadable: bool, now: bool, yes: bool
 
     Messages, quarantine, features, predictions, labels, and the rows of dropped files in processed/ and failed/.
     Nothing lands or is scored again, and the books balance afterwards. Safe to interrupt: run it again. Older
-    versions of the tables hold the rows until upkeep removes their files, after FRAUD_VACUUM_HOURS; --now
+    versions of the tables hold the rows until maintenance removes their files, after FRAUD_VACUUM_HOURS; --now
     does it at once, and breaks readers that hold an older version. The broker's own copies are not touched.
 
     \b
@@ -128,7 +128,7 @@ def _old_versions(settings: Settings, vacuumed: int, *, now: bool) -> str:
     if now:
         return f"{vacuumed:,} files of older table versions were removed; no version of the lake holds the rows."
     return (
-        f"Older versions of the tables hold the rows until upkeep removes their files, {settings.vacuum_hours} hours "
+        f"Older versions of the tables hold the rows until maintenance removes their files, {settings.vacuum_hours} hours "
         "from now (FRAUD_VACUUM_HOURS); --now removes them at once."
     )
 

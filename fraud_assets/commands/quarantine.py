@@ -49,14 +49,14 @@ def _selects(function: Callable[..., None]) -> Callable[..., None]:
 @command.command("list", context_settings=_HELP)
 @_selects
 @click.option("--limit", type=click.IntRange(min=1), default=_LIMIT, show_default=True, help="Messages to list.")
-@click.option("--all", "retried", is_flag=True, help="Also those that were driven again already.")
+@click.option("--all", "retried", is_flag=True, help="Also those that were retried already.")
 @click.option("--json", "as_json", is_flag=True, help="Result as one JSON object.")
 def list_command(
     reason: str | None, since: str | None, topic: str | None, limit: int, retried: bool, as_json: bool
 ) -> None:
     """Count the open messages by reason; with --reason list them, the newest first.
 
-    Open are those that were not driven again.
+    Open are those that were not retried.
 
     \b
     Example: fraud-assets quarantine list --since 2026-01-31 --json
@@ -95,7 +95,7 @@ def list_command(
     elif reason:
         click.echo(f"{total:,} messages: {REASONS.get(reason, reason)}")
         for entry in found:
-            again = f"  (driven again as {entry.retried_as})" if entry.retried_as else ""
+            again = f"  (retried as {entry.retried_as})" if entry.retried_as else ""
             click.echo(f"{entry.position:<40} {entry.ingested_at:%Y-%m-%d %H:%M:%S}  {entry.detail}{again}")
         if total > len(found):
             click.echo(f"… and {total - len(found):,} more (--limit).")
@@ -143,11 +143,11 @@ def show_command(position: str, raw: bool, as_json: bool) -> None:
     else:
         for name, text in (
             ("position", entry.position),
-            ("lineage", entry.lineage),
+            ("topic_id", entry.topic_id),
             ("landed", f"{entry.ingested_at:%Y-%m-%d %H:%M:%S} UTC"),
             ("reason", f"{entry.reason}: {REASONS.get(entry.reason, '')}"),
             ("detail", entry.detail),
-            ("driven again", entry.retried_as or "no"),
+            ("retried", entry.retried_as or "no"),
             ("timestamp", f"{entry.timestamp:%Y-%m-%d %H:%M:%S} UTC" if entry.timestamp else "none"),
             ("key", "none" if entry.key is None else _readable(entry.key)),
             *((f"header {key}", "none" if value is None else _readable(value)) for key, value in entry.headers),
@@ -231,7 +231,7 @@ def _plain(entry: QuarantinedMessage) -> dict[str, Any]:
     return {
         "position": entry.position,
         "topic": entry.topic,
-        "lineage": entry.lineage,
+        "topic_id": entry.topic_id,
         "partition": entry.partition,
         "offset": entry.offset,
         "reason": entry.reason,

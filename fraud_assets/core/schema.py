@@ -14,12 +14,12 @@ TIME = pa.timestamp("us", tz="UTC")
 
 POSITION = (
     pa.field("topic", pa.string(), nullable=False),
-    pa.field("lineage", pa.string(), nullable=False),
+    pa.field("topic_id", pa.string(), nullable=False),
     pa.field("partition", pa.int32(), nullable=False),
     pa.field("offset", pa.int64(), nullable=False),
 )
-STREAM_COLUMNS = ("topic", "lineage", "partition")
-POSITION_COLUMNS = (*STREAM_COLUMNS, "offset")
+SOURCE_PARTITION_COLUMNS = ("topic", "topic_id", "partition")
+POSITION_COLUMNS = (*SOURCE_PARTITION_COLUMNS, "offset")
 HEADERS = pa.list_(pa.struct([pa.field("key", pa.string()), pa.field("value", pa.binary())]))
 
 INGESTED_AT = pa.field("ingested_at", TIME, nullable=False)
@@ -133,7 +133,7 @@ RETRIED_MESSAGES = pa.schema(
         INGESTED_AT,
     ]
 )
-"""Quarantined messages that were driven again: their new position and, as `origin_…`, that in quarantine."""
+"""Quarantined messages that were retried: their new position and, as `origin_…`, that in quarantine."""
 
 ALERT_THRESHOLDS = pa.schema(
     [

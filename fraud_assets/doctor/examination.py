@@ -10,7 +10,7 @@ from fraud_assets.doctor.alerts import check_alerts
 from fraud_assets.doctor.files import check_files
 from fraud_assets.doctor.finding import Finding, fail, refused
 from fraud_assets.doctor.installation import check_home, check_settings, check_versions
-from fraud_assets.doctor.lake import check_books, check_lake, check_quarantine, check_registry
+from fraud_assets.doctor.lake import check_lake, check_quarantine, check_reconciliation, check_registry
 from fraud_assets.doctor.orchestrator import check_dagster
 from fraud_assets.doctor.spark import check_spark
 from fraud_assets.doctor.stream import check_broker, check_landers, check_schema_registry
@@ -28,7 +28,7 @@ CHECKS: Mapping[str, Check] = {
     "landers": check_landers,
     "drop folder": check_files,
     "lake": check_lake,
-    "books": check_books,
+    "books": check_reconciliation,
     "quarantine": check_quarantine,
     "registry": check_registry,
     "alerts": check_alerts,

@@ -34,13 +34,11 @@ _CONNECT_SECONDS = 3.0
 _FOOTERS = 20
 """Data files of each table whose footers are read: the newest, as what a power cut takes is new."""
 _FOOTER_SECONDS = 3.0
-_UPKEEP = (
-    "Run `dagster asset materialize -m fraud_assets.definitions --select lake_upkeep`; its schedule does by itself."
-)
+_MAINTENANCE = "Run `dagster asset materialize -m fraud_assets.definitions --select lake_maintenance`; its schedule does by itself."
 
 
 def check_lake(settings: Settings) -> list[Finding]:
-    """Whether the tables can be reached and written, their versions, and whether upkeep keeps up."""
+    """Whether the tables can be reached and written, their versions, and whether maintenance keeps up."""
     try:
         lake = Lake.of(settings)
         handles = {table.name: lake.open(table) for table in TABLES if lake.exists(table)}
@@ -64,9 +62,9 @@ def check_lake(settings: Settings) -> list[Finding]:
             small[name] = pc.sum(pc.less(sizes, pa.scalar(_SMALL_BYTES, sizes.type))).as_py() or 0
     worst = max(small, key=lambda name: small[name], default="")
     if worst and small[worst] > _MANY_SMALL_FILES:
-        found.append(warn("upkeep", f"{worst} has {small[worst]:,} small files", _UPKEEP))
+        found.append(warn("maintenance", f"{worst} has {small[worst]:,} small files", _MAINTENANCE))
     else:
-        found.append(ok("upkeep", f"at most {small.get(worst, 0):,} small files a table"))
+        found.append(ok("maintenance", f"at most {small.get(worst, 0):,} small files a table"))
     return [*found, _data_files(lake, handles)]
 
 
@@ -89,7 +87,7 @@ def _data_files(lake: Lake, handles: Mapping[str, DeltaTable]) -> Finding:
     return ok("data files", text)
 
 
-def check_books(settings: Settings) -> list[Finding]:
+def check_reconciliation(settings: Settings) -> list[Finding]:
     """Whether every landed message is in exactly one of features and quarantine or waits, and what waits."""
     from fraud_assets.operations.reconciliation import compared_from, pinned, totals
 
@@ -143,7 +141,7 @@ def check_quarantine(settings: Settings) -> list[Finding]:
     if share > _MANY_QUARANTINED:
         found = [warn("quarantine", text, "See `fraud-assets quarantine list`, and after a fix `quarantine retry`.")]
     if waiting:
-        fix = "Run `fraud-assets quarantine retry` again; upkeep does by itself."
+        fix = "Run `fraud-assets quarantine retry` again; maintenance does by itself."
         found.append(warn("quarantine", f"{waiting:,} messages of a retry that was cut off wait", fix))
     return found
 

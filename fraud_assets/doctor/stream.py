@@ -13,7 +13,7 @@ from fraud_assets.core.schema import Table, fraud_labels, raw_transactions
 from fraud_assets.doctor.finding import Finding, fail, ok, refused, skip, warn
 from fraud_assets.errors import FraudAssetsError, LakeError
 from fraud_assets.kafka.broker import Broker, broker_is_configured, broker_of
-from fraud_assets.lake.positions import NOTHING, Stream, stored
+from fraud_assets.lake.positions import NOTHING, SourcePartition, committed_offset
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings, environment_name
 
@@ -57,9 +57,9 @@ def check_landers(settings: Settings) -> list[Finding]:
         return [warn("landers", "none runs, so nothing lands by itself", "Start `fraud-assets land`.")]
     found = []
     for process, address in running.items():
-        state, reason, goes_on = _health(address)
+        state, reason, recovered = _health(address)
         text = f"process {process}{f' at {address}' if address else ''} {state}"
-        if goes_on and reason:
+        if recovered and reason:
             found.append(warn("landers", f"{text}: {reason}", "Messages land; correct the drop folder."))
         elif reason:
             found.append(fail("landers", f"{text}: {reason}", "Remove that cause; it goes on by itself."))
@@ -88,7 +88,7 @@ def check_schema_registry(settings: Settings) -> list[Finding]:
 def _topic(
     topic: str, table: Table, partitions: list[int], consumer: Consumer, broker: Broker, settings: Settings
 ) -> list[Finding]:
-    from fraud_assets.kafka.client import lineage_of, topic_setting
+    from fraud_assets.kafka.client import topic_id_of, topic_setting
     from fraud_assets.kafka.loss_rules import beginning
     from fraud_assets.lake.known_topics import is_known
 
@@ -98,16 +98,16 @@ def _topic(
             return [ok(name, "not there yet; the embedded broker makes it on first use")]
         fix = f"Create it, or set {topic_setting(topic, settings)} to the topic that is meant."
         return [fail(name, f"does not exist at {broker.name}, or may not be read", fix)]
-    lineage = lineage_of(broker, topic, settings)
+    topic_id = topic_id_of(broker, topic, settings)
     try:
         lake = Lake.of(settings)
         handle = lake.open(table) if lake.exists(table) else None
     except LakeError as error:
         return [skip(name, f"{len(partitions)} partitions; the lake cannot be read: {error}")]
-    streams = [Stream(topic, lineage, partition) for partition in partitions]
+    streams = [SourcePartition(topic, topic_id, partition) for partition in partitions]
     marks = {partition: _ends(consumer, topic, partition, broker, settings) for partition in partitions}
     low, high = ({partition: mark[side] for partition, mark in marks.items()} for side in (0, 1))
-    landed = {stream: NOTHING if handle is None else stored(handle, stream) for stream in streams}
+    landed = {stream: NOTHING if handle is None else committed_offset(handle, stream) for stream in streams}
     if not broker.embedded and (handle is None or not is_known(handle, topic, streams)):
         # Landing will record these log starts at its first sight of the topic.
         landed = {stream: low[stream.partition] - 1 for stream in streams}
@@ -124,7 +124,7 @@ def _topic(
     if found.ahead:
         beyond = ", ".join(str(stream.partition) for stream in found.ahead)
         text = f"the lake holds messages that the broker has lost: partitions {beyond}"
-        return [fail(name, text, "Find out what happened to the broker; a topic made anew lands from its start.")]
+        return [fail(name, text, "Find out what happened to the broker; a topic recreated lands from its start.")]
     waiting = sum(max(0, high[stream.partition] - first) for stream, first in found.first.items())
     text = f"{len(partitions)} partitions, {waiting:,} messages to land"
     if waiting > _BEHIND_MESSAGES:

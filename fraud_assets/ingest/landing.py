@@ -17,7 +17,7 @@ from fraud_assets.core.schema import Table, fraud_labels, quarantined_transactio
 from fraud_assets.kafka.schemas import label_decoder, transaction_decoder
 from fraud_assets.lake.append import append_landed
 from fraud_assets.lake.known_topics import positions_in
-from fraud_assets.lake.positions import Positions, Stream, positions_of, stored
+from fraud_assets.lake.positions import Positions, SourcePartition, committed_offset, positions_of
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
 
@@ -245,14 +245,14 @@ def land_batch(
     When `stop` says so before the labels are drained, the transactions are left for the next time.
 
     Raises:
-        TopicRemadeError: the batch is of a topic that is no more.
+        TopicRecreatedError: the batch is of a topic that is no more.
         BrokerError, MessagesLostError, LakeError: nothing is skipped, what was committed stays, and the same batch
             may be tried again.
     """
     reports = empty_reports()
     reports[fraud_labels.name], is_drained = land_new_labels(lake, settings, readers, stop)
     if reached and is_drained:
-        readers.transactions.check_lineage(next(iter(reached)).lineage)
+        readers.transactions.check_topic_id(next(iter(reached)).topic_id)
         begun = monotonic()
         rows = append_transactions(lake, settings, batch, readers.transactions.accepted, reached)
         reports[raw_transactions.name] = LandingReport(
@@ -400,9 +400,9 @@ def _drain(
                     ahead = True
                     break
         if ahead:
-            known = stored_of(lake, table, ends)
+            known = committed_offsets(lake, table, ends)
     if tails := reader.tails(known):
-        reader.check_lineage(next(iter(tails)).lineage)
+        reader.check_topic_id(next(iter(tails)).topic_id)
         append_landed(lake, table, table.schema.empty_table(), tails, note_of(reader.accepted))
         known = {**known, **tails}
     return LandingReport(
@@ -416,10 +416,10 @@ def _drain(
     )
 
 
-def stored_of(lake: Lake, table: Table, streams: Iterable[Stream]) -> dict[Stream, int]:
+def committed_offsets(lake: Lake, table: Table, streams: Iterable[SourcePartition]) -> dict[SourcePartition, int]:
     """Last offset of each stream that the table holds now; -1 if none."""
     handle = lake.open(table)
-    return {stream: stored(handle, stream) for stream in streams}
+    return {stream: committed_offset(handle, stream) for stream in streams}
 
 
 def payload_bytes(batch: pa.Table) -> int:

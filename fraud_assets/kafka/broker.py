@@ -28,13 +28,13 @@ class Broker:
     """Where the broker is.
 
     Attributes:
-        lineage: of an embedded broker, names its life; a real one has an id per topic.
+        topic_id: of an embedded broker, names its life; a real one has an id per topic.
         named_by: where its address is set, for error messages.
     """
 
     bootstrap: str
     embedded: bool
-    lineage: str | None
+    topic_id: str | None
     named_by: str = field(default="KAFKA_BOOTSTRAP_SERVERS", compare=False)
 
     @property
@@ -56,7 +56,7 @@ def broker_of(settings: Settings) -> Broker:
     path = settings.broker_file
     try:
         entry = json.loads(path.read_text())
-        broker = Broker(entry["bootstrap_servers"], embedded=True, lineage=entry["lineage"])
+        broker = Broker(entry["bootstrap_servers"], embedded=True, topic_id=entry["topic_id"])
         pid, home = int(entry["pid"]), entry.get("home_inode")
     except FileNotFoundError:
         raise BrokerError(
@@ -114,10 +114,10 @@ def embedded_broker(settings: Settings) -> Iterator[Broker]:
         node = next(iter(owner.list_topics(timeout=_ANSWER_SECONDS).brokers.values()))
     except (KafkaException, StopIteration) as error:
         raise BrokerError(f"The embedded broker did not start: {error}. Try again.") from error
-    broker = Broker(f"{node.host}:{node.port}", embedded=True, lineage=uuid4().hex)
+    broker = Broker(f"{node.host}:{node.port}", embedded=True, topic_id=uuid4().hex)
     entry = {
         "bootstrap_servers": broker.bootstrap,
-        "lineage": broker.lineage,
+        "topic_id": broker.topic_id,
         "pid": os.getpid(),
         "started_at": datetime.now(UTC).isoformat(),
     }
@@ -156,7 +156,7 @@ def _withdraw(settings: Settings, broker: Broker) -> None:
         entry = json.loads(settings.broker_file.read_text())
     except (OSError, ValueError):
         return
-    if entry.get("lineage") == broker.lineage:
+    if entry.get("topic_id") == broker.topic_id:
         settings.broker_file.unlink(missing_ok=True)
 
 

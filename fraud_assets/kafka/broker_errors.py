@@ -31,7 +31,7 @@ class _Client(Protocol):
 
 
 @dataclass
-class Heard:
+class ConnectionErrorListener:
     """Takes what librdkafka tells of a client's connections; give it as `error_cb`."""
 
     broker: Broker

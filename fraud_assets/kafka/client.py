@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from fraud_assets.errors import BrokerError
 from fraud_assets.kafka.broker import Broker
-from fraud_assets.kafka.broker_errors import Heard
+from fraud_assets.kafka.broker_errors import ConnectionErrorListener
 from fraud_assets.kafka.connection import checked, connection
 from fraud_assets.settings import Settings, environment_name
 
@@ -64,7 +64,7 @@ def admin_client(broker: Broker, settings: Settings) -> AdminClient:
     from confluent_kafka.admin import AdminClient
 
     reached = connection(settings)
-    heard = Heard(broker, reached)
+    heard = ConnectionErrorListener(broker, reached)
     config = client_config(broker, settings)
     config.pop("allow.auto.create.topics")
     client = reached.client(AdminClient, {**config, "error_cb": heard})
@@ -72,14 +72,14 @@ def admin_client(broker: Broker, settings: Settings) -> AdminClient:
     return client
 
 
-def lineage_of(broker: Broker, topic: str, settings: Settings, admin: AdminClient | None = None) -> str:
-    """Identity of this life of the topic: a topic made anew, or an embedded broker started anew, has another.
+def topic_id_of(broker: Broker, topic: str, settings: Settings, admin: AdminClient | None = None) -> str:
+    """Identity of this life of the topic: a topic recreated, or an embedded broker restarted, has another.
 
     Raises:
         BrokerError: the broker does not answer, or the topic does not exist.
     """
-    if broker.lineage is not None:
-        return broker.lineage
+    if broker.topic_id is not None:
+        return broker.topic_id
     from confluent_kafka import KafkaError, KafkaException, TopicCollection
 
     client = admin or admin_client(broker, settings)
@@ -95,7 +95,7 @@ def lineage_of(broker: Broker, topic: str, settings: Settings, admin: AdminClien
     identity = str(description.topic_id)
     if identity.strip("A=") == "":
         raise BrokerError(
-            f"{broker.name[0].upper()}{broker.name[1:]} gives topic {topic!r} no id, so that a topic made anew could "
+            f"{broker.name[0].upper()}{broker.name[1:]} gives topic {topic!r} no id, so that a topic recreated could "
             "not be told from the old one. Use Apache Kafka 2.8 or newer."
         )
     return identity

@@ -23,7 +23,7 @@ from fraud_assets.kafka.loss_rules import beginning, messages_ahead, messages_lo
 from fraud_assets.kafka.message_batch import Batch
 from fraud_assets.kafka.unreadable_partitions import UnreadablePartitions, is_end
 from fraud_assets.kafka.watermarks import Watermarks
-from fraud_assets.lake.positions import NOTHING, Positions, Stream, positions_of
+from fraud_assets.lake.positions import NOTHING, Positions, SourcePartition, positions_of
 from fraud_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from fraud_assets.lake.known_topics import LogStarts
 
-Stored = Callable[[Collection[Stream], "LogStarts"], Positions]
+CommittedOffsets = Callable[[Collection[SourcePartition], "LogStarts"], Positions]
 """Gives the last offset of each partition that the lake holds; see `positions_in`."""
 
 _POLL_SECONDS = 0.1
@@ -45,7 +45,7 @@ def never() -> bool:
 class TopicReader:
     """Reads one topic by position. A context manager; may live long, and asks the broker nothing between reads.
 
-    Raises (from every method): `BrokerError` when the broker or topic is not there or the topic was made anew,
+    Raises (from every method): `BrokerError` when the broker or topic is not there or the topic was recreated,
     and `MessagesLostError` when the broker no longer has what was not landed. `read` raises `UnreadableError` when the
     client cannot read a partition; `follow` goes on with the others, see `unreadable`.
 
@@ -64,7 +64,7 @@ class TopicReader:
         self._settings = settings
         self._marks = Watermarks(topic, settings, self.broker, lambda: self._consumer)
         self._faults = UnreadablePartitions(topic, self.broker)
-        self._tails: dict[Stream, tuple[int, int]] = {}
+        self._tails: dict[SourcePartition, tuple[int, int]] = {}
         self._ends: dict[int, int] = {}
         self._dealt: set[int] = set()
         self._moved = False
@@ -104,7 +104,7 @@ class TopicReader:
         end.start()
         end.join(self._settings.kafka_timeout_seconds if in_order else _POLL_SECONDS)
 
-    def end_offsets(self, stop: Callable[[], bool] = never) -> dict[Stream, int]:
+    def end_offsets(self, stop: Callable[[], bool] = never) -> dict[SourcePartition, int]:
         """Per partition the offset before the high watermark: where a read that is to end must end.
 
         An empty partition has its log start - 1 (-1 when nothing was ever written). Open transactions are
@@ -112,18 +112,20 @@ class TopicReader:
         """
         return {stream: self._marks.high[stream.partition] - 1 for stream in self._streams(stop)}
 
-    def log_starts(self, stop: Callable[[], bool] = never) -> dict[Stream, int] | None:
+    def log_starts(self, stop: Callable[[], bool] = never) -> dict[SourcePartition, int] | None:
         """First offset that the broker has of every partition; None from an embedded broker."""
         if self.broker.embedded:
             return None
         return {stream: self._marks.low[stream.partition] for stream in self._streams(stop)}
 
-    def first_offsets(self, stored: Stored, stop: Callable[[], bool] = never) -> dict[Stream, int]:
-        """First offset to read of every partition, by what `stored` says of it; for who reads by other means.
+    def first_offsets(
+        self, committed_offsets: CommittedOffsets, stop: Callable[[], bool] = never
+    ) -> dict[SourcePartition, int]:
+        """First offset to read of every partition, by what `committed_offsets` says of it; for who reads by other means.
 
         All that `read` and `follow` look at before they begin is looked at here.
         """
-        return self._first_offsets_of(self._marks.partitions(stop), stored, stop)
+        return self._first_offsets_of(self._marks.partitions(stop), committed_offsets, stop)
 
     def read(
         self, stored: Positions, target: Positions, stop: Callable[[], bool] = never
@@ -159,7 +161,7 @@ class TopicReader:
             # Without an assignment nothing is fetched while nobody reads.
             self._consumer.unassign()
 
-    def tails(self, landed: Positions) -> dict[Stream, int]:
+    def tails(self, landed: Positions) -> dict[SourcePartition, int]:
         """The last offset of partitions in which `read` found no message after what has landed by now.
 
         Transactions end in such an offset, and aborted ones have no other. Once the broker removes them, a position
@@ -172,8 +174,8 @@ class TopicReader:
         }
 
     def follow(
-        self, stored: Stored, stop: Callable[[], bool] = never
-    ) -> Generator[tuple[pa.Table, dict[Stream, int]], None, None]:
+        self, committed_offsets: CommittedOffsets, stop: Callable[[], bool] = never
+    ) -> Generator[tuple[pa.Table, dict[SourcePartition, int]], None, None]:
         """Batches (`MESSAGES`) of the partitions that the group deals to this reader, until `stop` says so.
 
         With each come the positions that the lake holds once the batch and those before it have landed. They may be
@@ -181,7 +183,7 @@ class TopicReader:
 
         A batch is given when it has FRAUD_LAND_BATCH_ROWS rows or FRAUD_LAND_BATCH_BYTES bytes, or
         FRAUD_LAND_INTERVAL_SECONDS after its first message; an empty one after as long without any. Partitions that
-        come to this reader are read from what `stored` says of them; what was read of partitions that go is forgotten,
+        come to this reader are read from what `committed_offsets` gives for them; what was read of partitions that go is forgotten,
         for others read it. A partition that cannot be read is tried again while the others go on; see `unreadable`.
         Before a batch is committed ask `check`, and tell `landed` when it is in the lake; both may come from another
         thread.
@@ -201,7 +203,7 @@ class TopicReader:
             while not stop():
                 if self._moved:
                     batch.clear()
-                    batch.lineage = self._begin(stored, stop)
+                    batch.topic_id = self._begin(committed_offsets, stop)
                 self._faults.retry(self._consumer)
                 wait = min(_POLL_SECONDS, max(settings.land_interval_seconds - batch.age, 0.001))
                 messages = self._consumer.consume(batch.call_rows, timeout=wait)
@@ -255,7 +257,7 @@ class TopicReader:
             lag[place.partition] = 0 if place.offset >= end and landed >= given[place.partition] else end - landed
         return lag
 
-    def _taken(self, batch: Batch) -> tuple[pa.Table, dict[Stream, int]]:
+    def _taken(self, batch: Batch) -> tuple[pa.Table, dict[SourcePartition, int]]:
         table = batch.take()
         reached = positions_of(table)
         with self._places:
@@ -263,19 +265,19 @@ class TopicReader:
             for partition, end in self._ends.items():
                 if end > self._given.get(partition, end):
                     self._given[partition] = end
-                    reached[Stream(self.topic, batch.lineage, partition)] = end - 1
+                    reached[SourcePartition(self.topic, batch.topic_id, partition)] = end - 1
         return table, reached
 
-    def _begin(self, stored: Stored, stop: Callable[[], bool]) -> str:
-        """Assigns the partitions that were dealt at what the lake holds of them; gives the topic's lineage."""
+    def _begin(self, committed_offsets: CommittedOffsets, stop: Callable[[], bool]) -> str:
+        """Assigns the partitions that were dealt at what the lake holds of them; gives the topic's topic_id."""
         from confluent_kafka import TopicPartition
 
         self._moved = False
         held: Positions = {}
 
-        def looked_up(streams: Collection[Stream], log_starts: LogStarts) -> Positions:
+        def looked_up(streams: Collection[SourcePartition], log_starts: LogStarts) -> Positions:
             nonlocal held
-            held = stored(streams, log_starts)
+            held = committed_offsets(streams, log_starts)
             return held
 
         first = self._first_offsets_of(sorted(self._dealt), looked_up, stop)
@@ -286,22 +288,22 @@ class TopicReader:
             self._given = {stream.partition: held[stream] + 1 for stream in first}
         self._faults.clear()
         self._consumer.assign([TopicPartition(self.topic, partition, offset) for partition, offset in begin.items()])
-        return next(iter(first)).lineage if first else ""
+        return next(iter(first)).topic_id if first else ""
 
     def _first_offsets_of(
-        self, partitions: Sequence[int], stored: Stored, stop: Callable[[], bool]
-    ) -> dict[Stream, int]:
-        lineage = self._marks.lineage()
+        self, partitions: Sequence[int], committed_offsets: CommittedOffsets, stop: Callable[[], bool]
+    ) -> dict[SourcePartition, int]:
+        topic_id = self._marks.topic_id()
         self._marks.look(partitions, stop)
-        streams = [Stream(self.topic, lineage, partition) for partition in partitions]
-        return self._first_offsets(stored(streams, lambda: self.log_starts(stop)))
+        streams = [SourcePartition(self.topic, topic_id, partition) for partition in partitions]
+        return self._first_offsets(committed_offsets(streams, lambda: self.log_starts(stop)))
 
-    def _streams(self, stop: Callable[[], bool]) -> list[Stream]:
+    def _streams(self, stop: Callable[[], bool]) -> list[SourcePartition]:
         """All partitions of the topic, once the broker told of their log starts and ends."""
         partitions = self._marks.partitions(stop)
-        lineage = self._marks.lineage()
+        topic_id = self._marks.topic_id()
         self._marks.look(partitions, stop)
-        return [Stream(self.topic, lineage, partition) for partition in partitions]
+        return [SourcePartition(self.topic, topic_id, partition) for partition in partitions]
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._dealt = {place.partition for place in partitions}
@@ -320,9 +322,9 @@ class TopicReader:
         streams = {stream.partition: stream for stream in start}
         end = {partition: target[stream] for partition, stream in streams.items()}
         self._next = {partition: start[stream] for partition, stream in streams.items()}
-        lineage = next(iter(start)).lineage
+        topic_id = next(iter(start)).topic_id
         open_partitions = set(streams)
-        batch = Batch(self.topic, lineage, self._settings.land_batch_rows, self._settings.land_batch_bytes)
+        batch = Batch(self.topic, topic_id, self._settings.land_batch_rows, self._settings.land_batch_bytes)
         heard = monotonic()
         while open_partitions and not stop():
             self._faults.retry(self._consumer)
@@ -390,7 +392,7 @@ class TopicReader:
         if code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE) and partition in self._next:
             # The broker dropped messages between our look at its log start and the fetch.
             self._marks.look([partition], never)
-            lost = {Stream(self.topic, "", partition): self._next[partition] - 1}
+            lost = {SourcePartition(self.topic, "", partition): self._next[partition] - 1}
             raise messages_lost(lost, self._marks.low, self.broker, self._settings)
         if code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED):
             raise missing_topic(self.broker, self.topic, self._settings)
@@ -405,18 +407,18 @@ class TopicReader:
             self._faults.failed(partition, offset, error)
         # Others (a connection lost, a leader that moves) pass, or end in the time-out of the caller.
 
-    def _last_landed(self, stream: Stream) -> int:
+    def _last_landed(self, stream: SourcePartition) -> int:
         """The position of the stream once all that `read` gave has landed."""
         last = self._next[stream.partition] - 1
         before, end = self._tails.get(stream, (last, last))
         return before if end == last else last
 
-    def _is_empty_tail(self, stream: Stream, known: int, end: int) -> bool:
+    def _is_empty_tail(self, stream: SourcePartition, known: int, end: int) -> bool:
         """Whether an earlier read found offsets without messages alone from after `known` to `end`."""
         tail_known, tail_end = self._tails.get(stream, (None, NOTHING))
         return tail_known == known and end <= tail_end
 
-    def _first_offsets(self, landed: Positions) -> dict[Stream, int]:
+    def _first_offsets(self, landed: Positions) -> dict[SourcePartition, int]:
         """First offset to read of each partition; raises where messages are gone."""
         found = beginning(landed, self._marks.low, self._marks.high, self._settings.accept_lost)
         self.accepted |= found.given_up
@@ -427,12 +429,12 @@ class TopicReader:
         return found.first
 
     def check(self, batch: pa.Table) -> None:
-        """Raises `TopicRemadeError` where the topic is no longer the one that the batch was read from."""
-        self._marks.check_lineage(batch["lineage"][0].as_py())
+        """Raises `TopicRecreatedError` where the topic is no longer the one that the batch was read from."""
+        self._marks.check_topic_id(batch["topic_id"][0].as_py())
 
-    def check_lineage(self, lineage: str) -> None:
-        """Raises `TopicRemadeError` where the topic is no longer in this life of it."""
-        self._marks.check_lineage(lineage)
+    def check_topic_id(self, topic_id: str) -> None:
+        """Raises `TopicRecreatedError` where the topic is no longer in this life of it."""
+        self._marks.check_topic_id(topic_id)
 
 
 def _end(last: list[Consumer], in_order: bool) -> None:

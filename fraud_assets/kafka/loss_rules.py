@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from fraud_assets.errors import BrokerError, MessagesLostError
 from fraud_assets.kafka.broker import Broker
-from fraud_assets.lake.positions import NOTHING, Positions, Stream
+from fraud_assets.lake.positions import NOTHING, Positions, SourcePartition
 from fraud_assets.settings import Settings
 
 
@@ -22,10 +22,10 @@ class Beginning:
         ahead: last offset that was landed of partitions that end before it.
     """
 
-    first: dict[Stream, int] = field(default_factory=dict)
-    lost: dict[Stream, int] = field(default_factory=dict)
+    first: dict[SourcePartition, int] = field(default_factory=dict)
+    lost: dict[SourcePartition, int] = field(default_factory=dict)
     given_up: dict[str, str] = field(default_factory=dict)
-    ahead: dict[Stream, int] = field(default_factory=dict)
+    ahead: dict[SourcePartition, int] = field(default_factory=dict)
 
 
 def beginning(
@@ -63,7 +63,7 @@ def messages_ahead(ahead: Positions, high: Mapping[int, int]) -> BrokerError:
     ]
     return BrokerError(
         f"{'. '.join(parts)}: the broker lost messages that it had delivered. "
-        "Find out what happened to the broker before landing on; a topic made anew lands from its start."
+        "Find out what happened to the broker before landing on; a topic recreated lands from its start."
     )
 
 

@@ -33,13 +33,13 @@ class Batch:
 
     Args:
         topic: their topic.
-        lineage: their life of the topic.
+        topic_id: their life of the topic.
         most_rows: a batch is never larger.
         most_bytes: of keys and bodies; a batch is hardly larger.
     """
 
     topic: str
-    lineage: str
+    topic_id: str
     most_rows: int
     most_bytes: int
     rows: int = 0
@@ -75,7 +75,7 @@ class Batch:
             return
         if not self.rows:
             self._since = monotonic()
-        chunk = _as_table(self.topic, self.lineage, messages)
+        chunk = _as_table(self.topic, self.topic_id, messages)
         size = chunk["key"].nbytes + chunk["value"].nbytes
         self._chunks.append(chunk)
         self.rows += chunk.num_rows
@@ -97,12 +97,12 @@ class Batch:
         self._chunks, self.rows, self.bytes, self.oldest, self._since = [], 0, 0, None, monotonic()
 
 
-def _as_table(topic: str, lineage: str, messages: Sequence[Message]) -> pa.Table:
+def _as_table(topic: str, topic_id: str, messages: Sequence[Message]) -> pa.Table:
     count = len(messages)
     times = [message.timestamp() for message in messages]
     columns = [
         pa.repeat(pa.scalar(topic, pa.string()), count),
-        pa.repeat(pa.scalar(lineage, pa.string()), count),
+        pa.repeat(pa.scalar(topic_id, pa.string()), count),
         pa.array([message.partition() for message in messages], pa.int32()),
         pa.array([message.offset() for message in messages], pa.int64()),
         # Kind 0 means that the message carries no time; one beyond the year 9999 is none (a producer may put in

@@ -21,11 +21,11 @@ from confluent_kafka import Producer as KafkaProducer
 from fraud_assets.core.schema import Table, fraud_labels, raw_transactions
 from fraud_assets.errors import BrokerError, MessagesLostError
 from fraud_assets.kafka.broker import Broker
-from fraud_assets.kafka.broker_errors import Heard
+from fraud_assets.kafka.broker_errors import ConnectionErrorListener
 from fraud_assets.kafka.client import client_config, missing_topic, unreachable
 from fraud_assets.kafka.connection import EMBEDDED, connection
 from fraud_assets.kafka.serializer import serializers
-from fraud_assets.lake.positions import Stream, stored
+from fraud_assets.lake.positions import SourcePartition, committed_offset
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
 
@@ -85,7 +85,7 @@ class Producer:
         self._serializers = serializers(self.settings)
         config = client_config(self.broker, self.settings)
         reached = EMBEDDED if self.broker.embedded else connection(self.settings)
-        heard = Heard(self.broker, reached)
+        heard = ConnectionErrorListener(self.broker, reached)
         self._kafka = reached.client(
             KafkaProducer,
             {
@@ -204,7 +204,7 @@ class Backlog:
 
     def __init__(self, broker: Broker, settings: Settings, config: dict[str, Any]) -> None:
         self.told = False
-        self._lineage = broker.lineage or ""
+        self._topic_id = broker.topic_id or ""
         self._lake = Lake.of(settings)
         self._timeout = settings.kafka_timeout_seconds
         self._tables: dict[str, Table] = {
@@ -257,8 +257,8 @@ class Backlog:
             raise BrokerError(f"Topic {topic} cannot be asked for its offsets: {error.args[0].str()}.") from error
         handle = self._lake.open(table) if self._lake.exists(table) else None
         for partition, (low, high) in marks.items():
-            stream = Stream(topic, self._lineage, partition)
-            landed = stored(handle, stream) if handle is not None else -1
+            stream = SourcePartition(topic, self._topic_id, partition)
+            landed = committed_offset(handle, stream) if handle is not None else -1
             if low > landed + 1:
                 raise MessagesLostError(
                     f"The embedded broker has forgotten {low - landed - 1} messages of {topic}/{partition} before they "

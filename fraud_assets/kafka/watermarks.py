@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import TYPE_CHECKING, TypeVar
 
-from fraud_assets.errors import TopicRemadeError
+from fraud_assets.errors import TopicRecreatedError
 from fraud_assets.kafka.broker import Broker, broker_of
-from fraud_assets.kafka.client import admin_client, lineage_of, missing_topic, unreachable
+from fraud_assets.kafka.client import admin_client, missing_topic, topic_id_of, unreachable
 from fraud_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -76,20 +76,20 @@ class Watermarks:
                 lambda wait, place=place: self._consumer().get_watermark_offsets(place, timeout=wait), stop
             )
 
-    def lineage(self) -> str:
+    def topic_id(self) -> str:
         """Identity of this life of the topic. Raises `BrokerError`."""
-        return lineage_of(self._broker, self.topic, self._settings, self._admin)
+        return topic_id_of(self._broker, self.topic, self._settings, self._admin)
 
-    def check_lineage(self, lineage: str) -> None:
+    def check_topic_id(self, topic_id: str) -> None:
         """Asks the broker whether the topic is still in this life of it, and so all that was read by now is of it.
 
         Raises:
-            TopicRemadeError: it was deleted and made anew.
+            TopicRecreatedError: it was deleted and recreated.
         """
         broker = broker_of(self._settings) if self._broker.embedded else self._broker
-        if lineage_of(broker, self.topic, self._settings, self._admin) != lineage:
-            raise TopicRemadeError(
-                f"Topic {self.topic!r} was made anew while it was read; what was read last did not land. Its new life "
+        if topic_id_of(broker, self.topic, self._settings, self._admin) != topic_id:
+            raise TopicRecreatedError(
+                f"Topic {self.topic!r} was recreated while it was read; what was read last did not land. Its new life "
                 "lands from its start, when landing runs again."
             )
 

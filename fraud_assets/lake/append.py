@@ -24,12 +24,12 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from fraud_assets.core.schema import Table
 from fraud_assets.lake.damage import TRANSACTIONS
 from fraud_assets.lake.data_files import GROUP_ROWS, Rows
-from fraud_assets.lake.positions import Positions, beyond, positions_of, stored
+from fraud_assets.lake.positions import Positions, beyond, committed_offset, positions_of
 from fraud_assets.lake.tables import Lake, unreadable
 
 RACES = 100
 WRITER = WriterProperties(compression="ZSTD", compression_level=1, max_row_group_size=GROUP_ROWS)
-# To look for old log entries after every commit costs more with every commit; upkeep does it.
+# To look for old log entries after every commit costs more with every commit; maintenance does it.
 _AFTERWARDS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
 
 
@@ -44,14 +44,14 @@ def commit(
     positions: Positions,
     metadata: Mapping[str, object] | None = None,
     *,
-    restated: str | None = None,
+    recomputed: str | None = None,
     replaced: Sequence[date] | None = None,
     marks: Sequence[str] = (),
 ) -> None:
     """Append `rows` and set `positions` in one commit, with the very handle that the positions were read from.
 
     Rows may be in data files already, which other machines wrote; where the commit fails they are left to the caller.
-    With `restated` (a SQL predicate) the rows take the place of those that meet it, with `replaced` (of data files:
+    With `recomputed` (a SQL predicate) the rows take the place of those that meet it, with `replaced` (of data files:
     partition values) of those partitions; predictions do not take them for new, because positions do not move.
     `marks` are further application ids; two commits that set the same one conflict, as those of one position do.
 
@@ -82,7 +82,7 @@ def commit(
                 commit_properties=properties,
                 post_commithook_properties=_AFTERWARDS,
             )
-        elif restated is None:
+        elif recomputed is None:
             write_deltalake(
                 handle,
                 rows.select(table.schema.names).cast(table.schema),
@@ -96,7 +96,7 @@ def commit(
                 handle,
                 rows.select(table.schema.names).cast(table.schema),
                 mode="overwrite",
-                predicate=restated,
+                predicate=recomputed,
                 commit_properties=properties,
                 post_commithook_properties=_AFTERWARDS,
                 writer_properties=WRITER,
@@ -126,7 +126,7 @@ def append_landed(
     for _ in range(RACES):
         handle = lake.open(table)
         fresh = beyond(rows, handle)
-        ahead = {stream: offset for stream, offset in reached.items() if offset > stored(handle, stream)}
+        ahead = {stream: offset for stream, offset in reached.items() if offset > committed_offset(handle, stream)}
         if not ahead:
             return 0
         try:

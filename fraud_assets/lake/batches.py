@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from deltalake import DeltaTable
 
 from fraud_assets.lake.duckdb_session import connect
-from fraud_assets.lake.positions import Positions, Stream
+from fraud_assets.lake.positions import Positions, SourcePartition
 from fraud_assets.lake.scan import register
 from fraud_assets.lake.tables import add_actions
 from fraud_assets.settings import Settings
@@ -19,7 +19,7 @@ from fraud_assets.settings import Settings
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-_STREAM = 'topic, lineage, "partition"'
+_STREAM = 'topic, topic_id, "partition"'
 _POSITION = f'{_STREAM}, "offset"'
 LANDING_ORDER = f"ingested_at, {_POSITION}"
 _BODY = "value"
@@ -38,28 +38,28 @@ class Pending:
 
     source: DeltaTable
     files: tuple[str, ...]
-    start: dict[Stream, int]
-    target: dict[Stream, int]
+    start: dict[SourcePartition, int]
+    target: dict[SourcePartition, int]
     rows: int
 
 
-def pending(source: DeltaTable, stored: Callable[[Stream], int], settings: Settings) -> Pending:
-    """What `source` holds beyond `stored`, from file statistics first and position columns second."""
-    files = tuple(_candidate_files(source, stored))
+def pending(source: DeltaTable, committed_offset: Callable[[SourcePartition], int], settings: Settings) -> Pending:
+    """What `source` holds beyond the committed offsets, from file statistics first and position columns second."""
+    files = tuple(_candidate_files(source, committed_offset))
     if not files:
         return Pending(source, (), {}, {}, 0)
-    start: dict[Stream, int] = {}
-    target: dict[Stream, int] = {}
+    start: dict[SourcePartition, int] = {}
+    target: dict[SourcePartition, int] = {}
     rows = 0
     with connect(settings) as connection:
         register(connection, "source", source, files)
         streams = connection.sql(
             f"""select {_STREAM}, min("offset"), max("offset"), count(*) from source group by all"""
         ).fetchall()
-        begun: list[Stream] = []
-        for topic, lineage, partition, first, last, count in streams:
-            stream = Stream(topic, lineage, partition)
-            known = stored(stream)
+        begun: list[SourcePartition] = []
+        for topic, topic_id, partition, first, last, count in streams:
+            stream = SourcePartition(topic, topic_id, partition)
+            known = committed_offset(stream)
             if last > known:
                 start[stream], target[stream] = known, last
                 if first > known:
@@ -77,8 +77,8 @@ def pending(source: DeltaTable, stored: Callable[[Stream], int], settings: Setti
 class Bounds:
     """A batch: per stream the offset before its first row and the offset of its last."""
 
-    start: dict[Stream, int]
-    target: dict[Stream, int]
+    start: dict[SourcePartition, int]
+    target: dict[SourcePartition, int]
 
 
 def next_bounds(work: Pending, settings: Settings, until: Positions | None = None) -> Bounds:
@@ -230,7 +230,7 @@ def rows_within(work: Pending, bounds: Bounds, settings: Settings, columns: Sequ
 
 
 _WITHIN_BOUNDS = """
-    source join bounds on source.topic = bounds.topic and source.lineage = bounds.lineage
+    source join bounds on source.topic = bounds.topic and source.topic_id = bounds.topic_id
         and source."partition" = bounds."partition"
         and source."offset" > bounds.first and source."offset" <= bounds.last
 """
@@ -243,7 +243,7 @@ def _bounds(bounds: Bounds) -> pa.Table:
         {
             "stream": pa.array(range(len(streams)), pa.int32()),
             "topic": pa.array([s.topic for s in streams], pa.string()),
-            "lineage": pa.array([s.lineage for s in streams], pa.string()),
+            "topic_id": pa.array([s.topic_id for s in streams], pa.string()),
             "partition": pa.array([s.partition for s in streams], pa.int32()),
             "first": pa.array([bounds.start[s] for s in streams], pa.int64()),
             "last": pa.array([bounds.target[s] for s in streams], pa.int64()),
@@ -251,29 +251,30 @@ def _bounds(bounds: Bounds) -> pa.Table:
     )
 
 
-def _candidate_files(source: DeltaTable, stored: Callable[[Stream], int]) -> list[str]:
+def _candidate_files(source: DeltaTable, committed_offset: Callable[[SourcePartition], int]) -> list[str]:
     """Files that may hold rows beyond the stored positions, judged by their statistics."""
     actions = add_actions(source)
     if actions.num_rows == 0:
         return []
-    names = ("path", "min.topic", "max.topic", "min.lineage", "max.lineage", "min.partition", "max.partition")
+    names = ("path", "min.topic", "max.topic", "min.topic_id", "max.topic_id", "min.partition", "max.partition")
     columns = [actions.column(name).to_pylist() for name in (*names, "max.offset")]
-    known: dict[Stream, int] = {}
+    known: dict[SourcePartition, int] = {}
 
-    def contained(stream: Stream, offset: int) -> bool:
+    def contained(stream: SourcePartition, offset: int) -> bool:
         if stream not in known:
-            known[stream] = stored(stream)
+            known[stream] = committed_offset(stream)
         return offset <= known[stream]
 
     files = []
-    for path, topic, topic_max, lineage, lineage_max, partition, partition_max, offset in zip(*columns, strict=True):
-        one_source = topic is not None and topic == topic_max and lineage is not None and lineage == lineage_max
+    for path, topic, topic_max, topic_id, topic_id_max, partition, partition_max, offset in zip(*columns, strict=True):
+        one_source = topic is not None and topic == topic_max and topic_id is not None and topic_id == topic_id_max
         # Statistics of long names are cut short; such a file is read rather than trusted.
         if (
             not one_source
             or offset is None
             or not all(
-                contained(Stream(topic, lineage, number), offset) for number in range(partition, partition_max + 1)
+                contained(SourcePartition(topic, topic_id, number), offset)
+                for number in range(partition, partition_max + 1)
             )
         ):
             files.append(path)

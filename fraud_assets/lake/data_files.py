@@ -1,7 +1,7 @@
 """Data files of the tables, for engines that read and write them on other machines.
 
 They are written before they are committed: until `lake.append.commit` names them in the log no reader knows of
-them, and what a killed or repeated task leaves behind, upkeep's vacuum removes.
+them, and what a killed or repeated task leaves behind, maintenance's vacuum removes.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ _IN_USE_SECONDS = 3_600
 
 
 @dataclass(frozen=True)
-class Copies:
+class FileCache:
     """The copies of one lake in `folder`, `most_bytes` of them as far as they are not in use."""
 
     folder: Path

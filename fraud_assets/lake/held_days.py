@@ -29,7 +29,7 @@ def held_days(lake: Lake, table: Table) -> str:
 
 
 def nothing_in_range(lake: Lake, table: Table, start: datetime, end: datetime, doing: str) -> str:
-    """The sentence for a range [start, end) of `tx_datetime` without rows; `doing` is as "to restate".
+    """The sentence for a range [start, end) of `tx_datetime` without rows; `doing` is as "to recompute".
 
     Raises:
         LakeError: the table cannot be read.

@@ -14,17 +14,19 @@ from deltalake import DeltaTable
 
 from fraud_assets.core.schema import Table
 from fraud_assets.lake.append import RACES, CommitConflictError, commit
-from fraud_assets.lake.positions import NOTHING, Positions, Stream, stored
+from fraud_assets.lake.positions import NOTHING, Positions, SourcePartition, committed_offset
 from fraud_assets.lake.tables import Lake, add_actions, dataset_of, unreadable
 
 LogStarts = Callable[[], Positions | None]
 """Gives the log start of every partition of a topic at this moment; None from an embedded broker."""
 
-_EMBEDDED_LINEAGE = re.compile(r"[0-9a-f]{32}")
-"""Lineage of an embedded broker. Its topics are other topics than those of a real broker with the same names."""
+_EMBEDDED_TOPIC_ID = re.compile(r"[0-9a-f]{32}")
+"""Topic id of an embedded broker. Its topics are other topics than those of a real broker with the same names."""
 
 
-def positions_in(lake: Lake, table: Table, streams: Collection[Stream], log_starts: LogStarts) -> dict[Stream, int]:
+def positions_in(
+    lake: Lake, table: Table, streams: Collection[SourcePartition], log_starts: LogStarts
+) -> dict[SourcePartition, int]:
     """Gives the last offset of each stream that the table holds; -1 if none. Records a topic that is new to the table.
 
     Args:
@@ -40,10 +42,10 @@ def positions_in(lake: Lake, table: Table, streams: Collection[Stream], log_star
     handle = lake.open(table)
     for topic in {stream.topic for stream in streams}:
         handle = _recorded(lake, table, handle, topic, streams, log_starts)
-    return {stream: stored(handle, stream) for stream in streams}
+    return {stream: committed_offset(handle, stream) for stream in streams}
 
 
-def is_known(handle: DeltaTable, topic: str, streams: Collection[Stream]) -> bool:
+def is_known(handle: DeltaTable, topic: str, streams: Collection[SourcePartition]) -> bool:
     """Whether the handle's version knows the topic: it is recorded, or was landed before topics were recorded.
 
     Args:
@@ -55,7 +57,12 @@ def is_known(handle: DeltaTable, topic: str, streams: Collection[Stream]) -> boo
 
 
 def _recorded(
-    lake: Lake, table: Table, handle: DeltaTable, topic: str, streams: Collection[Stream], log_starts: LogStarts
+    lake: Lake,
+    table: Table,
+    handle: DeltaTable,
+    topic: str,
+    streams: Collection[SourcePartition],
+    log_starts: LogStarts,
 ) -> DeltaTable:
     """A handle whose version has the topic on record."""
     for _ in range(RACES):
@@ -65,7 +72,9 @@ def _recorded(
         if starts is None:
             return handle
         # Partitions that start at 0 need no position. Those with one were landed before topics were recorded.
-        before = {stream: low - 1 for stream, low in starts.items() if low > 0 and stored(handle, stream) == NOTHING}
+        before = {
+            stream: low - 1 for stream, low in starts.items() if low > 0 and committed_offset(handle, stream) == NOTHING
+        }
         try:
             commit(handle, table, table.schema.empty_table(), before, {"first_sight": topic}, marks=[_mark(topic)])
         except CommitConflictError:
@@ -85,24 +94,24 @@ def _is_recorded(handle: DeltaTable, topic: str) -> bool:
     return handle.transaction_version(_mark(topic)) is not None
 
 
-def _holds(handle: DeltaTable, topic: str, streams: Collection[Stream]) -> bool:
+def _holds(handle: DeltaTable, topic: str, streams: Collection[SourcePartition]) -> bool:
     """Whether the table has a position or a row of the topic, from file statistics where they are enough."""
-    if any(stored(handle, stream) != NOTHING for stream in streams):
+    if any(committed_offset(handle, stream) != NOTHING for stream in streams):
         return True
     actions = add_actions(handle)
     if not actions.num_rows:
         return False
-    names = ("path", "min.topic", "max.topic", "min.lineage", "max.lineage")
+    names = ("path", "min.topic", "max.topic", "min.topic_id", "max.topic_id")
     unsure = []
-    for path, low, high, lineage, lineage_high in zip(*(actions[name].to_pylist() for name in names), strict=True):
-        if low == high == topic and lineage == lineage_high and lineage is not None:
-            if not _EMBEDDED_LINEAGE.fullmatch(lineage):
+    for path, low, high, topic_id, topic_id_high in zip(*(actions[name].to_pylist() for name in names), strict=True):
+        if low == high == topic and topic_id == topic_id_high and topic_id is not None:
+            if not _EMBEDDED_TOPIC_ID.fullmatch(topic_id):
                 return True
         # Statistics of long names are cut short: a maximum that begins like the topic may stand for it.
         elif low is None or (low <= topic and (topic <= high or topic.startswith(high))):
             unsure.append(path)
     for path in unsure:
-        rows = dataset_of(handle, [path]).to_table(columns=["lineage"], filter=pc.field("topic") == topic)
-        if any(not _EMBEDDED_LINEAGE.fullmatch(lineage) for lineage in rows["lineage"].unique().to_pylist()):
+        rows = dataset_of(handle, [path]).to_table(columns=["topic_id"], filter=pc.field("topic") == topic)
+        if any(not _EMBEDDED_TOPIC_ID.fullmatch(topic_id) for topic_id in rows["topic_id"].unique().to_pylist()):
             return True
     return False

@@ -1,6 +1,6 @@
 """Source positions: what of a stream of messages a table already contains.
 
-A position is (topic, lineage, partition, offset). Each table carries the last offset per stream as a Delta
+A position is (topic, topic_id, partition, offset). Each table carries the last offset per stream as a Delta
 application transaction, so that data and position are one commit.
 """
 
@@ -15,49 +15,49 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
 
-from fraud_assets.core.schema import STREAM_COLUMNS
+from fraud_assets.core.schema import SOURCE_PARTITION_COLUMNS
 
 FILE_TOPIC = "file:"
 FILE_LABELS_TOPIC = "file-labels:"
 NOTHING = -1
 
 
-class Stream(NamedTuple):
+class SourcePartition(NamedTuple):
     """One partition of one life of a topic, or one file's content."""
 
     topic: str
-    lineage: str
+    topic_id: str
     partition: int
 
     @property
     def app_id(self) -> str:
         """Its Delta application id. A file is known by its content alone, whatever its name."""
         topic = self.topic.split(":", 1)[0] if self.topic.startswith((FILE_TOPIC, FILE_LABELS_TOPIC)) else self.topic
-        return f"{topic}:{self.lineage}:{self.partition}"
+        return f"{topic}:{self.topic_id}:{self.partition}"
 
 
-Positions = Mapping[Stream, int]
+Positions = Mapping[SourcePartition, int]
 Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
 
-RETRIED_TRANSACTIONS = Stream("retry:transactions", "retry", 0)
-RETRIED_LABELS = Stream("retry:labels", "retry", 0)
-"""What is driven again from quarantine. No topic of Kafka has a colon in its name."""
+RETRIED_TRANSACTIONS = SourcePartition("retry:transactions", "retry", 0)
+RETRIED_LABELS = SourcePartition("retry:labels", "retry", 0)
+"""What is retried from quarantine. No topic of Kafka has a colon in its name."""
 
 
-def stored(handle: DeltaTable, stream: Stream) -> int:
+def committed_offset(handle: DeltaTable, stream: SourcePartition) -> int:
     """Last offset of the stream that the handle's version contains; -1 if none."""
     version = handle.transaction_version(stream.app_id)
     return NOTHING if version is None else version
 
 
-def positions_of(rows: pa.Table) -> dict[Stream, int]:
+def positions_of(rows: pa.Table) -> dict[SourcePartition, int]:
     """Largest offset per stream in rows that carry a position."""
     return {stream: largest for stream, (_, largest) in _spans(rows).items()}
 
 
 def beyond(rows: pa.Table, handle: DeltaTable) -> pa.Table:
     """The rows that the handle's version does not contain yet."""
-    return rows_after(rows, {stream: stored(handle, stream) for stream in _spans(rows)})
+    return rows_after(rows, {stream: committed_offset(handle, stream) for stream in _spans(rows)})
 
 
 def rows_after(rows: pa.Table, positions: Positions) -> pa.Table:
@@ -68,7 +68,7 @@ def rows_after(rows: pa.Table, positions: Positions) -> pa.Table:
         if smallest > known:
             continue
         same = pc.and_(
-            pc.and_(pc.equal(rows["topic"], stream.topic), pc.equal(rows["lineage"], stream.lineage)),
+            pc.and_(pc.equal(rows["topic"], stream.topic), pc.equal(rows["topic_id"], stream.topic_id)),
             pc.equal(rows["partition"], stream.partition),
         )
         fresh = pc.invert(pc.and_(same, pc.less_equal(rows["offset"], known)))
@@ -84,7 +84,7 @@ def within(rows: Rows, start: Positions, target: Positions) -> Rows:
         if low < smallest and largest <= high:
             continue
         same = pc.and_(
-            pc.and_(pc.equal(rows["topic"], stream.topic), pc.equal(rows["lineage"], stream.lineage)),
+            pc.and_(pc.equal(rows["topic"], stream.topic), pc.equal(rows["topic_id"], stream.topic_id)),
             pc.equal(rows["partition"], stream.partition),
         )
         apart = pc.or_(pc.less_equal(rows["offset"], low), pc.greater(rows["offset"], high))
@@ -92,15 +92,16 @@ def within(rows: Rows, start: Positions, target: Positions) -> Rows:
     return rows if outside is None else rows.filter(pc.invert(outside))
 
 
-def _spans(rows: pa.Table | pa.RecordBatch) -> dict[Stream, tuple[int, int]]:
+def _spans(rows: pa.Table | pa.RecordBatch) -> dict[SourcePartition, tuple[int, int]]:
     """Smallest and largest offset per stream."""
     if rows.num_rows == 0:
         return {}
-    positions = pa.table({name: rows[name] for name in (*STREAM_COLUMNS, "offset")})
-    grouped = positions.group_by(list(STREAM_COLUMNS))
+    positions = pa.table({name: rows[name] for name in (*SOURCE_PARTITION_COLUMNS, "offset")})
+    grouped = positions.group_by(list(SOURCE_PARTITION_COLUMNS))
     spans = grouped.aggregate([("offset", "min"), ("offset", "max")]).to_pylist()
     return {
-        Stream(row["topic"], row["lineage"], row["partition"]): (row["offset_min"], row["offset_max"]) for row in spans
+        SourcePartition(row["topic"], row["topic_id"], row["partition"]): (row["offset_min"], row["offset_max"])
+        for row in spans
     }
 
 

@@ -24,7 +24,7 @@ from fraud_assets.lake.damage import (
     refuse_incomplete_entries,
 )
 from fraud_assets.lake.data_files import READ_ROWS, Place
-from fraud_assets.lake.file_cache import Copies
+from fraud_assets.lake.file_cache import FileCache
 from fraud_assets.lake.schema_check import check_columns
 from fraud_assets.lake.storage import is_remote, known_store_fault, storage_options, store_fault
 from fraud_assets.settings import Settings
@@ -47,7 +47,7 @@ class Lake:
 
     root: str
     storage_options: Mapping[str, str] = field(default_factory=dict, repr=False)
-    copies: Copies | None = None
+    copies: FileCache | None = None
 
     @classmethod
     def of(cls, settings: Settings, more: Mapping[str, str] | None = None) -> Lake:
@@ -56,7 +56,7 @@ class Lake:
         Raises:
             SettingError: commits would not be safe with these options.
         """
-        copies = Copies(settings.home_path / "cache" / "lake", settings.lake_cache_bytes)
+        copies = FileCache(settings.home_path / "cache" / "lake", settings.lake_cache_bytes)
         return cls(settings.lake, storage_options(settings, more), copies if is_remote(settings.lake) else None)
 
     def uri(self, table: Table) -> str:
@@ -144,7 +144,7 @@ class Lake:
 
 
 class LakeTable(DeltaTable):
-    """A table that raises `LakeError` where delta-rs reads the log again and upkeep may have shortened it meanwhile."""
+    """A table that raises `LakeError` where delta-rs reads the log again and maintenance may have shortened it meanwhile."""
 
     def transaction_version(self, app_id: str) -> int | None:
         """As delta-rs's own. Raises `LakeError`."""
@@ -160,7 +160,7 @@ class LakeTable(DeltaTable):
 class RemoteTable(LakeTable):
     """A table on an object store. Its files are read from local copies."""
 
-    def __init__(self, uri: str, options: Mapping[str, str], copies: Copies) -> None:
+    def __init__(self, uri: str, options: Mapping[str, str], copies: FileCache) -> None:
         super().__init__(uri, storage_options=dict(options))
         self._options = options
         self._copies = copies
@@ -221,7 +221,7 @@ def unreadable(uri: str, error: Exception, options: Mapping[str, str] | None = N
     elif (damaged := _damage(uri, error, {})) is not None:
         return damaged
     elif "invalid table version" in lowered or ("not found" in lowered and "_delta_log" in lowered):
-        remedy = "Upkeep may have shortened the log meanwhile: run it again"
+        remedy = "Maintenance may have shortened the log meanwhile: run it again"
     else:
         remedy = "Check FRAUD_LAKE_URI and FRAUD_HOME"
     return LakeError(f"Table {uri} failed: {cause[:300]}. {remedy}.")

@@ -26,7 +26,7 @@ from fraud_assets.core.schema import (
     POSITION,
     POSITION_COLUMNS,
     RAW_TRANSACTIONS,
-    STREAM_COLUMNS,
+    SOURCE_PARTITION_COLUMNS,
     Table,
     fraud_labels,
     fraud_predictions,
@@ -43,8 +43,8 @@ from fraud_assets.lake.duckdb_session import connect
 from fraud_assets.lake.scan import register
 from fraud_assets.lake.tables import Lake, RemoteTable, add_actions, batches, unreadable
 from fraud_assets.operations.kept_files import FileRows, rows_in_files, strip
+from fraud_assets.printable import printable
 from fraud_assets.settings import Settings
-from fraud_assets.system.printable import printable
 
 Progress = Callable[[str], None]
 ERASED_TABLES = (fraud_labels, fraud_predictions, raw_transactions, quarantined_transactions, transaction_features)
@@ -238,7 +238,7 @@ def _delete(lake: Lake, table: Table, predicate: str) -> int:
                 predicate, commit_properties=CommitProperties(custom_metadata={"erased": "a customer"})
             )
         except CommitFailedError:
-            # A compaction or a restatement rewrote the same files meanwhile.
+            # A compaction or a recomputation rewrote the same files meanwhile.
             continue
         except (DeltaError, OSError) as error:
             raise unreadable(lake.uri(table), error) from error
@@ -249,11 +249,11 @@ def _delete(lake: Lake, table: Table, predicate: str) -> int:
 def _predicate(places: pa.Table) -> str:
     """SQL that meets exactly the positions; its bounds let Delta see that rows which are appended meanwhile do not."""
     parts = []
-    for stream in places.group_by(list(STREAM_COLUMNS)).aggregate([("offset", "list")]).to_pylist():
+    for stream in places.group_by(list(SOURCE_PARTITION_COLUMNS)).aggregate([("offset", "list")]).to_pylist():
         offsets = sorted(stream["offset_list"])
-        topic, lineage = (stream[name].replace("'", "''") for name in ("topic", "lineage"))
+        topic, topic_id = (stream[name].replace("'", "''") for name in ("topic", "topic_id"))
         parts.append(
-            f"(topic = '{topic}' and lineage = '{lineage}' and \"partition\" = {stream['partition']} "
+            f"(topic = '{topic}' and topic_id = '{topic_id}' and \"partition\" = {stream['partition']} "
             f'and "offset" >= {offsets[0]} and "offset" <= {offsets[-1]} '
             f'and "offset" in ({", ".join(map(str, offsets))}))'
         )
@@ -386,7 +386,7 @@ def _own_transactions(lake: Lake, settings: Settings, transactions: frozenset[st
 
 
 def _with_retries(lake: Lake, settings: Settings, places: pa.Table) -> pa.Table:
-    """The positions, and those of the same messages before or after they were driven again from quarantine."""
+    """The positions, and those of the same messages before or after they were retried from quarantine."""
     if not places.num_rows or not lake.exists(retried_messages):
         return places
     with connect(settings) as connection:

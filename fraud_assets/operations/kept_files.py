@@ -17,8 +17,8 @@ from fraud_assets.ingest.files.csv_file import CsvFile, csv_file
 from fraud_assets.ingest.files.parquet_file import column_at, open_parquet, paths_within
 from fraud_assets.ingest.files.plain_columns import is_bytes, text_column
 from fraud_assets.lake.duckdb_session import connect
+from fraud_assets.printable import printable
 from fraud_assets.settings import Settings
-from fraud_assets.system.printable import printable
 
 _BATCH_ROWS = 50_000
 

@@ -1,4 +1,4 @@
-"""Upkeep: retention, compaction, checkpoint and a vacuum that leaves what a reader may still hold. It adds no rows."""
+"""Maintenance: retention, compaction, checkpoint and a vacuum that leaves what a reader may still hold. It adds no rows."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _LOG_RETENTION = "delta.logRetentionDuration"
 
 
 @dataclass(frozen=True)
-class UpkeepReport:
-    """What upkeep did to one table; `rows_retired` and `days_retired` are what FRAUD_RETENTION_DAYS took away."""
+class MaintenanceReport:
+    """What maintenance did to one table; `rows_retired` and `days_retired` are what FRAUD_RETENTION_DAYS took away."""
 
     version: int
     files_before: int
@@ -35,7 +35,7 @@ class UpkeepReport:
         return {key: round(value, 3) for key, value in asdict(self).items()}
 
 
-def tend(lake: Lake, table: Table, settings: Settings, retired: Retired = Retired()) -> UpkeepReport:  # noqa: B008
+def maintain(lake: Lake, table: Table, settings: Settings, retired: Retired = Retired()) -> MaintenanceReport:  # noqa: B008
     """Compact small files, shorten the log, remove files older than FRAUD_VACUUM_HOURS that no version uses.
 
     Stored positions survive it, and readers that take new rows by position see nothing new. `retired` is what
@@ -51,7 +51,7 @@ def tend(lake: Lake, table: Table, settings: Settings, retired: Retired = Retire
         try:
             handle.optimize.compact(target_size=settings.compact_target_bytes, writer_properties=WRITER)
         except CommitFailedError:
-            # A restatement rewrote the same files meanwhile: they are compacted the next time.
+            # A recomputation rewrote the same files meanwhile: they are compacted the next time.
             handle = lake.open(table)
         _shorten_log(handle, settings)
         removed = handle.vacuum(
@@ -60,7 +60,7 @@ def tend(lake: Lake, table: Table, settings: Settings, retired: Retired = Retire
     except (DeltaError, OSError) as error:
         raise unreadable(lake.uri(table), error) from error
     handle = lake.open(table)
-    return UpkeepReport(
+    return MaintenanceReport(
         handle.version(),
         before,
         len(handle.file_uris()),
@@ -83,12 +83,12 @@ def _shorten_log(handle: DeltaTable, settings: Settings) -> None:
     handle.create_checkpoint()
 
 
-def tend_all(lake: Lake, settings: Settings, today: date | None = None) -> dict[str, UpkeepReport]:
-    """Retention and upkeep of every table that exists, by name. Ages are counted from `today` (default: now, UTC)."""
+def maintain_all(lake: Lake, settings: Settings, today: date | None = None) -> dict[str, MaintenanceReport]:
+    """Retention and maintenance of every table that exists, by name. Ages are counted from `today` (default: now, UTC)."""
     today = today or datetime.now(UTC).date()
     waiting = oldest_waiting(lake, settings) if settings.retention_days else None
     return {
-        table.name: tend(lake, table, settings, retire(lake, table, settings, today, waiting))
+        table.name: maintain(lake, table, settings, retire(lake, table, settings, today, waiting))
         for table in TABLES
         if lake.exists(table)
     }

@@ -1,6 +1,6 @@
 """Quarantine as a tool: what is in it, and driving messages again after a fix.
 
-A message that is driven again lands once more, at the next position of a stream of its own, and everything that
+A message that is retried lands once more, at the next position of a stream of its own, and everything that
 comes after landing treats it like any other. `retried_messages` is that stream's log: which quarantined message got
 which position, in one commit, guarded as landing is. Then it lands from there, exactly once; a run that was killed
 in between is finished by the next.
@@ -40,8 +40,8 @@ from fraud_assets.lake.positions import (
     FILE_LABELS_TOPIC,
     RETRIED_LABELS,
     RETRIED_TRANSACTIONS,
-    Stream,
-    stored,
+    SourcePartition,
+    committed_offset,
 )
 from fraud_assets.lake.scan import files_within, register
 from fraud_assets.lake.tables import Lake, unreadable
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str], None]
 ORIGIN_HEADER = "fraud-retry-of"
-"""Header of a message that was driven again: the position at which it landed first."""
+"""Header of a message that was retried: the position at which it landed first."""
 
 DUPLICATE = "duplicate"
 LABEL = "label_"
@@ -70,8 +70,8 @@ class UnknownMessageError(FraudAssetsError):
 class Selection:
     """Which quarantined messages are meant; nothing given means all.
 
-    `positions` are written `topic/partition/offset`, or `topic@lineage/partition/offset` where a topic was made anew.
-    With `retried` also messages that were driven again.
+    `positions` are written `topic/partition/offset`, or `topic@topic_id/partition/offset` where a topic was recreated.
+    With `retried` also messages that were retried.
     """
 
     reason: str | None = None
@@ -95,7 +95,7 @@ class QuarantinedMessage:
     """A quarantined message; body, key and headers only where it was asked for by its position."""
 
     topic: str
-    lineage: str
+    topic_id: str
     partition: int
     offset: int
     reason: str
@@ -249,8 +249,8 @@ def _judged(rows: pa.Table, table: Table, settings: Settings) -> tuple[pa.Table,
     return rows.take(good["offset"].sort()), reasons
 
 
-def _claim(lake: Lake, settings: Settings, rows: pa.Table, stream: Stream, table: Table) -> None:
-    """Gives the rows that nobody has driven again the next positions of the stream."""
+def _claim(lake: Lake, settings: Settings, rows: pa.Table, stream: SourcePartition, table: Table) -> None:
+    """Gives the rows that nobody has retried the next positions of the stream."""
     for _ in range(RACES):
         handle = lake.open(retried_messages)
         with connect(settings) as connection:
@@ -262,8 +262,8 @@ def _claim(lake: Lake, settings: Settings, rows: pa.Table, stream: Stream, table
             ).to_arrow_table()
         if not fresh.num_rows:
             return
-        # The log may have been made anew; what the landing table has taken is never given out again.
-        first = 1 + max(stored(handle, stream), stored(lake.open(table), stream))
+        # The log may have been recreated; what the landing table has taken is never given out again.
+        first = 1 + max(committed_offset(handle, stream), committed_offset(lake.open(table), stream))
         last = first + fresh.num_rows - 1
         columns: dict[str, Any] = {
             **_places(stream, range(first, last + 1)),
@@ -280,7 +280,7 @@ def _claim(lake: Lake, settings: Settings, rows: pa.Table, stream: Stream, table
     raise unreadable(lake.uri(retried_messages), RuntimeError(f"{RACES} commits in a row lost against other writers"))
 
 
-def _land(lake: Lake, settings: Settings, stream: Stream, table: Table) -> int:
+def _land(lake: Lake, settings: Settings, stream: SourcePartition, table: Table) -> int:
     """Lands what the log gives positions to and the landing table does not hold yet."""
     landed = 0
     while True:
@@ -306,9 +306,9 @@ def _land(lake: Lake, settings: Settings, stream: Stream, table: Table) -> int:
                 landed += append_landed(lake, raw_transactions, again, reached)
 
 
-def _claimed(lake: Lake, stream: Stream, table: Table, settings: Settings) -> Any:
+def _claimed(lake: Lake, stream: SourcePartition, table: Table, settings: Settings) -> Any:
     """Rows of the log that the landing table has not taken."""
-    known = stored(lake.open(table), stream)
+    known = committed_offset(lake.open(table), stream)
     return pending(lake.open(retried_messages), lambda other: known if other == stream else _NOWHERE, settings)
 
 
@@ -324,14 +324,14 @@ def _labels(again: pa.Table, settings: Settings) -> tuple[pa.Table, pa.Table]:
     return good, rejected
 
 
-def _as_messages(rows: pa.Table, offsets: Sequence[int], stream: Stream) -> pa.Table:
+def _as_messages(rows: pa.Table, offsets: Sequence[int], stream: SourcePartition) -> pa.Table:
     """Quarantined rows as messages of the stream (`MESSAGES`): the same bytes, and a header that says whence."""
     headers = []
     for entry in rows.select([*POSITION_COLUMNS, "headers"]).to_pylist():
         known = entry["headers"] or []
-        # Only what was driven again has our header; on another message it is somebody else's.
+        # Only what was retried has our header; on another message it is somebody else's.
         if entry["topic"] not in (RETRIED_TRANSACTIONS.topic, RETRIED_LABELS.topic):
-            place = f"{entry['topic']}@{entry['lineage']}/{entry['partition']}/{entry['offset']}"
+            place = f"{entry['topic']}@{entry['topic_id']}/{entry['partition']}/{entry['offset']}"
             known = [*known, {"key": ORIGIN_HEADER, "value": place.encode()}]
         headers.append(known)
     columns: dict[str, Any] = {
@@ -347,11 +347,11 @@ def _origin_of(headers: list[dict[str, Any]]) -> str:
     return headers[-1]["value"].decode()
 
 
-def _places(stream: Stream, offsets: Sequence[int]) -> dict[str, pa.Array]:
+def _places(stream: SourcePartition, offsets: Sequence[int]) -> dict[str, pa.Array]:
     count = len(offsets)
     return {
         "topic": pa.repeat(pa.scalar(stream.topic), count),
-        "lineage": pa.repeat(pa.scalar(stream.lineage), count),
+        "topic_id": pa.repeat(pa.scalar(stream.topic_id), count),
         "partition": pa.repeat(pa.scalar(stream.partition, pa.int32()), count),
         "offset": pa.array(offsets, pa.int64()),
     }
@@ -394,7 +394,7 @@ def _selected(connection: DuckDBPyConnection, lake: Lake, selection: Selection) 
         connection.register("wanted", _wanted(selection.positions))
         conditions.append(
             """exists (select 1 from wanted w where q."partition" = w."partition" and q."offset" = w."offset"
-            and w.stream in (q.topic, q.topic || '@' || q.lineage))"""
+            and w.stream in (q.topic, q.topic || '@' || q.topic_id))"""
         )
     if not selection.retried:
         conditions.append(f"not exists (select 1 from r where {_SAME})")
@@ -435,9 +435,9 @@ def _read(
             values,
         ).fetchall()
     found = []
-    for topic, lineage, partition, offset, reason, detail, ingested, size, retried, *rest in rows:
+    for topic, topic_id, partition, offset, reason, detail, ingested, size, retried, *rest in rows:
         entry = QuarantinedMessage(
-            topic, lineage, partition, offset, reason, detail or "", _moment(ingested), size, retried
+            topic, topic_id, partition, offset, reason, detail or "", _moment(ingested), size, retried
         )
         if rest:
             timestamp, key, value, headers = rest
@@ -513,7 +513,7 @@ def _unknown(position: str) -> UnknownMessageError:
 
 
 def _ambiguous(position: str, found: Sequence[QuarantinedMessage]) -> UnknownMessageError:
-    names = ", ".join(sorted(f"{e.topic}@{e.lineage}/{e.partition}/{e.offset}" for e in found))
+    names = ", ".join(sorted(f"{e.topic}@{e.topic_id}/{e.partition}/{e.offset}" for e in found))
     return UnknownMessageError(f"{position!r} is the position of {len(found)} messages; name one of {names}.")
 
 

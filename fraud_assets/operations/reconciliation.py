@@ -20,7 +20,7 @@ from fraud_assets.core.schema import (
 )
 from fraud_assets.lake.batches import pending
 from fraud_assets.lake.duckdb_session import connect
-from fraud_assets.lake.positions import NOTHING, Positions, Stream, stored
+from fraud_assets.lake.positions import NOTHING, Positions, SourcePartition, committed_offset
 from fraud_assets.lake.scan import register
 from fraud_assets.lake.tables import Lake, add_actions, read
 from fraud_assets.operations.retention import retained_from
@@ -54,7 +54,7 @@ def compared_from(handles: Handles) -> date | None:
     return max((floor for floor in floors if floor is not None), default=None)
 
 
-def books(lake: Lake, settings: Settings) -> dict[str, int]:
+def reconcile(lake: Lake, settings: Settings) -> dict[str, int]:
     """`totals` of the versions of now. Raises `LakeError`."""
     return totals(pinned(lake), settings)
 
@@ -102,15 +102,15 @@ def _reasons(handles: Handles, since: date | None, settings: Settings) -> dict[s
         register(connection, "quarantine", quarantine)
         recent = f"where {_since(since)}" if since else ""
         counted = connection.sql(
-            f"""select topic, lineage, "partition", reason, count(*), max("offset")
+            f"""select topic, topic_id, "partition", reason, count(*), max("offset")
             from quarantine {recent} group by all"""
         ).fetchall()
         reasons: dict[str, int] = {}
-        reached: dict[Stream, int] = {}
-        for topic, lineage, partition, reason, count, last in counted:
+        reached: dict[SourcePartition, int] = {}
+        for topic, topic_id, partition, reason, count, last in counted:
             reasons[reason] = reasons.get(reason, 0) + count
             if not reason.startswith("label_"):
-                stream = Stream(topic, lineage, partition)
+                stream = SourcePartition(topic, topic_id, partition)
                 reached[stream] = max(last, reached.get(stream, NOTHING))
         ahead = _ahead(reached, taken)
         if not ahead:
@@ -119,7 +119,7 @@ def _reasons(handles: Handles, since: date | None, settings: Settings) -> dict[s
         connection.register("ahead", _positions(ahead))
         waiting = connection.sql(
             f"""select reason, count(*) from (select * from quarantine {recent}) q join ahead
-            on q.topic = ahead.topic and q.lineage = ahead.lineage and q."partition" = ahead."partition"
+            on q.topic = ahead.topic and q.topic_id = ahead.topic_id and q."partition" = ahead."partition"
             where q."offset" > ahead."offset" and not starts_with(reason, 'label_') group by 1"""
         ).fetchall()
     for reason, count in waiting:
@@ -127,9 +127,9 @@ def _reasons(handles: Handles, since: date | None, settings: Settings) -> dict[s
     return reasons
 
 
-def _ahead(reached: Positions, taken: DeltaTable | None) -> dict[Stream, int]:
+def _ahead(reached: Positions, taken: DeltaTable | None) -> dict[SourcePartition, int]:
     """Positions that `taken` has stored, of the streams of which it has not stored all."""
-    known = {stream: NOTHING if taken is None else stored(taken, stream) for stream in reached}
+    known = {stream: NOTHING if taken is None else committed_offset(taken, stream) for stream in reached}
     return {stream: offset for stream, offset in known.items() if offset < reached[stream]}
 
 
@@ -137,7 +137,7 @@ def _positions(positions: Positions) -> pa.Table:
     return pa.table(
         {
             "topic": pa.array([stream.topic for stream in positions], pa.string()),
-            "lineage": pa.array([stream.lineage for stream in positions], pa.string()),
+            "topic_id": pa.array([stream.topic_id for stream in positions], pa.string()),
             "partition": pa.array([stream.partition for stream in positions], pa.int32()),
             "offset": pa.array(positions.values(), pa.int64()),
         }
@@ -150,7 +150,7 @@ def _beyond(handles: Handles, source: Table, target: Table, settings: Settings) 
         return 0
     taken = handles.get(target.name)
     return pending(
-        handles[source.name], lambda stream: NOTHING if taken is None else stored(taken, stream), settings
+        handles[source.name], lambda stream: NOTHING if taken is None else committed_offset(taken, stream), settings
     ).rows
 
 

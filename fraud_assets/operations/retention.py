@@ -25,7 +25,7 @@ from fraud_assets.core.schema import (
 from fraud_assets.lake.append import RACES
 from fraud_assets.lake.batches import pending, read_batch
 from fraud_assets.lake.damage import TRANSACTIONS
-from fraud_assets.lake.positions import Stream, stored
+from fraud_assets.lake.positions import SourcePartition, committed_offset
 from fraud_assets.lake.tables import Lake, add_actions, unreadable
 from fraud_assets.settings import Settings
 
@@ -56,8 +56,8 @@ def oldest_waiting(lake: Lake, settings: Settings) -> date | None:
             continue
         taken = lake.open(target) if lake.exists(target) else None
 
-        def known(stream: Stream, taken: DeltaTable | None = taken) -> int:
-            return -1 if taken is None else stored(taken, stream)
+        def known(stream: SourcePartition, taken: DeltaTable | None = taken) -> int:
+            return -1 if taken is None else committed_offset(taken, stream)
 
         work = pending(lake.open(source), known, settings)
         if work.rows:

@@ -11,7 +11,7 @@ from deltalake import DeltaTable
 from fraud_assets.core.schema import fraud_predictions, raw_transactions, transaction_features
 from fraud_assets.errors import NoChampionError
 from fraud_assets.lake.batches import Pending, pending
-from fraud_assets.lake.positions import digest, stored
+from fraud_assets.lake.positions import committed_offset, digest
 from fraud_assets.lake.tables import Lake, row_count
 from fraud_assets.registry.champion import lost_registry
 from fraud_assets.registry.models import champion_version
@@ -56,8 +56,8 @@ def backlog(lake: Lake, settings: Settings) -> Backlog:
     if not lake.exists(raw_transactions):
         return Backlog((), "Nothing has landed yet.")
     features, predictions = lake.open(transaction_features), lake.open(fraud_predictions)
-    landed = pending(lake.open(raw_transactions), lambda stream: stored(features, stream), settings)
-    unscored = pending(features, lambda stream: stored(predictions, stream), settings)
+    landed = pending(lake.open(raw_transactions), lambda stream: committed_offset(features, stream), settings)
+    unscored = pending(features, lambda stream: committed_offset(predictions, stream), settings)
     if not landed.rows and not unscored.rows:
         return Backlog((), "Everything that landed is scored.")
     assets: tuple[str, ...] = FEATURES if landed.rows else ()
@@ -104,5 +104,5 @@ def _trainable(lake: Lake, settings: Settings) -> int:
 
 
 def _progress(target: DeltaTable, work: Pending) -> str:
-    """The target's identity (a lake made anew starts anew) and the source rows that it has taken."""
+    """The target's identity (a lake recreated starts anew) and the source rows that it has taken."""
     return f"{str(target.metadata().id)[:8]}:{row_count(work.source) - work.rows}"

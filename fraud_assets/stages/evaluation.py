@@ -83,7 +83,7 @@ def _verdicts(features: pa.Table, lake: Lake, settings: Settings) -> pa.Array:
             """
             with latest as (
                 select transaction_id,
-                    arg_max(is_fraud, (labelled_at, ingested_at, topic, lineage, "partition", "offset")) as is_fraud
+                    arg_max(is_fraud, (labelled_at, ingested_at, topic, topic_id, "partition", "offset")) as is_fraud
                 from labels semi join ids using (transaction_id) group by transaction_id
             )
             select coalesce(is_fraud, false) as is_fraud

@@ -37,13 +37,13 @@ from fraud_assets.lake.append import CommitConflictError, commit
 from fraud_assets.lake.batches import LANDING_ORDER, Bounds, Pending, next_bounds, pending, rows_within
 from fraud_assets.lake.data_files import Rows, count_of, discard
 from fraud_assets.lake.duckdb_session import compute_windows, connect
-from fraud_assets.lake.positions import Stream, stored
+from fraud_assets.lake.positions import SourcePartition, committed_offset
 from fraud_assets.lake.scan import files_within, register
 from fraud_assets.lake.tables import Lake, read
 from fraud_assets.settings import Settings
 
 Progress = Callable[[str], None]
-RestateRange = Callable[[Lake, Settings, datetime, datetime], int]
+RecomputeRange = Callable[[Lake, Settings, datetime, datetime], int]
 DUPLICATE = "duplicate"
 CLOCKS_DIFFER = timedelta(days=1)
 """A label is younger than its transaction, but for clocks that differ."""
@@ -130,7 +130,7 @@ def process_landed(
     landed = lake.open(raw_transactions)
     while True:
         features, quarantine = lake.open(transaction_features), lake.open(quarantined_transactions)
-        work = pending(landed, lambda stream: stored(features, stream), settings)  # noqa: B023
+        work = pending(landed, lambda stream: committed_offset(features, stream), settings)  # noqa: B023
         if not work.target:
             return replace(report, seconds=time.monotonic() - began)
         begun = _begun(work, quarantine)
@@ -173,13 +173,13 @@ def compute_here(batch: Batch) -> Computed:
     return Computed(landed, table, rejected, _counts(held, rejected))
 
 
-def restate(
+def recompute(
     lake: Lake,
     settings: Settings,
     start: datetime,
     end: datetime,
     progress: Progress = lambda line: None,
-    restate_range: RestateRange | None = None,
+    recompute_range: RecomputeRange | None = None,
 ) -> int:
     """Compute the features of `tx_datetime` in [start, end) again, with all history and labels of now.
 
@@ -191,8 +191,8 @@ def restate(
         settings: of the windows.
         start: first moment, with zone.
         end: the moment after the last.
-        progress: told after every commit: of a day, or with `restate_range` of 31 days.
-        restate_range: the engine; DuckDB in this process where None.
+        progress: told after every commit: of a day, or with `recompute_range` of 31 days.
+        recompute_range: the engine; DuckDB in this process where None.
 
     Raises:
         SettingError: the range is empty or has no zone.
@@ -200,22 +200,22 @@ def restate(
     if start.tzinfo is None or end.tzinfo is None or start >= end:
         raise SettingError(f"The range from {start} to {end} is empty or without a zone: give start < end, in UTC.")
     day = datetime(start.year, start.month, start.day, tzinfo=UTC)
-    step = timedelta(days=31 if restate_range else 1)
+    step = timedelta(days=31 if recompute_range else 1)
     done = 0
     while day < end:
         low, high = max(day, start), min(day + step, end)
-        done += (restate_range or _restate_here)(lake, settings, low, high)
-        progress(f"restated up to {high:%Y-%m-%d %H:%M}: {done:,} rows")
+        done += (recompute_range or _recompute_here)(lake, settings, low, high)
+        progress(f"recomputed up to {high:%Y-%m-%d %H:%M}: {done:,} rows")
         day += step
     return done
 
 
-def restated_mark(low: datetime, high: datetime, rows: int) -> dict[str, object]:
-    """What the commit says of a restatement."""
-    return {"restated": f"{low.isoformat()}/{high.isoformat()}", "rows": rows}
+def recompute_note(low: datetime, high: datetime, rows: int) -> dict[str, object]:
+    """What the commit says of a recomputation."""
+    return {"recomputed": f"{low.isoformat()}/{high.isoformat()}", "rows": rows}
 
 
-def _restate_here(lake: Lake, settings: Settings, low: datetime, high: datetime) -> int:
+def _recompute_here(lake: Lake, settings: Settings, low: datetime, high: datetime) -> int:
     within = (pc.field("tx_datetime") >= _scalar(low)) & (pc.field("tx_datetime") < _scalar(high))
     while True:
         features = lake.open(transaction_features)
@@ -224,19 +224,19 @@ def _restate_here(lake: Lake, settings: Settings, low: datetime, high: datetime)
         if not rows.num_rows:
             return 0
         rows = rows.sort_by([(name, "ascending") for name in ("ingested_at", *POSITION_COLUMNS)])
-        table = _features(rows, features, lake.open(fraud_labels), settings, restated=True)
+        table = _features(rows, features, lake.open(fraud_labels), settings, recomputed=True)
         where = f"tx_datetime >= '{low:%Y-%m-%dT%H:%M:%S.%fZ}' AND tx_datetime < '{high:%Y-%m-%dT%H:%M:%S.%fZ}'"
         try:
-            mark = restated_mark(low, high, table.num_rows)
-            commit(features, transaction_features, table, {}, mark, restated=where)
+            mark = recompute_note(low, high, table.num_rows)
+            commit(features, transaction_features, table, {}, mark, recomputed=where)
         except CommitConflictError:
             continue
         return table.num_rows
 
 
-def _begun(work: Pending, quarantine: DeltaTable) -> dict[Stream, int]:
+def _begun(work: Pending, quarantine: DeltaTable) -> dict[SourcePartition, int]:
     """How far a killed run got with quarantine beyond features; empty if it did not."""
-    ahead = {stream: stored(quarantine, stream) for stream in work.target}
+    ahead = {stream: committed_offset(quarantine, stream) for stream in work.target}
     return {stream: offset for stream, offset in ahead.items() if offset > work.start[stream]}
 
 
@@ -321,15 +321,15 @@ def _repeated(valid: pa.Table, features: DeltaTable, settings: Settings) -> dict
 
 
 def _features(
-    rows: pa.Table, features: DeltaTable, labels: DeltaTable, settings: Settings, *, restated: bool = False
+    rows: pa.Table, features: DeltaTable, labels: DeltaTable, settings: Settings, *, recomputed: bool = False
 ) -> pa.Table:
     """TRANSACTION_FEATURES of `rows`, which are in landing order, with the history that the lake holds.
 
-    With `restated` the lake holds these rows too.
+    With `recomputed` the lake holds these rows too.
     """
     if not rows.num_rows:
         return TRANSACTION_FEATURES.empty_table()
-    history = _history(rows, features, settings, restated=restated)
+    history = _history(rows, features, settings, recomputed=recomputed)
     known = pa.concat_tables([history, _bare(rows, is_new=True)])
     arrival = np.arange(known.num_rows)
     if (
@@ -350,17 +350,17 @@ def _features(
     return table.select(TRANSACTION_FEATURES.names).cast(TRANSACTION_FEATURES)
 
 
-def _history(rows: pa.Table, features: DeltaTable, settings: Settings, *, restated: bool) -> pa.Table:
+def _history(rows: pa.Table, features: DeltaTable, settings: Settings, *, recomputed: bool) -> pa.Table:
     """Earlier transactions of the rows' customers and terminals, as far back as their windows reach."""
     since, last = reach(rows["tx_datetime"], settings)
     near = files_within(features, {"tx_date": (since.date(), last.date()), "tx_datetime": (since, last)})
     columns = (*TRANSACTION.names, *POSITION_COLUMNS, "ingested_at")
     others = (
         ""
-        if not restated
+        if not recomputed
         else """
         and not exists (
-            select 1 from rows r where r.topic = f.topic and r.lineage = f.lineage
+            select 1 from rows r where r.topic = f.topic and r.topic_id = f.topic_id
             and r."partition" = f."partition" and r."offset" = f."offset"
         )"""
     )

@@ -26,7 +26,7 @@ from fraud_assets.errors import LakeError, SettingError
 from fraud_assets.lake.append import CommitConflictError, commit
 from fraud_assets.lake.batches import Bounds, Pending, next_bounds, pending, rows_within
 from fraud_assets.lake.data_files import Rows, count_of, discard
-from fraud_assets.lake.positions import positions_of, stored
+from fraud_assets.lake.positions import committed_offset, positions_of
 from fraud_assets.lake.tables import Lake, add_actions, read
 from fraud_assets.registry.champion import champion_for
 from fraud_assets.registry.models import ModelVersion
@@ -162,7 +162,7 @@ def score_pending(
     features = lake.open(transaction_features)
     while True:
         handle = lake.open(fraud_predictions)
-        work = pending(features, lambda stream: stored(handle, stream), settings)  # noqa: B023
+        work = pending(features, lambda stream: committed_offset(handle, stream), settings)  # noqa: B023
         if not work.target:
             return report.ended(lake, settings, time.monotonic() - began)
         scorer = Scorer.now(lake, settings)
@@ -232,7 +232,7 @@ def score_range(
 def _unknown(versions: frozenset[str], lake: Lake) -> LakeError:
     return LakeError(
         f"Rows of {lake.uri(transaction_features)} have feature version {', '.join(sorted(versions))}, the champion "
-        f"scores version {FEATURE_VERSION}: restate their range of tx_datetime first."
+        f"scores version {FEATURE_VERSION}: recompute their range of tx_datetime first."
     )
 
 
@@ -286,7 +286,7 @@ def _score_day(lake: Lake, settings: Settings, low: datetime, high: datetime) ->
             raise _unknown(scored.other_versions, lake)
         mark = {"rescored": f"{low.isoformat()}/{high.isoformat()}", **_facts(scored, scorer.made)}
         try:
-            commit(handle, fraud_predictions, scored.rows, {}, mark, restated=where)
+            commit(handle, fraud_predictions, scored.rows, {}, mark, recomputed=where)
         except CommitConflictError:
             continue
         return scored, scorer.made
@@ -299,9 +299,9 @@ def _contained(rows: pa.Table, handle: DeltaTable) -> pa.Table:
             pc.and_,
             (
                 pc.equal(rows["topic"], stream.topic),
-                pc.equal(rows["lineage"], stream.lineage),
+                pc.equal(rows["topic_id"], stream.topic_id),
                 pc.equal(rows["partition"], stream.partition),
-                pc.less_equal(rows["offset"], stored(handle, stream)),
+                pc.less_equal(rows["offset"], committed_offset(handle, stream)),
             ),
         )
         for stream in positions_of(rows)

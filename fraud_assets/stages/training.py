@@ -231,7 +231,7 @@ def recalibrate(
     gather = gather_for(window, gather)
     newest = count(window, gather)[1]
     if newest is None:
-        raise NotEnoughDataError(f"The lake holds no features of version {FEATURE_VERSION}: restate them first.")
+        raise NotEnoughDataError(f"The lake holds no features of version {FEATURE_VERSION}: recompute them first.")
     report = _calibrated(window, newest, current.model, current, gather)
     _store(lake, settings, report)
     progress(

@@ -81,7 +81,7 @@ def landed(bodies: list[bytes | None], headers: list[Any] | None = None) -> pa.T
     count = len(bodies)
     columns = {
         "topic": ["transactions"] * count,
-        "lineage": ["a"] * count,
+        "topic_id": ["a"] * count,
         "partition": [0] * count,
         "offset": list(range(count)),
         "timestamp": [None] * count,

@@ -45,7 +45,7 @@ def raw_table(bodies: Sequence[bytes | None], ingested: datetime | list[datetime
     times = ingested if isinstance(ingested, list) else [ingested] * count
     columns = {
         "topic": ["transactions"] * count,
-        "lineage": ["a"] * count,
+        "topic_id": ["a"] * count,
         "partition": [0] * count,
         "offset": list(range(count)),
         "timestamp": times,

@@ -14,7 +14,7 @@ def rows(partitions: int = 4, topic: str = "transactions", count: int = ROWS) ->
     return pa.RecordBatch.from_pydict(
         {
             "topic": pa.array([topic] * count),
-            "lineage": pa.array(["life"] * count),
+            "topic_id": pa.array(["life"] * count),
             "partition": pa.array(numbers % partitions, pa.int32()),
             "offset": pa.array(numbers // partitions, pa.int64()),
         }

@@ -42,10 +42,10 @@ from fraud_assets.stages.features import (
     DUPLICATE,
     Batch,
     Computed,
-    RestateRange,
+    RecomputeRange,
     bounds_of,
     reach,
-    restated_mark,
+    recompute_note,
 )
 
 if TYPE_CHECKING:
@@ -83,21 +83,21 @@ def features_on(session: Session) -> Callable[[Batch], Computed]:
     return compute
 
 
-def restatement_on(session: Session) -> RestateRange:
-    """The engine for `restate`: the days of the range are written anew, with what of them lies outside as it was.
+def recompute_on(session: Session) -> RecomputeRange:
+    """The engine for `recompute`: the days of the range are written anew, with what of them lies outside as it was.
 
     Raises (when it is called):
         EngineError: a job failed; nothing of the range is committed.
     """
 
-    def restate_range(lake: Lake, settings: Settings, low: datetime, high: datetime) -> int:
+    def recompute_range(lake: Lake, settings: Settings, low: datetime, high: datetime) -> int:
         with spark_faults(settings):
-            return _restated(session(), lake, settings, low, high)
+            return _recomputed(session(), lake, settings, low, high)
 
-    return restate_range
+    return recompute_range
 
 
-def _restated(spark: SparkSession, lake: Lake, settings: Settings, low: datetime, high: datetime) -> int:
+def _recomputed(spark: SparkSession, lake: Lake, settings: Settings, low: datetime, high: datetime) -> int:
     from pyspark.sql import functions as F  # noqa: N812
 
     low, high = low.astimezone(UTC), high.astimezone(UTC)
@@ -121,7 +121,7 @@ def _restated(spark: SparkSession, lake: Lake, settings: Settings, low: datetime
             table = _windowed(spark, lake, settings, rows, history, (since, until), partial(_kept, kept=kept))
             table = table.unionByName(stored.where(~again).select(*TRANSACTION_FEATURES.names))
             written = write(table.hint("rebalance", "tx_date"), lake, transaction_features)
-        mark = restated_mark(low, high, count)
+        mark = recompute_note(low, high, count)
         held = sorted({date.fromisoformat(str(file.partition)) for file in written})
         try:
             commit(handle, transaction_features, written, {}, mark, replaced=held)

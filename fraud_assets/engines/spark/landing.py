@@ -30,6 +30,7 @@ from fraud_assets.ingest.landing import (
     Progress,
     TopicReaders,
     by_place,
+    committed_offsets,
     empty_reports,
     land_new_labels,
     land_topics,
@@ -38,14 +39,13 @@ from fraud_assets.ingest.landing import (
     never,
     note_of,
     silent,
-    stored_of,
 )
 from fraud_assets.kafka.broker import real_broker_is_named
 from fraud_assets.kafka.java_client import java_client
 from fraud_assets.lake.append import RACES, CommitConflictError, commit
 from fraud_assets.lake.data_files import discard, place_of
 from fraud_assets.lake.known_topics import LogStarts, positions_in
-from fraud_assets.lake.positions import Positions, Stream, stored
+from fraud_assets.lake.positions import Positions, SourcePartition, committed_offset
 from fraud_assets.lake.tables import Lake, unreadable
 from fraud_assets.settings import Settings
 
@@ -150,7 +150,7 @@ def _drain(
             if reports[raw_transactions.name].rows == rows_at_failure:
                 raise
             rows_at_failure = reports[raw_transactions.name].rows
-    known = stored_of(lake, raw_transactions, ends)
+    known = committed_offsets(lake, raw_transactions, ends)
     lag = {stream: max(0, end - known[stream]) for stream, end in ends.items()}
     total = reports[raw_transactions.name]
     reports[raw_transactions.name] = LandingReport(
@@ -182,9 +182,9 @@ class TopicQuery:
         self._ended = False
         self._failure: BaseException | None = None
         self._query: StreamingQuery | None = None
-        self._lineage = ""
-        self._next: dict[Stream, int] = {}
-        self._held: dict[Stream, int] = {}
+        self._topic_id = ""
+        self._next: dict[SourcePartition, int] = {}
+        self._held: dict[SourcePartition, int] = {}
 
     def run(self, *, bounded: bool, beside: Callable[[Mapping[int, int]], None] | None = None) -> None:
         """Lands batch by batch; ends after the one under way.
@@ -219,15 +219,15 @@ class TopicQuery:
                 self._plan()
             raise
 
-    def _plan(self) -> dict[Stream, int]:
+    def _plan(self) -> dict[SourcePartition, int]:
         """First offset to read of every partition; raises what keeps landing from going on."""
 
-        def held(streams: Collection[Stream], log_starts: LogStarts) -> dict[Stream, int]:
+        def held(streams: Collection[SourcePartition], log_starts: LogStarts) -> dict[SourcePartition, int]:
             self._held = positions_in(self._lake, raw_transactions, streams, log_starts)
             return self._held
 
         self._next = self._readers.transactions.first_offsets(held, self._stop)
-        self._lineage = next(iter(self._next)).lineage
+        self._topic_id = next(iter(self._next)).topic_id
         return dict(self._next)
 
     def _start(self, first: Positions, folder: Path, bounded: bool) -> StreamingQuery:
@@ -285,7 +285,7 @@ class TopicQuery:
             except BaseException as error:  # noqa: BLE001 - raised by the thread that attends to the query
                 self._failure = error
 
-    def _ends(self, number: int, folder: Path) -> dict[Stream, int]:
+    def _ends(self, number: int, folder: Path) -> dict[SourcePartition, int]:
         """The offset after the last of every partition of this batch, once it is sure that it joins on to the last."""
         begins = self._offsets(folder / (f"offsets/{number - 1}" if number else "sources/0/0"))
         ends = self._offsets(folder / f"offsets/{number}")
@@ -308,11 +308,11 @@ class TopicQuery:
             for stream, offset in self._next.items()
         }
 
-    def _offsets(self, path: Path) -> dict[Stream, int]:
+    def _offsets(self, path: Path) -> dict[SourcePartition, int]:
         """What Spark wrote of its plan; the last line is that of the source."""
         topic = self._readers.transactions.topic
         offsets = json.loads(path.read_text().splitlines()[-1]).get(topic, {})
-        return {Stream(topic, self._lineage, int(partition)): offset for partition, offset in offsets.items()}
+        return {SourcePartition(topic, self._topic_id, int(partition)): offset for partition, offset in offsets.items()}
 
     def _land(self, rows: DataFrame, ends: Positions) -> Landed:
         """Drains the labels, then lands the batch up to `ends`."""
@@ -324,7 +324,7 @@ class TopicQuery:
         begun = monotonic()
         for _ in range(RACES):
             handle = lake.open(raw_transactions)
-            held = {stream: stored(handle, stream) for stream in ends}
+            held = {stream: committed_offset(handle, stream) for stream in ends}
             # Whatever the query was given between this and its first offset, the table holds. Other offsets before
             # this batch carry no message: markers of transactions, and what compaction took.
             if any(held[stream] < known for stream, known in self._held.items()):
@@ -344,7 +344,7 @@ class TopicQuery:
             note = {"rows": written.rows, **note_of(readers.transactions.accepted)}
             try:
                 # All that was read by now was of this life of the topic, or nothing of it is landed.
-                readers.transactions.check_lineage(self._lineage)
+                readers.transactions.check_topic_id(self._topic_id)
                 commit(handle, raw_transactions, written.files or raw_transactions.schema.empty_table(), ahead, note)
             except CommitConflictError:
                 # Another lander may have landed part of it.
@@ -372,7 +372,7 @@ class TopicQuery:
             place_of(self._lake, raw_transactions),
             self._settings,
             self._readers.transactions.topic,
-            self._lineage,
+            self._topic_id,
             held,
             datetime.now(UTC),
         )
@@ -384,7 +384,7 @@ class TopicQuery:
         targets = {stream: end - 1 for stream, end in ends.items()}
         reader = self._readers.transactions
         report = land_transactions(self._lake, self._settings, reader, targets, silent, self._stop)
-        self._held = stored_of(self._lake, raw_transactions, ends)
+        self._held = committed_offsets(self._lake, raw_transactions, ends)
         if self._stop():
             raise PlanAgainError("it was stopped")
         return Landed({**reports, raw_transactions.name: report}, self._held)

@@ -68,7 +68,7 @@ class Landing:
     place: Place
     settings: Settings
     topic: str
-    lineage: str
+    topic_id: str
     held: Positions
     moment: datetime
 
@@ -97,7 +97,7 @@ class Landing:
         def rows() -> Iterator[pa.RecordBatch]:
             nonlocal size, newest
             for batch in batches:
-                messages = messages_of(batch, self.lineage)
+                messages = messages_of(batch, self.topic_id)
                 fresh = rows_after(messages, self.held)
                 if fresh.num_rows:
                     size += payload_bytes(fresh)
@@ -110,7 +110,7 @@ class Landing:
         return pa.RecordBatch.from_pylist([report], schema=_REPORT)
 
 
-def messages_of(batch: pa.RecordBatch, lineage: str) -> pa.Table:
+def messages_of(batch: pa.RecordBatch, topic_id: str) -> pa.Table:
     """Rows of Spark's Kafka source, with headers as Spark's JSON, as `MESSAGES`."""
     milliseconds = pc.divide(batch["timestamp"].cast(pa.int64()), 1000)
     has_time = pc.and_(
@@ -118,7 +118,7 @@ def messages_of(batch: pa.RecordBatch, lineage: str) -> pa.Table:
         pc.and_(pc.greater_equal(milliseconds, 0), pc.less_equal(milliseconds, LATEST)),
     )
     columns = {
-        "lineage": pa.repeat(pa.scalar(lineage, pa.string()), batch.num_rows),
+        "topic_id": pa.repeat(pa.scalar(topic_id, pa.string()), batch.num_rows),
         "timestamp": pc.if_else(has_time, batch["timestamp"], pa.scalar(None, batch["timestamp"].type)),
     }
     columns["headers"] = headers_from_text(batch["headers"])

@@ -16,7 +16,7 @@ import pyarrow as pa
 from fraud_assets.core.schema import MESSAGES
 from fraud_assets.errors import LakeError
 from fraud_assets.ingest.files.other_formats import other_format
-from fraud_assets.lake.positions import Stream
+from fraud_assets.lake.positions import SourcePartition
 from fraud_assets.settings import Settings
 
 JSON_LINES = (".jsonl", ".ndjson", ".json")
@@ -105,7 +105,7 @@ def _in_short(error: Exception) -> str:
     return " ".join(text.split())[:500].rstrip(".")
 
 
-def batches(contents: Contents, stream: Stream, known: int, settings: Settings) -> Iterator[pa.Table]:
+def batches(contents: Contents, stream: SourcePartition, known: int, settings: Settings) -> Iterator[pa.Table]:
     """The rows beyond `known` as messages of the stream, in landing batches."""
     waiting: list[pa.Table] = []
     rows = size = 0
@@ -116,7 +116,7 @@ def batches(contents: Contents, stream: Stream, known: int, settings: Settings) 
         chunk = pa.table(
             {
                 "topic": pa.repeat(pa.scalar(stream.topic), count),
-                "lineage": pa.repeat(pa.scalar(stream.lineage), count),
+                "topic_id": pa.repeat(pa.scalar(stream.topic_id), count),
                 "partition": pa.repeat(pa.scalar(stream.partition, pa.int32()), count),
                 "offset": offsets,
                 **{name: pa.nulls(count, MESSAGES.field(name).type) for name in ("timestamp", "key", "headers")},

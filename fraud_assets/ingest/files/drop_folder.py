@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fraud_assets.errors import passes
+from fraud_assets.printable import printable
 from fraud_assets.settings import Settings
-from fraud_assets.system.printable import printable
 
 REASON = ".reason.txt"
 RECEIPT = ".receipt.json"

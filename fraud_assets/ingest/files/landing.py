@@ -1,10 +1,10 @@
 """The drop folder: JSON lines, CSV and Parquet files to the landing tables, exactly once by content.
 
-A file is a stream of its own: its lineage is the SHA-256 of its content, the offset is the row number. It is
+A file is a stream of its own: its topic_id is the SHA-256 of its content, the offset is the row number. It is
 read to its end before anything of it lands, so that a file that cannot be read lands nothing. Then its labels
 land, where it has any, then its transactions, and the file moves to `processed/`.
 
-With FRAUD_PSEUDONYMISE no file is kept: a receipt takes its place, and its lineage is a keyed HMAC, so that nobody
+With FRAUD_PSEUDONYMISE no file is kept: a receipt takes its place, and its topic_id is a keyed HMAC, so that nobody
 can try out what it may have held.
 """
 
@@ -40,10 +40,10 @@ from fraud_assets.ingest.files.drop_folder import (
 from fraud_assets.ingest.files.labels import labels_of_file
 from fraud_assets.ingest.landing import Progress, append_labels, never
 from fraud_assets.lake.append import append_landed
-from fraud_assets.lake.positions import FILE_LABELS_TOPIC, FILE_TOPIC, Stream, stored
+from fraud_assets.lake.positions import FILE_LABELS_TOPIC, FILE_TOPIC, SourcePartition, committed_offset
 from fraud_assets.lake.tables import Lake
+from fraud_assets.printable import printable
 from fraud_assets.settings import Settings
-from fraud_assets.system.printable import printable
 
 _LOCK_PAUSE_SECONDS = 0.1
 
@@ -175,7 +175,7 @@ def _land_file(
     try:
         with _faults_of_reading(path):
             _check(path)
-            content = _lineage(path, settings)
+            content = _topic_id(path, settings)
             contents = examine(path, settings)
     except UnusableFile as error:
         if state_of(path) != before:
@@ -272,8 +272,8 @@ def _land_contents(
     name = name_of(path)
     labels = quarantined = rows = size = 0
     if contents.has_labels:
-        stream = Stream(FILE_LABELS_TOPIC + name, content, 0)
-        known = stored(lake.open(fraud_labels), stream)
+        stream = SourcePartition(FILE_LABELS_TOPIC + name, content, 0)
+        known = committed_offset(lake.open(fraud_labels), stream)
         for messages in batches(contents, stream, known, settings):
             batch = pseudonymise(messages, settings)
             parsed = labels_of_file(batch, settings)
@@ -282,8 +282,8 @@ def _land_contents(
             if stop():
                 return None
     if contents.has_transactions:
-        stream = Stream(FILE_TOPIC + name, content, 0)
-        known = stored(lake.open(raw_transactions), stream)
+        stream = SourcePartition(FILE_TOPIC + name, content, 0)
+        known = committed_offset(lake.open(raw_transactions), stream)
         for messages in batches(contents, stream, known, settings):
             batch = pseudonymise(messages, settings)
             rows += append_landed(lake, raw_transactions, batch, metadata={"file": name})
@@ -338,7 +338,7 @@ def _leave_receipt(path: Path, settings: Settings, landed: FileReport, content: 
     return withhold(path, settings.processed, RECEIPT, json.dumps(receipt) + "\n")
 
 
-def _lineage(path: Path, settings: Settings) -> str:
+def _topic_id(path: Path, settings: Settings) -> str:
     """What a file is known by: the SHA-256 of its content, or a keyed HMAC of that with FRAUD_PSEUDONYMISE."""
     with path.open("rb") as file:
         content = hashlib.file_digest(file, "sha256")

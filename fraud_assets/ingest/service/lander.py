@@ -14,7 +14,7 @@ from types import FrameType
 import pyarrow as pa
 
 from fraud_assets.core.schema import raw_transactions
-from fraud_assets.errors import MessagesLostError, TopicRemadeError
+from fraud_assets.errors import MessagesLostError, TopicRecreatedError
 from fraud_assets.ingest.files.landing import land_files
 from fraud_assets.ingest.landing import (
     LandingReport,
@@ -28,12 +28,12 @@ from fraud_assets.ingest.landing import (
     with_files,
 )
 from fraud_assets.ingest.service.metrics import LandingMetrics
-from fraud_assets.ingest.service.outages import Outages, land_through
-from fraud_assets.ingest.service.status import News, Say, Tell
+from fraud_assets.ingest.service.outages import Outages, run_with_retries
+from fraud_assets.ingest.service.status import Say, StatusReporter, Tell
 from fraud_assets.kafka.broker import broker_is_configured, broker_of
 from fraud_assets.kafka.topics import new_topics
 from fraud_assets.lake.known_topics import LogStarts, positions_in
-from fraud_assets.lake.positions import Positions, Stream
+from fraud_assets.lake.positions import Positions, SourcePartition
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
 
@@ -94,10 +94,10 @@ def land_forever(
         LakeError: the lake cannot be used at the start.
     """
     metrics = metrics or LandingMetrics()
-    news = News(say, tell, settings.dagster_event_seconds)
+    news = StatusReporter(say, tell, settings.dagster_event_seconds)
     outages = Outages(stop, news, metrics)
     lander = _Lander(lake, settings, stop, news, metrics, outages, consumer_group(lake, settings))
-    land_through(outages, lander, lake, settings, say)
+    run_with_retries(outages, lander, lake, settings, say)
 
 
 def consumer_group(lake: Lake, settings: Settings) -> str:
@@ -114,7 +114,7 @@ class _Lander:
     lake: Lake
     settings: Settings
     stop: threading.Event
-    news: News
+    news: StatusReporter
     metrics: LandingMetrics
     outages: Outages
     group: str
@@ -123,7 +123,7 @@ class _Lander:
     """Partitions of the transactions topic that cannot be read."""
 
     def follow(self) -> bool:
-        """Lands what comes to the topics until told to stop, or until an embedded broker was started anew."""
+        """Lands what comes to the topics until told to stop, or until an embedded broker was restarted."""
         # One batch is committed while the next is read.
         with (
             TopicReaders.of(self.settings, self.group) as readers,
@@ -145,7 +145,7 @@ class _Lander:
             self.metrics.waits(_seconds(batch["timestamp"][0]))
         # What is in hand stays in hand while the broker or the lake is away.
         if not self.outages.tried(
-            partial(self._land, readers, batch, reached), final=(MessagesLostError, TopicRemadeError)
+            partial(self._land, readers, batch, reached), final=(MessagesLostError, TopicRecreatedError)
         ):
             return False
         if reached:
@@ -166,20 +166,20 @@ class _Lander:
         self.metrics.looked()
         self.metrics.landed(reports.values())
         self.news.landed(reports)
-        self.news.goes_on("topics")
+        self.news.recovered("topics")
         return not reached or bool(reports[raw_transactions.name].offsets)
 
     def _note_unreadable(self, unreadable: Mapping[int, str]) -> None:
         """Shows partitions that cannot be read, and says each change once."""
         topic = self.settings.transactions_topic
         for partition in self.unreadable - unreadable.keys():
-            self.news.goes_on(f"{topic}/{partition}")
+            self.news.recovered(f"{topic}/{partition}")
         for partition in unreadable.keys() - self.unreadable:
             self.news.fails(f"{topic}/{partition}", unreadable[partition])
         self.unreadable = set(unreadable)
         self.metrics.cannot_read(topic, unreadable)
 
-    def _stored(self, streams: Collection[Stream], log_starts: LogStarts) -> dict[Stream, int]:
+    def _stored(self, streams: Collection[SourcePartition], log_starts: LogStarts) -> dict[SourcePartition, int]:
         return positions_in(self.lake, raw_transactions, streams, log_starts)
 
 

@@ -14,7 +14,7 @@ from fraud_assets.ingest.files.drop_folder import StuckEntries
 from fraud_assets.ingest.files.landing import land_files
 from fraud_assets.ingest.landing import empty_reports, with_files
 from fraud_assets.ingest.service.metrics import LandingMetrics
-from fraud_assets.ingest.service.status import News, Say
+from fraud_assets.ingest.service.status import Say, StatusReporter
 from fraud_assets.kafka.broker_errors import RefusedError
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
@@ -47,7 +47,7 @@ class Outages:
     """
 
     stop: threading.Event
-    news: News
+    news: StatusReporter
     metrics: LandingMetrics
     passing: tuple[type[FraudAssetsError], ...] = _PASSING
 
@@ -77,7 +77,7 @@ class Outages:
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
 
-def land_through(
+def run_with_retries(
     outages: Outages,
     lander: Lander,
     lake: Lake,
@@ -108,7 +108,7 @@ def _files_landed_beside(lake: Lake, settings: Settings, say: Say, outages: Outa
                 reports = land_files(lake, settings, say, stop.is_set, stuck)
                 shown.looked(reports, stuck.reasons)
                 news.landed(with_files(empty_reports(), reports))
-                news.goes_on("files")
+                news.recovered("files")
             # Whatever it is, messages go on, and people see it. A panic of delta-rs is no `Exception`.
             except BaseException as error:  # noqa: BLE001
                 reason = _reason_of_files(error)

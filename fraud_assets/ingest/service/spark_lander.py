@@ -13,8 +13,8 @@ from fraud_assets.errors import BrokerError, EngineError, LakeError, MessagesLos
 from fraud_assets.ingest.landing import LandingReport, TopicReaders, land_new_labels
 from fraud_assets.ingest.service.lander import consumer_group
 from fraud_assets.ingest.service.metrics import LandingMetrics
-from fraud_assets.ingest.service.outages import Outages, land_through
-from fraud_assets.ingest.service.status import News, Say, Tell
+from fraud_assets.ingest.service.outages import Outages, run_with_retries
+from fraud_assets.ingest.service.status import Say, StatusReporter, Tell
 from fraud_assets.lake.positions import NOTHING
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
@@ -48,10 +48,10 @@ def land_forever_on_spark(
         SparkEndedError: it has ended.
     """
     metrics = metrics or LandingMetrics()
-    news = News(say, tell, settings.dagster_event_seconds)
+    news = StatusReporter(say, tell, settings.dagster_event_seconds)
     outages = Outages(stop, news, metrics, (BrokerError, LakeError, EngineError))
     lander = _Lander(spark, lake, settings, stop, news, metrics, consumer_group(lake, settings))
-    land_through(outages, lander, lake, settings, say, final=(MessagesLostError, SparkEndedError))
+    run_with_retries(outages, lander, lake, settings, say, final=(MessagesLostError, SparkEndedError))
 
 
 @dataclass
@@ -60,7 +60,7 @@ class _Lander:
     lake: Lake
     settings: Settings
     stop: threading.Event
-    news: News
+    news: StatusReporter
     metrics: LandingMetrics
     group: str
     was_let_in: bool = False
@@ -97,5 +97,5 @@ class _Lander:
         self.metrics.landed(reports.values())
         self.metrics.lags(self.settings.transactions_topic, lag, self.newest)
         self.news.landed(reports)
-        self.news.goes_on("topics")
+        self.news.recovered("topics")
         self.news.tick(sum(lag.values()))

@@ -15,7 +15,7 @@ Say = Callable[[str], None]
 Tell = Callable[[dict[str, LandingReport]], None]
 
 
-class News:
+class StatusReporter:
     """Adds up what landed; safe to use from the threads of topics and of files.
 
     Args:
@@ -44,7 +44,7 @@ class News:
                 self._since_line[name] = merged(self._since_line[name], report)
                 self._untold[name] = merged(self._untold[name], report)
 
-    def goes_on(self, source: str) -> None:
+    def recovered(self, source: str) -> None:
         """Landing of a source (`topics` or `files`) works; says so where it did not."""
         with self._lock:
             trouble = self._trouble.pop(source, "")
