@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fraud_assets.core.schema import raw_transactions
-from fraud_assets.lake.tables import Lake, row_count
+from fraud_assets.lake.log import row_count
+from fraud_assets.lake.tables import Lake
 from fraud_assets.operations.setup_home import prepare_home
 from fraud_assets.settings import load_settings
 from fraud_assets.testing.apache_kafka import apache_kafka, why_not

@@ -25,7 +25,7 @@ from fraud_assets.core.schema import (
     raw_transactions,
     transaction_features,
 )
-from fraud_assets.lake.append import append_landed, commit
+from fraud_assets.lake.append import append_landed, commit_append
 from fraud_assets.lake.positions import SourcePartition
 from fraud_assets.lake.tables import Lake
 from fraud_assets.operations.maintenance import maintain_all
@@ -85,7 +85,7 @@ def fill(lake: Lake, rows: int) -> None:
                     )
             rows_of_table = pa.table({field.name: columns[field.name].cast(field.type) for field in schema})
             reached = {SourcePartition(topic, "benchmark", 0): int(offsets[-1])}
-            commit(lake.open(table), table, rows_of_table, reached)
+            commit_append(lake.open(table), table, rows_of_table, reached)
 
 
 def times(microseconds: np.ndarray) -> pa.Array:

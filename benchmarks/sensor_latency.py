@@ -19,7 +19,8 @@ import _lakes as lakes
 import micro_batch as traffic
 
 from fraud_assets.core.schema import fraud_predictions
-from fraud_assets.lake.tables import Lake, row_count
+from fraud_assets.lake.log import row_count
+from fraud_assets.lake.tables import Lake
 from fraud_assets.operations.setup_home import prepare_home
 from fraud_assets.settings import load_settings
 from fraud_assets.stages.features import process_landed

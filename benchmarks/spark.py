@@ -9,25 +9,27 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import _lakes as lakes
 import numpy as np
 import pyarrow as pa
 
 from fraud_assets.core.schema import fraud_predictions, raw_transactions, transaction_features
-from fraud_assets.engines.spark.features import features_on
-from fraud_assets.engines.spark.landing import landing_on
-from fraud_assets.engines.spark.scoring import scoring_on
+from fraud_assets.engines.choice import choose_engine
 from fraud_assets.engines.spark.session import spark_session
-from fraud_assets.ingest.landing import LandTopics, land_topics
-from fraud_assets.lake.tables import Lake, row_count
+from fraud_assets.lake.log import row_count
+from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import load_settings
 from fraud_assets.stages.features import process_landed
 from fraud_assets.stages.scoring import score_pending
 from fraud_assets.stages.training import train
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 from fraud_assets.testing.apache_kafka import apache_kafka, why_not
 
 DAYS = 60
@@ -111,56 +113,54 @@ def measure(rows: int, folder: Path) -> None:
             print(f"  landing is left out: {reason}")
         else:
             with apache_kafka(folder / "kafka", jvm=("-Xmx1g",)) as cluster:
-                measure_landing(rows, folder, cluster.bootstrap, landing_on(lambda: spark))
+                measure_landing(rows, folder, cluster.bootstrap, lambda: spark)
             shutil.rmtree(folder / "kafka")
         fill(Lake.of(base), rows)
-        for name, compute in (("DuckDB", None), ("Spark", features_on(lambda: spark))):
-            warm = load_settings(home=folder / f"warm-{name}", mlflow_tracking_uri="")
+        for name, kind in (("DuckDB", "duckdb"), ("Spark", "spark")):
+            warm = load_settings(home=folder / f"warm-{name}", mlflow_tracking_uri="", engine=kind)
+            engine = choose_engine(warm, lambda: spark)
             fill(Lake.of(warm), FEW)
-            warming = lakes.seconds(lambda: process_landed(Lake.of(warm), warm, compute=compute))  # noqa: B023
+            warming = lakes.seconds(lambda: process_landed(Lake.of(warm), warm, engine))  # noqa: B023
             print(f"  the first batch of features on {name}, of {FEW:,} rows, took {warming:.1f} s")
         features, scores = {}, {}
         for name in ("DuckDB", "Spark"):
             home = folder / "engine"
             shutil.copytree(base.home_path / "lake", home / "lake")
             # Trained once: both engines score with the same model.
-            settings = load_settings(home=home, mlflow_tracking_uri=base.mlflow_uri)
-            lake, compute, score = Lake.of(settings), None, None
-            if name == "Spark":
-                settings = settings.for_spark()
-                compute, score = features_on(lambda: spark), scoring_on(lambda: spark)
-            features[name] = lakes.seconds(lambda: process_landed(lake, settings, lakes.say, compute))  # noqa: B023
+            settings = load_settings(home=home, mlflow_tracking_uri=base.mlflow_uri, engine=name.lower())
+            lake, engine = Lake.of(settings), choose_engine(settings, lambda: spark)
+            features[name] = lakes.seconds(lambda: process_landed(lake, settings, engine))  # noqa: B023
             assert row_count(lake.open(transaction_features)) == rows
             train(lake, settings)
-            scores[name] = lakes.seconds(lambda: score_pending(lake, settings, lakes.say, score))  # noqa: B023
+            scores[name] = lakes.seconds(lambda: score_pending(lake, settings, engine))  # noqa: B023
             assert row_count(lake.open(fraud_predictions)) == rows
             shutil.rmtree(home)
     tell("features", rows, features)
     tell("scores", rows, scores)
 
 
-def measure_landing(rows: int, folder: Path, bootstrap: str, on_spark: LandTopics) -> None:
+def measure_landing(rows: int, folder: Path, bootstrap: str, session: Callable[[], SparkSession]) -> None:
     """Both landers on the same topic; Spark once before on a few messages, apart."""
 
-    def took(name: str, topic: str, count: int, land: LandTopics) -> float:
+    def took(name: str, topic: str, count: int) -> float:
         settings = load_settings(
             home=folder / "landing",
             kafka_bootstrap_servers=bootstrap,
             transactions_topic=topic,
             labels_topic=f"{topic}-labels",
+            engine="spark" if name == "Spark" else "duckdb",
         )
         lake = Lake.of(settings)
-        taken = lakes.seconds(lambda: land(lake, settings, lakes.say))
+        taken = lakes.seconds(lambda: choose_engine(settings, session).land_topics(lake))
         assert row_count(lake.open(raw_transactions)) == count, name
         shutil.rmtree(settings.home_path)
         return taken
 
     for topic, count in (("few", FEW), ("all", rows)):
         produce(bootstrap, topic, count)
-    first = took("first", "few", FEW, on_spark)
+    first = took("Spark", "few", FEW)
     print(f"  the first {FEW:,} messages on Spark took {first:.1f} s")
-    landers: dict[str, LandTopics] = {"Python": land_topics, "Spark": on_spark}
-    tell("landing", rows, {name: took(name, "all", rows, land) for name, land in landers.items()})
+    tell("landing", rows, {name: took(name, "all", rows) for name in ("Python", "Spark")})
 
 
 def tell(what: str, rows: int, taken: dict[str, float]) -> None:

@@ -20,7 +20,7 @@ COMMANDS = {
     "erase": "Remove a customer from every table and from kept files.",
     "doctor": "Check settings, broker, lake, registry and Dagster, with the fix for each fault.",
     "chaos": "Run the platform while everything goes wrong, and count every message.",
-    "demo": "SourcePartition to scored predictions in a fresh folder, with a summary.",
+    "demo": "Stream to scored predictions in a fresh folder, with a summary.",
 }
 
 
@@ -51,6 +51,9 @@ def cli() -> None:
     Example: fraud-assets broker &
              fraud-assets simulate --count 5000 & fraud-assets land
     """
+    from fraud_assets.commands.console import configure_logging
+
+    configure_logging()
 
 
 def main() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 
-from fraud_assets.ingest.landing import LandingReport
+from fraud_assets.engines.landing_report import LandingReport
 from fraud_assets.settings import Settings
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 def dagster_home(settings: Settings) -> Path | None:
@@ -17,7 +18,7 @@ def dagster_home(settings: Settings) -> Path | None:
     return home if (home / "dagster.yaml").is_file() else None
 
 
-def report_landed(settings: Settings, reports: Mapping[str, LandingReport], say: Say) -> None:
+def report_landed(settings: Settings, reports: Mapping[str, LandingReport]) -> None:
     """One materialization event per table that got rows or refused a file.
 
     What landed has landed, whether Dagster hears of it or not.
@@ -33,4 +34,4 @@ def report_landed(settings: Settings, reports: Mapping[str, LandingReport], say:
             for table, report in landed.items():
                 instance.report_runless_asset_event(dg.AssetMaterialization(table, metadata=report.metadata()))
     except Exception as error:  # noqa: BLE001 - any fault of Dagster's storage; landing must go on
-        say(f"Dagster at {home} was not told of the last rows ({type(error).__name__}: {error}).")
+        logger.warning(f"Dagster at {home} was not told of the last rows ({type(error).__name__}: {error}).")

@@ -1,5 +1,6 @@
 """What assets and sensors are given: the settings, once, and by them the lake."""
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -10,6 +11,7 @@ from fraud_assets.settings import Settings, load_settings
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+    from fraud_assets.engines.base import Engine
     from fraud_assets.lake.tables import Lake
 
 
@@ -43,6 +45,12 @@ class SparkResource(dg.ConfigurableResource):
 
     spark_config: dict[str, str] = Field(default_factory=dict)
     _session: "SparkSession | None" = PrivateAttr(default=None)
+
+    def engine(self, settings: Settings) -> "Engine":
+        """The engine that FRAUD_ENGINE names; the session starts when Spark has something to do."""
+        from fraud_assets.engines.choice import choose_engine
+
+        return choose_engine(settings, partial(self.session, settings))
 
     def session(self, settings: Settings) -> "SparkSession":
         """The session. Raises `EngineError`, `JarsError` and `SettingError`."""

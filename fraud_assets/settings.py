@@ -7,6 +7,7 @@ the README is held to this module by a test.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -34,12 +35,31 @@ RETAINED_TABLES = (
 )
 
 
-class Settings(BaseSettings):
+@dataclass(frozen=True)
+class BatchLimits:
+    """The most rows, and bytes of message bodies, that a stage takes at a time."""
+
+    rows: int
+    bytes: int
+
+
+_SOURCES = SettingsConfigDict(env_prefix="FRAUD_", env_file=".env", extra="ignore", frozen=True, populate_by_name=True)
+
+
+class LogSettings(BaseSettings):
+    """How the commands log. Apart from the other settings, so that an invalid one is logged as it should be."""
+
+    model_config = _SOURCES
+
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Format of the commands' log on standard error: `text`, or `json` with an object a line."
+    )
+
+
+class Settings(LogSettings):
     """The platform's settings; immutable. Raises `SettingError` through `load_settings`."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="FRAUD_", env_file=".env", extra="ignore", frozen=True, populate_by_name=True
-    )
+    model_config = _SOURCES
 
     home: Path = Field(
         Path(".fraud"),
@@ -539,9 +559,15 @@ class Settings(BaseSettings):
         """Where the embedded broker says how to reach it."""
         return self.home_path / "broker.json"
 
-    def for_spark(self) -> Settings:
-        """These, with batches as large as Spark takes them."""
-        return self.model_copy(update={"batch_rows": self.spark_batch_rows, "batch_bytes": self.spark_batch_bytes})
+    @property
+    def batch_limits(self) -> BatchLimits:
+        """Limits of a batch in this process."""
+        return BatchLimits(self.batch_rows, self.batch_bytes)
+
+    @property
+    def spark_batch_limits(self) -> BatchLimits:
+        """Limits of a batch on Spark."""
+        return BatchLimits(self.spark_batch_rows, self.spark_batch_bytes)
 
     def payload_field(self, field: str) -> str:
         """Name that a contract field has in the payload."""

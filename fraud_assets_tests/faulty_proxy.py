@@ -35,7 +35,7 @@ def faulty_proxy(target: str) -> Iterator[FaultyProxy]:
 
         def handle_one(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            fault = proxy.verify(self.command, self.path)
+            fault = proxy.judge(self.command, self.path)
             if fault is not None:
                 proxy.done.append((fault, self.command, self.path))
             if fault == "unavailable":

@@ -20,9 +20,10 @@ from fraud_assets.core.schema import raw_transactions
 from fraud_assets.engines.spark.session import spark_faults, spark_session
 from fraud_assets.engines.spark.tables import scan, write
 from fraud_assets.errors import FraudAssetsError
-from fraud_assets.lake.append import commit
+from fraud_assets.lake.append import commit_append
+from fraud_assets.lake.log import add_actions
 from fraud_assets.lake.positions import SourcePartition, committed_offset
-from fraud_assets.lake.tables import Lake, add_actions
+from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import load_settings
 
 STREAM = SourcePartition("transactions", "life", 0)
@@ -93,7 +94,7 @@ def main() -> None:
         written = write(frame, target, raw_transactions)
         if asked.die:
             os.kill(os.getpid(), signal.SIGKILL)
-        commit(handle, raw_transactions, written, {STREAM: committed_offset(origin, STREAM)})
+        commit_append(handle, raw_transactions, written, {STREAM: committed_offset(origin, STREAM)})
 
 
 if __name__ == "__main__":

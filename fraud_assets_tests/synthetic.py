@@ -16,7 +16,7 @@ from fraud_assets.core.schema import (
     fraud_labels,
     transaction_features,
 )
-from fraud_assets.lake.append import append_landed, commit
+from fraud_assets.lake.append import append_landed, commit_append
 from fraud_assets.lake.positions import positions_of
 from fraud_assets.lake.tables import Lake
 
@@ -52,7 +52,7 @@ def features(rows: int, *, days: float = 10.0, first_offset: int = 0, partitions
 
 def commit_features(lake: Lake, rows: pa.Table) -> None:
     """Append rows to `transaction_features`, positions too."""
-    commit(lake.open(transaction_features), transaction_features, rows, positions_of(rows))
+    commit_append(lake.open(transaction_features), transaction_features, rows, positions_of(rows))
 
 
 def commit_labels(lake: Lake, labels: Sequence[tuple[str, bool, datetime]], first_offset: int = 0) -> None:

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from fraud_assets.core.schema import FRAUD_PREDICTIONS, fraud_predictions
 from fraud_assets.doctor.alerts import check_alerts
-from fraud_assets.lake.append import commit
+from fraud_assets.lake.append import commit_append
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
 from fraud_assets.stages.alert_days import busiest_day, too_many
@@ -31,7 +31,7 @@ def commit_alerts(lake: Lake, alerts: Mapping[date, int], per_day: int = 100) ->
     columns |= {name: pa.repeat(pa.scalar(value), rows.num_rows) for name, value in constants.items()}
     columns |= {"is_alert": pa.array(flags), "scored_at": rows["ingested_at"]}
     scored = pa.table({name: columns[name] for name in FRAUD_PREDICTIONS.names})
-    commit(lake.open(fraud_predictions), fraud_predictions, scored, {})
+    commit_append(lake.open(fraud_predictions), fraud_predictions, scored, {})
 
 
 def day(number: int) -> date:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from fraud_assets.core.schema import raw_transactions
+from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.errors import BrokerError
-from fraud_assets.ingest.landing import land_topics
 from fraud_assets.kafka.broker import broker_of
 from fraud_assets.kafka.client import topic_id_of
 from fraud_assets.kafka.consumer import TopicReader
@@ -27,7 +27,7 @@ def test_what_is_produced_lands_once(apache_settings: Settings) -> None:
     assert produce((Message(topic, body, body) for body in sorted(sent)), broker, apache_settings) == 500
     lake = Lake.of(apache_settings)
     for expected in (500, 0):
-        reports = land_topics(lake, apache_settings, lambda line: None)
+        reports = land_topics(lake, apache_settings)
         assert reports["raw_transactions"].rows == expected
 
 
@@ -113,7 +113,7 @@ def test_three_nodes_lose_one_and_no_message(tmp_path: Path, make_settings) -> N
                     producer.flush()
                     cluster.kill(1)
         lake = Lake.of(settings)
-        land_topics(lake, settings, lambda line: None)
+        land_topics(lake, settings)
         landed = lake.open(raw_transactions).to_pyarrow_table(columns=["value"])["value"].to_pylist()
         assert sorted(landed) == sorted(bodies)
         cluster.start(1)

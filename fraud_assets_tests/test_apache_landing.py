@@ -18,14 +18,16 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
 from fraud_assets.core.schema import fraud_labels, raw_transactions
+from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.errors import BrokerError, MessagesLostError
-from fraud_assets.ingest.landing import land_topics
 from fraud_assets.ingest.service.lander import consumer_group, land_forever
 from fraud_assets.ingest.service.presence import landers
-from fraud_assets.lake.tables import Lake, dataset_of, row_count
+from fraud_assets.lake.log import row_count
+from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.settings import Settings
 from fraud_assets.testing.apache_kafka import Cluster, apache_kafka, why_not
 from fraud_assets_tests.conftest import MakeTopic, Start
+from fraud_assets_tests.logged import logged
 from fraud_assets_tests.topics import always_on, done, numbers, produce
 from fraud_assets_tests.waiting import until
 
@@ -56,7 +58,7 @@ def texts(first: int, last: int) -> list[str]:
 
 
 def land(lake: Lake, settings: Settings) -> int:
-    return land_topics(lake, settings, lambda _: None)["raw_transactions"].rows
+    return land_topics(lake, settings)["raw_transactions"].rows
 
 
 def following(lake: Lake, settings: Settings) -> AbstractContextManager[list[str]]:
@@ -145,11 +147,9 @@ def test_metrics_and_health_follow_an_outage(tmp_path: Path, make_settings: Call
         made = admin.create_topics([NewTopic(settings.transactions_topic, 2), NewTopic(settings.labels_topic, 1)])
         done(made)
         lake = Lake.of(settings)
-        metrics, stop, lines = LandingMetrics(), threading.Event(), list[str]()
-        thread = threading.Thread(
-            target=land_forever, args=(lake, settings, lines.append, stop), kwargs={"metrics": metrics}
-        )
-        with served(metrics, "127.0.0.1:19300") as url:
+        metrics, stop = LandingMetrics(), threading.Event()
+        thread = threading.Thread(target=land_forever, args=(lake, settings, stop), kwargs={"metrics": metrics})
+        with logged() as lines, served(metrics, "127.0.0.1:19300") as url:
             thread.start()
             try:
                 produce(settings, numbers(0, 100))
@@ -182,7 +182,7 @@ def test_metrics_and_health_follow_an_outage(tmp_path: Path, make_settings: Call
                 thread.join(60)
     outages = [line for line in lines if "No answer" in line]
     assert len(outages) == 2
-    assert "Landing of topics goes on." in lines
+    assert "Landing of topics works again." in lines
 
 
 def test_messages_below_the_log_start_stop_landing_until_they_are_given_up(

@@ -20,7 +20,7 @@ from fraud_assets.core.schema import (
 from fraud_assets.doctor.finding import Finding
 from fraud_assets.doctor.lake import check_reconciliation
 from fraud_assets.kafka.broker import Broker
-from fraud_assets.lake.append import commit
+from fraud_assets.lake.append import commit_append
 from fraud_assets.lake.batches import Bounds, pending, rows_within
 from fraud_assets.lake.positions import committed_offset
 from fraud_assets.lake.tables import Lake
@@ -29,6 +29,7 @@ from fraud_assets.stages import features as stage
 from fraud_assets.stages.features import process_landed
 from fraud_assets_tests.conftest import Send, Start
 from fraud_assets_tests.landed import bodies, land
+from fraud_assets_tests.logged import logged
 
 
 class _KilledError(BaseException):
@@ -59,7 +60,7 @@ def score(lake: Lake, settings: Settings) -> None:
         else rows["ingested_at"]
         for field in FRAUD_PREDICTIONS
     ]
-    commit(handle, fraud_predictions, pa.table(columns, names=FRAUD_PREDICTIONS.names), work.target)
+    commit_append(handle, fraud_predictions, pa.table(columns, names=FRAUD_PREDICTIONS.names), work.target)
 
 
 def worst(settings: Settings) -> Finding:
@@ -76,7 +77,7 @@ def test_commits_between_the_looks_at_two_tables(
     lake.open(fraud_predictions)
     steps = 0
     looking = False
-    open_table, real_commit = Lake.find, commit
+    open_table, real_commit = Lake.find, commit_append
 
     def killed_before_features(handle: Any, table: Table, *rest: Any, **named: Any) -> None:
         if table is transaction_features:
@@ -89,7 +90,7 @@ def test_commits_between_the_looks_at_two_tables(
             looking = False
             steps += 1
             land(lake, mixed(5, 10 * steps), first_offset=10 * steps)
-            monkeypatch.setattr(stage, "commit", killed_before_features if steps % 3 else real_commit)
+            monkeypatch.setattr(stage, "commit_append", killed_before_features if steps % 3 else real_commit)
             try:
                 process_landed(lake, settings)
                 score(lake, settings)
@@ -123,7 +124,8 @@ def test_a_running_lander_and_feature_runs(
     def run() -> None:
         try:
             while not ended.is_set():
-                process_landed(lake, settings.model_copy(update={"batch_rows": 50}), batches.append)
+                with logged(batches.append):
+                    process_landed(lake, settings.model_copy(update={"batch_rows": 50}))
                 score(lake, settings)
         except BaseException as error:
             failures.append(error)

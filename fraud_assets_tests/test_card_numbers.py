@@ -32,7 +32,7 @@ from fraud_assets.core.schema import (
     raw_transactions,
     transaction_features,
 )
-from fraud_assets.ingest.files.landing import FileReport, land_files
+from fraud_assets.ingest.files.landing import FileReport
 from fraud_assets.kafka.broker import embedded_broker
 from fraud_assets.kafka.schemas import registry
 from fraud_assets.lake.tables import Lake, dataset_of
@@ -40,6 +40,7 @@ from fraud_assets.operations.reconciliation import reconcile
 from fraud_assets.operations.setup_home import prepare_home
 from fraud_assets.settings import Settings, load_settings
 from fraud_assets_tests.conftest import sender
+from fraud_assets_tests.logged import land_logged
 
 KEY = "a key of thirty-two characters or more"
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)
@@ -250,7 +251,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
             for topic, messages in (("transactions", transactions(cards, schema)), ("fraud-labels", labels(cards))):
                 for body, key, headers in messages:
                     send(topic, [body], key=key, headers=headers)
-            files = land_files(Lake.of(settings), settings, said.append)
+            files = land_logged(Lake.of(settings), settings, said)
             _materialize(settings, STEPS if pseudonymised else STEPS[:2])
         return settings, cards, said, files
 
@@ -327,7 +328,7 @@ def test_no_card_number_is_written_anywhere(run: Run, capfd: pytest.CaptureFixtu
     }
     assert list(settings.incoming.iterdir()) == []
     drop_files(cards, settings.incoming)
-    assert [file.rows for file in land_files(lake, settings, said.append) if not file.reason] == [0, 0, 0]
+    assert [file.rows for file in land_logged(lake, settings, said) if not file.reason] == [0, 0, 0]
     assert leaks(settings.home_path, cards) == {}
 
 

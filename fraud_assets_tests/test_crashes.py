@@ -20,7 +20,7 @@ from fraud_assets.core.schema import (
     raw_transactions,
     transaction_features,
 )
-from fraud_assets.ingest.landing import land_topics
+from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.kafka.broker import broker_of
 from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.operations.maintenance import maintain_all
@@ -50,9 +50,9 @@ def die_at(module, name, call, after=False):
         return result
     setattr(module, name, deadly)
 """
-LAND = "from fraud_assets.ingest import landing\n{}\nlanding.land_topics(lake, settings, lambda line: None)"
+LAND = "from fraud_assets.engines.local import landing\n{}\nlanding.land_topics(lake, settings)"
 FEATURES = "from fraud_assets.stages import features\n{}\nfeatures.process_landed(lake, settings)"
-SCORE = "from fraud_assets.stages import scoring\n{}\nscoring.score_pending(lake, settings, lambda line: None)"
+SCORE = "from fraud_assets.stages import scoring\n{}\nscoring.score_pending(lake, settings)"
 
 
 def start(settings: Settings, code: str) -> subprocess.Popen[str]:
@@ -116,7 +116,7 @@ def assert_balanced(lake: Lake, settings: Settings) -> None:
 
 
 def test_killed_between_quarantine_and_features(produced: Settings, lake: Lake) -> None:
-    land_topics(lake, produced, print)
+    land_topics(lake, produced)
     killed(produced, FEATURES.format("die_at(features, 'commit', 2)"))
     assert positions(lake, transaction_features) == []
     assert positions(lake, quarantined_transactions) != []
@@ -127,7 +127,7 @@ def test_killed_between_quarantine_and_features(produced: Settings, lake: Lake) 
 def test_more_lands_between_the_kill_and_the_next_run(produced: Settings, lake: Lake) -> None:
     killed(produced, LAND.format("die_at(landing, 'append_landed', 2, after=True)"))
     killed(produced, FEATURES.format("die_at(features, 'commit', 2)"))
-    land_topics(lake, produced, print)
+    land_topics(lake, produced)
     process_landed(lake, produced)
     assert_balanced(lake, produced)
 
@@ -135,19 +135,19 @@ def test_more_lands_between_the_kill_and_the_next_run(produced: Settings, lake: 
 def test_killed_between_landing_commit_and_its_report(produced: Settings, lake: Lake) -> None:
     killed(produced, LAND.format("die_at(landing, 'append_landed', 3, after=True)"))
     assert 0 < len(positions(lake, raw_transactions)) < MESSAGES
-    land_topics(lake, produced, print)
+    land_topics(lake, produced)
     process_landed(lake, produced)
     assert_balanced(lake, produced)
 
 
 def test_killed_in_the_middle_of_scoring(produced: Settings, lake: Lake) -> None:
-    land_topics(lake, produced, print)
+    land_topics(lake, produced)
     process_landed(lake, produced)
-    train(lake, produced, None, None, print)
+    train(lake, produced, None, None)
     killed(produced, SCORE.format("die_at(scoring, 'commit', 2, after=True)"))
     scored = positions(lake, fraud_predictions)
     assert 0 < len(scored) < len(positions(lake, transaction_features))
-    score_pending(lake, produced, print)
+    score_pending(lake, produced)
     assert positions(lake, fraud_predictions) == positions(lake, transaction_features)
 
 
@@ -158,7 +158,7 @@ def test_two_runs_of_each_stage_at_once(produced: Settings, lake: Lake) -> None:
             _, errors = racer.communicate(timeout=60)
             assert racer.returncode == 0, errors
     assert_balanced(lake, produced)
-    train(lake, produced, None, None, print)
+    train(lake, produced, None, None)
     racers = [start(produced, SCORE.format("")) for _ in range(2)]
     for racer in racers:
         _, errors = racer.communicate(timeout=60)
@@ -169,10 +169,10 @@ def test_two_runs_of_each_stage_at_once(produced: Settings, lake: Lake) -> None:
 def test_maintenance_between_landing_and_features(produced: Settings, lake: Lake) -> None:
     """Compaction and a vacuum of everything that no version needs; no row is new afterwards."""
     eager = produced.model_copy(update={"vacuum_hours": 0})
-    land_topics(lake, produced, print)
+    land_topics(lake, produced)
     maintain_all(lake, eager)
     process_landed(lake, produced)
     maintain_all(lake, eager)
     assert process_landed(lake, produced).landed == 0
-    assert land_topics(lake, produced, print)["raw_transactions"].rows == 0
+    assert land_topics(lake, produced)["raw_transactions"].rows == 0
     assert_balanced(lake, produced)

@@ -29,11 +29,12 @@ from fraud_assets.doctor.lake import check_lake
 from fraud_assets.errors import DamagedFileError, LakeError
 from fraud_assets.ingest.files.landing import land_files
 from fraud_assets.lake.damage import refuse_incomplete_entries
-from fraud_assets.lake.data_files import place_of, read_slices, slices_of
+from fraud_assets.lake.data_files import read_slices, slices_of
 from fraud_assets.lake.duckdb_session import connect
+from fraud_assets.lake.log import add_actions, row_count
 from fraud_assets.lake.positions import SourcePartition, committed_offset
 from fraud_assets.lake.scan import register
-from fraud_assets.lake.tables import Lake, add_actions, read, row_count
+from fraud_assets.lake.tables import Lake, read
 from fraud_assets.operations.erasure import erase
 from fraud_assets.operations.maintenance import maintain
 from fraud_assets.settings import Settings
@@ -277,7 +278,7 @@ def in_duckdb(lake: Lake, settings: Settings) -> None:
 
 
 def by_slices(lake: Lake, settings: Settings) -> None:
-    handle, place = lake.open(raw_transactions), place_of(lake, raw_transactions)
+    handle, place = lake.open(raw_transactions), lake.location(raw_transactions)
     slices = slices_of(handle, add_actions(handle)["path"].to_pylist(), raw_transactions)
     list(read_slices(place, slices, raw_transactions.schema, raw_transactions.partition_by))
 
@@ -419,15 +420,15 @@ def test_a_kept_file_lands_again_after_its_commit_was_lost(settings: Settings, l
     settings.incoming.mkdir(parents=True)
     for name, first in (("a", 0), ("b", 5)):
         (settings.incoming / f"{name}.jsonl").write_bytes(b"\n".join(bodies(5, first_id=first)))
-        land_files(lake, settings, print)
+        land_files(lake, settings)
     process_landed(lake, settings)
     entry(log_of(lake), lake.open(raw_transactions).version()).write_bytes(b"")
     kept = next(settings.processed.rglob("b.jsonl*"))
     shutil.move(kept, settings.incoming / "b.jsonl")
     with pytest.raises(DamagedFileError):
-        land_files(lake, settings, print)
+        land_files(lake, settings)
     max(log_of(lake).glob("*.json")).unlink()
-    land_files(lake, settings, print)
+    land_files(lake, settings)
     process_landed(lake, settings)
     assert row_count(lake.open(raw_transactions)) == 10
     assert row_count(lake.open(transaction_features)) == 10

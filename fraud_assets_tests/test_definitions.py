@@ -16,7 +16,8 @@ import pytest
 from fraud_assets.core.schema import fraud_labels, quarantined_transactions, raw_transactions, transaction_features
 from fraud_assets.definitions import build_defs, defs
 from fraud_assets.kafka.broker import Broker
-from fraud_assets.lake.tables import Lake, row_count
+from fraud_assets.lake.log import row_count
+from fraud_assets.lake.tables import Lake
 from fraud_assets.operations.setup_home import prepare_home
 from fraud_assets.resources import PlatformResource, SparkResource
 from fraud_assets.settings import Settings

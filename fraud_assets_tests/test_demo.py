@@ -32,7 +32,7 @@ def stop(*arguments, **named):
     os.kill(os.getpid(), NUMBER)
     raise AssertionError("the signal was not taken")
 
-landing.land_everything = stop
+landing.land_once = stop
 cli.main()
 """
 """A command line whose landing step gets a signal."""

@@ -26,11 +26,11 @@ from fraud_assets.doctor.lake import check_lake, check_quarantine, check_reconci
 from fraud_assets.doctor.orchestrator import check_dagster
 from fraud_assets.doctor.spark import check_spark
 from fraud_assets.doctor.stream import check_broker, check_landers, check_schema_registry
+from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.ingest.files.landing import land_files
-from fraud_assets.ingest.landing import land_topics, silent
 from fraud_assets.ingest.service.presence import presence
 from fraud_assets.kafka.broker import Broker
-from fraud_assets.lake.append import commit
+from fraud_assets.lake.append import commit_append
 from fraud_assets.lake.positions import SourcePartition
 from fraud_assets.lake.tables import Lake
 from fraud_assets.operations.setup_home import prepare_home
@@ -87,7 +87,7 @@ def test_a_healthy_platform_has_exit_code_0(
     settings = make_settings(train_min_rows=50, train_trees=5)
     send("transactions", bodies(80))
     send("fraud-labels", [b'{"transaction_id": 1, "is_fraud": 1, "labelled_at": "2026-01-02T00:00:00Z"}'])
-    land_topics(lake, settings, lambda line: None)
+    land_topics(lake, settings)
     process_landed(lake, settings)
     train(lake, settings)
     score_pending(lake, settings)
@@ -211,9 +211,9 @@ def test_messages_that_the_broker_has_dropped(settings: Settings, lake: Lake, br
 def test_messages_that_the_broker_has_lost(settings: Settings, lake: Lake, broker: Broker, send: Send) -> None:
     """As after a restore of the broker from an old copy."""
     send("transactions", bodies(5), partition=0)
-    land_topics(lake, settings, lambda line: None)
+    land_topics(lake, settings)
     stream = SourcePartition("transactions", str(broker.topic_id), 0)
-    commit(lake.open(raw_transactions), raw_transactions, raw_transactions.schema.empty_table(), {stream: 50})
+    commit_append(lake.open(raw_transactions), raw_transactions, raw_transactions.schema.empty_table(), {stream: 50})
     assert_broken(check_broker(settings), "topic transactions", "broker has lost", "partitions 0")
 
 
@@ -261,7 +261,7 @@ def test_a_drop_folder_that_needs_a_person(settings: Settings, lake: Lake) -> No
     assert [finding.state for finding in check_files(settings)] == ["OK"]
     (settings.incoming / "folder").mkdir(parents=True)
     (settings.incoming / "loop\n.csv").symlink_to("loop\n.csv")
-    assert land_files(lake, settings, silent)
+    assert land_files(lake, settings)
     old = settings.incoming / "old.jsonl"
     old.write_text("{}\n")
     os.utime(old, (0, 0))

@@ -22,11 +22,13 @@ from fraud_assets.errors import LakeError, SettingError
 from fraud_assets.ingest.files import landing as files
 from fraud_assets.ingest.files.drop_folder import StuckEntries, waiting_entries
 from fraud_assets.ingest.files.landing import FileReport, land_files, waiting_files
-from fraud_assets.lake.tables import Lake, row_count
+from fraud_assets.lake.log import row_count
+from fraud_assets.lake.tables import Lake
 from fraud_assets.operations.kept_files import rows_in_files
 from fraud_assets.printable import printable
 from fraud_assets.settings import CONTRACT_FIELDS, Settings
-from fraud_assets_tests.test_files import drop, land, rows_of, silent
+from fraud_assets_tests.logged import land_logged
+from fraud_assets_tests.test_files import drop, land, rows_of
 
 GOOD = '{"n": 1}\n'
 KEY = "k" * 32
@@ -140,21 +142,21 @@ def test_a_dropped_folder_is_reported_once_with_the_remedy(settings: Settings, l
     (folder / "_SUCCESS").touch()
     said: list[str] = []
     stuck = StuckEntries()
-    told, landed = land_files(lake, settings, said.append, stuck=stuck)
+    told, landed = land_logged(lake, settings, said, stuck)
     assert told.moved_to is None
     assert landed.rows == 1
     assert said[0] == (
         "scores.parquet is a folder, and only files are landed. Move the files out of the folder into "
         f"{incoming}, then remove the folder."
     )
-    assert land_files(lake, settings, said.append, stuck=stuck) == []
+    assert land_logged(lake, settings, said, stuck) == []
     assert len(said) == 2
     assert stuck.reasons == {"scores.parquet": said[0]}
     # As the remedy says.
     (folder / "part-0.jsonl").rename(incoming / "part-0.jsonl")
     (folder / "_SUCCESS").unlink()
     folder.rmdir()
-    assert [report.name for report in land_files(lake, settings, said.append, stuck=stuck)] == ["part-0.jsonl"]
+    assert [report.name for report in land_logged(lake, settings, said, stuck)] == ["part-0.jsonl"]
     assert stuck.reasons == {}
 
 
@@ -170,26 +172,24 @@ def test_a_file_that_cannot_be_moved_stays_and_the_others_go_on(
     stuck = StuckEntries(lambda: now[0])
     tried: list[str] = []
     failing(monkeypatch, files, "_topic_id", AssertionError(), lambda path, *_: bool(tried.append(path.name)))
-    refused, landed = land_files(lake, settings, silent, stuck=stuck)
+    refused, landed = land_files(lake, settings, stuck=stuck)
     assert landed.rows == 1
     assert refused.moved_to is None
     assert f"cannot be moved to {settings.failed} (File exists)" in refused.reason
     assert list(stuck.reasons) == ["a.xlsx"]
     # It is tried again after a pause that grows to a minute, and said no more; what comes meanwhile lands at once.
     drop(settings, "b.jsonl", GOOD)
-    assert [report.name for report in land_files(lake, settings, silent, stuck=stuck)] == ["b.jsonl"]
+    assert [report.name for report in land_files(lake, settings, stuck=stuck)] == ["b.jsonl"]
     for pause in (5, 10, 20, 40, 60, 60):
         now[0] += pause - 1
-        land_files(lake, settings, silent, stuck=stuck)
+        land_files(lake, settings, stuck=stuck)
         tried.clear()
         now[0] += 1
-        assert land_files(lake, settings, silent, stuck=stuck) == []
+        assert land_files(lake, settings, stuck=stuck) == []
         assert tried == ["a.xlsx"]
     settings.failed.unlink()
     now[0] += 60
-    assert [report.moved_to for report in land_files(lake, settings, silent, stuck=stuck)] == [
-        settings.failed / "a.xlsx"
-    ]
+    assert [report.moved_to for report in land_files(lake, settings, stuck=stuck)] == [settings.failed / "a.xlsx"]
     assert stuck.reasons == {}
 
 
@@ -198,11 +198,11 @@ def test_a_landed_file_that_cannot_be_moved_does_not_land_again(settings: Settin
     said: list[str] = []
     now = [0.0]
     stuck = StuckEntries(lambda: now[0])
-    (report,) = land_files(lake, settings, said.append, stuck=stuck)
+    (report,) = land_logged(lake, settings, said, stuck)
     assert (report.rows, report.moved_to) == (1, None)
     assert "will not land again" in report.reason
     now[0] += 5
-    assert land_files(lake, settings, said.append, stuck=stuck) == []
+    assert land_logged(lake, settings, said, stuck) == []
     assert len(said) == 1
     settings.processed.unlink()
     (report,) = land(lake, settings)
@@ -214,7 +214,7 @@ def test_a_file_that_changes_is_tried_at_once(settings: Settings, lake: Lake, in
     path = drop(settings, "a.xlsx", "x")
     settings.failed.write_text("no folder")
     stuck = StuckEntries(lambda: 0.0)
-    land_files(lake, settings, silent, stuck=stuck)
+    land_files(lake, settings, stuck=stuck)
     assert not stuck.is_due(path)
     path.write_text("other")
     assert stuck.is_due(path)
@@ -315,7 +315,7 @@ def test_names_are_escaped_wherever_they_are_said(settings: Settings, lake: Lake
         Path(os.fsdecode(named + suffix)).write_text(GOOD)
     Path(os.fsdecode(named)).mkdir()
     said: list[str] = []
-    reports = land_files(lake, settings, said.append)
+    reports = land_logged(lake, settings, said)
     assert sorted(report.name for report in reports) == [
         r"\x1b[31m\xff\n",
         r"\x1b[31m\xff\n.jsonl",
@@ -370,7 +370,7 @@ def test_pseudonymised_a_damaged_file_is_removed(make_settings: Callable[..., Se
     (settings.incoming / "pages.parquet").write_bytes(whole[:2_000] + bytes(2_000) + whole[4_000:])
     (settings.incoming / "footer.parquet").write_bytes(whole[:-300] + bytes(200) + whole[-100:])
     (settings.incoming / "cut.parquet").write_bytes(whole[: len(whole) // 2])
-    reports = land_files(lake, settings, silent)
+    reports = land_files(lake, settings)
     assert [report.rows for report in reports] == [0, 0, 0]
     assert names_in(settings.incoming) == []
     assert names_in(settings.failed) == [f"{name}.parquet.reason.txt" for name in ("cut", "footer", "pages")]

@@ -25,11 +25,12 @@ from fraud_assets.core.schema import (
     raw_transactions,
     transaction_features,
 )
-from fraud_assets.ingest.landing import append_labels
-from fraud_assets.lake.append import append_landed, commit
+from fraud_assets.engines.landing_tables import append_labels
+from fraud_assets.lake.append import append_landed, commit_append
 from fraud_assets.lake.batches import pending
+from fraud_assets.lake.log import row_count
 from fraud_assets.lake.positions import SourcePartition, committed_offset, positions_of
-from fraud_assets.lake.tables import Lake, dataset_of, row_count
+from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.operations.erasure import ERASED_TABLES, erase, holdings
 from fraud_assets.operations.maintenance import maintain_all
 from fraud_assets.operations.quarantine import Selection, retry
@@ -54,7 +55,7 @@ def score_all(lake: Lake) -> None:
     columns |= {name: pa.repeat(pa.scalar(value), features.num_rows) for name, value in constants.items()}
     columns["scored_at"] = features["ingested_at"]
     rows = pa.table({name: columns[name] for name in FRAUD_PREDICTIONS.names})
-    commit(lake.open(fraud_predictions), fraud_predictions, rows, positions_of(rows))
+    commit_append(lake.open(fraud_predictions), fraud_predictions, rows, positions_of(rows))
 
 
 def label(transaction: int | str, flag: str = "1") -> bytes:

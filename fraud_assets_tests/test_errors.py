@@ -17,7 +17,8 @@ import pytest
 from fraud_assets.core.schema import raw_transactions
 from fraud_assets.errors import LakeError
 from fraud_assets.lake.duckdb_session import connect
-from fraud_assets.lake.tables import Lake, row_count
+from fraud_assets.lake.log import row_count
+from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import load_settings
 from fraud_assets_tests.landed import land
 

@@ -21,10 +21,11 @@ from fraud_assets.core.schema import (
 from fraud_assets.errors import SettingError
 from fraud_assets.lake.append import append_landed
 from fraud_assets.lake.batches import Bounds, next_bounds, pending, rows_within
+from fraud_assets.lake.log import row_count
 from fraud_assets.lake.positions import committed_offset
-from fraud_assets.lake.tables import Lake, dataset_of, row_count
+from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.operations.reconciliation import reconcile
-from fraud_assets.settings import Settings
+from fraud_assets.settings import BatchLimits, Settings
 from fraud_assets.stages.features import process_landed, recompute
 from fraud_assets_tests.landed import land
 
@@ -192,17 +193,17 @@ def test_a_setting_changed_between_kill_and_retry_loses_nothing(
     strict = settings.model_copy(update={"max_body_bytes": 200})
     from fraud_assets.stages import features as stage
 
-    real = stage.commit
+    real = stage.commit_append
 
     def dies_at_features(handle: Any, table: Any, *rest: Any, **named: Any) -> None:
         if table is transaction_features:
             raise KeyboardInterrupt
         real(handle, table, *rest, **named)
 
-    monkeypatch.setattr(stage, "commit", dies_at_features)
+    monkeypatch.setattr(stage, "commit_append", dies_at_features)
     with pytest.raises(KeyboardInterrupt):
         process_landed(lake, strict)
-    monkeypatch.setattr(stage, "commit", real)
+    monkeypatch.setattr(stage, "commit_append", real)
     quarantined = row_count(lake.open(quarantined_transactions))
     assert 0 < quarantined < 20
     assert reconcile(lake, settings)["waiting"] == 20
@@ -224,7 +225,7 @@ def test_a_batch_is_bounded_by_bytes(settings: Settings, lake: Lake) -> None:
     features, taken = lake.open(transaction_features), list[tuple[int, int]]()
     known: dict[Any, int] = {}
     while (work := pending(lake.open(raw_transactions), lambda s: known.get(s, -1), limited)).target:  # noqa: B023
-        bounds = next_bounds(work, limited)
+        bounds = next_bounds(work, limited, limited.batch_limits)
         rows = rows_within(work, bounds, limited)
         total = sum(map(len, rows["value"].to_pylist()))
         assert 0 < total <= 2_000 or rows.num_rows == 1
@@ -234,7 +235,7 @@ def test_a_batch_is_bounded_by_bytes(settings: Settings, lake: Lake) -> None:
         taken += zip(rows["partition"].to_pylist(), rows["offset"].to_pylist(), strict=True)
         known |= bounds.target
     everything = pending(lake.open(raw_transactions), lambda s: -1, settings)
-    ordered = rows_within(everything, next_bounds(everything, settings), settings)
+    ordered = rows_within(everything, next_bounds(everything, settings, settings.batch_limits), settings)
     assert taken == list(zip(ordered["partition"].to_pylist(), ordered["offset"].to_pylist(), strict=True))
     assert len(taken) == len(values)
     assert row_count(features) == 0
@@ -257,7 +258,7 @@ def test_a_batch_reads_the_bodies_of_its_own_files_only(
         real(connection, name, handle, files)
 
     monkeypatch.setattr(batches, "register", counted)
-    bounds = next_bounds(work, settings.model_copy(update={"batch_bytes": 30_000}))
+    bounds = next_bounds(work, settings, BatchLimits(500_000, 30_000))
     assert list(bounds.target.values()) == [6]
     # Two files for the lengths, and all of them for the positions, which take little.
     assert groups == [1, 1, 10]

@@ -44,7 +44,7 @@ def drop(settings: Settings, name: str, content: str | bytes) -> Path:
 
 
 def land(lake: Lake, settings: Settings) -> list[FileReport]:
-    return land_files(lake, settings, silent)
+    return land_files(lake, settings)
 
 
 def rows_of(lake: Lake, table: Table) -> list[dict[str, Any]]:

@@ -31,8 +31,9 @@ from hypothesis import strategies as st
 
 from fraud_assets.core.bodies import WITHHELD, Rejected, json_object
 from fraud_assets.core.formats import Decoder, SchemaId, WriterSchema
-from fraud_assets.core.parsing import REASONS, parse_labels, parse_transactions
+from fraud_assets.core.parsing import parse_labels, parse_transactions
 from fraud_assets.core.pseudonyms import keyed_hmac, pseudonymise
+from fraud_assets.core.quarantine_reasons import REASONS
 from fraud_assets.core.schema import (
     DERIVED_FEATURES,
     Table,
@@ -42,8 +43,8 @@ from fraud_assets.core.schema import (
     raw_transactions,
     transaction_features,
 )
+from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.ingest.files.contents import JSON_LINES
-from fraud_assets.ingest.landing import land_topics
 from fraud_assets.kafka.broker import Broker, broker_of, embedded_broker
 from fraud_assets.kafka.schemas import registry
 from fraud_assets.lake.tables import Lake, dataset_of
@@ -301,7 +302,7 @@ def flow(
         sent[1].update(produce(broker, settings.labels_topic, islice(labels, max(each // 10, 20)), partitions))
         sent[0].update(produce(broker, settings.transactions_topic, islice(messages, each), partitions))
         begun = monotonic()
-        land_topics(lake, settings, silent)
+        land_topics(lake, settings)
         process_landed(lake, settings)
         seconds += monotonic() - begun
         if scored and not trained:
@@ -390,7 +391,7 @@ def test_times_beyond_the_calendar_land_without_time(settings: Settings, lake: L
     times = [1_704_067_200_000, 253_402_300_799_999, 253_402_300_800_000, 1_704_067_200_000_000_000, 2**63 - 1]
     produce(broker, "transactions", [Sent(b"{}", time=time) for time in times], 1)
     produce(broker, "fraud-labels", [Sent(b"{}")], 1)
-    land_topics(lake, settings, silent)
+    land_topics(lake, settings)
     rows = sorted(rows_of(lake, raw_transactions), key=at)
     assert [row["timestamp"] for row in rows] == [
         datetime(2024, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, 999000, UTC), None, None, None
@@ -430,7 +431,7 @@ def test_a_header_that_cannot_be_read_stops_nothing(settings: Settings, lake: La
     produce_with_header(broker, "transactions", b"\xff\xfe")
     send("transactions", [b"{}"] * 200, headers=[("a", b"1")])
     send("fraud-labels", [b"{}"])
-    assert land_topics(lake, settings, silent)["raw_transactions"].rows == 401
+    assert land_topics(lake, settings)["raw_transactions"].rows == 401
     rows = rows_of(lake, raw_transactions)
     found = {header["key"]: header["value"] for row in rows for header in row["headers"]}
     assert found == {"a": b"1", "fraud_assets.unreadable_headers": None}
@@ -445,7 +446,7 @@ from fraud_assets.ingest.files.landing import land_files
 from fraud_assets.settings import load_settings
 
 settings = load_settings(_env_file=None)
-land_files(Lake.of(settings), settings, print)
+land_files(Lake.of(settings), settings)
 """
 """In a process of its own, so that a crash of native code is seen and ends no other test."""
 

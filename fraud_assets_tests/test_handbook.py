@@ -18,9 +18,9 @@ from click.testing import CliRunner
 from fraud_assets.commands.evaluate import command as evaluate
 from fraud_assets.core.features import history_days
 from fraud_assets.core.schema import DERIVED_FEATURES, fraud_labels, raw_transactions, transaction_features
-from fraud_assets.engines.spark.features import features_on
-from fraud_assets.ingest.landing import land_everything
-from fraud_assets.lake.duckdb_session import compute_windows
+from fraud_assets.engines.local.windows import compute_windows
+from fraud_assets.engines.spark.engine import SparkEngine
+from fraud_assets.ingest.landing import land_once
 from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.operations.reconciliation import reconcile
 from fraud_assets.settings import Settings, load_settings
@@ -49,8 +49,8 @@ def handbook(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Setting
     for file in files:
         shutil.copyfile(file, settings.incoming / file.name)
     lake = Lake.of(settings)
-    land_everything(lake, settings, print, topics=False)
-    process_landed(lake, settings, print)
+    land_once(lake, settings, topics=False)
+    process_landed(lake, settings)
     yield settings, lake
     shutil.rmtree(home)
 
@@ -87,7 +87,7 @@ def test_on_spark(handbook: tuple[Settings, Lake], book: pa.Table, spark: SparkS
     other = Lake(str(tmp_path / "lake"))
     for table in (raw_transactions, fraud_labels):
         shutil.copytree(lake.uri(table), other.uri(table))
-    process_landed(other, settings, print, features_on(lambda: spark))
+    process_landed(other, settings, SparkEngine(settings, lambda: spark))
     columns = ["transaction_id", *DERIVED_FEATURES]
     mine, theirs = (
         dataset_of(each.open(transaction_features)).to_table(columns=columns).sort_by("transaction_id")

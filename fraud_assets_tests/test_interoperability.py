@@ -17,9 +17,10 @@ import pytest
 from fraud_assets.core.schema import HEADERS, TABLES, TIME, Table, raw_transactions
 from fraud_assets.engines.spark.tables import scan, write
 from fraud_assets.errors import JarsError
-from fraud_assets.lake.append import append_landed, commit
+from fraud_assets.lake.append import append_landed, commit_append
+from fraud_assets.lake.log import add_actions
 from fraud_assets.lake.positions import SourcePartition, committed_offset
-from fraud_assets.lake.tables import Lake, add_actions, read
+from fraud_assets.lake.tables import Lake, read
 from fraud_assets.operations.maintenance import maintain
 from fraud_assets.settings import Settings
 from fraud_assets.system.java import jars_of
@@ -99,9 +100,9 @@ def lakes(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> dict
     made = {engine: Lake(str(folder / engine)) for engine in ("process", "spark")}
     for table in TABLES:
         rows = rows_of(table)
-        commit(made["process"].open(table), table, rows, {STREAM: ROWS - 1})
+        commit_append(made["process"].open(table), table, rows, {STREAM: ROWS - 1})
         frame = spark.createDataFrame(rows).repartition(2)
-        commit(made["spark"].open(table), table, write(frame, made["spark"], table), {STREAM: ROWS - 1})
+        commit_append(made["spark"].open(table), table, write(frame, made["spark"], table), {STREAM: ROWS - 1})
     return made
 
 

@@ -13,15 +13,17 @@ from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
 from fraud_assets.core.schema import Table, fraud_labels, raw_transactions
 from fraud_assets.doctor.stream import check_broker
+from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.errors import BrokerError, MessagesLostError
-from fraud_assets.ingest.landing import land_everything, land_topics
+from fraud_assets.ingest.landing import land_once
 from fraud_assets.ingest.service.lander import land_forever
 from fraud_assets.kafka.broker import broker_of
 from fraud_assets.kafka.client import topic_id_of
 from fraud_assets.lake.append import append_landed
 from fraud_assets.lake.known_topics import is_known, positions_in
+from fraud_assets.lake.log import row_count
 from fraud_assets.lake.positions import NOTHING, SourcePartition, committed_offset
-from fraud_assets.lake.tables import Lake, row_count
+from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
 from fraud_assets.stages.features import process_landed
 from fraud_assets.testing.apache_kafka import Cluster
@@ -44,7 +46,7 @@ def admin(apache: Cluster) -> AdminClient:
 
 
 def land(lake: Lake, settings: Settings, table: Table = raw_transactions) -> int:
-    return land_topics(lake, settings, lambda _: None)[table.name].rows
+    return land_topics(lake, settings)[table.name].rows
 
 
 def expire(admin: AdminClient, topic: str, partition: int, before: int) -> None:
@@ -200,7 +202,7 @@ def test_a_missing_topic_is_an_error_of_landing_once_and_of_the_asset(
 ) -> None:
     missing = settings.model_copy(update={field: "no-such-topic"})
     with pytest.raises(BrokerError, match=f"'no-such-topic' does not exist.*FRAUD_{field.upper()}"):
-        land_everything(lake, missing, lambda _: None)
+        land_once(lake, missing)
 
 
 @pytest.fixture

@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 import os
 import signal
-import threading
 from collections.abc import Callable
 
 import dagster as dg
 from deltalake import DeltaTable
 
 from fraud_assets.core.schema import raw_transactions
-from fraud_assets.ingest.landing import land_topics
-from fraud_assets.ingest.service.lander import land_once
+from fraud_assets.engines.local.landing import land_topics
+from fraud_assets.ingest.landing import land_once
 from fraud_assets.ingest.service.presence import lander_is_running, landers, presence
 from fraud_assets.kafka.broker import Broker, embedded_broker
-from fraud_assets.lake.tables import Lake, dataset_of, row_count
+from fraud_assets.lake.log import row_count
+from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.operations.setup_home import prepare_home
 from fraud_assets.settings import Settings
 from fraud_assets_tests.conftest import Start, sender
+from fraud_assets_tests.logged import logged
 from fraud_assets_tests.waiting import until
 
 Send = Callable[..., None]
@@ -75,7 +76,7 @@ def test_sigkill_between_commits_loses_and_repeats_nothing(
     landed = count(lake)
     assert 0 < landed < 5000
     assert not lander_is_running(settings)
-    assert land_topics(lake, settings, lambda _: None)["raw_transactions"].rows == 5000 - landed
+    assert land_topics(lake, settings)["raw_transactions"].rows == 5000 - landed
     values = dataset_of(lake.open(raw_transactions)).to_table()["value"].to_pylist()
     assert sorted(map(int, values)) == list(range(5000))
 
@@ -109,15 +110,15 @@ def test_once_without_a_broker_is_one_sentence(start: Start) -> None:
 def test_once_says_which_topic_the_embedded_broker_did_not_have(
     settings: Settings, lake: Lake, broker: Broker, send: Send
 ) -> None:
-    lines: list[str] = []
     misspelled = settings.model_copy(update={"transactions_topic": "transactoins"})
     send(settings.labels_topic, [b"{}"])
-    land_once(lake, misspelled, lines.append, threading.Event())
+    with logged() as lines:
+        land_once(lake, misspelled)
     assert len(lines) == 1
     assert lines[0].startswith("Topic 'transactoins' did not exist at the embedded broker")
     assert "FRAUD_TRANSACTIONS_TOPIC" in lines[0]
-    lines.clear()
-    land_once(lake, misspelled, lines.append, threading.Event())
+    with logged() as lines:
+        land_once(lake, misspelled)
     assert lines == []
 
 

@@ -20,10 +20,10 @@ import pytest
 import trustme
 
 from fraud_assets.core.schema import raw_transactions
+from fraud_assets.engines.landing_report import LandingReport
 from fraud_assets.errors import BrokerError, DiskError
 from fraud_assets.ingest.files.drop_folder import StuckEntries
 from fraud_assets.ingest.files.landing import land_files
-from fraud_assets.ingest.landing import LandingReport
 from fraud_assets.ingest.service import outages
 from fraud_assets.ingest.service.bounded_server import BoundedServer
 from fraud_assets.ingest.service.lander import land_forever
@@ -31,7 +31,8 @@ from fraud_assets.ingest.service.metrics import LandingMetrics, served
 from fraud_assets.ingest.service.presence import landers
 from fraud_assets.kafka.broker import broker_of, embedded_broker
 from fraud_assets.kafka.connection import checked, connection
-from fraud_assets.lake.tables import Lake, row_count
+from fraud_assets.lake.log import row_count
+from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
 from fraud_assets_tests.conftest import Send, Start, sender
 from fraud_assets_tests.test_files import drop
@@ -73,7 +74,7 @@ def test_health_and_metrics_show_the_drop_folder_while_topics_land(
     metrics, told = LandingMetrics(), list[dict[str, LandingReport]]()
     with (
         served(metrics, "127.0.0.1:0") as url,
-        always_on(partial(land_forever, lake, settings, metrics=metrics, tell=told.append)) as said,
+        always_on(partial(land_forever, lake, settings, metrics=metrics, on_report=told.append)) as said,
     ):
         until(lambda: rows(lake) == 2 and health(url)["files"]["failed"] == 1)
         until(lambda: "fraud_files_landed_total 1.0" in ask(f"{url}/metrics")[1])
@@ -261,7 +262,7 @@ def test_stuck_entries_are_shown_until_they_are_gone(settings: Settings, lake: L
     settings.failed.write_text("no folder")
 
     def look() -> dict[str, Any]:
-        metrics.files.looked(land_files(lake, settings, lambda _: None, stuck=stuck), stuck.reasons)
+        metrics.files.looked(land_files(lake, settings, stuck=stuck), stuck.reasons)
         return metrics.health()
 
     assert look()["status"] == "degraded"

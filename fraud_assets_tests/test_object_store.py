@@ -32,8 +32,9 @@ from fraud_assets.core.schema import (
 from fraud_assets.errors import LakeError, SettingError
 from fraud_assets.kafka.broker import embedded_broker
 from fraud_assets.lake.append import append_landed
+from fraud_assets.lake.log import row_count
 from fraud_assets.lake.storage import storage_options, store_fault
-from fraud_assets.lake.tables import Lake, read, row_count
+from fraud_assets.lake.tables import Lake, read
 from fraud_assets.operations.maintenance import maintain_all
 from fraud_assets.operations.reconciliation import alerts, reconcile
 from fraud_assets.settings import Settings, load_settings

@@ -22,8 +22,8 @@ from fraud_assets.core.schema import (
     raw_transactions,
     transaction_features,
 )
+from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.errors import LakeError
-from fraud_assets.ingest.landing import land_topics
 from fraud_assets.kafka.broker import embedded_broker
 from fraud_assets.lake.tables import Lake
 from fraud_assets.operations.reconciliation import reconcile
@@ -47,13 +47,13 @@ import sys, time
 from fraud_assets.errors import FraudAssetsError
 from fraud_assets.lake.tables import Lake
 from fraud_assets.stages.features import process_landed
-from fraud_assets.ingest.landing import land_topics
+from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.settings import load_settings
 settings = load_settings(batch_rows=700, land_batch_rows=300, lake_timeout_seconds=2)
 lake = Lake.of(settings)
 while True:
     try:
-        land_topics(lake, settings, print) if sys.argv[1] == "land" else process_landed(lake, settings)
+        land_topics(lake, settings) if sys.argv[1] == "land" else process_landed(lake, settings)
     except FraudAssetsError as error:
         print(error, file=sys.stderr)
     time.sleep(0.05)
@@ -130,7 +130,7 @@ def test_minutes_of_kills(tmp_path: Path, make_settings: Callable[..., Settings]
                     process.kill()
                     process.wait()
                 log.close()
-            land_topics(lake, settings, print)
+            land_topics(lake, settings)
             process_landed(lake, settings)
         landed = positions(lake, raw_transactions)
         assert len(landed) == len(set(landed)) == MESSAGES
@@ -140,8 +140,8 @@ def test_minutes_of_kills(tmp_path: Path, make_settings: Callable[..., Settings]
         assert kills["store"] >= 3
         assert kills["process"] >= 20
         print(json.dumps({**totals, **kills, "versions": lake.versions()}))
-        train(lake, settings, None, None, print)
-        score_pending(lake, settings, print)
+        train(lake, settings, None, None)
+        score_pending(lake, settings)
         assert positions(lake, fraud_predictions) == positions(lake, transaction_features)
         store.kill()
         with pytest.raises(LakeError):

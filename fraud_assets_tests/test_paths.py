@@ -11,10 +11,11 @@ from sqlalchemy import make_url
 
 from fraud_assets.core.schema import raw_transactions, transaction_features
 from fraud_assets.errors import SettingError
-from fraud_assets.ingest.landing import land_everything
+from fraud_assets.ingest.landing import land_once
 from fraud_assets.lake.duckdb_session import connect
+from fraud_assets.lake.log import row_count
 from fraud_assets.lake.scan import register
-from fraud_assets.lake.tables import Lake, row_count
+from fraud_assets.lake.tables import Lake
 from fraud_assets.operations.setup_home import set_up_home
 from fraud_assets.settings import Settings, load_settings
 from fraud_assets.stages.features import process_landed
@@ -51,7 +52,7 @@ def test_land_and_features_under_every_character_that_works(
     lake = Lake.of(settings)
     settings.incoming.mkdir(parents=True)
     (settings.incoming / "day.jsonl").write_bytes(b"\n".join(bodies(100)))
-    land_everything(lake, settings, lambda line: None, transactions=True, topics=False, by=None)
+    land_once(lake, settings, transactions=True, topics=False)
     assert process_landed(lake, settings).features == 100
     assert row_count(lake.open(transaction_features)) == 100
     assert [path.name for path in tmp_path.iterdir()] == [f"a{WORKS}"]

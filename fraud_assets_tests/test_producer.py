@@ -7,11 +7,12 @@ import json
 import pytest
 
 from fraud_assets.core.schema import raw_transactions
+from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.errors import BrokerError, MessagesLostError
-from fraud_assets.ingest.landing import land_topics
 from fraud_assets.kafka import producer as producing
 from fraud_assets.kafka.broker import Broker
 from fraud_assets.kafka.producer import Message, Producer, produce
+from fraud_assets_tests.logged import logged
 
 
 def messages(settings, count, size=100, start=0):
@@ -22,7 +23,7 @@ def messages(settings, count, size=100, start=0):
 
 def test_messages_of_a_key_stay_in_order(settings, lake, broker):
     assert produce(messages(settings, 3_000), broker, settings) == 3_000
-    land_topics(lake, settings, lambda _: None)
+    land_topics(lake, settings)
     rows = lake.open(raw_transactions).to_pyarrow_dataset().to_table(columns=["key", "partition", "offset", "value"])
     by_key: dict[bytes, list[tuple[int, int, int]]] = {}
     for row in rows.to_pylist():
@@ -51,16 +52,15 @@ def test_waits_for_the_lander_and_says_so_once(settings, lake, broker, monkeypat
     monkeypatch.setattr(producing, "HELD_BYTES", 50_000)
     monkeypatch.setattr(producing, "CHECK_BYTES", 10_000)
     monkeypatch.setattr(producing, "PATIENCE_SECONDS", 0.0)
-    said: list[str] = []
     waits = 0
 
     def land_late() -> None:
         nonlocal waits
         waits += 1
         if waits % 3 == 0:
-            land_topics(lake, settings, lambda _: None)
+            land_topics(lake, settings)
 
-    with Producer(broker, settings, on_wait=land_late, say=said.append) as producer:
+    with logged() as said, Producer(broker, settings, on_wait=land_late) as producer:
         for message in messages(settings, 3_000):
             producer.send(message)
     assert producer.delivered == 3_000

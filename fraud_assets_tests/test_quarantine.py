@@ -20,10 +20,11 @@ from fraud_assets.core.schema import (
     quarantined_transactions,
     raw_transactions,
 )
+from fraud_assets.engines.landing_tables import append_labels
 from fraud_assets.ingest.files.landing import land_files
-from fraud_assets.ingest.landing import append_labels
 from fraud_assets.lake.append import append_landed
-from fraud_assets.lake.tables import Lake, dataset_of, row_count
+from fraud_assets.lake.log import row_count
+from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.operations.quarantine import (
     ORIGIN_HEADER,
     RetryReport,
@@ -214,7 +215,7 @@ def test_labels_of_a_dropped_file_are_read_as_they_were_there(lake: Lake, settin
     settings.incoming.mkdir(parents=True)
     rows = [{**json.loads(body), "TX_FRAUD": "yes" if n else 1} for n, body in enumerate(bodies(3))]
     (settings.incoming / "day.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    land_files(lake, settings, lambda line: None)
+    land_files(lake, settings)
     assert row_count(lake.open(fraud_labels)) == 1
     assert retry(lake, settings, Selection()).failing == {"label_wrong_type": 2}
     # The fix here is a body that another program would have written; the table is written as a fix never would.

@@ -14,7 +14,7 @@ import pytest
 from fraud_assets.cli import COMMANDS, cli
 from fraud_assets.core.schema import fraud_labels
 from fraud_assets.definitions import defs
-from fraud_assets.ingest.landing import land_topics, silent
+from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.kafka.broker import Broker
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import CONTRACT_FIELDS, LABEL_FIELDS, Settings, environment_name
@@ -159,7 +159,7 @@ def test_example_messages_and_producer_work(
     (producer,) = blocks(text, "python")
     monkeypatch.setenv("FRAUD_HOME", str(settings.home_path))
     exec(producer, {})
-    land_topics(lake, settings, silent)
+    land_topics(lake, settings)
     report = process_landed(lake, settings)
     assert (report.features, report.quarantined) == (2, 0)
     assert lake.open(fraud_labels).count() == 2

@@ -13,6 +13,7 @@ import pytest
 
 from fraud_assets.core.training import fit
 from fraud_assets.errors import NoChampionError
+from fraud_assets.registry import models as registry
 from fraud_assets.registry.files import Recorded, RegistryError, read_model
 from fraud_assets.registry.home import local_path, sqlite_path
 from fraud_assets.registry.models import (
@@ -23,7 +24,6 @@ from fraud_assets.registry.models import (
     register,
     set_champion,
 )
-from fraud_assets.registry.models import models as registry
 from fraud_assets.settings import load_settings
 from fraud_assets_tests.synthetic import FIRST, features
 

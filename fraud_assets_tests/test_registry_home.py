@@ -12,9 +12,9 @@ from fraud_assets.core.schema import MODEL_INPUTS
 from fraud_assets.core.training import fit
 from fraud_assets.doctor.lake import check_registry
 from fraud_assets.operations.setup_home import prepare_home
+from fraud_assets.registry import home as registry_home
 from fraud_assets.registry.home import bring_home, local_path, other_homes
 from fraud_assets.registry.models import _resolve, champion, register, set_champion
-from fraud_assets.registry.models import home as registry_home
 from fraud_assets.settings import Settings, load_settings
 from fraud_assets_tests.test_registry import facts
 

@@ -11,8 +11,8 @@ import pytest
 import trustme
 
 from fraud_assets.core.schema import raw_transactions
+from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.errors import BrokerError, SettingError
-from fraud_assets.ingest.landing import land_topics
 from fraud_assets.kafka import rest
 from fraud_assets.kafka.broker import broker_of
 from fraud_assets.kafka.producer import Message, produce
@@ -50,7 +50,7 @@ def landed(settings: Settings) -> list[tuple[bytes | None, bytes]]:
 def landed_places(settings: Settings) -> list[tuple[bytes | None, bytes, int]]:
     """The same with their partitions."""
     lake = Lake.of(settings)
-    land_topics(lake, settings, lambda line: None)
+    land_topics(lake, settings)
     rows = lake.open(raw_transactions).to_pyarrow_table(columns=["partition", "offset", "key", "value"])
     rows = rows.sort_by([("partition", "ascending"), ("offset", "ascending")]).to_pylist()
     return [(row["key"], row["value"], row["partition"]) for row in rows]

@@ -17,8 +17,9 @@ from fraud_assets.core.schema import (
 )
 from fraud_assets.errors import SettingError
 from fraud_assets.lake import append
+from fraud_assets.lake.log import row_count
 from fraud_assets.lake.positions import SourcePartition, committed_offset
-from fraud_assets.lake.tables import Lake, row_count
+from fraud_assets.lake.tables import Lake
 from fraud_assets.operations.maintenance import maintain_all
 from fraud_assets.operations.reconciliation import compared_from, pinned, reconcile
 from fraud_assets.operations.retention import oldest_waiting

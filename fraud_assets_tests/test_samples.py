@@ -27,7 +27,7 @@ def test_sparkov_lands_whole_with_every_digit(make_settings: Callable[..., Setti
     lake = Lake.of(settings)
     settings.incoming.mkdir(parents=True)
     (settings.incoming / "sparkov.parquet").write_bytes(sample_file("sparkov").read_bytes())
-    (report,) = land_files(lake, settings, lambda _: None)
+    (report,) = land_files(lake, settings)
     assert (report.rows, report.labels, report.reason) == (5039, 5039, "")
     processed = process_landed(lake, settings)
     assert (processed.features, processed.quarantined, processed.duplicates) == (5039, 0, 0)

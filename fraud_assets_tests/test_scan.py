@@ -8,8 +8,9 @@ import pytest
 from fraud_assets.core.schema import TRANSACTION_FEATURES, transaction_features
 from fraud_assets.lake import duckdb_session as engine
 from fraud_assets.lake import scan
+from fraud_assets.lake.log import add_actions
 from fraud_assets.lake.scan import files_within, register
-from fraud_assets.lake.tables import Lake, add_actions, dataset_of
+from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.settings import load_settings
 from fraud_assets_tests.synthetic import FIRST, commit_features, features
 
@@ -29,7 +30,9 @@ def test_rows_are_the_same_whoever_reads_them(tmp_path, folder, direct):
     lake = Lake(str(tmp_path / folder))
     commit_features(lake, features(300))
     handle = lake.open(transaction_features)
-    assert (scan._parquet(handle, handle_files(handle), TRANSACTION_FEATURES) is not None) == direct
+    with engine.connect(settings) as connection:
+        parquet = scan._parquet(connection, handle, handle_files(handle), TRANSACTION_FEATURES)
+    assert (parquet is not None) == direct
     expected = dataset_of(handle).to_table().sort_by([("offset", "ascending"), ("partition", "ascending")])
     assert read(handle, settings).equals(expected.select(TRANSACTION_FEATURES.names).cast(TRANSACTION_FEATURES))
 

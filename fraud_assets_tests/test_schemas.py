@@ -28,8 +28,8 @@ from fraud_assets.core.schema import (
     raw_transactions,
     transaction_features,
 )
+from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.errors import RegistryError, SettingError
-from fraud_assets.ingest.landing import land_topics
 from fraud_assets.kafka.broker import Broker
 from fraud_assets.kafka.schemas import registry
 from fraud_assets.lake.tables import Lake, dataset_of
@@ -99,7 +99,7 @@ def test_what_the_client_serializes_is_read(avro_settings: Settings, broker: Bro
     context = SerializationContext("transactions", MessageField.VALUE, [])
     client = registry(settings)
     send("transactions", [AvroSerializer(client, SCHEMA)(payment(1), context)])
-    land_topics(lake, settings, silent)
+    land_topics(lake, settings)
     process_landed(lake, settings)
     wider = json.loads(SCHEMA)
     wider["fields"].append({"name": "channel", "type": ["null", "string"], "default": None})
@@ -110,7 +110,7 @@ def test_what_the_client_serializes_is_read(avro_settings: Settings, broker: Bro
     value = in_header(payment(3), context)
     assert value[0] != 0
     send("transactions", [value], headers=context.headers)
-    land_topics(lake, settings, silent)
+    land_topics(lake, settings)
     assert process_landed(lake, settings).features == 2
     assert assert_balanced(lake, settings)["features"] == 3
 
@@ -130,7 +130,7 @@ def test_a_simulated_stream_is_the_same_in_every_format(make_settings: Make, tmp
         lake = Lake.of(settings)
         with embedded_broker(settings):
             facts = produce_simulated(settings, count=600, days=10, seed=3, bad=26, end=END)
-            land_topics(lake, settings, silent)
+            land_topics(lake, settings)
         process_landed(lake, settings)
         counts = assert_balanced(lake, settings)
         assert counts["labels"] == facts["labels"] > 0
@@ -150,7 +150,7 @@ def test_tombstones_are_counted_apart_and_the_books_balance(settings: Settings, 
     good = json.dumps({**payment(1), "tx_datetime": END.isoformat()}).encode()
     send("transactions", [good, None, b"", None], key="k")
     send("fraud-labels", [None])
-    land_topics(lake, settings, silent)
+    land_topics(lake, settings)
     process_landed(lake, settings)
     assert reasons(lake) == {"tombstone": 2, "empty_body": 1, "label_tombstone": 1}
     counts = assert_balanced(lake, settings)

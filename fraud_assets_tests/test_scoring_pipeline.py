@@ -19,13 +19,15 @@ from fraud_assets.core.schema import (
 from fraud_assets.core.scoring import score
 from fraud_assets.errors import LakeError, NoChampionError, NotEnoughDataError, SettingError
 from fraud_assets.lake.append import CommitConflictError
-from fraud_assets.lake.tables import Lake, dataset_of, row_count
+from fraud_assets.lake.log import row_count
+from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.registry.models import champion
 from fraud_assets.settings import load_settings
 from fraud_assets.stages import scoring
 from fraud_assets.stages.evaluation import evaluate_lake, latest_start
 from fraud_assets.stages.scoring import score_pending, score_range
 from fraud_assets.stages.training import recalibrate, train
+from fraud_assets_tests.logged import logged
 from fraud_assets_tests.synthetic import FIRST, commit_features, commit_labels, features
 from fraud_assets_tests.test_paths import WORKS
 
@@ -70,8 +72,8 @@ def positions(lake, table):
 
 
 def test_every_feature_row_once_in_bounded_batches(lake, settings):
-    lines: list[str] = []
-    report = score_pending(lake, settings, lines.append)
+    with logged() as lines:
+        report = score_pending(lake, settings)
     assert (report.rows, report.batches, report.model.version) == (ROWS, 3, 1)
     metadata = report.metadata()
     assert metadata["alert_rate"] == round(report.alerts / ROWS, 6)
@@ -122,16 +124,16 @@ def test_racing_runs_score_each_row_once(lake, settings):
 
 
 def test_a_conflict_starts_over_from_the_stored_positions(lake, settings, monkeypatch):
-    real, calls = scoring.commit, []
+    real, calls = scoring.commit_append, []
 
     def contested(*arguments, **named):
         calls.append(1)
         if len(calls) == 1:
-            monkeypatch.setattr(scoring, "commit", real)
+            monkeypatch.setattr(scoring, "commit_append", real)
             score_pending(lake, settings.model_copy(update={"batch_rows": 200}))  # the other run takes it all
         return real(*arguments, **named)
 
-    monkeypatch.setattr(scoring, "commit", contested)
+    monkeypatch.setattr(scoring, "commit_append", contested)
     assert score_pending(lake, settings).rows == 0
     assert positions(lake, fraud_predictions) == positions(lake, transaction_features)
 
@@ -191,25 +193,25 @@ def test_a_range_leaves_unscored_rows_to_their_first_score(lake, settings):
 def test_a_range_meets_a_run_and_a_compaction(lake, settings, monkeypatch):
     score_pending(lake, settings)
     commit_features(lake, features(100, first_offset=ROWS))
-    real, calls = scoring.commit, []
+    real, calls = scoring.commit_append, []
 
     def contested(*arguments, **named):
         calls.append(1)
         if len(calls) == 1:
             lake.open(fraud_predictions).optimize.compact()
-            monkeypatch.setattr(scoring, "commit", real)
+            monkeypatch.setattr(scoring, "commit_append", real)
             score_pending(lake, settings)
-            monkeypatch.setattr(scoring, "commit", contested)
+            monkeypatch.setattr(scoring, "commit_append", contested)
         return real(*arguments, **named)
 
-    monkeypatch.setattr(scoring, "commit", contested)
+    monkeypatch.setattr(scoring, "commit_append", contested)
     score_range(lake, settings, FIRST, FIRST + timedelta(days=1))
     assert positions(lake, fraud_predictions) == positions(lake, transaction_features)
 
 
 def test_a_conflict_of_a_range_starts_over(lake, settings, monkeypatch):
     score_pending(lake, settings)
-    real, calls = scoring.commit, []
+    real, calls = scoring.commit_append, []
 
     def once(*arguments, **named):
         calls.append(1)
@@ -217,7 +219,7 @@ def test_a_conflict_of_a_range_starts_over(lake, settings, monkeypatch):
             raise CommitConflictError("another writer")
         return real(*arguments, **named)
 
-    monkeypatch.setattr(scoring, "commit", once)
+    monkeypatch.setattr(scoring, "commit_append", once)
     assert score_range(lake, settings, FIRST, FIRST + timedelta(days=1)).rows == ROWS / 10
     assert len(calls) == 2
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.errors import BrokerError, SettingError
-from fraud_assets.ingest.landing import land_topics
 from fraud_assets.kafka.broker import broker_is_configured, broker_of
 from fraud_assets.kafka.broker_errors import RefusedError
 from fraud_assets.kafka.client import client_config
@@ -123,7 +123,7 @@ def assert_lands(kafka: SecureKafka, make_settings: MakeSettings, **options: Any
     settings = make_settings(**options, transactions_topic=make_topic(), labels_topic=make_topic())
     bodies = [b"%d" % number for number in range(100)]
     produce((Message(settings.transactions_topic, None, body) for body in bodies), broker_of(settings), settings)
-    reports = land_topics(Lake.of(settings), settings, lambda line: None)
+    reports = land_topics(Lake.of(settings), settings)
     assert reports["raw_transactions"].rows == 100
 
 

@@ -18,7 +18,8 @@ from fraud_assets.core.schema import fraud_predictions, raw_transactions, transa
 from fraud_assets.definitions import build_defs
 from fraud_assets.errors import LakeError, NoChampionError
 from fraud_assets.ingest.service.presence import presence
-from fraud_assets.lake.tables import Lake, row_count
+from fraud_assets.lake.log import row_count
+from fraud_assets.lake.tables import Lake
 from fraud_assets.operations.maintenance import maintain_all
 from fraud_assets.resources import PlatformResource
 from fraud_assets.sensors import RUN_KEY_TAG, SENSOR_TAG, StuckError, dropped_files_sensor, new_files_sensor
@@ -453,7 +454,7 @@ def test_stuck_files_call_for_a_person(
     file_daemon: Daemon, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drop(settings, "day.jsonl", bodies(7))
-    monkeypatch.setattr("fraud_assets.ingest.landing.land_everything", lambda *_, **__: fails())
+    monkeypatch.setattr("fraud_assets.ingest.landing.land_once", lambda *_, **__: fails())
     for attempt in range(ATTEMPTS):
         assert not file_daemon.run(file_daemon.requested()).success
         drop(settings, f"another_{attempt}.jsonl", bodies(7, first_id=100 * attempt))

@@ -22,7 +22,8 @@ from fraud_assets.core.schema import (
     transaction_features,
 )
 from fraud_assets.errors import EngineError
-from fraud_assets.lake.tables import Lake, read, row_count
+from fraud_assets.lake.log import row_count
+from fraud_assets.lake.tables import Lake, read
 from fraud_assets.operations.maintenance import maintain, maintain_all
 from fraud_assets.operations.setup_home import prepare_home
 from fraud_assets.settings import Settings

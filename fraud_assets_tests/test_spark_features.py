@@ -27,12 +27,13 @@ from fraud_assets.core.schema import (
     raw_transactions,
     transaction_features,
 )
+from fraud_assets.engines.landing_tables import append_labels
 from fraud_assets.engines.spark import features as on_spark
-from fraud_assets.engines.spark.features import features_on, recompute_on
+from fraud_assets.engines.spark.engine import SparkEngine
 from fraud_assets.errors import LakeError
-from fraud_assets.ingest.landing import append_labels
 from fraud_assets.lake.append import append_landed
-from fraud_assets.lake.tables import Lake, read, row_count
+from fraud_assets.lake.log import row_count
+from fraud_assets.lake.tables import Lake, read
 from fraud_assets.operations.reconciliation import reconcile
 from fraud_assets.settings import Settings
 from fraud_assets.stages.features import process_landed, recompute
@@ -134,24 +135,24 @@ def assert_equal(first: Lake, second: Lake) -> None:
 def test_spark_gives_what_duckdb_gives_and_finishes_what_was_killed_between_its_two_commits(
     spark: SparkSession, lake: Lake, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = settings.model_copy(update={"batch_rows": 400})
+    settings = settings.model_copy(update={"batch_rows": 400, "spark_batch_rows": 400})
     land(lake, settings, seed=1, part=0)  # 600 messages: the killed batch is cut in their middle
     from fraud_assets.stages import features as pipeline
 
-    commit = pipeline.commit
+    commit = pipeline.commit_append
 
     def killed(handle: object, table: Table, *rest: object) -> None:
         if table is transaction_features:
             raise LakeError("killed here")
         commit(handle, table, *rest)
 
-    monkeypatch.setattr(pipeline, "commit", killed)
+    monkeypatch.setattr(pipeline, "commit_append", killed)
     with pytest.raises(LakeError):
-        process_landed(lake, settings, compute=features_on(lambda: spark))
-    monkeypatch.setattr(pipeline, "commit", commit)
+        process_landed(lake, settings, SparkEngine(settings, lambda: spark))
+    monkeypatch.setattr(pipeline, "commit_append", commit)
     land(lake, settings, seed=1, part=3, count=100)  # what landed meanwhile is no part of the begun batch
     other = copy_of(lake, tmp_path / "other")
-    mine = process_landed(lake, settings, compute=features_on(lambda: spark))
+    mine = process_landed(lake, settings, SparkEngine(settings, lambda: spark))
     theirs = process_landed(other, settings)
     assert (mine.landed, mine.features, mine.reasons) == (theirs.landed, theirs.features, theirs.reasons)
     assert mine.landed == mine.features + mine.quarantined + mine.duplicates == 800
@@ -175,7 +176,7 @@ def test_a_race_of_both_engines_counts_nothing_twice(
         return files
 
     monkeypatch.setattr(on_spark, "write", write_while_another_runs)
-    report = process_landed(lake, settings, compute=features_on(lambda: spark))
+    report = process_landed(lake, settings, SparkEngine(settings, lambda: spark))
     assert raced[0].landed == 600
     assert report.landed == 0
     assert row_count(lake.open(transaction_features)) + row_count(lake.open(quarantined_transactions)) == 600
@@ -191,7 +192,7 @@ def test_a_range_is_recomputed_as_duckdb_restates_it(
     other = copy_of(lake, tmp_path / "other")
     before = content(lake, transaction_features, TRANSACTION_FEATURES)
     start, end = START + timedelta(days=20, hours=7), START + timedelta(days=30, hours=3)
-    rows = recompute(lake, settings, start, end, recompute_range=recompute_on(lambda: spark))
+    rows = recompute(lake, settings, start, end, engine=SparkEngine(settings, lambda: spark))
     assert rows == recompute(other, settings, start, end)
     assert not content(lake, transaction_features, TRANSACTION_FEATURES).equals(before)
     assert_equal(lake, other)
@@ -203,7 +204,7 @@ def test_nothing_new_starts_no_session(lake: Lake, settings: Settings) -> None:
     def never() -> SparkSession:
         raise AssertionError("started")
 
-    assert process_landed(lake, settings, compute=features_on(never)).landed == 0
+    assert process_landed(lake, settings, SparkEngine(settings, never)).landed == 0
 
 
 @pytest.mark.proof
@@ -233,6 +234,6 @@ def test_engines_agree_on_any_stream(
         if part == 0:
             process_landed(lake, settings)
     other = copy_of(lake, home / "other")
-    process_landed(lake, settings, compute=features_on(lambda: spark))
+    process_landed(lake, settings, SparkEngine(settings, lambda: spark))
     process_landed(other, settings)
     assert_equal(lake, other)

@@ -16,13 +16,13 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
 from fraud_assets.core.schema import MESSAGES, TIME, fraud_labels, raw_transactions
-from fraud_assets.engines.spark.landing import landing_on
+from fraud_assets.engines.landing_report import LandingReport
+from fraud_assets.engines.local.landing import land_topics
+from fraud_assets.engines.spark.engine import SparkEngine
 from fraud_assets.engines.spark.messages import messages_of
 from fraud_assets.errors import EngineError, MessagesLostError, SettingError
-from fraud_assets.ingest.landing import LandingReport, land_topics, silent
-from fraud_assets.ingest.service.lander import consumer_group
+from fraud_assets.ingest.service.lander import consumer_group, land_forever
 from fraud_assets.ingest.service.metrics import LandingMetrics
-from fraud_assets.ingest.service.spark_lander import land_forever_on_spark
 from fraud_assets.kafka.java_client import java_client
 from fraud_assets.lake.tables import Lake, read
 from fraud_assets.settings import Settings
@@ -78,18 +78,18 @@ def committed(lake: Lake, settings: Settings) -> int:
 
 
 def by_spark(spark: SparkSession, lake: Lake, settings: Settings) -> dict[str, LandingReport]:
-    return landing_on(lambda: spark)(lake, settings, silent)
+    return SparkEngine(settings, lambda: spark).land_topics(lake)
 
 
 def by_python(lake: Lake, settings: Settings) -> dict[str, LandingReport]:
-    return land_topics(lake, settings, silent)
+    return land_topics(lake, settings)
 
 
 def following(
     spark: SparkSession, lake: Lake, settings: Settings, metrics: LandingMetrics | None = None
 ) -> AbstractContextManager[list[str]]:
     """A lander on Spark in a thread; gives the lines that it says."""
-    return always_on(lambda say, stop: land_forever_on_spark(spark, lake, settings, say, stop, metrics=metrics))
+    return always_on(lambda stop: land_forever(lake, settings, stop, spark=spark, metrics=metrics))
 
 
 def test_the_same_rows_as_the_python_lander(
@@ -267,7 +267,7 @@ def test_messages_below_the_log_start_stop_it_until_they_are_given_up(
     with pytest.raises(MessagesLostError, match=f"FRAUD_ACCEPT_LOST={topic}/0=15 goes on without them"):
         by_spark(spark, lake, settings)
     with pytest.raises(MessagesLostError, match="Up to 5 messages of partition 0"):
-        land_forever_on_spark(spark, lake, settings, print, threading.Event())
+        land_forever(lake, settings, threading.Event(), spark=spark)
     given_up = settings.model_copy(update={"accept_lost": {f"{topic}/0": 15}})
     assert by_spark(spark, lake, given_up)["raw_transactions"].rows == 5
     assert landed(lake) == numbers(0, 10) + numbers(15, 20)
@@ -333,7 +333,7 @@ def test_the_embedded_broker_is_read_in_the_process(lake: Lake, make_settings: M
     settings = make_settings()
     with embedded_broker(settings) as broker:
         produce(settings.model_copy(update={"kafka_bootstrap_servers": broker.bootstrap}), numbers(0, 10))
-        assert landing_on(no_session)(lake, settings, silent)["raw_transactions"].rows == 10
+        assert SparkEngine(settings, no_session).land_topics(lake)["raw_transactions"].rows == 10
 
 
 def test_the_asset_lands_by_spark(spark: SparkSession, settings: Settings, lake: Lake) -> None:

@@ -18,18 +18,21 @@ from fraud_assets.assets.model import model
 from fraud_assets.assets.predictions import fraud_predictions as fraud_predictions_asset
 from fraud_assets.core.schema import FRAUD_PREDICTIONS, fraud_predictions, transaction_features
 from fraud_assets.core.scoring import score
-from fraud_assets.engines.spark.scoring import scoring_on, shared_out_by_day
-from fraud_assets.engines.spark.training import gather_on
+from fraud_assets.engines.base import Engine, ScoringBatch, ScoringResult, TrainingWindow
+from fraud_assets.engines.local.engine import LocalEngine
+from fraud_assets.engines.spark.engine import SparkEngine
+from fraud_assets.engines.spark.scoring import shared_out_by_day
 from fraud_assets.errors import LakeError, NoChampionError
 from fraud_assets.lake.data_files import Slice
-from fraud_assets.lake.tables import Lake, read, row_count
+from fraud_assets.lake.log import row_count
+from fraud_assets.lake.tables import Lake, read
 from fraud_assets.registry.models import champion
 from fraud_assets.resources import PlatformResource, SparkResource
-from fraud_assets.settings import Settings, load_settings
+from fraud_assets.settings import BatchLimits, Settings, load_settings
 from fraud_assets.stages import scoring
-from fraud_assets.stages.scoring import Batch, Scored, compute_here, score_pending
+from fraud_assets.stages.scoring import score_pending
 from fraud_assets.stages.training import recalibrate, train, training_rows
-from fraud_assets.stages.training_window import Gather, Window, gather_here
+from fraud_assets_tests.logged import logged
 from fraud_assets_tests.synthetic import FIRST, commit_features, features
 
 if TYPE_CHECKING:
@@ -39,7 +42,6 @@ pytestmark = pytest.mark.xdist_group("spark")
 
 ROWS = 4_000
 DAYS = 5
-Compute = Callable[[Batch], Scored]
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +71,8 @@ def lake(settings: Settings) -> Lake:
 
 
 @pytest.fixture
-def on_spark(spark: SparkSession) -> Compute:
-    return scoring_on(lambda: spark)
+def on_spark(spark: SparkSession, settings: Settings) -> Engine:
+    return SparkEngine(settings, lambda: spark)
 
 
 def predictions(lake: Lake) -> pa.Table:
@@ -87,14 +89,17 @@ def committed(lake: Lake) -> set[Path]:
     return {Path(uri) for uri in lake.open(fraud_predictions).file_uris()}
 
 
-def test_the_same_bits_and_the_same_report(lake: Lake, settings: Settings, on_spark: Compute, tmp_path: Path) -> None:
+def test_the_same_bits_and_the_same_report(
+    spark: SparkSession, lake: Lake, settings: Settings, on_spark: Engine, tmp_path: Path
+) -> None:
     """In batches that cut files and streams in the middle, next to a lake that this process scores."""
     other = Lake(str(tmp_path / "other"))
     commit_features(other, read(lake.open(transaction_features)))
     recalibrate(other, settings)
-    bounded = settings.model_copy(update={"batch_rows": 1_500})
-    lines: list[str] = []
-    report, expected = score_pending(lake, bounded, lines.append, on_spark), score_pending(other, bounded)
+    bounded = settings.model_copy(update={"batch_rows": 1_500, "spark_batch_rows": 1_500})
+    with logged() as lines:
+        report = score_pending(lake, bounded, SparkEngine(bounded, lambda: spark))
+    expected = score_pending(other, bounded)
     assert (report.rows, report.batches, report.alerts) == (ROWS, 3, expected.alerts)
     assert lines[0].startswith("1,500 of 4,000 ")
     assert predictions(lake).equals(predictions(other))
@@ -107,7 +112,7 @@ def test_the_same_bits_and_the_same_report(lake: Lake, settings: Settings, on_sp
     # So many in one file as are scored by several threads, where Spark lets a task have them.
     many = features(9_000, first_offset=3 * ROWS, partitions=1, days=0.9)
     commit_features(lake, many)
-    assert score_pending(lake, settings, compute=on_spark).rows == 9_000
+    assert score_pending(lake, settings, on_spark).rows == 9_000
     found = predictions(lake)
     assert len(set(found["transaction_id"].to_pylist())) == found.num_rows == ROWS + 9_030
     of_many = found.filter(pc.is_in(found["transaction_id"], many["transaction_id"])).sort_by("offset")
@@ -119,31 +124,33 @@ def test_nothing_pending_and_no_champion_start_no_session(lake: Lake, settings: 
         raise AssertionError("a session was asked for")
 
     with pytest.raises(NoChampionError):
-        score_pending(lake, settings.model_copy(update={"model_name": "never_trained"}), compute=scoring_on(never))
+        score_pending(lake, settings.model_copy(update={"model_name": "never_trained"}), SparkEngine(settings, never))
     score_pending(lake, settings)
-    assert score_pending(lake, settings, compute=scoring_on(never)).rows == 0
+    assert score_pending(lake, settings, SparkEngine(settings, never)).rows == 0
 
 
 def test_a_run_on_spark_and_one_in_the_process_score_each_row_once(
-    lake: Lake, settings: Settings, on_spark: Compute
+    lake: Lake, settings: Settings, on_spark: Engine
 ) -> None:
     """Both have computed the first batch before either commits it."""
     both, totals = Barrier(2), []
 
-    def race(compute: Compute) -> None:
-        first = True
+    def race(engine: Engine) -> None:
+        first, score = True, engine.score
 
-        def together(batch: Batch) -> Scored:
+        def together(batch: ScoringBatch) -> ScoringResult:
             nonlocal first
-            scored = compute(batch)
+            scored = score(batch)
             if first:
                 both.wait(60)
                 first = False
             return scored
 
-        totals.append(score_pending(lake, settings.model_copy(update={"batch_rows": 1_000}), compute=together).rows)
+        engine.score = together
+        engine.limits = BatchLimits(1_000, 1_000_000)
+        totals.append(score_pending(lake, settings, engine).rows)
 
-    threads = [Thread(target=race, args=(compute,)) for compute in (on_spark, compute_here)]
+    threads = [Thread(target=race, args=(engine,)) for engine in (on_spark, LocalEngine(settings))]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -154,23 +161,25 @@ def test_a_run_on_spark_and_one_in_the_process_score_each_row_once(
 
 
 def test_a_conflict_removes_the_files_and_starts_over(
-    lake: Lake, settings: Settings, on_spark: Compute, monkeypatch: pytest.MonkeyPatch
+    lake: Lake, settings: Settings, on_spark: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def overtaken(batch: Batch) -> Scored:
-        scored = on_spark(batch)
+    compute = on_spark.score
+
+    def overtaken(batch: ScoringBatch) -> ScoringResult:
+        scored = compute(batch)
         assert score_pending(lake, settings).rows == ROWS  # the other run takes it all
         return scored
 
-    lines: list[str] = []
-    assert score_pending(lake, settings, lines.append, overtaken).rows == 0
-    assert len(lines) == 1
-    assert "starting over" in lines[0]
+    monkeypatch.setattr(on_spark, "score", overtaken)
+    with logged() as lines:
+        assert score_pending(lake, settings, on_spark).rows == 0
+    assert "starts over" in lines[-1]
     assert row_count(lake.open(fraud_predictions)) == ROWS
     assert files(lake) == committed(lake)
 
 
 def test_a_run_killed_between_its_files_and_its_commit_is_made_up_for(
-    lake: Lake, settings: Settings, on_spark: Compute, monkeypatch: pytest.MonkeyPatch
+    lake: Lake, settings: Settings, on_spark: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Killed(BaseException):
         pass
@@ -179,13 +188,13 @@ def test_a_run_killed_between_its_files_and_its_commit_is_made_up_for(
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(scoring, "commit", kill)
+        patched.setattr(scoring, "commit_append", kill)
         with pytest.raises(Killed):
-            score_pending(lake, settings, compute=on_spark)
+            score_pending(lake, settings, on_spark)
     orphans = files(lake)
     assert orphans
     assert row_count(lake.open(fraud_predictions)) == 0
-    assert score_pending(lake, settings, compute=on_spark).rows == ROWS
+    assert score_pending(lake, settings, on_spark).rows == ROWS
     assert len(set(predictions(lake)["transaction_id"].to_pylist())) == row_count(lake.open(fraud_predictions)) == ROWS
     assert not orphans & committed(lake)
     lake.open(fraud_predictions).vacuum(0, enforce_retention_duration=False, dry_run=False, full=True)
@@ -193,15 +202,15 @@ def test_a_run_killed_between_its_files_and_its_commit_is_made_up_for(
 
 
 def test_features_of_another_version_stop_the_chain_with_the_same_sentence(
-    lake: Lake, settings: Settings, on_spark: Compute
+    lake: Lake, settings: Settings, on_spark: Engine
 ) -> None:
     rows = features(10, first_offset=2 * ROWS)
     index = rows.column_names.index("feature_version")
     commit_features(lake, rows.set_column(index, rows.schema.field(index), pa.array(["0", "00"] * 5)))
     said = []
-    for compute in (on_spark, compute_here):
+    for engine in (on_spark, LocalEngine(settings)):
         with pytest.raises(LakeError, match=r"feature version 0, 00, the champion scores version 1") as refused:
-            score_pending(lake, settings, compute=compute)
+            score_pending(lake, settings, engine)
         said.append(str(refused.value))
     assert said[0] == said[1]
     assert files(lake) == set()
@@ -225,19 +234,20 @@ def test_few_rows_are_one_task_and_a_backlog_makes_few_files(spark: SparkSession
 # --- The training sample ------------------------------------------------------------------------------------------
 
 
-def sample(lake: Lake, settings: Settings, gather: Gather = gather_here) -> pa.Table:
-    return training_rows(Window.of(lake, settings, FIRST, FIRST + timedelta(days=DAYS)), ROWS, gather)
+def sample(lake: Lake, settings: Settings, engine: Engine | None = None) -> pa.Table:
+    window = TrainingWindow.of(lake, FIRST, FIRST + timedelta(days=DAYS))
+    return training_rows(window, ROWS, settings, engine or LocalEngine(settings))
 
 
 def test_the_sample_is_the_same_on_both_engines_and_whatever_the_files(
     spark: SparkSession, lake: Lake, settings: Settings, tmp_path: Path
 ) -> None:
     few = settings.model_copy(update={"train_max_rows": 700})
-    here, there = (sample(lake, few, gather) for gather in (gather_here, gather_on(lambda: spark)))
+    here, there = (sample(lake, few, engine) for engine in (LocalEngine(few), SparkEngine(few, lambda: spark)))
     assert here.num_rows == 700
     assert here.equals(there)
     lake.open(transaction_features).optimize.compact()
-    assert sample(lake, few, gather_on(lambda: spark)).equals(here)
+    assert sample(lake, few, SparkEngine(few, lambda: spark)).equals(here)
     reseeded = sample(lake, few.model_copy(update={"train_seed": 7}))
     shared = set(here["transaction_id"].to_pylist()) & set(reseeded["transaction_id"].to_pylist())
     assert 60 < len(shared) < 200  # of 4,000 two samples of 700 have about 122 in common
@@ -255,7 +265,7 @@ def test_the_sample_is_recorded_and_the_threshold_is_that_of_all_the_traffic(
     lake = Lake.of(settings)
     commit_features(lake, features(ROWS, days=DAYS))
 
-    report = train(lake, settings, gather=gather_on(lambda: spark))
+    report = train(lake, settings, engine=SparkEngine(settings, lambda: spark))
     assert (report.rows, report.window_rows, report.seed) == (600, ROWS, 3)
     assert {"rows": 600, "window_rows": ROWS, "seed": 3}.items() <= report.metadata().items()
     client = MlflowClient(settings.mlflow_uri, settings.mlflow_uri)
@@ -297,12 +307,12 @@ def test_the_assets_run_on_spark_by_the_setting(spark: SparkSession, lake: Lake,
 
 
 def test_the_lake_may_be_on_an_object_store(
-    spark: SparkSession, s3_settings: Settings, registry: Path, on_spark: Compute
+    spark: SparkSession, s3_settings: Settings, registry: Path, on_spark: Engine
 ) -> None:
     settings = s3_settings.model_copy(update={"home": registry, "train_trees": 5, "train_max_rows": 300})
     lake = Lake.of(settings)
     commit_features(lake, features(600, days=2))
-    assert recalibrate(lake, settings, gather=gather_on(lambda: spark)).rows == 600
-    assert score_pending(lake, settings, compute=on_spark).rows == 600
+    assert recalibrate(lake, settings, engine=SparkEngine(settings, lambda: spark)).rows == 600
+    assert score_pending(lake, settings, on_spark).rows == 600
     assert row_count(lake.open(fraud_predictions)) == 600
     assert score_pending(lake, settings).rows == 0

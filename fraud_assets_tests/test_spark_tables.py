@@ -13,10 +13,11 @@ from deltalake import DeltaTable
 
 from fraud_assets.core.schema import HEADERS, MESSAGES, RAW_TRANSACTIONS, TIME, raw_transactions
 from fraud_assets.engines.spark.tables import scan, write
-from fraud_assets.lake.append import CommitConflictError, append_landed, commit
-from fraud_assets.lake.data_files import DataFile, place_of, remove, slices_of
+from fraud_assets.lake.append import CommitConflictError, append_landed, commit_append
+from fraud_assets.lake.data_files import DataFile, remove, slices_of
+from fraud_assets.lake.log import add_actions, row_count
 from fraud_assets.lake.positions import SourcePartition, committed_offset
-from fraud_assets.lake.tables import Lake, add_actions, read, row_count
+from fraud_assets.lake.tables import Lake, read
 from fraud_assets.operations.maintenance import maintain
 from fraud_assets.settings import Settings
 
@@ -56,7 +57,7 @@ def test_rows_come_back_byte_for_byte_and_every_reader_agrees(
     handle = lake.open(raw_transactions)
     files = write(whole(spark, lake), lake, raw_transactions)
     assert row_count(lake.open(raw_transactions)) == 1000  # nothing counts before the commit
-    commit(handle, raw_transactions, files, {COPY: 999}, {"engine": "spark"})
+    commit_append(handle, raw_transactions, files, {COPY: 999}, {"engine": "spark"})
     table = lake.open(raw_transactions)
     assert committed_offset(table, COPY) == 999
     paths = [file.path for file in files]
@@ -78,7 +79,7 @@ def test_rows_come_back_byte_for_byte_and_every_reader_agrees(
 def test_statistics_are_those_of_delta_rs(spark: SparkSession, lake: Lake) -> None:
     append_landed(lake, raw_transactions, messages(10, topic="t" * 100))
     handle = lake.open(raw_transactions)
-    commit(handle, raw_transactions, write(whole(spark, lake), lake, raw_transactions), {COPY: 9})
+    commit_append(handle, raw_transactions, write(whole(spark, lake), lake, raw_transactions), {COPY: 9})
     copied, original = (
         {name: value for name, value in action.items() if name.split(".")[0] in ("min", "null_count", "num_records")}
         for action in add_actions(lake.open(raw_transactions)).to_pylist()
@@ -90,11 +91,11 @@ def test_a_stale_handle_is_refused(spark: SparkSession, lake: Lake) -> None:
     append_landed(lake, raw_transactions, messages(10))
     first, second = lake.open(raw_transactions), lake.open(raw_transactions)
     files = write(whole(spark, lake), lake, raw_transactions)
-    commit(first, raw_transactions, files, {COPY: 9})
+    commit_append(first, raw_transactions, files, {COPY: 9})
     again = write(whole(spark, lake), lake, raw_transactions)
     with pytest.raises(CommitConflictError):
-        commit(second, raw_transactions, again, {COPY: 9})
-    remove(place_of(lake, raw_transactions), again)
+        commit_append(second, raw_transactions, again, {COPY: 9})
+    remove(lake.location(raw_transactions), again)
     assert row_count(lake.open(raw_transactions)) == 20
     held = {path.rsplit("/", 1)[-1] for path in DeltaTable(lake.uri(raw_transactions)).file_uris()}
     assert not any(file.path.rsplit("/", 1)[-1] in held for file in again)
@@ -104,7 +105,7 @@ def test_a_large_file_is_read_by_many_tasks(spark: SparkSession, lake: Lake, mon
     monkeypatch.setattr("fraud_assets.lake.data_files.GROUP_ROWS", 100)
     append_landed(lake, raw_transactions, messages(1000))
     handle = lake.open(raw_transactions)
-    commit(handle, raw_transactions, _local_copy(lake, messages(1000)), {COPY: 999})
+    commit_append(handle, raw_transactions, _local_copy(lake, messages(1000)), {COPY: 999})
     handle = lake.open(raw_transactions)
     monkeypatch.setattr("fraud_assets.lake.data_files._SLICE_BYTES", 2_000)
     paths = add_actions(handle)["path"].to_pylist()
@@ -118,7 +119,7 @@ def _local_copy(lake: Lake, rows: pa.Table) -> list[DataFile]:
     from fraud_assets.lake.data_files import write_data_files
 
     batches = stamped(rows, raw_transactions).to_batches()
-    return list(write_data_files(place_of(lake, raw_transactions), raw_transactions, batches))
+    return list(write_data_files(lake.location(raw_transactions), raw_transactions, batches))
 
 
 def test_what_a_task_wrote_before_it_failed_is_removed(lake: Lake) -> None:
@@ -132,8 +133,8 @@ def test_what_a_task_wrote_before_it_failed_is_removed(lake: Lake) -> None:
         raise RuntimeError("the task ends here")
 
     with pytest.raises(RuntimeError):
-        list(write_data_files(place_of(lake, raw_transactions), raw_transactions, batches()))
-    folder = place_of(lake, raw_transactions).filesystem()
+        list(write_data_files(lake.location(raw_transactions), raw_transactions, batches()))
+    folder = lake.location(raw_transactions).filesystem()
     from pyarrow.fs import FileSelector
 
     assert [info.path for info in folder.get_file_info(FileSelector("", recursive=True)) if "part-" in info.path] == []
@@ -144,6 +145,6 @@ def test_the_lake_may_be_on_an_object_store(spark: SparkSession, s3_settings: Se
     lake = Lake.of(s3_settings)
     append_landed(lake, raw_transactions, messages(100))
     handle = lake.open(raw_transactions)
-    commit(handle, raw_transactions, write(whole(spark, lake), lake, raw_transactions), {COPY: 99})
+    commit_append(handle, raw_transactions, write(whole(spark, lake), lake, raw_transactions), {COPY: 99})
     assert row_count(lake.open(raw_transactions)) == 200
     assert whole(spark, lake).count() == 200

@@ -10,7 +10,8 @@ from fraud_assets.core.schema import MODEL_INPUTS, alert_thresholds, transaction
 from fraud_assets.core.scoring import score
 from fraud_assets.core.training import score_samples
 from fraud_assets.errors import LakeError, NoChampionError, NotEnoughDataError, SettingError
-from fraud_assets.lake.tables import Lake, dataset_of, row_count
+from fraud_assets.lake.log import row_count
+from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.registry.models import ModelVersion, RegistryError, champion, champion_version
 from fraud_assets.settings import load_settings
 from fraud_assets.stages import training

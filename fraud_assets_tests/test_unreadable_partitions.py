@@ -8,8 +8,8 @@ import pytest
 from confluent_kafka import Producer
 
 from fraud_assets.core.schema import raw_transactions
+from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.errors import UnreadableError
-from fraud_assets.ingest.landing import land_topics
 from fraud_assets.ingest.service.lander import land_forever
 from fraud_assets.ingest.service.metrics import LandingMetrics
 from fraud_assets.kafka.broker import Broker
@@ -46,7 +46,7 @@ def test_landing_once_lands_the_others_and_names_partition_and_offset(
     with pytest.raises(
         UnreadableError, match=f"Partition 0 of topic 'transactions' cannot be read at offset 5: .*{words}"
     ):
-        land_topics(lake, settings, lambda _: None)
+        land_topics(lake, settings)
     assert UnreadableError.exit_code == 1
     # What comes after the batch would hide that it is missing.
     assert values(lake) == {*numbers(0, 5), *numbers(8, 20)}
@@ -59,7 +59,7 @@ def test_a_label_that_cannot_be_read_keeps_transactions_waiting(
     produce_batch(broker.bootstrap, "fraud-labels", 0, record_batch(b"no zstd"))
     send("transactions", numbers(0, 5))
     with pytest.raises(UnreadableError, match="Partition 0 of topic 'fraud-labels' cannot be read at offset 0"):
-        land_topics(lake, settings, lambda _: None)
+        land_topics(lake, settings)
     assert values(lake) == set()
 
 
@@ -104,4 +104,4 @@ def test_a_sound_batch_that_unpacks_to_more_than_100_mb_lands(apache_settings: S
     for _ in range(120):
         producer.produce(apache_settings.transactions_topic, BLANKS, partition=0)
     assert producer.flush(30) == 0
-    assert land_topics(lake, apache_settings, lambda _: None)["raw_transactions"].rows == 120
+    assert land_topics(lake, apache_settings)["raw_transactions"].rows == 120

@@ -12,6 +12,7 @@ from typing import Any
 from confluent_kafka import Producer
 
 from fraud_assets.settings import Settings
+from fraud_assets_tests.logged import logged
 
 
 def produce(settings: Settings, values: list[Any], partition: int = -1, topic: str = "", **more: Any) -> None:
@@ -35,25 +36,25 @@ def numbers(first: int, last: int) -> list[bytes]:
 
 
 @contextmanager
-def always_on(land: Callable[[Callable[[str], None], threading.Event], None]) -> Iterator[list[str]]:
-    """A lander in a thread, `land(say, stop)`; gives the lines that it says. Told to stop with the block."""
-    lines: list[str] = []
+def always_on(land: Callable[[threading.Event], None]) -> Iterator[list[str]]:
+    """A lander in a thread, `land(stop)`; gives the lines that are logged. Told to stop with the block."""
     failed: list[BaseException] = []
     stop = threading.Event()
 
     def run() -> None:
         try:
-            land(lines.append, stop)
+            land(stop)
         except BaseException as error:
             failed.append(error)
 
     thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield lines
-    finally:
-        stop.set()
-        thread.join(60)
+    with logged() as lines:
+        thread.start()
+        try:
+            yield lines
+        finally:
+            stop.set()
+            thread.join(60)
     assert not thread.is_alive()
     if failed:
         raise failed[0]

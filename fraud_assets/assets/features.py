@@ -1,12 +1,11 @@
 """`transaction_features` and `quarantined_transactions`: every landed message is in exactly one of them."""
 
 from collections.abc import Iterator
-from functools import partial
 
 import dagster as dg
 
 from fraud_assets.assets.ranges import half_open
-from fraud_assets.assets.reporting import failures_in_words, materialized
+from fraud_assets.assets.reporting import materialized, reporting
 from fraud_assets.core.schema import FEATURE_VERSION, transaction_features
 from fraud_assets.resources import PlatformResource, SparkResource
 
@@ -51,24 +50,19 @@ def cleaned_features(
     from fraud_assets.operations.reconciliation import reconcile
     from fraud_assets.stages.features import process_landed, recompute
 
-    with failures_in_words():
+    with reporting(context):
         settings, lake = platform.settings(), platform.lake()
-        compute, recompute_range = None, None
-        if settings.engine == "spark":
-            from fraud_assets.engines.spark.features import features_on, recompute_on
-
-            settings, session = settings.for_spark(), partial(spark.session, settings)
-            compute, recompute_range = features_on(session), recompute_on(session)
+        engine = spark.engine(settings)
         recomputed = half_open(config.recompute_start, config.recompute_end)
         if recomputed:
-            rows = recompute(lake, settings, *recomputed, context.log.info, recompute_range)
+            rows = recompute(lake, settings, *recomputed, engine)
             facts: dict[str, int | str] = {"recomputed": rows}
             if not rows:
                 facts["note"] = nothing_in_range(lake, transaction_features, *recomputed, "to recompute")
                 context.log.warning(facts["note"])
             yield from materialized(context, "transaction_features", facts)
             return
-        report = process_landed(lake, settings, context.log.info, compute)
+        report = process_landed(lake, settings, engine)
         totals = reconcile(lake, settings)
         # Both tables are written together: what landed and whether it is all in one of them is said of both.
         shared = {

@@ -1,11 +1,10 @@
 """`raw_transactions` and `fraud_labels`: what came in, exactly once by source position."""
 
 from collections.abc import Iterator
-from functools import partial
 
 import dagster as dg
 
-from fraud_assets.assets.reporting import failures_in_words, materialized
+from fraud_assets.assets.reporting import materialized, reporting
 from fraud_assets.resources import PlatformResource, SparkResource
 
 
@@ -39,21 +38,16 @@ def landing(
     context: dg.AssetExecutionContext, config: LandingConfig, platform: PlatformResource, spark: SparkResource
 ) -> Iterator[dg.MaterializeResult]:
     """Drain topics and drop folder to the ends seen at the start, labels first."""
-    from fraud_assets.ingest.landing import land_everything
+    from fraud_assets.ingest.landing import land_once
 
-    with failures_in_words():
-        settings, by = platform.settings(), None
-        if settings.engine == "spark":
-            from fraud_assets.engines.spark.landing import landing_on
-
-            by = landing_on(partial(spark.session, settings))
-        reports = land_everything(
+    with reporting(context):
+        settings = platform.settings()
+        reports = land_once(
             platform.lake(),
             settings,
-            context.log.info,
+            spark.engine(settings),
             transactions=dg.AssetKey("raw_transactions") in context.selected_asset_keys,
             topics=config.topics,
-            by=by,
         )
         # Labels are drained before transactions even where only the latter were asked for.
         for table, report in reports.items():

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from fraud_assets.assets.reporting import failures_in_words
+from fraud_assets.assets.reporting import reporting
 from fraud_assets.resources import PlatformResource
 
 
@@ -16,7 +16,7 @@ def lake_maintenance(context: dg.AssetExecutionContext, platform: PlatformResour
     from fraud_assets.operations.quarantine import land_retries
     from fraud_assets.run_history import delete_old_runs, shrink_databases
 
-    with failures_in_words():
+    with reporting(context):
         settings, lake = platform.settings(), platform.lake()
         # Before retention could take away what a retry that was cut off is yet to land.
         finished = land_retries(lake, settings)

@@ -1,12 +1,11 @@
 """`isolation_forest` and its `alert_thresholds`: trained, registered, calibrated, then champion."""
 
 from collections.abc import Iterator
-from functools import partial
 
 import dagster as dg
 
 from fraud_assets.assets.ranges import moment
-from fraud_assets.assets.reporting import failures_in_words, materialized
+from fraud_assets.assets.reporting import materialized, reporting
 from fraud_assets.errors import NotEnoughDataError
 from fraud_assets.resources import PlatformResource, SparkResource
 
@@ -46,23 +45,18 @@ def model(
 ) -> Iterator[dg.MaterializeResult]:
     """Train and calibrate; with only `alert_thresholds` selected, calibrate the champion again."""
     from fraud_assets.stages.training import recalibrate, train
-    from fraud_assets.stages.training_window import Gather, gather_here
 
-    with failures_in_words():
+    with reporting(context):
         settings, lake = platform.settings(), platform.lake()
-        gather: Gather = gather_here
-        if settings.engine == "spark":
-            from fraud_assets.engines.spark.training import gather_on
-
-            gather = gather_on(partial(spark.session, settings))
+        engine = spark.engine(settings)
         if dg.AssetKey("isolation_forest") not in context.selected_asset_keys:
-            recalibrated = recalibrate(lake, settings, context.log.info, gather)
+            recalibrated = recalibrate(lake, settings, engine)
             yield from materialized(context, "alert_thresholds", recalibrated.metadata())
             return
         start = moment(config.start) if config.start else None
         end = moment(config.end) if config.end else None
         try:
-            report = train(lake, settings, start, end, context.log.info, gather)
+            report = train(lake, settings, start, end, engine)
         except NotEnoughDataError as error:
             if not config.skip_too_little_data:
                 raise

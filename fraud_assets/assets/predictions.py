@@ -1,12 +1,11 @@
 """`fraud_predictions`: every feature row scored once, by the champion."""
 
 from collections.abc import Iterator
-from functools import partial
 
 import dagster as dg
 
 from fraud_assets.assets.ranges import half_open
-from fraud_assets.assets.reporting import failures_in_words
+from fraud_assets.assets.reporting import reporting
 from fraud_assets.errors import NoChampionError
 from fraud_assets.resources import PlatformResource, SparkResource
 
@@ -34,24 +33,19 @@ def fraud_predictions(
     from fraud_assets.stages.alert_days import REMEDY, too_many
     from fraud_assets.stages.scoring import score_pending, score_range
 
-    with failures_in_words():
+    with reporting(context):
         settings, lake = platform.settings(), platform.lake()
         again = half_open(config.rescore_start, config.rescore_end)
         if again:
-            report = score_range(lake, settings, *again, context.log.info)
+            report = score_range(lake, settings, *again)
             if not report.rows:
                 note = nothing_in_range(lake, predictions_table, *again, "to score again")
                 context.log.warning(note)
                 yield dg.MaterializeResult(metadata={"rows": 0, "note": note})
                 return
         else:
-            compute = None
-            if settings.engine == "spark":
-                from fraud_assets.engines.spark.scoring import scoring_on
-
-                settings, compute = settings.for_spark(), scoring_on(partial(spark.session, settings))
             try:
-                report = score_pending(lake, settings, context.log.info, compute)
+                report = score_pending(lake, settings, spark.engine(settings))
             except NoChampionError as error:
                 tell = context.log.warning if isinstance(error, LostRegistryError) else context.log.info
                 tell(f"Scoring skipped, it catches up later: {error}")

@@ -1,5 +1,6 @@
 """How assets tell a person what they did, and in one sentence that something failed."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -25,9 +26,29 @@ class Refusal(dg.Failure, DagsterUserCodeProcessError):
         self.user_code_process_error_infos = [SerializableErrorInfo(f"{reason}\n", [], name)]
 
 
+class _RunLogHandler(logging.Handler):
+    """Passes the platform's log records on to the log of a run."""
+
+    def __init__(self, log: logging.Logger) -> None:
+        super().__init__()
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._log.log(record.levelno, record.getMessage())
+
+
 @contextmanager
-def failures_in_words() -> Iterator[None]:
-    """Turns errors that a person can act upon into a Dagster `Failure` with that sentence."""
+def reporting(context: dg.AssetExecutionContext) -> Iterator[None]:
+    """The frame of every asset: its log shows what the platform logs, and a user's mistake is one sentence.
+
+    Raises:
+        Refusal: a `FraudAssetsError`, or a fault of the disk, in the body.
+    """
+    handler = _RunLogHandler(context.log)
+    platform = logging.getLogger("fraud_assets")
+    level = platform.level
+    platform.addHandler(handler)
+    platform.setLevel(logging.INFO)
     try:
         yield
     except (FraudAssetsError, OSError) as error:
@@ -35,6 +56,9 @@ def failures_in_words() -> Iterator[None]:
         if reason is None:
             raise
         raise Refusal(reason) from None
+    finally:
+        platform.removeHandler(handler)
+        platform.setLevel(level)
 
 
 def materialized(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import shutil
@@ -25,7 +26,7 @@ from fraud_assets.settings import Settings, load_settings
 from fraud_assets.testing.apache_kafka import apache_kafka, why_not
 from fraud_assets.testing.object_store import ObjectStore
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 _FIRST = 2_000
 _PREFIX = "chaos"
@@ -74,7 +75,7 @@ class Outcome:
         return all(check.holds for check in self.checks)
 
 
-def run_chaos(folder: Path, plan: Plan, say: Say) -> Outcome:
+def run_chaos(folder: Path, plan: Plan) -> Outcome:
     """Runs the platform in a new folder, on a Kafka cluster of its own, while faults come.
 
     Raises:
@@ -86,7 +87,7 @@ def run_chaos(folder: Path, plan: Plan, say: Say) -> Outcome:
     begun = monotonic()
     with ExitStack() as stack:
         place = stack.enter_context(_on_object_store(folder) if plan.object_store else _on_disk(folder))
-        say(f"Starting Apache Kafka with {plan.brokers} node{'s' * (plan.brokers > 1)} …")
+        logger.info(f"Starting Apache Kafka with {plan.brokers} node{'s' * (plan.brokers > 1)} …")
         cluster = stack.enter_context(apache_kafka(folder / "kafka", plan.brokers))
         settings = _settings(folder, place, cluster.bootstrap)
         make_topics(broker_of(settings), settings)
@@ -94,10 +95,10 @@ def run_chaos(folder: Path, plan: Plan, say: Say) -> Outcome:
         traffic = Traffic(settings, plan.rate, plan.seed)
         stack.callback(run.processes.end_all)
         stack.callback(traffic.abandon)
-        _begin(run, traffic, settings, say)
-        faults = {**FAULTS, **_of_the_lake(place, say)}
-        came = _come(run, traffic, faults, plan, say)
-        say(f"{sum(came.values())} faults, {run.processes.kills} kills; letting the rest through …")
+        _begin(run, traffic, settings)
+        faults = {**FAULTS, **_of_the_lake(place)}
+        came = _come(run, traffic, faults, plan)
+        logger.info(f"{sum(came.values())} faults, {run.processes.kills} kills; letting the rest through …")
         traffic.stop()
         _drain(run, settings, traffic)
         run.processes.end_all()
@@ -130,13 +131,13 @@ def _settings(folder: Path, place: Place, bootstrap: str) -> Settings:
     )
 
 
-def _of_the_lake(place: Place, say: Say) -> dict[Fault, int]:
+def _of_the_lake(place: Place) -> dict[Fault, int]:
     """The faults that the place of the lake allows."""
     if place.store:
         return STORE_FAULTS
     if place.disk:
         return DISK_FAULTS
-    say("The lake is in a folder: a full disk is not tried (root could mount a small one).")
+    logger.info("The lake is in a folder: a full disk is not tried (root could mount a small one).")
     return FOLDER_FAULTS if os.geteuid() else {}
 
 
@@ -165,7 +166,7 @@ def _on_object_store(folder: Path) -> Iterator[Place]:
         store.kill()
 
 
-def _begin(run: Run, traffic: Traffic, settings: Settings, say: Say) -> None:
+def _begin(run: Run, traffic: Traffic, settings: Settings) -> None:
     """Everything runs, a first stretch of the stream has gone through, and a champion is there."""
     from dagster import DagsterInstance
 
@@ -184,7 +185,7 @@ def _begin(run: Run, traffic: Traffic, settings: Settings, say: Say) -> None:
         ("features", worker("features")),
     ):
         run.processes.start(name, command)
-    say(f"{_FIRST:,} transactions sent; landing them and training a model …")
+    logger.info(f"{_FIRST:,} transactions sent; landing them and training a model …")
     _until(run, lambda: _has_features(lake), "features of the first transactions")
     train(lake, settings)
     run.processes.start("scoring", worker("scoring"))
@@ -193,12 +194,12 @@ def _begin(run: Run, traffic: Traffic, settings: Settings, say: Say) -> None:
 
 def _has_features(lake: Lake) -> bool:
     from fraud_assets.core.schema import transaction_features
-    from fraud_assets.lake.tables import row_count
+    from fraud_assets.lake.log import row_count
 
     return lake.exists(transaction_features) and row_count(lake.open(transaction_features)) > _FIRST * 0.8
 
 
-def _come(run: Run, traffic: Traffic, faults: dict[Fault, int], plan: Plan, say: Say) -> Counter[str]:
+def _come(run: Run, traffic: Traffic, faults: dict[Fault, int], plan: Plan) -> Counter[str]:
     """Faults, one after another, until time is over and enough were killed."""
     came: Counter[str] = Counter()
     begun = told = monotonic()
@@ -211,7 +212,7 @@ def _come(run: Run, traffic: Traffic, faults: dict[Fault, int], plan: Plan, say:
         run.wait(_PAUSE_SECONDS)
         if monotonic() - told > _LINE_SECONDS:
             told = monotonic()
-            say(
+            logger.info(
                 f"{told - begun:4.0f} s: {len(traffic.sent.transactions):,} transactions sent, {sum(came.values())} "
                 f"faults, {run.processes.kills} kills, last {fault.__name__}"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -10,6 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
+
+logger = logging.getLogger(__name__)
 
 
 @click.command("chaos", context_settings={"help_option_names": ["-h", "--help"]})
@@ -48,23 +51,21 @@ def command(
     os.chdir(folder)
     holds = False
     try:
-        outcome = run_chaos(folder, Plan(minutes, kills, brokers, object_store, rate, seed), _say)
+        outcome = run_chaos(folder, Plan(minutes, kills, brokers, object_store, rate, seed))
         holds = outcome.holds
     finally:
         os.chdir(here)
         if holds and not keep:
             shutil.rmtree(folder, ignore_errors=True)
         else:
-            _say(f"Logs and tables are in {folder}.")
+            logger.info(f"Logs and tables are in {folder}.")
     faults = ", ".join(f"{count} x {name}" for name, count in outcome.faults.items())
-    _say(f"In {outcome.seconds:.0f} s: {outcome.kills} kills, {outcome.failed_runs} Dagster runs failed; {faults}.")
+    logger.info(
+        f"In {outcome.seconds:.0f} s: {outcome.kills} kills, {outcome.failed_runs} Dagster runs failed; {faults}."
+    )
     if as_json:
         click.echo(json.dumps({**asdict(outcome), "holds": holds}))
     else:
         for check in outcome.checks:
             click.echo(f"{'ok  ' if check.holds else 'FAIL'} {check.name}: {check.figures}")
     raise SystemExit(0 if holds else 1)
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)

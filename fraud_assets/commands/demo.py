@@ -112,13 +112,13 @@ def _drop(file: Path, incoming: Path) -> None:
 
 def _produce(settings: Settings, count: int, seed: int) -> None:
     from fraud_assets.commands.simulate import produce_simulated
-    from fraud_assets.ingest.landing import land_topics, silent
+    from fraud_assets.engines.local.landing import land_topics
     from fraud_assets.lake.tables import Lake
 
     lake = Lake.of(settings)
 
     def land(_: str = "") -> None:
-        land_topics(lake, settings, silent)
+        land_topics(lake, settings)
 
     produce_simulated(settings, count=count, days=DAYS, seed=seed, bad=BAD_MESSAGES, on_wait=land)
 

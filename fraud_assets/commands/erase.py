@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from fraud_assets.settings import Settings
 
 _SHOWN = 5
+
+
+logger = logging.getLogger(__name__)
 
 
 @click.command("erase", context_settings={"help_option_names": ["-h", "--help"]})
@@ -52,9 +56,9 @@ def command(customer: str, dry_run: bool, unreadable: bool, now: bool, yes: bool
         raise click.UsageError("It removes data for good: give --yes where nobody can be asked.")
     settings = load_settings()
     lake = Lake.of(settings)
-    found = holdings(lake, settings, customer, _say)
+    found = holdings(lake, settings, customer)
     if found.empty:
-        _say(f"Nothing of customer {customer!r} was found: {held_days(lake, transaction_features)}.")
+        logger.info(f"Nothing of customer {customer!r} was found: {held_days(lake, transaction_features)}.")
     left = _left(found, unreadable=unreadable and not dry_run)
     if dry_run:
         if as_json:
@@ -67,9 +71,9 @@ def command(customer: str, dry_run: bool, unreadable: bool, now: bool, yes: bool
     if not yes and not nothing:
         _print_rows("There is", found.rows, found.file_rows)
         click.confirm("Remove this for good?", abort=True)
-    report = erase(lake, settings, customer, unreadable=unreadable, found=found, progress=_say)
+    report = erase(lake, settings, customer, unreadable=unreadable, found=found)
     if now:
-        _say("removing the files of older table versions; readers that hold one of them will fail")
+        logger.info("removing the files of older table versions; readers that hold one of them will fail")
         report = replace(report, vacuumed_files=vacuum_now(lake))
     if as_json:
         removed = {"unreadable": report.unreadable, "vacuumed_files": report.vacuumed_files}
@@ -131,7 +135,3 @@ def _old_versions(settings: Settings, vacuumed: int, *, now: bool) -> str:
         f"Older versions of the tables hold the rows until maintenance removes their files, {settings.vacuum_hours} hours "
         "from now (FRAUD_VACUUM_HOURS); --now removes them at once."
     )
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)

@@ -52,7 +52,7 @@ def command(
     lake = Lake.of(settings)
     first = train_start.date() if train_start else latest_start(lake, settings, train_days, delay_days, test_days)
     protocol = Protocol(first, train_days, delay_days, test_days)
-    result = evaluate_lake(lake, settings, protocol, "book" if model == "book" else "platform", _progress)
+    result = evaluate_lake(lake, settings, protocol, "book" if model == "book" else "platform")
     if as_json:
         facts = {
             **result.metadata(),
@@ -75,7 +75,3 @@ def command(
         ("Card precision@100", f"{result.card_precision_at_100:.3f}"),
     ):  # fmt: skip
         click.echo(f"  {name:<20}{text}")
-
-
-def _progress(line: str) -> None:
-    click.echo(line, err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +17,9 @@ from fraud_assets.settings import Settings, load_settings
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-    from fraud_assets.ingest.landing import LandTopics
+    from fraud_assets.engines.base import Engine
 
+logger = logging.getLogger(__name__)
 
 _FILES_FAILED = 3
 """Exit code: all that could be landed has landed, but a dropped file has not."""
@@ -57,7 +59,8 @@ def command(engine: str | None, once: bool, as_json: bool) -> None:
     import pyarrow as pa
 
     from fraud_assets.dagster_events import report_landed
-    from fraud_assets.ingest.service.lander import land_forever, land_once, stopped_by_signals
+    from fraud_assets.ingest.landing import land_once
+    from fraud_assets.ingest.service.lander import land_forever, stopped_by_signals
     from fraud_assets.ingest.service.metrics import LandingMetrics, served
     from fraud_assets.ingest.service.presence import presence
     from fraud_assets.lake.tables import Lake
@@ -70,7 +73,7 @@ def command(engine: str | None, once: bool, as_json: bool) -> None:
     lake = Lake.of(settings)
     with _session(engine, settings) as spark, stopped_by_signals() as stop:
         if once:
-            reports = land_once(lake, settings, _say, stop, _topics_by(spark))
+            reports = land_once(lake, settings, _engine(settings, spark), stop=stop.is_set)
             if as_json:
                 click.echo(json.dumps({name: report.metadata() for name, report in reports.items()}))
             else:
@@ -84,15 +87,9 @@ def command(engine: str | None, once: bool, as_json: bool) -> None:
         with served(metrics, settings.land_http) as url, presence(settings, url):
             settings.incoming.mkdir(parents=True, exist_ok=True)
             shown = f" Metrics and health at {url}." if url else ""
-            _say(f"Landing into {lake.root}; drop files into {settings.incoming}.{shown} Ctrl-C ends it.")
-            tell = partial(report_landed, settings, say=_say)
-            if spark is None:
-                land_forever(lake, settings, _say, stop, tell, metrics)
-            else:
-                from fraud_assets.ingest.service.spark_lander import land_forever_on_spark
-
-                land_forever_on_spark(spark, lake, settings, _say, stop, tell, metrics)
-    _say("Stopped; everything that was told is committed.")
+            logger.info(f"Landing into {lake.root}; drop files into {settings.incoming}.{shown} Ctrl-C ends it.")
+            land_forever(lake, settings, stop, spark=spark, on_report=partial(report_landed, settings), metrics=metrics)
+    logger.info("Stopped; everything that was told is committed.")
 
 
 @contextmanager
@@ -114,22 +111,18 @@ def _session(engine: str | None, settings: Settings) -> Iterator[SparkSession | 
     from fraud_assets.engines.spark.session import require_connector, spark_session, what_started
 
     require_connector(settings)
-    _say(f"Starting Spark at {settings.spark_master}.")
+    logger.info(f"Starting Spark at {settings.spark_master}.")
     with spark_session(settings) as session:
         for sentence in what_started(session):
-            _say(sentence)
+            logger.info(sentence)
         yield session
 
 
-def _topics_by(spark: SparkSession | None) -> LandTopics:
+def _engine(settings: Settings, spark: SparkSession | None) -> Engine:
     if spark is None:
-        from fraud_assets.ingest.landing import land_topics
+        from fraud_assets.engines.local.engine import LocalEngine
 
-        return land_topics
-    from fraud_assets.engines.spark.landing import landing_on
+        return LocalEngine(settings)
+    from fraud_assets.engines.spark.engine import SparkEngine
 
-    return landing_on(lambda: spark)
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)
+    return SparkEngine(settings, lambda: spark)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 _LIMIT = 20
+
+
+logger = logging.getLogger(__name__)
 
 
 @click.group("quarantine", context_settings=_HELP)
@@ -62,7 +66,7 @@ def list_command(
     Example: fraud-assets quarantine list --since 2026-01-31 --json
              fraud-assets quarantine list --reason invalid_json --limit 5
     """
-    from fraud_assets.core.parsing import REASONS
+    from fraud_assets.core.quarantine_reasons import REASONS
     from fraud_assets.core.schema import quarantined_transactions
     from fraud_assets.lake.held_days import held_days
     from fraud_assets.lake.tables import Lake
@@ -121,7 +125,7 @@ def show_command(position: str, raw: bool, as_json: bool) -> None:
     Example: fraud-assets quarantine show transactions/0/17
              fraud-assets quarantine show transactions/0/17 --raw > body.bin
     """
-    from fraud_assets.core.parsing import REASONS
+    from fraud_assets.core.quarantine_reasons import REASONS
     from fraud_assets.lake.tables import Lake
     from fraud_assets.operations.quarantine import message
 
@@ -184,7 +188,7 @@ def retry_command(
     settings = load_settings()
     selection = _selection(reason, since, topic, positions)
     lake = Lake.of(settings)
-    report = retry(lake, settings, selection, dry_run=dry_run, progress=_say)
+    report = retry(lake, settings, selection, dry_run=dry_run)
     if as_json:
         click.echo(json.dumps(asdict(report)))
         return
@@ -217,7 +221,7 @@ def _selection(
     from difflib import get_close_matches
 
     from fraud_assets.assets.ranges import moment
-    from fraud_assets.core.parsing import REASONS
+    from fraud_assets.core.quarantine_reasons import REASONS
     from fraud_assets.operations.quarantine import Selection
 
     if reason is not None and reason not in REASONS:
@@ -258,7 +262,3 @@ def _readable(value: bytes) -> str:
         text = value.decode("utf-8", "backslashreplace")
     # What a terminal would act upon is shown instead.
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)

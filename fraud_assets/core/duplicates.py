@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 
-class Landed(NamedTuple):
+class LandedTransaction(NamedTuple):
     """A transaction id and where and when (microseconds since 1970) it landed."""
 
     transaction_id: str
@@ -16,7 +16,9 @@ class Landed(NamedTuple):
     offset: int
 
 
-def repeated(known: Iterable[Landed], landed: Iterable[Landed], horizon_us: int) -> list[str | None]:
+def repeated(
+    known: Iterable[LandedTransaction], landed: Iterable[LandedTransaction], horizon_us: int
+) -> list[str | None]:
     """For each of `landed` the sentence that says where its id landed first, None where it is the first itself.
 
     Both are in landing order, `known` before `landed`; all rows of an id must be there. One by one, for a row is

@@ -27,7 +27,6 @@ import pyarrow.compute as pc
 from msgspec.structs import astuple
 
 from fraud_assets.core.bodies import (
-    BODY_REASONS,
     BYTE_ORDER_MARK,
     FAST_DEPTH,
     LongInteger,
@@ -42,6 +41,7 @@ from fraud_assets.core.bodies import (
 from fraud_assets.core.formats import Decoder
 from fraud_assets.core.local_time import local_times
 from fraud_assets.core.paths import MISSING, resolve, value_at
+from fraud_assets.core.quarantine_reasons import LABEL_PREFIX
 from fraud_assets.core.schema import (
     INGESTED_AT,
     LABELS_PARSED,
@@ -72,24 +72,6 @@ REJECTED_LABELS = pa.schema(
     [field for field in QUARANTINED_TRANSACTIONS if field.name not in ("ingested_at", "ingest_date")]
 )
 """The second table of `parse_labels`."""
-
-_EITHER_REASONS = {
-    **BODY_REASONS,
-    "missing_field": "A required field is absent.",
-    "invalid_id": "An identifier is blank or holds characters that cannot be stored.",
-    "invalid_time": "A time is not ISO 8601 with date and time of day, does not exist, or is centuries away.",
-}
-_LABEL = "label_"
-
-REASONS: dict[str, str] = {
-    **_EITHER_REASONS,
-    "not_finite": "The amount is not a finite number.",
-    "negative_amount": "The amount is below zero.",
-    "future_time": "The transaction lies further after its landing than FRAUD_FUTURE_SKEW_SECONDS allows.",
-    "duplicate": "A transaction with this id landed before; the first one counts.",
-    **{_LABEL + reason: f"Fraud label: {text[0].lower()}{text[1:]}" for reason, text in _EITHER_REASONS.items()},
-}
-"""Why a message is quarantined: each reason with one sentence for a person."""
 
 _CHUNK_ROWS = 8_192  # few enough that the Python objects of a chunk stay in the processor's cache
 _CHUNK_BYTES = 16_777_216  # of fewer rows, where bodies are large: a chunk takes several times its bytes
@@ -210,7 +192,7 @@ def parse_labels(raw: pa.Table, settings: Settings, decoder: Decoder | None = No
     columns, good, reasons, details = _parse(raw, contract, decoder)
     kept = _filter(raw.select([*POSITION_COLUMNS, "value"]), good)
     valid = _table({**{name: kept[name] for name in kept.column_names}, **columns}, VALID_LABELS)
-    return valid, _rejected(raw, good, [_LABEL + reason for reason in reasons], details, REJECTED_LABELS)
+    return valid, _rejected(raw, good, [LABEL_PREFIX + reason for reason in reasons], details, REJECTED_LABELS)
 
 
 def calendar_flags(times: Any, time_zone: str) -> tuple[Any, Any]:

@@ -62,7 +62,7 @@ QUARANTINED_TRANSACTIONS = pa.schema(
         INGEST_DATE,
     ]
 )
-"""Reasons are the keys of `core.parsing.REASONS`; `duplicate` is a repeated transaction id."""
+"""Reasons are the keys of `core.quarantine_reasons.REASONS`; `duplicate` is a repeated transaction id."""
 
 TRANSACTION = pa.schema(
     [

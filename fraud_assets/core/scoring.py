@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -86,3 +87,29 @@ def predictions(
     ):
         table = table.append_column(name, values)
     return table.select(FRAUD_PREDICTIONS.names).cast(FRAUD_PREDICTIONS)
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A registered model: `version` of FRAUD_MODEL_NAME, made by the MLflow run `run_id`.
+
+    Two registries may both have a version 1; the run id is unique.
+    """
+
+    version: int
+    run_id: str
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Scores rows: a model, its version and its threshold, at one time of scoring."""
+
+    model: treelite.Model
+    made: ModelVersion
+    threshold: float
+    scored_at: datetime
+
+    def score(self, rows: pa.Table) -> pa.Table:
+        """Returns predictions of the rows (columns PREDICTION_INPUTS), in their order."""
+        made = self.made
+        return predictions(rows, self.model, self.threshold, made.version, made.run_id, self.scored_at)

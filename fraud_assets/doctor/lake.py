@@ -20,8 +20,9 @@ from fraud_assets.core.schema import (
 )
 from fraud_assets.doctor.finding import Finding, fail, ok, refused, skip, warn
 from fraud_assets.errors import DamagedFileError, FraudAssetsError, NoChampionError
-from fraud_assets.lake.data_files import Place
-from fraud_assets.lake.tables import Lake, add_actions, row_count, unreadable
+from fraud_assets.lake.location import TableLocation
+from fraud_assets.lake.log import add_actions, row_count
+from fraud_assets.lake.tables import Lake, unreadable
 from fraud_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def _data_files(lake: Lake, handles: Mapping[str, DeltaTable]) -> Finding:
     files = footers = 0
     deadline = time.monotonic() + _FOOTER_SECONDS
     for name, handle in handles.items():
-        place = Place(f"{lake.root.rstrip('/')}/{name}", dict(lake.storage_options))
+        place = TableLocation(f"{lake.root.rstrip('/')}/{name}", dict(lake.storage_options))
         try:
             examined = examine_data_files(place, handle, _FOOTERS, deadline - time.monotonic())
         except OSError as error:

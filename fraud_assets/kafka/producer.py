@@ -6,7 +6,7 @@ broker holds with the positions in the lake's log, and waits for the lander when
 
 from __future__ import annotations
 
-import sys
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -44,17 +44,15 @@ MISSING = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAIL
 """What a broker says of a topic that is not there, may not be used, or cannot be."""
 
 
+logger = logging.getLogger(__name__)
+
+
 class Message(NamedTuple):
     """What is sent: a body to a topic, with the key that chooses the partition."""
 
     topic: str
     key: bytes | None
     value: bytes
-
-
-def _to_stderr(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
 
 
 @dataclass
@@ -65,7 +63,6 @@ class Producer:
         broker: where to send.
         settings: topics, time-outs, and the lake that the lander fills.
         on_wait: called instead of a pause while waiting for the lander; may land.
-        say: told once, in a sentence, that the lander is being waited for.
 
     Raises:
         BrokerError: no broker answers, or a message could not be delivered; from the constructor, `send`, `flush`.
@@ -75,7 +72,6 @@ class Producer:
     broker: Broker
     settings: Settings
     on_wait: Callable[[], object] | None = None
-    say: Callable[[str], None] = _to_stderr
     delivered: int = 0
     _failure: str = ""
     _backlog: Backlog | None = None
@@ -180,7 +176,7 @@ class Producer:
                 return
             if time.monotonic() - began > PATIENCE_SECONDS and not backlog.told:
                 backlog.told = True
-                self.say(
+                logger.warning(
                     "waiting for the lander: the embedded broker holds only a few MB. "
                     "Start `fraud-assets land` in another terminal, with the same FRAUD_HOME."
                 )

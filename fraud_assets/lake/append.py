@@ -7,8 +7,10 @@ moved one of the same application ids meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, date, datetime
+from typing import Any, Literal, NoReturn
 
 import pyarrow as pa
 from deltalake import (
@@ -20,91 +22,178 @@ from deltalake import (
     write_deltalake,
 )
 from deltalake.exceptions import CommitFailedError, DeltaError
+from tenacity import RetryCallState, retry, retry_if_exception_type, stop_after_attempt
 
 from fraud_assets.core.schema import Table
+from fraud_assets.errors import LakeError
 from fraud_assets.lake.damage import TRANSACTIONS
-from fraud_assets.lake.data_files import GROUP_ROWS, Rows
+from fraud_assets.lake.data_files import GROUP_ROWS, DataFile, Rows, remove
+from fraud_assets.lake.log import add_actions
 from fraud_assets.lake.positions import Positions, beyond, committed_offset, positions_of
 from fraud_assets.lake.tables import Lake, unreadable
 
-RACES = 100
+MAX_CONFLICTS = 100
 WRITER = WriterProperties(compression="ZSTD", compression_level=1, max_row_group_size=GROUP_ROWS)
 # To look for old log entries after every commit costs more with every commit; maintenance does it.
 _AFTERWARDS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
 
 
-class CommitConflictError(Exception):
-    """Another writer committed the same positions first; read the stored positions again and start over."""
+class CommitConflictError(LakeError):
+    """Another writer committed first. Read the committed offsets again and start over."""
 
 
-def commit(
+def _give_up(state: RetryCallState) -> NoReturn:
+    conflict = state.outcome.exception() if state.outcome else None
+    raise LakeError(f"{conflict} This happened {MAX_CONFLICTS} times in a row; run it again.") from conflict
+
+
+retry_conflicts = retry(
+    retry=retry_if_exception_type(CommitConflictError),
+    stop=stop_after_attempt(MAX_CONFLICTS),
+    retry_error_callback=_give_up,
+)
+"""Decorates a function that opens a handle and commits with it: on a commit conflict it is called again.
+
+After `MAX_CONFLICTS` conflicts in a row the function raises `LakeError`.
+"""
+
+
+@contextmanager
+def commit_errors(handle: DeltaTable) -> Iterator[None]:
+    """Raises `CommitConflictError` and `LakeError` in place of delta-rs's errors on a commit."""
+    try:
+        yield
+    except CommitFailedError as error:
+        raise CommitConflictError(f"Another writer committed to table {handle.table_uri} first.") from error
+    except (DeltaError, OSError) as error:
+        raise unreadable(handle.table_uri, error) from error
+
+
+def commit_append(
     handle: DeltaTable,
     table: Table,
     rows: Rows,
     positions: Positions,
     metadata: Mapping[str, object] | None = None,
-    *,
-    recomputed: str | None = None,
-    replaced: Sequence[date] | None = None,
     marks: Sequence[str] = (),
 ) -> None:
-    """Append `rows` and set `positions` in one commit, with the very handle that the positions were read from.
+    """Appends rows and sets positions in one commit.
 
-    Rows may be in data files already, which other machines wrote; where the commit fails they are left to the caller.
-    With `recomputed` (a SQL predicate) the rows take the place of those that meet it, with `replaced` (of data files:
-    partition values) of those partitions; predictions do not take them for new, because positions do not move.
-    `marks` are further application ids; two commits that set the same one conflict, as those of one position do.
+    Args:
+        handle: the handle that the positions were read from.
+        table: the table of the handle.
+        rows: rows in memory, or data files that are written already. If the commit fails, the caller discards them.
+        positions: last offset per source partition that the table holds with these rows.
+        metadata: values for the commit's entry in the log.
+        marks: further application ids. Two commits that set the same one conflict, as those of one position do.
 
     Raises:
-        CommitConflictError: another writer came first; nothing was written.
+        CommitConflictError: another writer committed first; nothing was written.
         LakeError: the table cannot be written; nothing was committed.
     """
+    properties = _properties(metadata, positions, marks)
+    if isinstance(rows, pa.Table):
+        _write(handle, table, rows, properties, mode="append")
+    else:
+        _commit_files(handle, table, rows, properties, mode="append")
+
+
+def commit_range(
+    handle: DeltaTable, table: Table, rows: pa.Table, predicate: str, metadata: Mapping[str, object]
+) -> None:
+    """Replaces the rows that meet a predicate. Positions do not move, so later stages do not take the rows for new.
+
+    Args:
+        handle: the handle that the replaced rows were read from.
+        table: the table of the handle.
+        rows: the new rows.
+        predicate: SQL that the replaced rows meet.
+        metadata: values for the commit's entry in the log.
+
+    Raises:
+        CommitConflictError: another writer committed first; nothing was written.
+        LakeError: the table cannot be written; nothing was committed.
+    """
+    _write(handle, table, rows, _properties(metadata), mode="overwrite", predicate=predicate)
+
+
+def commit_partitions(
+    handle: DeltaTable, table: Table, files: Sequence[DataFile], values: Sequence[date], metadata: Mapping[str, object]
+) -> None:
+    """Replaces whole partitions by data files. Positions do not move, so later stages do not take the rows for new.
+
+    Args:
+        handle: the handle that the replaced rows were read from.
+        table: the table of the handle; it has a partition column.
+        files: data files that are written already. If the commit fails, the caller discards them.
+        values: values of the partition column.
+        metadata: values for the commit's entry in the log.
+
+    Raises:
+        CommitConflictError: another writer committed first; nothing was committed.
+        LakeError: the table cannot be written; nothing was committed.
+    """
+    replaced = [(str(table.partition_by), "in", [str(value) for value in values])]
+    _commit_files(handle, table, files, _properties(metadata), mode="overwrite", replaced=replaced)
+
+
+def discard(lake: Lake, table: Table, rows: Rows) -> None:
+    """Removes the data files of rows whose commit was refused; rows in memory need nothing.
+
+    Files that the log names stay: an object store may have made a commit without being able to say so.
+    """
+    if not isinstance(rows, pa.Table):
+        named = set(add_actions(lake.open(table))["path"].to_pylist())
+        remove(lake.location(table), [file for file in rows if file.path not in named])
+
+
+def _properties(
+    metadata: Mapping[str, object] | None, positions: Positions | None = None, marks: Sequence[str] = ()
+) -> CommitProperties:
     transactions = [
-        *(Transaction(stream.app_id, offset) for stream, offset in positions.items()),
+        *(Transaction(stream.app_id, offset) for stream, offset in (positions or {}).items()),
         *(Transaction(mark, 0) for mark in marks),
     ]
-    properties = CommitProperties(
-        custom_metadata={
-            key: str(value) for key, value in {**(metadata or {}), TRANSACTIONS: len(transactions)}.items()
-        },
+    facts = {**(metadata or {}), TRANSACTIONS: len(transactions)}
+    return CommitProperties(
+        custom_metadata={key: str(value) for key, value in facts.items()},
         app_transactions=transactions,
-        # Commits of other streams do not conflict: delta-rs puts ours behind theirs, up to so many.
+        # Commits of other partitions do not conflict: delta-rs puts ours behind theirs, up to so many.
         max_commit_retries=15,
     )
-    try:
-        if not isinstance(rows, pa.Table):
-            handle.create_write_transaction(
-                [file.action(table) for file in rows],
-                "append" if replaced is None else "overwrite",
-                handle.schema(),
-                [table.partition_by] if table.partition_by else None,
-                None if replaced is None else [(str(table.partition_by), "in", [str(value) for value in replaced])],
-                commit_properties=properties,
-                post_commithook_properties=_AFTERWARDS,
-            )
-        elif recomputed is None:
-            write_deltalake(
-                handle,
-                rows.select(table.schema.names).cast(table.schema),
-                mode="append",
-                commit_properties=properties,
-                post_commithook_properties=_AFTERWARDS,
-                writer_properties=WRITER,
-            )
-        else:
-            write_deltalake(
-                handle,
-                rows.select(table.schema.names).cast(table.schema),
-                mode="overwrite",
-                predicate=recomputed,
-                commit_properties=properties,
-                post_commithook_properties=_AFTERWARDS,
-                writer_properties=WRITER,
-            )
-    except CommitFailedError as error:
-        raise CommitConflictError(str(error)) from error
-    except (DeltaError, OSError) as error:
-        raise unreadable(handle.table_uri, error) from error
+
+
+def _write(handle: DeltaTable, table: Table, rows: pa.Table, properties: CommitProperties, **how: Any) -> None:
+    with commit_errors(handle):
+        write_deltalake(
+            handle,
+            rows.select(table.schema.names).cast(table.schema),
+            commit_properties=properties,
+            post_commithook_properties=_AFTERWARDS,
+            writer_properties=WRITER,
+            **how,
+        )
+
+
+def _commit_files(
+    handle: DeltaTable,
+    table: Table,
+    files: Sequence[DataFile],
+    properties: CommitProperties,
+    *,
+    mode: Literal["append", "overwrite"],
+    replaced: list[tuple[str, str, Any]] | None = None,
+) -> None:
+    with commit_errors(handle):
+        handle.create_write_transaction(
+            [file.action(table) for file in files],
+            mode,
+            handle.schema(),
+            [table.partition_by] if table.partition_by else None,
+            replaced,
+            commit_properties=properties,
+            post_commithook_properties=_AFTERWARDS,
+        )
 
 
 def append_landed(
@@ -123,18 +212,18 @@ def append_landed(
         LakeError: the table cannot be written.
     """
     reached = positions_of(rows) if positions is None else positions
-    for _ in range(RACES):
+
+    @retry_conflicts
+    def append() -> int:
         handle = lake.open(table)
         fresh = beyond(rows, handle)
         ahead = {stream: offset for stream, offset in reached.items() if offset > committed_offset(handle, stream)}
         if not ahead:
             return 0
-        try:
-            commit(handle, table, stamped(fresh, table), ahead, {"rows": fresh.num_rows, **(metadata or {})})
-        except CommitConflictError:
-            continue
+        commit_append(handle, table, stamped(fresh, table), ahead, {"rows": fresh.num_rows, **(metadata or {})})
         return fresh.num_rows
-    raise unreadable(lake.uri(table), RuntimeError(f"{RACES} commits in a row lost against other writers"))
+
+    return append()
 
 
 def stamped(rows: pa.Table, table: Table, moment: datetime | None = None) -> pa.Table:

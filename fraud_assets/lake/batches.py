@@ -11,10 +11,10 @@ import pyarrow.compute as pc
 from deltalake import DeltaTable
 
 from fraud_assets.lake.duckdb_session import connect
+from fraud_assets.lake.log import add_actions
 from fraud_assets.lake.positions import Positions, SourcePartition
 from fraud_assets.lake.scan import register
-from fraud_assets.lake.tables import add_actions
-from fraud_assets.settings import Settings
+from fraud_assets.settings import BatchLimits, Settings
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -81,7 +81,7 @@ class Bounds:
     target: dict[SourcePartition, int]
 
 
-def next_bounds(work: Pending, settings: Settings, until: Positions | None = None) -> Bounds:
+def next_bounds(work: Pending, settings: Settings, limits: BatchLimits, until: Positions | None = None) -> Bounds:
     """The next batch in landing order: a prefix of every stream.
 
     It has at most FRAUD_BATCH_ROWS rows. If the source keeps message bodies, it also has at most FRAUD_BATCH_BYTES of
@@ -89,7 +89,8 @@ def next_bounds(work: Pending, settings: Settings, until: Positions | None = Non
 
     Args:
         work: the pending rows.
-        settings: of the batch.
+        settings: DuckDB's memory.
+        limits: the most rows and bytes of message bodies.
         until: if given, no row beyond these positions is in the batch: a killed run began a batch up to them.
 
     Raises:
@@ -98,21 +99,21 @@ def next_bounds(work: Pending, settings: Settings, until: Positions | None = Non
     target = work.target if until is None else {s: min(work.target[s], until[s]) for s in work.target if s in until}
     whole = Bounds({stream: work.start[stream] for stream in target}, dict(target))
     if _BODY not in work.source.schema().to_arrow().names:
-        return whole if work.rows <= settings.batch_rows else _first_rows(work, whole, settings)
-    return _first_bytes(work, whole, settings)
+        return whole if work.rows <= limits.rows else _first_rows(work, whole, settings, limits)
+    return _first_bytes(work, whole, settings, limits)
 
 
-def _first_rows(work: Pending, whole: Bounds, settings: Settings) -> Bounds:
+def _first_rows(work: Pending, whole: Bounds, settings: Settings, limits: BatchLimits) -> Bounds:
     """The first FRAUD_BATCH_ROWS rows in landing order."""
     with connect(settings) as connection:
         register(connection, "source", work.source, work.files)
         connection.register("bounds", _bounds(whole))
-        _order_rows(connection, settings.batch_rows)
+        _order_rows(connection, limits.rows)
         cut = connection.sql('select stream, max("offset") from ordered group by stream').fetchall()
     return _up_to(whole, cut)
 
 
-def _first_bytes(work: Pending, whole: Bounds, settings: Settings) -> Bounds:
+def _first_bytes(work: Pending, whole: Bounds, settings: Settings, limits: BatchLimits) -> Bounds:
     """The first rows in landing order, as many as both limits allow.
 
     Body lengths are read file by file, in about landing order, and only as far as the batch reaches: a long backlog
@@ -122,7 +123,7 @@ def _first_bytes(work: Pending, whole: Bounds, settings: Settings) -> Bounds:
     with connect(settings) as connection:
         connection.register("bounds", _bounds(whole))
         connection.execute('create or replace temp table lengths (stream integer, "offset" bigint, bytes bigint)')
-        groups = _file_groups(work, settings.batch_bytes)
+        groups = _file_groups(work, limits.bytes)
         for number, files in enumerate(groups, start=1):
             register(connection, "source", work.source, files)
             connection.execute(
@@ -130,15 +131,15 @@ def _first_bytes(work: Pending, whole: Bounds, settings: Settings) -> Bounds:
                 select stream, source."offset", coalesce(octet_length({_BODY}), 0) from {_WITHIN_BOUNDS}"""
             )
             rows, read = connection.sql("select count(*), coalesce(sum(bytes), 0) from lengths").fetchall()[0]
-            if rows <= settings.batch_rows and read <= settings.batch_bytes:
+            if rows <= limits.rows and read <= limits.bytes:
                 if number == len(groups):
                     return whole
                 continue
             if not is_ordered:
                 register(connection, "source", work.source, work.files)
-                _order_rows(connection, settings.batch_rows)
+                _order_rows(connection, limits.rows)
                 is_ordered = True
-            cut, is_final = _within_bytes(connection, settings.batch_bytes)
+            cut, is_final = _within_bytes(connection, limits.bytes)
             if is_final:
                 return _up_to(whole, cut)
     return whole
@@ -207,7 +208,7 @@ def _up_to(whole: Bounds, cut: Sequence[tuple[int, int]]) -> Bounds:
 
 def read_batch(work: Pending, settings: Settings, columns: Sequence[str] | None = None) -> pa.Table:
     """The rows of `next_bounds`, as `rows_within` gives them."""
-    return rows_within(work, next_bounds(work, settings), settings, columns)
+    return rows_within(work, next_bounds(work, settings, settings.batch_limits), settings, columns)
 
 
 def rows_within(work: Pending, bounds: Bounds, settings: Settings, columns: Sequence[str] | None = None) -> pa.Table:

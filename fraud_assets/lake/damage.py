@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
     from pyarrow.fs import FileSystem
 
-    from fraud_assets.lake.data_files import Place
+    from fraud_assets.lake.location import TableLocation
 
 _LOG = "_delta_log"
 _LAST_CHECKPOINT = "_last_checkpoint"
@@ -118,7 +118,7 @@ def _last_checkpoint(log: str) -> int:
         return -1
 
 
-def log_damage(place: Place) -> str | None:
+def log_damage(place: TableLocation) -> str | None:
     """The first damage of the files that the newest version is read from, and the way back; None if there is none.
 
     Raises:
@@ -151,7 +151,7 @@ def log_damage(place: Place) -> str | None:
     return None
 
 
-def lost_log(place: Place) -> str | None:
+def lost_log(place: TableLocation) -> str | None:
     """The sentence for a table without a log whose folder holds data files; None if it holds none.
 
     Raises:
@@ -240,7 +240,7 @@ class Examined:
 
 
 def examine_data_files(
-    place: Place, handle: DeltaTable, footers: int, seconds: float, *, whole: bool = False
+    place: TableLocation, handle: DeltaTable, footers: int, seconds: float, *, whole: bool = False
 ) -> Examined:
     """Compares the size of every live file with the log, by one listing, and reads the newest files' Parquet footers.
 
@@ -373,5 +373,5 @@ def _content(filesystem: FileSystem, path: str) -> bytes:
         return file.read()
 
 
-def _path(place: Place) -> str:
+def _path(place: TableLocation) -> str:
     return place.uri.removeprefix("file://").rstrip("/")

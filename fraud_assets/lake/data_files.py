@@ -7,8 +7,8 @@ them, and what a killed or repeated task leaves behind, maintenance's vacuum rem
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import uuid4
@@ -19,7 +19,8 @@ import pyarrow.compute as pc
 from fraud_assets.core.schema import Table
 from fraud_assets.errors import DamagedFileError
 from fraud_assets.lake.damage import of_data_file, parquet_state
-from fraud_assets.lake.storage import is_remote
+from fraud_assets.lake.location import TableLocation
+from fraud_assets.lake.log import add_actions
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
     from pyarrow.parquet import ParquetWriter
 
-    from fraud_assets.lake.tables import Lake
 
 READ_ROWS = 65_536
 BODY_ROWS = 1_024
@@ -40,29 +40,6 @@ _GROUP_BYTES = 134_217_728
 """Of fewer rows, where they are large: what a writer holds at a time."""
 _SLICE_BYTES = 8_388_608
 _SLICE_ROWS = 2 * GROUP_ROWS
-
-
-@dataclass(frozen=True)
-class Place:
-    """A table's folder, and delta-rs's options to reach it, with which other machines reach it too."""
-
-    uri: str
-    options: Mapping[str, str] = field(default_factory=dict, repr=False)
-
-    def filesystem(self, sizes: Mapping[str, int] | None = None) -> FileSystem:
-        """Arrow's view of the folder; known `sizes` of files save a request each."""
-        from pyarrow.fs import LocalFileSystem, PyFileSystem, SubTreeFileSystem
-
-        if not is_remote(self.uri):
-            return SubTreeFileSystem(self.uri.removeprefix("file://"), LocalFileSystem())
-        from deltalake.fs import DeltaStorageHandler
-
-        return PyFileSystem(DeltaStorageHandler(self.uri, dict(self.options), dict(sizes or {})))
-
-
-def place_of(lake: Lake, table: Table) -> Place:
-    """The table's folder, as other machines reach it."""
-    return Place(lake.uri(table), dict(lake.storage_options))
 
 
 @dataclass(frozen=True)
@@ -101,8 +78,6 @@ Rows: TypeAlias = pa.Table | Sequence[DataFile]
 
 def slices_of(handle: DeltaTable, files: Sequence[str], table: Table) -> list[Slice]:
     """The files of the handle's version as parts of at most about 8 MB and 260,000 rows, for as many tasks."""
-    from fraud_assets.lake.tables import add_actions
-
     wanted = set(files)
     actions = add_actions(handle)
     names = ["path", "size_bytes", "num_records", *([f"partition.{table.partition_by}"] if table.partition_by else [])]
@@ -115,13 +90,17 @@ def slices_of(handle: DeltaTable, files: Sequence[str], table: Table) -> list[Sl
 
 
 def read_slices(
-    place: Place, slices: Sequence[Slice], schema: pa.Schema, partition_by: str | None, where: Expression | None = None
+    location: TableLocation,
+    slices: Sequence[Slice],
+    schema: pa.Schema,
+    partition_by: str | None,
+    where: Expression | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Rows of the slices that meet `where`, in `schema` (columns of the table, its partition column among them)."""
     physical = pa.schema([column for column in schema if column.name != partition_by])
-    filesystem = place.filesystem({part.path: part.size for part in slices})
+    filesystem = location.filesystem({part.path: part.size for part in slices})
     for part in slices:
-        for batch in _gathered(_batches(place, filesystem, part, physical.names, where)):
+        for batch in _gathered(_batches(location, filesystem, part, physical.names, where)):
             columns = [
                 pa.repeat(pa.scalar(part.partition, column.type), batch.num_rows)
                 if column.name == partition_by
@@ -132,7 +111,7 @@ def read_slices(
 
 
 def _batches(
-    place: Place, filesystem: FileSystem, part: Slice, columns: Sequence[str], where: Expression | None
+    location: TableLocation, filesystem: FileSystem, part: Slice, columns: Sequence[str], where: Expression | None
 ) -> Iterator[pa.RecordBatch]:
     """Rows of a slice, a few at a time where they hold message bodies."""
     from pyarrow.dataset import ParquetFileFormat
@@ -154,7 +133,7 @@ def _batches(
         state = parquet_state(filesystem, part.path, part.size, whole=True)
         if state is None:
             raise
-        raise DamagedFileError(of_data_file(f"{place.uri.rstrip('/')}/{part.path}", state)) from error
+        raise DamagedFileError(of_data_file(f"{location.uri.rstrip('/')}/{part.path}", state)) from error
 
 
 def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -173,12 +152,12 @@ def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         yield pa.concat_batches(waiting)
 
 
-def write_data_files(place: Place, table: Table, batches: Iterable[pa.RecordBatch]) -> Iterator[DataFile]:
+def write_data_files(location: TableLocation, table: Table, batches: Iterable[pa.RecordBatch]) -> Iterator[DataFile]:
     """Writes the rows into new files of the table's folder, one for each partition value; gives them when all are done.
 
     Where it fails, what it wrote is removed as far as that is possible.
     """
-    filesystem = place.filesystem()
+    filesystem = location.filesystem()
     writers: dict[str | None, _Writer] = {}
     try:
         for batch in batches:
@@ -195,9 +174,9 @@ def write_data_files(place: Place, table: Table, batches: Iterable[pa.RecordBatc
     yield from files
 
 
-def remove(place: Place, files: Iterable[DataFile]) -> None:
+def remove(location: TableLocation, files: Iterable[DataFile]) -> None:
     """Removes files that were never committed."""
-    filesystem = place.filesystem()
+    filesystem = location.filesystem()
     for file in files:
         filesystem.delete_file(file.path)
 
@@ -205,18 +184,6 @@ def remove(place: Place, files: Iterable[DataFile]) -> None:
 def count_of(rows: Rows) -> int:
     """How many rows these are."""
     return rows.num_rows if isinstance(rows, pa.Table) else sum(file.rows for file in rows)
-
-
-def discard(lake: Lake, table: Table, rows: Rows) -> None:
-    """Gives up rows whose commit was refused: their data files are removed.
-
-    Not those that the log names all the same: an object store may have made a commit without being able to say so.
-    """
-    if not isinstance(rows, pa.Table):
-        from fraud_assets.lake.tables import add_actions
-
-        named = set(add_actions(lake.open(table))["path"].to_pylist())
-        remove(place_of(lake, table), [file for file in rows if file.path not in named])
 
 
 def _by_partition(rows: pa.Table, column: str | None) -> Iterator[tuple[str | None, pa.Table]]:

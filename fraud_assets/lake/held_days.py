@@ -7,7 +7,8 @@ from datetime import datetime
 import pyarrow.compute as pc
 
 from fraud_assets.core.schema import Table
-from fraud_assets.lake.tables import Lake, add_actions
+from fraud_assets.lake.log import add_actions
+from fraud_assets.lake.tables import Lake
 
 
 def held_days(lake: Lake, table: Table) -> str:

@@ -13,9 +13,10 @@ import pyarrow.compute as pc
 from deltalake import DeltaTable
 
 from fraud_assets.core.schema import Table
-from fraud_assets.lake.append import RACES, CommitConflictError, commit
+from fraud_assets.lake.append import commit_append, retry_conflicts
+from fraud_assets.lake.log import add_actions
 from fraud_assets.lake.positions import NOTHING, Positions, SourcePartition, committed_offset
-from fraud_assets.lake.tables import Lake, add_actions, dataset_of, unreadable
+from fraud_assets.lake.tables import Lake, dataset_of
 
 LogStarts = Callable[[], Positions | None]
 """Gives the log start of every partition of a topic at this moment; None from an embedded broker."""
@@ -65,7 +66,13 @@ def _recorded(
     log_starts: LogStarts,
 ) -> DeltaTable:
     """A handle whose version has the topic on record."""
-    for _ in range(RACES):
+    known: DeltaTable | None = handle
+
+    @retry_conflicts
+    def record() -> DeltaTable:
+        nonlocal known
+        # After a conflict, another lander may have recorded the topic.
+        handle, known = known or lake.open(table), None
         if _is_recorded(handle, topic):
             return handle
         starts = {} if _holds(handle, topic, streams) else log_starts()
@@ -75,14 +82,11 @@ def _recorded(
         before = {
             stream: low - 1 for stream, low in starts.items() if low > 0 and committed_offset(handle, stream) == NOTHING
         }
-        try:
-            commit(handle, table, table.schema.empty_table(), before, {"first_sight": topic}, marks=[_mark(topic)])
-        except CommitConflictError:
-            # Another lander recorded it.
-            handle = lake.open(table)
-            continue
+        empty = table.schema.empty_table()
+        commit_append(handle, table, empty, before, {"first_sight": topic}, marks=[_mark(topic)])
         return lake.open(table)
-    raise unreadable(lake.uri(table), RuntimeError(f"{RACES} commits in a row lost against other writers"))
+
+    return record()
 
 
 def _mark(topic: str) -> str:

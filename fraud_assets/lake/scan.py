@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 from deltalake import DeltaTable
 
 from fraud_assets.lake.duckdb_session import reads
-from fraud_assets.lake.tables import RemoteTable, add_actions, dataset_of
+from fraud_assets.lake.log import add_actions
+from fraud_assets.lake.tables import RemoteTable, dataset_of
 from fraud_assets.system.paths import plain_place
 
 if TYPE_CHECKING:

@@ -23,8 +23,10 @@ from fraud_assets.lake.damage import (
     named_data_file,
     refuse_incomplete_entries,
 )
-from fraud_assets.lake.data_files import READ_ROWS, Place
+from fraud_assets.lake.data_files import READ_ROWS
 from fraud_assets.lake.file_cache import FileCache
+from fraud_assets.lake.location import TableLocation
+from fraud_assets.lake.log import add_actions
 from fraud_assets.lake.schema_check import check_columns
 from fraud_assets.lake.storage import is_remote, known_store_fault, storage_options, store_fault
 from fraud_assets.settings import Settings
@@ -62,6 +64,10 @@ class Lake:
     def uri(self, table: Table) -> str:
         """Where a table is."""
         return f"{self.root.rstrip('/')}/{table.name}"
+
+    def location(self, table: Table) -> TableLocation:
+        """The folder of a table, as any machine reaches it."""
+        return TableLocation(self.uri(table), dict(self.storage_options))
 
     def exists(self, table: Table) -> bool:
         """Whether the table has been created. Raises `LakeError`."""
@@ -116,8 +122,7 @@ class Lake:
         """
         if self.copies is not None:
             return
-        place = Place(self.uri(table), dict(self.storage_options))
-        if (lost := lost_log(place)) is None:
+        if (lost := lost_log(self.location(table))) is None:
             return
         # Another process may have created the table and added rows meanwhile.
         with suppress(TableNotFoundError):
@@ -231,7 +236,7 @@ def _damage(uri: str, error: Exception, options: Mapping[str, str]) -> LakeError
     """The error that names the damaged file, if that is what the table fails for."""
     if (named := named_data_file(str(error))) is not None:
         return named
-    place = Place(uri, dict(options))
+    place = TableLocation(uri, dict(options))
     # To look for the damage may fail as reading did.
     with suppress(OSError, DeltaError, pa.ArrowInvalid):
         if (damage := log_damage(place)) is not None:
@@ -241,16 +246,6 @@ def _damage(uri: str, error: Exception, options: Mapping[str, str]) -> LakeError
         damage = examine_data_files(place, handle, _FOOTERS, _FOOTER_SECONDS, whole=whole).damage
         return None if damage is None else DamagedFileError(damage)
     return None
-
-
-def add_actions(handle: DeltaTable) -> pa.Table:
-    """The table's live files with their statistics, a row each, flattened as `min.offset`."""
-    return pa.table(handle.get_add_actions(flatten=True))
-
-
-def row_count(handle: DeltaTable) -> int:
-    """Rows of the handle's version, from file statistics."""
-    return sum(add_actions(handle).column("num_records").to_pylist())
 
 
 def dataset_of(handle: DeltaTable, paths: Iterable[str] | None = None) -> Dataset:

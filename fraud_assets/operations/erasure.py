@@ -7,8 +7,9 @@ customer. Stored positions stay, so nothing lands or is scored again. Delta's lo
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import CommitProperties
-from deltalake.exceptions import CommitFailedError, DeltaError
+from deltalake.exceptions import DeltaError
 
 from fraud_assets.core.bodies import MAGIC, Rejected
 from fraud_assets.core.formats import ID_HEADER, Decoder
@@ -37,16 +38,17 @@ from fraud_assets.core.schema import (
 )
 from fraud_assets.core.subjects import ids_in, mention_of
 from fraud_assets.kafka.schemas import transaction_decoder
-from fraud_assets.lake.append import RACES
+from fraud_assets.lake.append import commit_errors, retry_conflicts
 from fraud_assets.lake.data_files import BODY_ROWS
 from fraud_assets.lake.duckdb_session import connect
+from fraud_assets.lake.log import add_actions
 from fraud_assets.lake.scan import register
-from fraud_assets.lake.tables import Lake, RemoteTable, add_actions, batches, unreadable
+from fraud_assets.lake.tables import Lake, RemoteTable, batches, unreadable
 from fraud_assets.operations.kept_files import FileRows, rows_in_files, strip
 from fraud_assets.printable import printable
 from fraud_assets.settings import Settings
 
-Progress = Callable[[str], None]
+logger = logging.getLogger(__name__)
 ERASED_TABLES = (fraud_labels, fraud_predictions, raw_transactions, quarantined_transactions, transaction_features)
 """In the order of erasing; only the last names the customer in a column."""
 
@@ -115,7 +117,7 @@ def stored_ids(customer: str, settings: Settings) -> tuple[str, ...]:
     return (customer,)
 
 
-def holdings(lake: Lake, settings: Settings, customer: str, progress: Progress = lambda line: None) -> Holdings:
+def holdings(lake: Lake, settings: Settings, customer: str) -> Holdings:
     """Looks for a customer everywhere; changes nothing. Reads every landed body that may hold the id.
 
     Raises:
@@ -128,14 +130,14 @@ def holdings(lake: Lake, settings: Settings, customer: str, progress: Progress =
     mentions = _PLACES.empty_table()
     for table in (raw_transactions, quarantined_transactions):
         if lake.exists(table):
-            progress(f"reading {table.name}")
+            logger.info(f"reading {table.name}")
             found, mentioned = _of_bodies(lake, table, settings, ids)
             owned, mentions = owned.plus(found), _union(mentions, mentioned)
     places = _with_retries(lake, settings, owned.places)
     transactions = _own_transactions(lake, settings, owned.transactions, ids)
     tables = {table.name: _present(lake, table, settings, places) for table in ERASED_TABLES}
     tables[fraud_labels.name] = _labels_of(lake, settings, transactions)
-    progress("reading kept files")
+    logger.info("reading kept files")
     files = (*rows_in_files(settings, settings.processed, ids), *rows_in_files(settings, settings.failed, ids))
     waiting = tuple(file.path for file in rows_in_files(settings, settings.incoming, ids) if file.rows)
     bad_labels = _bad_labels_of(lake, settings, transactions)
@@ -149,7 +151,6 @@ def erase(
     *,
     unreadable: bool = False,
     found: Holdings | None = None,
-    progress: Progress = lambda line: None,
 ) -> ErasureReport:
     """Removes a customer's rows from every table and kept file, and looks again until nothing is left.
 
@@ -168,7 +169,7 @@ def erase(
     files: dict[str, int] = {}
     mentioned = 0
     for _ in range(_MOST_ROUNDS):
-        found = found or holdings(lake, settings, customer, progress)
+        found = found or holdings(lake, settings, customer)
         lines = sum(found.unreadable_lines.values()) if unreadable else 0
         mentions = found.mentions if unreadable else _PLACES.empty_table()
         if found.empty and not mentions.num_rows and not lines:
@@ -180,7 +181,7 @@ def erase(
             removed = remove(lake, table, places)
             tables[table.name] += removed
             if removed:
-                progress(f"{table.name}: {removed:,} rows removed")
+                logger.info(f"{table.name}: {removed:,} rows removed")
         for table in (raw_transactions, quarantined_transactions):
             remove(lake, table, _present(lake, table, settings, mentions))
         mentioned += mentions.num_rows
@@ -190,7 +191,7 @@ def erase(
                 name = printable(file.path)
                 files[name] = files.get(name, 0) + stripped.rows
                 mentioned += stripped.unreadable if unreadable else 0
-                progress(f"{name}: {stripped.rows:,} rows removed")
+                logger.info(f"{name}: {stripped.rows:,} rows removed")
         found = None
     return ErasureReport(tables, files, mentioned)
 
@@ -230,20 +231,13 @@ def vacuum_now(lake: Lake) -> int:
     return removed
 
 
+@retry_conflicts
 def _delete(lake: Lake, table: Table, predicate: str) -> int:
-    for _ in range(RACES):
-        handle = lake.open(table)
-        try:
-            done = handle.delete(
-                predicate, commit_properties=CommitProperties(custom_metadata={"erased": "a customer"})
-            )
-        except CommitFailedError:
-            # A compaction or a recomputation rewrote the same files meanwhile.
-            continue
-        except (DeltaError, OSError) as error:
-            raise unreadable(lake.uri(table), error) from error
-        return done["num_deleted_rows"]
-    raise unreadable(lake.uri(table), RuntimeError(f"{RACES} commits in a row lost against other writers"))
+    handle = lake.open(table)
+    # A compaction or a recomputation may rewrite the same files meanwhile.
+    with commit_errors(handle):
+        note = CommitProperties(custom_metadata={"erased": "a customer"})
+        return int(handle.delete(predicate, commit_properties=note)["num_deleted_rows"])
 
 
 def _predicate(places: pa.Table) -> str:

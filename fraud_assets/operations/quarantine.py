@@ -8,7 +8,8 @@ in between is finished by the next.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -30,10 +31,10 @@ from fraud_assets.core.schema import (
     raw_transactions,
     retried_messages,
 )
+from fraud_assets.engines.landing_tables import append_labels
 from fraud_assets.errors import FraudAssetsError
-from fraud_assets.ingest.landing import append_labels
 from fraud_assets.kafka.schemas import label_decoder, transaction_decoder
-from fraud_assets.lake.append import RACES, CommitConflictError, append_landed, commit
+from fraud_assets.lake.append import append_landed, commit_append, retry_conflicts
 from fraud_assets.lake.batches import pending, read_batch
 from fraud_assets.lake.duckdb_session import connect
 from fraud_assets.lake.positions import (
@@ -44,13 +45,13 @@ from fraud_assets.lake.positions import (
     committed_offset,
 )
 from fraud_assets.lake.scan import files_within, register
-from fraud_assets.lake.tables import Lake, unreadable
+from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-Progress = Callable[[str], None]
+logger = logging.getLogger(__name__)
 ORIGIN_HEADER = "fraud-retry-of"
 """Header of a message that was retried: the position at which it landed first."""
 
@@ -187,7 +188,6 @@ def retry(
     selection: Selection,
     *,
     dry_run: bool = False,
-    progress: Progress = lambda line: None,
 ) -> RetryReport:
     """Lands the selected messages again that pass with the settings of now; the others stay where they are.
 
@@ -218,7 +218,7 @@ def retry(
                 continue
             _claim(lake, settings, passing, stream, table)
             landed[table.name] += _land(lake, settings, stream, table)
-            progress(f"{table.name}: {landed[table.name]:,} messages landed again")
+            logger.info(f"{table.name}: {landed[table.name]:,} messages landed again")
     return replace(
         report, transactions=landed[raw_transactions.name], labels=landed[fraud_labels.name], resumed=resumed
     )
@@ -251,7 +251,9 @@ def _judged(rows: pa.Table, table: Table, settings: Settings) -> tuple[pa.Table,
 
 def _claim(lake: Lake, settings: Settings, rows: pa.Table, stream: SourcePartition, table: Table) -> None:
     """Gives the rows that nobody has retried the next positions of the stream."""
-    for _ in range(RACES):
+
+    @retry_conflicts
+    def claim() -> None:
         handle = lake.open(retried_messages)
         with connect(settings) as connection:
             register(connection, "r", handle)
@@ -272,12 +274,9 @@ def _claim(lake: Lake, settings: Settings, rows: pa.Table, stream: SourcePartiti
             "ingested_at": pa.repeat(pa.scalar(datetime.now(UTC), TIME), fresh.num_rows),
         }
         claims = pa.table({name: columns[name] for name in RETRIED_MESSAGES.names}).cast(RETRIED_MESSAGES)
-        try:
-            commit(handle, retried_messages, claims, {stream: last}, {"rows": fresh.num_rows})
-        except CommitConflictError:
-            continue
-        return
-    raise unreadable(lake.uri(retried_messages), RuntimeError(f"{RACES} commits in a row lost against other writers"))
+        commit_append(handle, retried_messages, claims, {stream: last}, {"rows": fresh.num_rows})
+
+    claim()
 
 
 def _land(lake: Lake, settings: Settings, stream: SourcePartition, table: Table) -> int:

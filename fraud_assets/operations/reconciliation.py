@@ -20,9 +20,10 @@ from fraud_assets.core.schema import (
 )
 from fraud_assets.lake.batches import pending
 from fraud_assets.lake.duckdb_session import connect
+from fraud_assets.lake.log import add_actions
 from fraud_assets.lake.positions import NOTHING, Positions, SourcePartition, committed_offset
 from fraud_assets.lake.scan import register
-from fraud_assets.lake.tables import Lake, add_actions, read
+from fraud_assets.lake.tables import Lake, read
 from fraud_assets.operations.retention import retained_from
 from fraud_assets.settings import Settings
 

@@ -13,7 +13,6 @@ from datetime import UTC, date, datetime, timedelta
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, Transaction
-from deltalake.exceptions import CommitFailedError, DeltaError
 
 from fraud_assets.core.schema import (
     TIME,
@@ -22,11 +21,12 @@ from fraud_assets.core.schema import (
     raw_transactions,
     transaction_features,
 )
-from fraud_assets.lake.append import RACES
+from fraud_assets.lake.append import commit_errors, retry_conflicts
 from fraud_assets.lake.batches import pending, read_batch
 from fraud_assets.lake.damage import TRANSACTIONS
+from fraud_assets.lake.log import add_actions
 from fraud_assets.lake.positions import SourcePartition, committed_offset
-from fraud_assets.lake.tables import Lake, add_actions, unreadable
+from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
 
 _RETAINED_FROM = "fraud:retained_from"
@@ -75,32 +75,31 @@ def retire(lake: Lake, table: Table, settings: Settings, today: date, waiting: d
     Raises:
         LakeError: the table cannot be written.
     """
-    keep = settings.retention_days.get(table.name)
-    if keep is None or table.partition_by is None:
+    keep, partition = settings.retention_days.get(table.name), table.partition_by
+    if keep is None or partition is None:
         return Retired()
     before = min(day for day in (today, waiting) if day is not None) - timedelta(days=keep)
-    for _ in range(RACES):
+
+    @retry_conflicts
+    def delete() -> Retired:
         handle = lake.open(table)
-        days = _outdated(handle, table.partition_by, before)
+        days = _outdated(handle, partition, before)
         if not days:
             return Retired()
         floor = max(before, retained_from(handle) or before)
         listed = ", ".join(f"date '{day}'" for day in days)
-        try:
+        # A late row or a compaction may come into one of these days meanwhile.
+        with commit_errors(handle):
             removed = handle.delete(
-                f"{table.partition_by} in ({listed})",
+                f"{partition} in ({listed})",
                 commit_properties=CommitProperties(
                     custom_metadata={"retained_from": str(floor), TRANSACTIONS: "1"},
                     app_transactions=[Transaction(_RETAINED_FROM, floor.toordinal())],
                 ),
             )
-        except CommitFailedError:
-            # A late row or a compaction came into one of these days meanwhile.
-            continue
-        except (DeltaError, OSError) as error:
-            raise unreadable(lake.uri(table), error) from error
         return Retired(removed["num_deleted_rows"], len(days), before)
-    raise unreadable(lake.uri(table), RuntimeError(f"{RACES} commits in a row lost against other writers"))
+
+    return delete()
 
 
 def _outdated(handle: DeltaTable, partition: str, before: date) -> Sequence[date]:

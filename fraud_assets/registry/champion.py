@@ -6,7 +6,8 @@ import pyarrow.compute as pc
 
 from fraud_assets.core.schema import fraud_predictions
 from fraud_assets.errors import NoChampionError
-from fraud_assets.lake.tables import Lake, add_actions, dataset_of
+from fraud_assets.lake.log import add_actions
+from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.registry.files import TRAIN
 from fraud_assets.registry.models import ALIAS, Champion, ModelVersion, champion, champion_version, shown
 from fraud_assets.settings import Settings

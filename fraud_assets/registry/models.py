@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from fraud_assets.core.schema import FEATURE_VERSION, MODEL_INPUTS
+from fraud_assets.core.scoring import ModelVersion
 from fraud_assets.errors import FraudAssetsError, NoChampionError, SettingError
 from fraud_assets.registry.files import MODEL_FOLDER, TRAIN, Recorded, RegistryError, digest, read_model, write_model
 from fraud_assets.registry.home import (
@@ -50,17 +51,6 @@ _REQUIREMENTS = ("scikit-learn", "skops", "numpy", "pandas")
 
 class FeatureVersionError(FraudAssetsError):
     """The champion was trained on features of another meaning."""
-
-
-@dataclass(frozen=True)
-class ModelVersion:
-    """A registered model: `version` of FRAUD_MODEL_NAME, made by the MLflow run `run_id`.
-
-    Two registries may both have a version 1; the run id is unique.
-    """
-
-    version: int
-    run_id: str
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,8 @@ def days_between(start: datetime, end: datetime) -> Iterator[tuple[datetime, dat
 def lake_is_empty(settings: Settings) -> bool:
     """Whether no transaction has landed yet; False also if the lake cannot be read now."""
     from fraud_assets.core.schema import raw_transactions
-    from fraud_assets.lake.tables import Lake, add_actions
+    from fraud_assets.lake.log import add_actions
+    from fraud_assets.lake.tables import Lake
 
     try:
         lake = Lake.of(settings)

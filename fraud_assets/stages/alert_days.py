@@ -9,7 +9,8 @@ from datetime import date
 import pyarrow.compute as pc
 from deltalake import DeltaTable
 
-from fraud_assets.lake.tables import add_actions, read
+from fraud_assets.lake.log import add_actions
+from fraud_assets.lake.tables import read
 from fraud_assets.settings import Settings
 
 COUNTED_DAYS = 7

@@ -11,8 +11,9 @@ from deltalake import DeltaTable
 from fraud_assets.core.schema import fraud_predictions, raw_transactions, transaction_features
 from fraud_assets.errors import NoChampionError
 from fraud_assets.lake.batches import Pending, pending
+from fraud_assets.lake.log import row_count
 from fraud_assets.lake.positions import committed_offset, digest
-from fraud_assets.lake.tables import Lake, row_count
+from fraud_assets.lake.tables import Lake
 from fraud_assets.registry.champion import lost_registry
 from fraud_assets.registry.models import champion_version
 from fraud_assets.settings import Settings

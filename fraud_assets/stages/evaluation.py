@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Literal
 
@@ -18,7 +18,7 @@ from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
 from fraud_assets.stages.training import newest_transaction, read_features
 
-Progress = Callable[[str], None]
+logger = logging.getLogger(__name__)
 ModelName = Literal["platform", "book"]
 
 _COLUMNS = ("transaction_id", "tx_datetime", "customer_id", *MODEL_INPUTS)
@@ -37,9 +37,7 @@ def latest_start(lake: Lake, settings: Settings, train_days: int, delay_days: in
     return test_end - timedelta(days=train_days + delay_days + test_days)
 
 
-def evaluate_lake(
-    lake: Lake, settings: Settings, protocol: Protocol, model: ModelName, progress: Progress = lambda line: None
-) -> Evaluation:
+def evaluate_lake(lake: Lake, settings: Settings, protocol: Protocol, model: ModelName) -> Evaluation:
     """Train and test on the lake's features and labels.
 
     The latest label of a transaction counts (by `labelled_at`, then landing order); without one it is genuine.
@@ -49,14 +47,13 @@ def evaluate_lake(
         settings: `train_min_rows`, and trees and seed of the platform's model.
         protocol: the days, UTC.
         model: "platform" (unscaled, FRAUD_TRAIN_TREES) or "book" (10 trees on standardised inputs).
-        progress: takes a line now and then.
 
     Raises:
         NotEnoughDataError: the window has too few rows or no frauds.
         LakeError: a table cannot be read.
     """
     start, end = _midnight(protocol.train_start), _midnight(protocol.test_end)
-    progress(f"reading {protocol.train_start} to before {protocol.test_end}")
+    logger.info(f"reading {protocol.train_start} to before {protocol.test_end}")
     features = read_features(lake, start, end, _COLUMNS)
     rows = int((features["tx_datetime"].to_numpy() < np.datetime64(protocol.train_end)).sum())
     if rows < settings.train_min_rows:
@@ -69,7 +66,7 @@ def evaluate_lake(
         )
     labelled = features.append_column("is_fraud", _verdicts(features, lake, settings))
     trees, seed = (BOOK_TREES, BOOK_SEED) if model == "book" else (settings.train_trees, settings.train_seed)
-    progress(f"training {trees} trees on {rows:,} transactions, testing from {protocol.test_start}")
+    logger.info(f"training {trees} trees on {rows:,} transactions, testing from {protocol.test_start}")
     return evaluate(labelled, protocol, trees, seed, scaled=model == "book")
 
 

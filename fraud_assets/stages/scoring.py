@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,29 +15,28 @@ from deltalake import DeltaTable
 
 from fraud_assets.core.schema import (
     FEATURE_VERSION,
-    FRAUD_PREDICTIONS,
     TIME,
     TRANSACTION_FEATURES,
     fraud_predictions,
     transaction_features,
 )
-from fraud_assets.core.scoring import PREDICTION_INPUTS, predictions
+from fraud_assets.core.scoring import PREDICTION_INPUTS, ModelVersion, Scorer
+from fraud_assets.engines.base import Engine, ScoringBatch, ScoringResult
+from fraud_assets.engines.local.engine import LocalEngine
+from fraud_assets.engines.scoring import score_rows
 from fraud_assets.errors import LakeError, SettingError
-from fraud_assets.lake.append import CommitConflictError, commit
-from fraud_assets.lake.batches import Bounds, Pending, next_bounds, pending, rows_within
-from fraud_assets.lake.data_files import Rows, count_of, discard
+from fraud_assets.lake.append import CommitConflictError, commit_append, commit_range, discard, retry_conflicts
+from fraud_assets.lake.batches import next_bounds, pending
+from fraud_assets.lake.data_files import Rows, count_of
+from fraud_assets.lake.log import add_actions
 from fraud_assets.lake.positions import committed_offset, positions_of
-from fraud_assets.lake.tables import Lake, add_actions, read
+from fraud_assets.lake.tables import Lake, read
 from fraud_assets.registry.champion import champion_for
-from fraud_assets.registry.models import ModelVersion
 from fraud_assets.settings import Settings
 from fraud_assets.stages.alert_days import BusiestDay, busiest_day
 from fraud_assets.stages.training import current_threshold
 
-if TYPE_CHECKING:
-    import treelite
-
-Progress = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class ScoringReport:
         """Share of the rows that alerted."""
         return self.alerts / self.rows if self.rows else 0.0
 
-    def plus(self, scored: Scored, model: ModelVersion) -> ScoringReport:
+    def plus(self, scored: ScoringResult, model: ModelVersion) -> ScoringReport:
         """The report with one more batch."""
         return replace(
             self,
@@ -91,122 +90,80 @@ class ScoringReport:
         return values | self.busiest.metadata() if self.busiest else values
 
 
-@dataclass(frozen=True)
-class Scorer:
-    """What all rows of a batch are scored with: a model version, its threshold and the moment."""
+def score_pending(lake: Lake, settings: Settings, engine: Engine | None = None) -> ScoringReport:
+    """Scores all feature rows beyond the committed offsets, batch by batch, in landing order.
 
-    model: treelite.Model
-    made: ModelVersion
-    threshold: float
-    scored_at: datetime
-
-    @classmethod
-    def now(cls, lake: Lake, settings: Settings) -> Scorer:
-        """The champion of this moment. Raises `NoChampionError` and `LakeError`."""
-        current = champion_for(lake, settings)
-        threshold = current_threshold(lake, current, settings)
-        return cls(current.model, ModelVersion(current.version, current.run_id), threshold, datetime.now(UTC))
-
-    def score(self, rows: pa.Table) -> pa.Table:
-        """Predictions of the rows (columns PREDICTION_INPUTS), in their order."""
-        made = self.made
-        return predictions(rows, self.model, self.threshold, made.version, made.run_id, self.scored_at)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What one round scores: the feature rows within the `bounds` of `work`."""
-
-    lake: Lake
-    settings: Settings
-    work: Pending
-    bounds: Bounds
-    scorer: Scorer
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Predictions ready for their commit, and how many of them alert.
-
-    `other_versions` are feature versions that the model does not know; rows of them are not scored.
-    """
-
-    rows: Rows
-    alerts: int
-    other_versions: frozenset[str] = frozenset()
-
-
-def score_pending(
-    lake: Lake,
-    settings: Settings,
-    progress: Progress = lambda line: None,
-    compute: Callable[[Batch], Scored] | None = None,
-) -> ScoringReport:
-    """Score all feature rows beyond the stored positions, batch by batch, in landing order.
-
-    Champion and threshold are read anew for each batch, so that a long backlog follows a hand-over.
+    Champion and threshold are read again for each batch, so that a long backlog follows a change of champion.
 
     Args:
-        lake: where the tables are.
-        settings: of the batch and the registry.
-        progress: told after every batch.
-        compute: the engine, asked only when there is something to score; this process where None.
+        lake: the tables.
+        settings: the registry and DuckDB's memory.
+        engine: scores the batches, called only if there is something to score; default: this process.
+
+    Returns:
+        Counts of this run.
 
     Raises:
         NoChampionError: there is no champion yet; nothing was scored.
         LakeError: a table cannot be read or written; the batches before stay committed.
+        EngineError: a job of the engine failed; the batches before stay committed.
     """
     began = time.monotonic()
+    engine = engine or LocalEngine(settings)
     report = ScoringReport()
     # Pinned: a run ends at the features of its start, however fast more come in.
     features = lake.open(transaction_features)
-    while True:
-        handle = lake.open(fraud_predictions)
-        work = pending(features, lambda stream: committed_offset(handle, stream), settings)  # noqa: B023
-        if not work.target:
-            return report.ended(lake, settings, time.monotonic() - began)
-        scorer = Scorer.now(lake, settings)
-        batch = Batch(lake, settings, work, next_bounds(work, settings), scorer)
-        scored = (compute or compute_here)(batch)
-        if scored.other_versions:
-            discard(lake, fraud_predictions, scored.rows)
-            raise _unknown(scored.other_versions, lake)
-        try:
-            commit(handle, fraud_predictions, scored.rows, batch.bounds.target, _facts(scored, scorer.made))
-        except CommitConflictError:
-            discard(lake, fraud_predictions, scored.rows)
-            progress("another writer committed first; starting over from what the tables hold now")
-            continue
-        report = report.plus(scored, scorer.made)
-        progress(f"{report.rows:,} of {report.rows + work.rows - count_of(scored.rows):,} transactions scored: "
-                 f"{report.alerts:,} alerts")  # fmt: skip
+
+    @retry_conflicts
+    def score_batch() -> ScoringReport | None:
+        return _score_batch(lake, settings, engine, features, report)
+
+    while (after := score_batch()) is not None:
+        report = after
+    return report.ended(lake, settings, time.monotonic() - began)
 
 
-def compute_here(batch: Batch) -> Scored:
-    """The batch, scored in this process."""
-    return score_rows(rows_within(batch.work, batch.bounds, batch.settings, PREDICTION_INPUTS), batch.scorer)
+def _score_batch(
+    lake: Lake, settings: Settings, engine: Engine, features: DeltaTable, report: ScoringReport
+) -> ScoringReport | None:
+    """Scores and commits the next batch; gives the report with it, or None if nothing is pending."""
+    handle = lake.open(fraud_predictions)
+    work = pending(features, lambda stream: committed_offset(handle, stream), settings)
+    if not work.target:
+        return None
+    scorer = champion_scorer(lake, settings)
+    bounds = next_bounds(work, settings, engine.limits)
+    result = engine.score(ScoringBatch(lake, work, bounds, scorer))
+    if result.other_versions:
+        discard(lake, fraud_predictions, result.rows)
+        raise _unknown(result.other_versions, lake)
+    try:
+        commit_append(handle, fraud_predictions, result.rows, bounds.target, _facts(result, scorer.made))
+    except CommitConflictError:
+        discard(lake, fraud_predictions, result.rows)
+        logger.info("Another writer committed first; the batch starts over from what the tables hold now.")
+        raise
+    report = report.plus(result, scorer.made)
+    logger.info(
+        f"{report.rows:,} of {report.rows + work.rows - count_of(result.rows):,} transactions scored: "
+        f"{report.alerts:,} alerts"
+    )
+    return report
 
 
-def score_rows(rows: pa.Table, scorer: Scorer) -> Scored:
-    """The rows (columns PREDICTION_INPUTS), scored; none of them where one has another feature version."""
-    others = other_versions(rows)
-    scored = FRAUD_PREDICTIONS.empty_table() if others else scorer.score(rows)
-    return Scored(scored, alerts_in(scored), others)
+def champion_scorer(lake: Lake, settings: Settings) -> Scorer:
+    """Returns a scorer of the present champion, its threshold and this moment.
+
+    Raises:
+        NoChampionError: there is no champion yet.
+        LakeError: the champion has no threshold, or it cannot be read.
+    """
+    current = champion_for(lake, settings)
+    threshold = current_threshold(lake, current, settings)
+    return Scorer(current.model, ModelVersion(current.version, current.run_id), threshold, datetime.now(UTC))
 
 
-def other_versions(rows: pa.Table) -> frozenset[str]:
-    """Feature versions of the rows that no champion of this release scores."""
-    return frozenset(pc.unique(rows["feature_version"]).to_pylist()) - {FEATURE_VERSION}
-
-
-def alerts_in(scored: pa.Table) -> int:
-    """How many of the predictions alert."""
-    return pc.sum(scored["is_alert"]).as_py() or 0
-
-
-def score_range(
-    lake: Lake, settings: Settings, start: datetime, end: datetime, progress: Progress = lambda line: None
-) -> ScoringReport:
+def score_range(lake: Lake, settings: Settings, start: datetime, end: datetime) -> ScoringReport:
     """Score `tx_datetime` in [start, end) again, with the champion, threshold and features of now.
 
     Day by day, each in one commit. Rows that wait for their first score are left to `score_pending`. Always in this
@@ -225,7 +182,7 @@ def score_range(
         day = _score_day(lake, settings, low, high)
         if day is not None:
             report = report.plus(*day)
-            progress(f"scored again up to {high:%Y-%m-%d %H:%M}: {report.rows:,} transactions")
+            logger.info(f"scored again up to {high:%Y-%m-%d %H:%M}: {report.rows:,} transactions")
     return report.ended(lake, settings, time.monotonic() - began)
 
 
@@ -236,7 +193,7 @@ def _unknown(versions: frozenset[str], lake: Lake) -> LakeError:
     )
 
 
-def _facts(scored: Scored, made: ModelVersion) -> dict[str, object]:
+def _facts(scored: ScoringResult, made: ModelVersion) -> dict[str, object]:
     return {
         "rows": count_of(scored.rows),
         "alerts": scored.alerts,
@@ -265,7 +222,10 @@ def _days(features: DeltaTable, start: datetime, end: datetime) -> list[tuple[da
     return days
 
 
-def _score_day(lake: Lake, settings: Settings, low: datetime, high: datetime) -> tuple[Scored, ModelVersion] | None:
+@retry_conflicts
+def _score_day(
+    lake: Lake, settings: Settings, low: datetime, high: datetime
+) -> tuple[ScoringResult, ModelVersion] | None:
     """What took the place of the day's predictions, and the model that made it; None where it has none."""
     within = (
         (pc.field("tx_date") == low.date())
@@ -273,23 +233,19 @@ def _score_day(lake: Lake, settings: Settings, low: datetime, high: datetime) ->
         & (pc.field("tx_datetime") < pa.scalar(high, TIME))
     )
     where = f"tx_datetime >= '{low:%Y-%m-%dT%H:%M:%S.%fZ}' AND tx_datetime < '{high:%Y-%m-%dT%H:%M:%S.%fZ}'"
-    while True:
-        # Predictions first: what is scored for the first time afterwards stays beyond their stored positions.
-        handle = lake.open(fraud_predictions)
-        rows = read(lake.open(transaction_features), PREDICTION_INPUTS, within)
-        rows = _contained(rows.cast(pa.schema([TRANSACTION_FEATURES.field(n) for n in PREDICTION_INPUTS])), handle)
-        if not rows.num_rows:
-            return None
-        scorer = Scorer.now(lake, settings)
-        scored = score_rows(rows, scorer)
-        if scored.other_versions:
-            raise _unknown(scored.other_versions, lake)
-        mark = {"rescored": f"{low.isoformat()}/{high.isoformat()}", **_facts(scored, scorer.made)}
-        try:
-            commit(handle, fraud_predictions, scored.rows, {}, mark, recomputed=where)
-        except CommitConflictError:
-            continue
-        return scored, scorer.made
+    # Predictions first: what is scored for the first time afterwards stays beyond their committed offsets.
+    handle = lake.open(fraud_predictions)
+    rows = read(lake.open(transaction_features), PREDICTION_INPUTS, within)
+    rows = _contained(rows.cast(pa.schema([TRANSACTION_FEATURES.field(n) for n in PREDICTION_INPUTS])), handle)
+    if not rows.num_rows:
+        return None
+    scorer = champion_scorer(lake, settings)
+    scored = score_rows(rows, scorer)
+    if scored.other_versions:
+        raise _unknown(scored.other_versions, lake)
+    note = {"rescored": f"{low.isoformat()}/{high.isoformat()}", **_facts(scored, scorer.made)}
+    commit_range(handle, fraud_predictions, pa.table(scored.rows), where, note)
+    return scored, scorer.made
 
 
 def _contained(rows: pa.Table, handle: DeltaTable) -> pa.Table:

@@ -5,8 +5,9 @@ Whatever scores meanwhile keeps the old champion; a new one is never without its
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -26,21 +27,24 @@ from fraud_assets.core.schema import (
     alert_thresholds,
     transaction_features,
 )
-from fraud_assets.core.scoring import score
+from fraud_assets.core.scoring import ModelVersion, score
 from fraud_assets.core.threshold import ScoredTraffic, lowest_threshold, scored_traffic, scores_needed, together
 from fraud_assets.core.training import fit, treelite_form
+from fraud_assets.engines.base import Engine, TrainingWindow, Work
 from fraud_assets.errors import LakeError, NotEnoughDataError, SettingError
-from fraud_assets.lake.append import commit
-from fraud_assets.lake.tables import Lake, add_actions, read
+from fraud_assets.lake.append import commit_append
+from fraud_assets.lake.log import add_actions
+from fraud_assets.lake.tables import Lake, read
 from fraud_assets.registry.champion import champion_for, lost_registry
-from fraud_assets.registry.models import ModelVersion, TrainingFacts, register, set_champion
+from fraud_assets.registry.models import TrainingFacts, register, set_champion
 from fraud_assets.settings import Settings
-from fraud_assets.stages.training_window import Gather, Window, Work, count, gather_for, gather_here
+from fraud_assets.stages.training_window import count, engine_for
 
 if TYPE_CHECKING:
     import treelite
 
-Progress = Callable[[str], None]
+logger = logging.getLogger(__name__)
+
 CALIBRATION_DAYS = 7
 """The threshold follows the last days of the traffic: a week, so that each weekday counts once."""
 
@@ -119,8 +123,7 @@ def train(
     settings: Settings,
     start: datetime | None = None,
     end: datetime | None = None,
-    progress: Progress = lambda line: None,
-    gather: Gather = gather_here,
+    engine: Engine | None = None,
 ) -> TrainingReport:
     """Train a new champion on the features of [start, end), by default the last FRAUD_TRAIN_DAYS days of the lake.
 
@@ -132,8 +135,7 @@ def train(
         settings: of window, model and budget.
         start: of the window.
         end: of the window.
-        progress: told what happens.
-        gather: the engine, for windows of more rows than FRAUD_TRAIN_MAX_ROWS.
+        engine: reads windows of more rows than FRAUD_TRAIN_MAX_ROWS; default: this process.
 
     Raises:
         NotEnoughDataError: the window holds fewer rows than FRAUD_TRAIN_MIN_ROWS.
@@ -143,21 +145,21 @@ def train(
     """
     began = time.monotonic()
     if lost := lost_registry(lake, settings):
-        progress(f"{lost} This run trains one. Version numbers start at 1 again.")
+        logger.info(f"{lost} This run trains one. Version numbers start at 1 again.")
     start, end = _window(lake, settings, start, end)
-    window = Window.of(lake, settings, start, end)
-    gather = gather_for(window, gather)
-    window_rows, newest = count(window, gather)
+    window = TrainingWindow.of(lake, start, end)
+    engine = engine_for(window, settings, engine)
+    window_rows, newest = count(window, engine)
     if newest is None or window_rows < settings.train_min_rows:
         raise NotEnoughDataError(
             f"Training needs {settings.train_min_rows:,} transactions (FRAUD_TRAIN_MIN_ROWS); from "
             f"{start:%Y-%m-%d %H:%M} to before {end:%Y-%m-%d %H:%M} UTC the lake holds {window_rows:,} of "
             f"feature version {FEATURE_VERSION}. Land more, lower the setting, or widen the window (FRAUD_TRAIN_DAYS)."
         )
-    features = training_rows(window, window_rows, gather)
-    progress(f"training {settings.train_trees} trees on {features.num_rows:,} of {window_rows:,} transactions")
+    features = training_rows(window, window_rows, settings, engine)
+    logger.info(f"training {settings.train_trees} trees on {features.num_rows:,} of {window_rows:,} transactions")
     forest = fit(features, settings.train_trees, settings.train_seed)
-    calibration = _calibrated(window, newest, treelite_form(forest), ModelVersion(0, ""), gather)
+    calibration = _calibrated(window, newest, treelite_form(forest), ModelVersion(0, ""), settings, engine)
     facts = TrainingFacts(
         rows=features.num_rows,
         window_start=start,
@@ -178,7 +180,7 @@ def train(
     calibration = replace(calibration, model_version=made.version, model_run_id=made.run_id)
     _store(lake, settings, calibration)
     set_champion(made.version, settings)
-    progress(f"version {made.version} is champion; it alerts {calibration.alerts_per_day:.1f} times a day")
+    logger.info(f"version {made.version} is champion; it alerts {calibration.alerts_per_day:.1f} times a day")
     return TrainingReport(
         version=made.version,
         rows=features.num_rows,
@@ -192,13 +194,13 @@ def train(
     )
 
 
-def training_rows(window: Window, rows: int, gather: Gather = gather_here) -> pa.Table:
+def training_rows(window: TrainingWindow, rows: int, settings: Settings, engine: Engine) -> pa.Table:
     """The rows to train on, in time order: all `rows` of the window, or FRAUD_TRAIN_MAX_ROWS of them, drawn uniformly.
 
     Raises:
         LakeError: a file cannot be read.
     """
-    size, seed = window.settings.train_max_rows, window.settings.train_seed
+    size, seed = settings.train_max_rows, settings.train_seed
     columns = (*_COLUMNS, *POSITION_COLUMNS)
     schema = pa.schema([TRANSACTION_FEATURES.field(name) for name in columns]).append(DRAW)
 
@@ -206,19 +208,16 @@ def training_rows(window: Window, rows: int, gather: Gather = gather_here) -> pa
         for batch in batches:
             yield candidates(batch, size, rows, seed)
 
-    return _in_time_order(smallest(gather(window, columns, draw, schema), size).select(_COLUMNS))
+    return _in_time_order(smallest(engine.gather(window, columns, draw, schema), size).select(_COLUMNS))
 
 
-def recalibrate(
-    lake: Lake, settings: Settings, progress: Progress = lambda line: None, gather: Gather = gather_here
-) -> CalibrationReport:
+def recalibrate(lake: Lake, settings: Settings, engine: Engine | None = None) -> CalibrationReport:
     """A new threshold for the champion, from the lake's last days and the budget of now, without training.
 
     Args:
         lake: where the tables are.
         settings: of the budget and the registry.
-        progress: told what happens.
-        gather: the engine, for more rows than FRAUD_TRAIN_MAX_ROWS.
+        engine: reads more rows than FRAUD_TRAIN_MAX_ROWS; default: this process.
 
     Raises:
         NoChampionError: there is no champion yet.
@@ -227,14 +226,14 @@ def recalibrate(
     """
     current = champion_for(lake, settings)
     end = _window(lake, settings, None, None)[1]
-    window = Window.of(lake, settings, end - timedelta(days=CALIBRATION_DAYS), end)
-    gather = gather_for(window, gather)
-    newest = count(window, gather)[1]
+    window = TrainingWindow.of(lake, end - timedelta(days=CALIBRATION_DAYS), end)
+    engine = engine_for(window, settings, engine)
+    newest = count(window, engine)[1]
     if newest is None:
         raise NotEnoughDataError(f"The lake holds no features of version {FEATURE_VERSION}: recompute them first.")
-    report = _calibrated(window, newest, current.model, current, gather)
+    report = _calibrated(window, newest, current.model, current, settings, engine)
     _store(lake, settings, report)
-    progress(
+    logger.info(
         f"threshold of version {current.version}: {report.threshold:.4f}, {report.alerts_per_day:.1f} alerts a day"
     )
     return report
@@ -312,15 +311,21 @@ def _window(lake: Lake, settings: Settings, start: datetime | None, end: datetim
 
 
 def _calibrated(
-    window: Window, newest: datetime, model: treelite.Model, made: ModelVersion, gather: Gather
+    window: TrainingWindow,
+    newest: datetime,
+    model: treelite.Model,
+    made: ModelVersion,
+    settings: Settings,
+    engine: Engine,
 ) -> CalibrationReport:
     """The threshold on the last CALIBRATION_DAYS of all the traffic in the window, up to its newest transaction."""
-    settings = window.settings
     since = newest - timedelta(days=CALIBRATION_DAYS) + timedelta(microseconds=1)
-    recent = Window.of(window.lake, settings, max(window.start, since), window.end, window.handle)
+    recent = TrainingWindow.of(window.lake, max(window.start, since), window.end, window.handle)
     keep = scores_needed(settings.alert_budget_per_day, CALIBRATION_DAYS)
     columns = ("tx_datetime", *MODEL_INPUTS)
-    parts = gather_for(recent, gather)(recent, columns, _scoring(model.serialize_bytes(), keep), _TRAFFIC)
+    parts = engine_for(recent, settings, engine).gather(
+        recent, columns, _scoring(model.serialize_bytes(), keep), _TRAFFIC
+    )
     traffic = together((_traffic(part) for part in parts.to_pylist()), keep)
     threshold = lowest_threshold(traffic, settings.alert_budget_per_day, settings.alert_max_rate)
     alerts = traffic.alerts(threshold)
@@ -377,4 +382,4 @@ def _store(lake: Lake, settings: Settings, report: CalibrationReport) -> None:
     # No positions: nothing to take exactly once, and so nothing that another writer could conflict with.
     rows = pa.Table.from_pylist([row], schema=ALERT_THRESHOLDS)
     facts = {"model_version": report.model_version, "model_run_id": report.model_run_id}
-    commit(lake.open(alert_thresholds), alert_thresholds, rows, {}, facts)
+    commit_append(lake.open(alert_thresholds), alert_thresholds, rows, {}, facts)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fraud_assets.core.schema import DERIVED_FEATURES, WINDOW_DAYS
-from fraud_assets.lake.duckdb_session import compute_windows
+from fraud_assets.engines.local.windows import compute_windows
 from fraud_assets.settings import load_settings
 
 SECOND = 1_000_000

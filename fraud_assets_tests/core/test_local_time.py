@@ -78,7 +78,7 @@ from fraud_assets.core.parsing import parse_transactions
 from fraud_assets.lake.tables import Lake, read
 from fraud_assets.core.schema import fraud_labels, transaction_features
 from fraud_assets.stages.features import process_landed
-from fraud_assets.ingest.landing import land_everything
+from fraud_assets.ingest.landing import land_once
 from fraud_assets.settings import load_settings
 import pyarrow.parquet as pq, sys
 settings = load_settings(_env_file=None, home=Path(sys.argv[1]), time_zone="Europe/Brussels", file_quiet_seconds=0)
@@ -90,7 +90,7 @@ pq.write_table(pa.table({"transaction_id": ["a", "b", "c"], "tx_datetime": pa.ar
     "customer_id": ["c"] * 3, "terminal_id": ["t"] * 3, "tx_amount": [1.0] * 3, "is_fraud": [0, 1, None]}),
     settings.incoming / "day.parquet")
 lake = Lake.of(settings)
-land_everything(lake, settings, print, transactions=True, topics=False, by=None)
+land_once(lake, settings, transactions=True, topics=False)
 process_landed(lake, settings)
 rows = read(lake.open(transaction_features)).sort_by("transaction_id")
 print("flags", rows["tx_during_weekend"].to_pylist(), rows["tx_during_night"].to_pylist(),

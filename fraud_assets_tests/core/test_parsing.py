@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from fraud_assets.core import parsing
 from fraud_assets.core.bodies import Rejected
 from fraud_assets.core.parsing import (
-    REASONS,
     REJECTED_LABELS,
     VALID_LABELS,
     VALID_TRANSACTIONS,
     parse_labels,
     parse_transactions,
 )
+from fraud_assets.core.quarantine_reasons import REASONS
 from fraud_assets.core.schema import POSITION_COLUMNS, QUARANTINED_TRANSACTIONS, RAW_TRANSACTIONS
 from fraud_assets.settings import Settings, load_settings
 

@@ -16,8 +16,8 @@ from click.testing import CliRunner
 from fraud_assets.commands import replay as replay_command
 from fraud_assets.commands import simulate as simulate_command
 from fraud_assets.core.schema import fraud_labels, raw_transactions
+from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.errors import FraudAssetsError, SettingError
-from fraud_assets.ingest.landing import land_topics
 from fraud_assets.kafka.producer import produce
 from fraud_assets.settings import Settings
 from fraud_assets.simulator.event_order import EventOrder, as_flags
@@ -199,7 +199,7 @@ def test_a_replay_larger_than_the_broker_holds_loses_nothing(tmp_path, settings,
     def land() -> None:
         nonlocal waits
         waits += 1
-        land_topics(lake, settings, lambda _: None)
+        land_topics(lake, settings)
 
     sent = produce(replayed([open_source(path, settings)], order), broker, settings, on_wait=land)
     land()
@@ -223,7 +223,7 @@ def test_the_commands(tmp_path, settings, lake, broker, monkeypatch):
     produced = run(simulate_command.command, ["--count", "400", "--bad", "13", "--json"])
     summary = json.loads(produced.stdout.splitlines()[-1])
     assert (summary["transactions"], summary["bad"]) == (400, 13)
-    land_topics(lake, settings, lambda _: None)
+    land_topics(lake, settings)
     assert lake.open(raw_transactions).to_pyarrow_dataset().count_rows() == 200 + 400 + 13
     assert run(replay_command.command, [str(file), "--map", "nonsense"]).exit_code == 2
     assert run(simulate_command.command, ["--live", "--count", "5"]).exit_code == 2

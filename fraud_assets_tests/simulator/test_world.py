@@ -16,8 +16,8 @@ from click.testing import CliRunner
 from fraud_assets.commands import simulate as simulate_command
 from fraud_assets.core.schema import fraud_labels, raw_transactions
 from fraud_assets.errors import SettingError
-from fraud_assets.ingest.landing import land_everything, silent
-from fraud_assets.lake.tables import row_count
+from fraud_assets.ingest.landing import land_once
+from fraud_assets.lake.log import row_count
 from fraud_assets.simulator import live
 from fraud_assets.simulator.generator import payments_between, population, simulate
 from fraud_assets.simulator.history import drop_history
@@ -110,7 +110,7 @@ def test_traffic_that_will_alert_too_often_says_so(settings, lake, tmp_path, mon
     world_file(settings).unlink()
     assert "expect more alerts" not in _simulate("--count", "300", *out).stderr
     drop_history([past_traffic(population(50, 1), NOON - timedelta(days=1), NOON, MINUTE)], settings)
-    land_everything(lake, settings, silent, topics=False)
+    land_once(lake, settings, topics=False)
     assert "simulated_world.json is missing" in _simulate("--count", "300", *out).stderr
 
 
@@ -165,7 +165,7 @@ def _simulate(*arguments: str) -> Any:
 
 def _take(lake: Any, settings: Any, tables: list[pa.Table]) -> None:
     drop_history(tables, settings)
-    land_everything(lake, settings, silent, topics=False)
+    land_once(lake, settings, topics=False)
     process_landed(lake, settings)
 
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fraud_assets.core.duplicates import Landed, repeated
+from fraud_assets.core.duplicates import LandedTransaction, repeated
 from fraud_assets.core.features import window_features
 from fraud_assets.core.parsing import VALID_TRANSACTIONS, parse_transactions
+from fraud_assets.core.quarantine_reasons import DUPLICATE
 from fraud_assets.core.schema import (
     FEATURE_VERSION,
     POSITION_COLUMNS,
@@ -26,27 +27,16 @@ from fraud_assets.core.schema import (
     raw_transactions,
     transaction_features,
 )
+from fraud_assets.engines.base import CLOCKS_DIFFER, FeatureBatch, FeatureResult, RecomputedRange, reach
 from fraud_assets.engines.spark.headers import text_headers, with_text
-from fraud_assets.engines.spark.session import spark_faults
 from fraud_assets.engines.spark.tables import each, scan, shared_out, write
 from fraud_assets.kafka.schemas import transaction_decoder
-from fraud_assets.lake.append import CommitConflictError, commit
 from fraud_assets.lake.batches import Bounds, Pending
-from fraud_assets.lake.data_files import Slice, discard, place_of, read_slices, slices_of
+from fraud_assets.lake.data_files import Slice, read_slices, slices_of
 from fraud_assets.lake.positions import within
 from fraud_assets.lake.scan import files_within
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
-from fraud_assets.stages.features import (
-    CLOCKS_DIFFER,
-    DUPLICATE,
-    Batch,
-    Computed,
-    RecomputeRange,
-    bounds_of,
-    reach,
-    recompute_note,
-)
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -65,78 +55,42 @@ _DOUBLES = pa.schema(
 )
 
 
-Session = Callable[[], "SparkSession"]
-"""Gives the session, which is started only when there is something to do."""
-
-
-def features_on(session: Session) -> Callable[[Batch], Computed]:
-    """The engine for `process_landed`: a batch's features and quarantine, computed and written by Spark's executors.
-
-    Raises (when it is called):
-        EngineError: a job failed; nothing of the batch is committed.
-    """
-
-    def compute(batch: Batch) -> Computed:
-        with spark_faults(batch.settings):
-            return _computed(session(), batch)
-
-    return compute
-
-
-def recompute_on(session: Session) -> RecomputeRange:
-    """The engine for `recompute`: the days of the range are written anew, with what of them lies outside as it was.
-
-    Raises (when it is called):
-        EngineError: a job failed; nothing of the range is committed.
-    """
-
-    def recompute_range(lake: Lake, settings: Settings, low: datetime, high: datetime) -> int:
-        with spark_faults(settings):
-            return _recomputed(session(), lake, settings, low, high)
-
-    return recompute_range
-
-
-def _recomputed(spark: SparkSession, lake: Lake, settings: Settings, low: datetime, high: datetime) -> int:
+def recompute_features(
+    spark: SparkSession, lake: Lake, handle: DeltaTable, low: datetime, high: datetime, settings: Settings
+) -> RecomputedRange:
+    """Computes the features of `tx_datetime` in [low, high) again and writes the days that hold them."""
     from pyspark.sql import functions as F  # noqa: N812
 
     low, high = low.astimezone(UTC), high.astimezone(UTC)
     days = (low.date(), (high - timedelta(microseconds=1)).date())
-    while True:
-        handle = lake.open(transaction_features)
-        files = files_within(handle, {"tx_date": days})
-        if not files:
-            return 0
-        with ExitStack() as kept:
-            stored = _kept(scan(spark, lake, transaction_features, handle, files), kept)
-            again = (F.col("tx_datetime") >= F.lit(low)) & (F.col("tx_datetime") < F.lit(high))
-            rows = stored.where(again)
-            edges = rows.agg(F.min("tx_datetime"), F.max("tx_datetime"), F.count("*").alias("rows")).toArrow()
-            first, last, count = edges.to_pylist()[0].values()
-            if not count:
-                return 0
-            since, until = reach(pa.array([first, last], TIME), settings)
-            history = _history(spark, lake, handle, rows, since, until)
-            history = None if history is None else history.where(~again)
-            table = _windowed(spark, lake, settings, rows, history, (since, until), partial(_kept, kept=kept))
-            table = table.unionByName(stored.where(~again).select(*TRANSACTION_FEATURES.names))
-            written = write(table.hint("rebalance", "tx_date"), lake, transaction_features)
-        mark = recompute_note(low, high, count)
-        held = sorted({date.fromisoformat(str(file.partition)) for file in written})
-        try:
-            commit(handle, transaction_features, written, {}, mark, replaced=held)
-        except CommitConflictError:
-            discard(lake, transaction_features, written)
-            continue
-        return int(count)
+    files = files_within(handle, {"tx_date": days})
+    if not files:
+        return RecomputedRange([], 0)
+    with ExitStack() as kept:
+        stored = _kept(scan(spark, lake, transaction_features, handle, files), kept)
+        again = (F.col("tx_datetime") >= F.lit(low)) & (F.col("tx_datetime") < F.lit(high))
+        rows = stored.where(again)
+        edges = rows.agg(F.min("tx_datetime"), F.max("tx_datetime"), F.count("*").alias("rows")).toArrow()
+        first, last, count = edges.to_pylist()[0].values()
+        if not count:
+            return RecomputedRange([], 0)
+        since, until = reach(pa.chunked_array([pa.array([first, last], TIME)]), settings.feedback_delay_days)
+        history = _history(spark, lake, handle, rows, since, until)
+        history = None if history is None else history.where(~again)
+        table = _windowed(spark, lake, settings, rows, history, (since, until), partial(_kept, kept=kept))
+        table = table.unionByName(stored.where(~again).select(*TRANSACTION_FEATURES.names))
+        written = write(table.hint("rebalance", "tx_date"), lake, transaction_features)
+    held = sorted({date.fromisoformat(str(file.partition)) for file in written})
+    return RecomputedRange(written, int(count), held)
 
 
-def _computed(spark: SparkSession, batch: Batch) -> Computed:
+def compute_features(spark: SparkSession, batch: FeatureBatch, settings: Settings) -> FeatureResult:
+    """Parses the messages of a batch, sets duplicates apart, computes the features and writes data files."""
     from pyspark.sql import functions as F  # noqa: N812
 
-    lake, settings = batch.lake, batch.settings
+    lake = batch.lake
     with ExitStack() as kept:
-        judged = _judged(spark, batch)
+        judged = _judged(spark, batch, settings)
         held = _held(spark, batch)
         if held is not None:
             judged = judged.join(held, list(POSITION_COLUMNS), "left_anti")
@@ -153,7 +107,7 @@ def _computed(spark: SparkSession, batch: Batch) -> Computed:
         rejected = judged.where("reason is not null").select(*QUARANTINED_TRANSACTIONS.names)
         valid = judged.where("reason is null").select(*VALID_TRANSACTIONS.names)
         if good is not None:
-            doubles = _kept(_doubles(spark, batch, valid, good["landed"]), kept)
+            doubles = _kept(_doubles(spark, batch, valid, good["landed"], settings), kept)
             if repeats := doubles.count():
                 valid = valid.join(doubles, list(POSITION_COLUMNS), "left_anti")
                 rejected = rejected.unionByName(_bodies(spark, batch, doubles))
@@ -161,7 +115,8 @@ def _computed(spark: SparkSession, batch: Batch) -> Computed:
         waiting = write(rejected, lake, quarantined_transactions) if reasons else []
         features = []
         if good is not None and good["rows"] > reasons.get(DUPLICATE, 0):
-            since, last = reach(pa.array([good["first"], good["last"]], TIME), settings)
+            times = pa.chunked_array([pa.array([good["first"], good["last"]], TIME)])
+            since, last = reach(times, settings.feedback_delay_days)
             history = _history(spark, lake, batch.features, valid, since, last)
             rows = _windowed(spark, lake, settings, valid, history, (since, last), partial(_kept, kept=kept))
             features = write(rows.hint("rebalance", "tx_date"), lake, transaction_features)
@@ -169,7 +124,7 @@ def _computed(spark: SparkSession, batch: Batch) -> Computed:
             for row in held.groupBy("reason").count().toArrow().to_pylist():
                 reasons[row["reason"]] = reasons.get(row["reason"], 0) + row["count"]
         landed = sum(file.rows for file in features) + sum(reasons.values())
-    return Computed(landed, features, waiting, reasons)
+    return FeatureResult(landed, features, waiting, reasons)
 
 
 def _kept(frame: DataFrame, kept: ExitStack) -> DataFrame:
@@ -182,9 +137,8 @@ def _kept(frame: DataFrame, kept: ExitStack) -> DataFrame:
     return frame
 
 
-def _judged(spark: SparkSession, batch: Batch) -> DataFrame:
+def _judged(spark: SparkSession, batch: FeatureBatch, settings: Settings) -> DataFrame:
     """Every message of the batch as a row of `_JUDGED`."""
-    settings = batch.settings
 
     def parse(raw: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         good, bad = parse_transactions(pa.Table.from_batches([raw]), settings, transaction_decoder(settings))
@@ -204,7 +158,7 @@ def _within(
 ) -> DataFrame:
     """What `change` makes of the landed messages within the bounds."""
     table = raw_transactions
-    place = place_of(lake, table)
+    place = lake.location(table)
 
     def read(slices: Sequence[Slice]) -> Iterator[pa.RecordBatch]:
         for rows in read_slices(place, slices, table.schema, table.partition_by):
@@ -215,15 +169,15 @@ def _within(
     return each(spark, shared_out(spark, slices_of(work.source, work.files, table)), read, schema)
 
 
-def _held(spark: SparkSession, batch: Batch) -> DataFrame | None:
+def _held(spark: SparkSession, batch: FeatureBatch) -> DataFrame | None:
     """Position and reason of what quarantine holds of the batch."""
     if batch.held is None or not batch.held.target:
         return None
-    bounds = bounds_of(batch.held, batch.bounds)
+    bounds = batch.held_bounds
     columns = (*POSITION_COLUMNS, "reason")
     table = quarantined_transactions
     schema = pa.schema([table.schema.field(name) for name in columns])
-    place = place_of(batch.lake, table)
+    place = batch.lake.location(table)
 
     def read(slices: Sequence[Slice]) -> Iterator[pa.RecordBatch]:
         for rows in read_slices(place, slices, schema, table.partition_by):
@@ -232,13 +186,15 @@ def _held(spark: SparkSession, batch: Batch) -> DataFrame | None:
     return each(spark, shared_out(spark, slices_of(batch.held.source, batch.held.files, table)), read, schema)
 
 
-def _doubles(spark: SparkSession, batch: Batch, valid: DataFrame, landed: datetime) -> DataFrame:
+def _doubles(
+    spark: SparkSession, batch: FeatureBatch, valid: DataFrame, landed: datetime, settings: Settings
+) -> DataFrame:
     """Position of every repeated id of the batch, and the sentence that says where it landed first."""
     from pyspark.sql import Window as W  # noqa: N817
     from pyspark.sql import functions as F  # noqa: N812
     from pyspark.sql.pandas.types import from_arrow_schema
 
-    horizon = timedelta(days=batch.settings.duplicate_horizon_days)
+    horizon = timedelta(days=settings.duplicate_horizon_days)
     columns = ("transaction_id", *_LANDING)
     ids = valid.select(*columns, F.lit(True).alias("is_new"))
     files = files_within(batch.features, {"ingested_at": (landed - horizon, None)})
@@ -263,14 +219,14 @@ def _doubles(spark: SparkSession, batch: Batch, valid: DataFrame, landed: dateti
     return candidates.mapInArrow(judge, from_arrow_schema(_DOUBLES))
 
 
-def _landed(rows: pa.Table) -> Iterator[Landed]:
+def _landed(rows: pa.Table) -> Iterator[LandedTransaction]:
     times = rows["ingested_at"].cast(pa.int64()).to_pylist()
     columns = (rows[name].to_pylist() for name in ("transaction_id", "topic", "partition", "offset"))
     for transaction_id, topic, partition, offset, landed_us in zip(*columns, times, strict=True):
-        yield Landed(transaction_id, landed_us, topic, partition, offset)
+        yield LandedTransaction(transaction_id, landed_us, topic, partition, offset)
 
 
-def _bodies(spark: SparkSession, batch: Batch, doubles: DataFrame) -> DataFrame:
+def _bodies(spark: SparkSession, batch: FeatureBatch, doubles: DataFrame) -> DataFrame:
     """The repeated messages as they came, for quarantine."""
     from pyspark.sql import functions as F  # noqa: N812
 

@@ -8,6 +8,7 @@ held against them. Labels are few; the driver drains them, before every batch.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import threading
@@ -21,37 +22,25 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from fraud_assets.core.schema import fraud_labels, raw_transactions
+from fraud_assets.engines.landing_report import LandingReport, by_place, empty_reports, merged
+from fraud_assets.engines.landing_tables import note_of
+from fraud_assets.engines.local.landing import committed_offsets, land_new_labels, land_transactions
 from fraud_assets.engines.spark.messages import Landing, Written
-from fraud_assets.engines.spark.session import require_connector, spark_faults
+from fraud_assets.engines.spark.session import spark_faults
 from fraud_assets.errors import BrokerError, EngineError
-from fraud_assets.ingest.landing import (
-    LandingReport,
-    LandTopics,
-    Progress,
-    TopicReaders,
-    by_place,
-    committed_offsets,
-    empty_reports,
-    land_new_labels,
-    land_topics,
-    land_transactions,
-    merged,
-    never,
-    note_of,
-    silent,
-)
-from fraud_assets.kafka.broker import real_broker_is_named
 from fraud_assets.kafka.java_client import java_client
-from fraud_assets.lake.append import RACES, CommitConflictError, commit
-from fraud_assets.lake.data_files import discard, place_of
+from fraud_assets.kafka.topic_readers import TopicReaders
+from fraud_assets.lake.append import CommitConflictError, commit_append, discard, retry_conflicts
 from fraud_assets.lake.known_topics import LogStarts, positions_in
 from fraud_assets.lake.positions import Positions, SourcePartition, committed_offset
-from fraud_assets.lake.tables import Lake, unreadable
+from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.streaming import StreamingQuery
+
+logger = logging.getLogger(__name__)
 
 _TASK_ROWS = 100_000
 """Fewer messages than this are not worth a task and a data file of their own."""
@@ -72,7 +61,7 @@ class PlanAgainError(Exception):
 
 
 @dataclass(frozen=True)
-class Landed:
+class LandedBatch:
     """What one batch did.
 
     Attributes:
@@ -88,52 +77,24 @@ class Landed:
     lag: dict[int, int] = field(default_factory=dict)
 
 
-def landing_on(session: Callable[[], SparkSession]) -> LandTopics:
-    """`land_topics` by Spark; the session is asked for when there is something to read.
-
-    An embedded broker is read in the process: it does not answer Java's clients.
-
-    Raises (when it is called):
-        EngineError: a job failed, twice.
-        JarsError: Spark's Kafka connector cannot be had.
-        BrokerError, MessagesLostError, LakeError: nothing is skipped; what was committed stays.
-    """
-
-    def land(
-        lake: Lake,
-        settings: Settings,
-        progress: Progress,
-        *,
-        transactions: bool = True,
-        stop: Callable[[], bool] = never,
-    ) -> dict[str, LandingReport]:
-        if not transactions or not real_broker_is_named(settings):
-            return land_topics(lake, settings, progress, transactions=transactions, stop=stop)
-        require_connector(settings)
-        with TopicReaders.of(settings, settings.consumer_group) as readers:
-            return _drain(session, lake, settings, readers, progress, stop)
-
-    return land
-
-
-def _drain(
+def drain_topics(
     session: Callable[[], SparkSession],
     lake: Lake,
     settings: Settings,
     readers: TopicReaders,
-    progress: Progress,
     stop: Callable[[], bool],
 ) -> dict[str, LandingReport]:
+    """Drains both topics to their present ends, labels first; gives a report by table name."""
     begun = monotonic()
     ends = readers.transactions.end_offsets(stop)
     reports = empty_reports()
     reports[fraud_labels.name], _ = land_new_labels(lake, settings, readers, stop)
 
-    def landed(batch: Landed) -> None:
+    def landed(batch: LandedBatch) -> None:
         for name, report in batch.reports.items():
             reports[name] = merged(reports[name], report)
         if rows := batch.reports[raw_transactions.name].rows:
-            progress(f"{raw_transactions.name}: {rows:,} rows landed from {settings.transactions_topic}")
+            logger.info(f"{raw_transactions.name}: {rows:,} rows landed from {settings.transactions_topic}")
 
     rows_at_failure = -1
     while not stop():
@@ -168,7 +129,7 @@ class TopicQuery:
         lake: Lake,
         settings: Settings,
         readers: TopicReaders,
-        landed: Callable[[Landed], None],
+        landed: Callable[[LandedBatch], None],
         stop: Callable[[], bool],
     ) -> None:
         self._spark = spark
@@ -314,7 +275,7 @@ class TopicQuery:
         offsets = json.loads(path.read_text().splitlines()[-1]).get(topic, {})
         return {SourcePartition(topic, self._topic_id, int(partition)): offset for partition, offset in offsets.items()}
 
-    def _land(self, rows: DataFrame, ends: Positions) -> Landed:
+    def _land(self, rows: DataFrame, ends: Positions) -> LandedBatch:
         """Drains the labels, then lands the batch up to `ends`."""
         lake, settings, readers = self._lake, self._settings, self._readers
         reports = empty_reports()
@@ -322,54 +283,54 @@ class TopicQuery:
         if not is_drained:
             raise PlanAgainError("it was stopped")
         begun = monotonic()
-        for _ in range(RACES):
-            handle = lake.open(raw_transactions)
-            held = {stream: committed_offset(handle, stream) for stream in ends}
-            # Whatever the query was given between this and its first offset, the table holds. Other offsets before
-            # this batch carry no message: markers of transactions, and what compaction took.
-            if any(held[stream] < known for stream, known in self._held.items()):
-                raise PlanAgainError("the table holds less than it did")
-            try:
-                written = self._written(rows, ends, held)
-            except EngineError as error:
-                if _UNHELD_TIME not in str(error):
-                    raise
-                return self._landed_in_process(reports, ends)
-            # What Spark found no message at, such as a marker of a transaction, is taken too; see `TopicReader.tails`.
-            reached = {stream: max(held[stream], end - 1) for stream, end in ends.items()}
-            ahead = {stream: offset for stream, offset in reached.items() if offset > held[stream]}
-            if not ahead:
-                self._held = reached
-                return Landed(reports, reached)
-            note = {"rows": written.rows, **note_of(readers.transactions.accepted)}
-            try:
-                # All that was read by now was of this life of the topic, or nothing of it is landed.
-                readers.transactions.check_topic_id(self._topic_id)
-                commit(handle, raw_transactions, written.files or raw_transactions.schema.empty_table(), ahead, note)
-            except CommitConflictError:
-                # Another lander may have landed part of it.
-                discard(lake, raw_transactions, written.files)
-                continue
-            except BrokerError:
-                discard(lake, raw_transactions, written.files)
+
+        @retry_conflicts
+        def land() -> LandedBatch:
+            return self._commit(rows, ends, reports, begun)
+
+        return land()
+
+    def _commit(self, rows: DataFrame, ends: Positions, reports: dict[str, LandingReport], begun: float) -> LandedBatch:
+        """Writes what the table does not hold yet and commits it. Another lander may have landed part of it."""
+        lake, readers = self._lake, self._readers
+        handle = lake.open(raw_transactions)
+        held = {stream: committed_offset(handle, stream) for stream in ends}
+        # Whatever the query was given between this and its first offset, the table holds. Other offsets before
+        # this batch carry no message: markers of transactions, and what compaction took.
+        if any(held[stream] < known for stream, known in self._held.items()):
+            raise PlanAgainError("the table holds less than it did")
+        try:
+            written = self._written(rows, ends, held)
+        except EngineError as error:
+            if _UNHELD_TIME not in str(error):
                 raise
+            return self._landed_in_process(reports, ends)
+        # What Spark found no message at, such as a marker of a transaction, is taken too; see `TopicReader.tails`.
+        reached = {stream: max(held[stream], end - 1) for stream, end in ends.items()}
+        ahead = {stream: offset for stream, offset in reached.items() if offset > held[stream]}
+        if not ahead:
             self._held = reached
-            reports[raw_transactions.name] = LandingReport(
-                raw_transactions.name,
-                written.rows,
-                written.bytes,
-                seconds=monotonic() - begun,
-                offsets=by_place(reached),
-            )
-            return Landed(reports, reached, written.newest)
-        raise unreadable(lake.uri(raw_transactions), RuntimeError(f"{RACES} commits in a row lost to other landers"))
+            return LandedBatch(reports, reached)
+        note = {"rows": written.rows, **note_of(readers.transactions.accepted)}
+        try:
+            # All that was read by now was of this topic id, or nothing of it is landed.
+            readers.transactions.check_topic_id(self._topic_id)
+            commit_append(handle, raw_transactions, written.files or raw_transactions.schema.empty_table(), ahead, note)
+        except (CommitConflictError, BrokerError):
+            discard(lake, raw_transactions, written.files)
+            raise
+        self._held = reached
+        reports[raw_transactions.name] = LandingReport(
+            raw_transactions.name, written.rows, written.bytes, seconds=monotonic() - begun, offsets=by_place(reached)
+        )
+        return LandedBatch(reports, reached, written.newest)
 
     def _written(self, rows: DataFrame, ends: Positions, held: Positions) -> Written:
         if all(held[stream] + 1 >= end for stream, end in ends.items()):
             return Written()
         planned = sum(end - self._next[stream] for stream, end in ends.items())
         landing = Landing(
-            place_of(self._lake, raw_transactions),
+            self._lake.location(raw_transactions),
             self._settings,
             self._readers.transactions.topic,
             self._topic_id,
@@ -379,15 +340,15 @@ class TopicQuery:
         with spark_faults(self._settings):
             return landing.write(rows, max(1, -(-planned // _TASK_ROWS)))
 
-    def _landed_in_process(self, reports: dict[str, LandingReport], ends: Positions) -> Landed:
+    def _landed_in_process(self, reports: dict[str, LandingReport], ends: Positions) -> LandedBatch:
         """Lands the batch as `land_topics` does: librdkafka holds what Spark does not."""
         targets = {stream: end - 1 for stream, end in ends.items()}
         reader = self._readers.transactions
-        report = land_transactions(self._lake, self._settings, reader, targets, silent, self._stop)
+        report = land_transactions(self._lake, self._settings, reader, targets, self._stop)
         self._held = committed_offsets(self._lake, raw_transactions, ends)
         if self._stop():
             raise PlanAgainError("it was stopped")
-        return Landed({**reports, raw_transactions.name: report}, self._held)
+        return LandedBatch({**reports, raw_transactions.name: report}, self._held)
 
 
 def _end(query: StreamingQuery) -> None:

@@ -12,13 +12,14 @@ import pyarrow.compute as pc
 
 from fraud_assets.core.pseudonyms import pseudonymise
 from fraud_assets.core.schema import MESSAGES, TIME, raw_transactions
+from fraud_assets.engines.landing_tables import payload_bytes
 from fraud_assets.engines.spark.headers import headers_from_text
 from fraud_assets.engines.spark.tables import DATA_FILE
-from fraud_assets.ingest.landing import payload_bytes
 from fraud_assets.kafka.message_batch import LATEST
 from fraud_assets.kafka.schemas import transaction_decoder
 from fraud_assets.lake.append import stamped
-from fraud_assets.lake.data_files import DataFile, Place, write_data_files
+from fraud_assets.lake.data_files import DataFile, write_data_files
+from fraud_assets.lake.location import TableLocation
 from fraud_assets.lake.positions import Positions, rows_after
 from fraud_assets.settings import Settings
 
@@ -65,7 +66,7 @@ class Landing:
         moment: when they landed, the same for all.
     """
 
-    place: Place
+    place: TableLocation
     settings: Settings
     topic: str
     topic_id: str

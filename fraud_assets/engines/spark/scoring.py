@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -12,12 +12,12 @@ from pyarrow.dataset import field as column
 
 from fraud_assets.core.schema import TRANSACTION_FEATURES, fraud_predictions, transaction_features
 from fraud_assets.core.scoring import PREDICTION_INPUTS
-from fraud_assets.engines.spark.session import spark_faults
+from fraud_assets.engines.base import ScoringBatch, ScoringResult
+from fraud_assets.engines.scoring import alerts_in, other_versions
 from fraud_assets.engines.spark.tables import DATA_FILE, each
-from fraud_assets.lake.data_files import DataFile, Slice, place_of, read_slices, slices_of, write_data_files
+from fraud_assets.lake.data_files import DataFile, Slice, read_slices, slices_of, write_data_files
 from fraud_assets.lake.positions import within
 from fraud_assets.lake.scan import files_within
-from fraud_assets.stages.scoring import Batch, Scored, alerts_in, other_versions
 
 if TYPE_CHECKING:
     import treelite
@@ -38,28 +38,10 @@ _REPORT = pa.schema(
 )
 
 
-def scoring_on(session: Callable[[], SparkSession]) -> Callable[[Batch], Scored]:
-    """The engine for `score_pending`; the session is asked for when there is a batch.
-
-    Raises (when it is called):
-        EngineError: a job failed; nothing of the batch is committed.
-    """
-    sent: dict[str, Broadcast[bytes]] = {}
-
-    def compute(batch: Batch) -> Scored:
-        spark = session()
-        with spark_faults(batch.settings):
-            run_id = batch.scorer.made.run_id
-            if run_id not in sent:
-                sent[run_id] = spark.sparkContext.broadcast(batch.scorer.model.serialize_bytes())
-            return _scored(spark, batch, sent[run_id])
-
-    return compute
-
-
-def _scored(spark: SparkSession, batch: Batch, model: Broadcast[bytes]) -> Scored:
+def score_batch(spark: SparkSession, batch: ScoringBatch, model: Broadcast[bytes]) -> ScoringResult:
+    """Scores the rows of a batch with the model and writes data files."""
     source, bounds = batch.work.source, batch.bounds
-    source_place, target_place = place_of(batch.lake, transaction_features), place_of(batch.lake, fraud_predictions)
+    source_place, target_place = batch.lake.location(transaction_features), batch.lake.location(fraud_predictions)
     first, last = min(bounds.start.values()) + 1, max(bounds.target.values())
     # Row groups beyond all streams' bounds need not be read.
     where = (column("offset") >= first) & (column("offset") <= last)
@@ -87,7 +69,7 @@ def _scored(spark: SparkSession, batch: Batch, model: Broadcast[bytes]) -> Score
     near = set(files_within(source, {"offset": (first, last)}))
     slices = slices_of(source, [path for path in batch.work.files if path in near], transaction_features)
     reports = each(spark, shared_out_by_day(spark, slices), score, _REPORT).toArrow().to_pylist()
-    return Scored(
+    return ScoringResult(
         [DataFile(**file) for report in reports for file in report["files"]],
         sum(report["alerts"] for report in reports),
         frozenset(version for report in reports for version in report["other_versions"]),

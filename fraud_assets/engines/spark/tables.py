@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from fraud_assets.core.schema import Table
 from fraud_assets.engines.spark.headers import with_headers
-from fraud_assets.lake.data_files import DataFile, Slice, place_of, read_slices, slices_of, write_data_files
+from fraud_assets.lake.data_files import DataFile, Slice, read_slices, slices_of, write_data_files
 from fraud_assets.lake.tables import Lake
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def scan(
 ) -> DataFrame:
     """Rows of these files of the handle's version: `columns` (all) of those that meet `where` (all)."""
     schema = table.schema if columns is None else pa.schema([table.schema.field(name) for name in columns])
-    place, partition_by = place_of(lake, table), table.partition_by
+    place, partition_by = lake.location(table), table.partition_by
 
     def read(slices: Sequence[Slice]) -> Iterator[pa.RecordBatch]:
         return read_slices(place, slices, schema, partition_by, where)
@@ -90,7 +90,7 @@ def write(frame: DataFrame, lake: Lake, table: Table) -> list[DataFile]:
     """
     from pyspark.sql.pandas.types import from_arrow_schema
 
-    place = place_of(lake, table)
+    place = lake.location(table)
 
     def written(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         yield as_batch(list(write_data_files(place, table, map(with_headers, batches))))

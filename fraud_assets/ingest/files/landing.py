@@ -10,19 +10,24 @@ can try out what it may have held.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from fraud_assets.core.pseudonyms import keyed_hmac, pseudonymise
 from fraud_assets.core.schema import fraud_labels, raw_transactions
+from fraud_assets.engines.landing_report import LandingReport, merged
+from fraud_assets.engines.landing_tables import append_labels
+from fraud_assets.engines.local.landing import never
 from fraud_assets.errors import FraudAssetsError, disk_fault, passes
 from fraud_assets.ingest.files.contents import Contents, UnusableFile, batches, examine
 from fraud_assets.ingest.files.drop_folder import (
@@ -38,14 +43,16 @@ from fraud_assets.ingest.files.drop_folder import (
     withhold,
 )
 from fraud_assets.ingest.files.labels import labels_of_file
-from fraud_assets.ingest.landing import Progress, append_labels, never
 from fraud_assets.lake.append import append_landed
 from fraud_assets.lake.positions import FILE_LABELS_TOPIC, FILE_TOPIC, SourcePartition, committed_offset
 from fraud_assets.lake.tables import Lake
 from fraud_assets.printable import printable
 from fraud_assets.settings import Settings
 
-_LOCK_PAUSE_SECONDS = 0.1
+_LOCK_SECONDS = 0.1
+"""How long to wait for the lock before asking again whether to stop."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,6 @@ def waiting_files(settings: Settings) -> list[Path]:
 def land_files(
     lake: Lake,
     settings: Settings,
-    progress: Progress,
     stop: Callable[[], bool] = never,
     stuck: StuckEntries | None = None,
 ) -> list[FileReport]:
@@ -101,7 +107,6 @@ def land_files(
     Args:
         lake: where to land.
         settings: the drop folder, and how to read the files.
-        progress: gets a line about each file.
         stop: asked between commits; a file that is stopped or killed half-way stays and goes on next time.
         stuck: what earlier calls could not take, which is tried again after a pause only; this call adds to it.
 
@@ -115,13 +120,13 @@ def land_files(
     stuck = StuckEntries() if stuck is None else stuck
     waiting = waiting_entries(settings)
     stuck.keep([*waiting.files, *waiting.folders])
-    reports = [_stays(folder, folder_remedy(folder), stuck, progress) for folder in waiting.folders]
+    reports = [_stays(folder, folder_remedy(folder), stuck) for folder in waiting.folders]
     if any(stuck.is_due(path) for path in waiting.files):
         with _alone(settings, stop):
             for path in filter(stuck.is_due, waiting_files(settings)):
                 if stop():
                     break
-                reports.append(_land_or_leave(path, lake, settings, progress, stop, stuck))
+                reports.append(_land_or_leave(path, lake, settings, stop, stuck))
     return [report for report in reports if report is not None]
 
 
@@ -129,47 +134,44 @@ def land_files(
 def _alone(settings: Settings, stop: Callable[[], bool]) -> Iterator[None]:
     """One lander of files at a time: positions guard the tables, but a file moves under another's reading."""
     settings.home_path.mkdir(parents=True, exist_ok=True)
-    with (settings.home_path / "files.lock").open("a") as lock:
-        while not stop():
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(_LOCK_PAUSE_SECONDS)
+    lock = FileLock(settings.home_path / "files.lock")
+    while not stop():
+        with suppress(Timeout):
+            lock.acquire(timeout=_LOCK_SECONDS)
+            break
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _land_or_leave(
-    path: Path, lake: Lake, settings: Settings, progress: Progress, stop: Callable[[], bool], stuck: StuckEntries
+    path: Path, lake: Lake, settings: Settings, stop: Callable[[], bool], stuck: StuckEntries
 ) -> FileReport | None:
     """Lands or refuses one file; where neither is possible now, notes why and leaves it for a later try."""
     try:
-        report = _land_file(path, lake, settings, progress, stop)
+        report = _land_file(path, lake, settings, stop)
     except FileNotFoundError as error:
         if os.path.lexists(path):
-            return _stays(path, f"{name_of(path)} stays where it is: {error}", stuck, progress)
+            return _stays(path, f"{name_of(path)} stays where it is: {error}", stuck)
         report = None  # somebody took it away meanwhile
     except _StaysError as error:
-        return _stays(path, str(error), stuck, progress, error.landed)
+        return _stays(path, str(error), stuck, error.landed)
     stuck.taken(path)
     return report
 
 
-def _stays(
-    path: Path, reason: str, stuck: StuckEntries, progress: Progress, landed: FileReport | None = None
-) -> FileReport | None:
+def _stays(path: Path, reason: str, stuck: StuckEntries, landed: FileReport | None = None) -> FileReport | None:
     """Notes that an entry stays; gives its report where that is news."""
     reason = printable(reason)
     is_news = stuck.add(path, reason)
     if not is_news and not (landed and (landed.rows or landed.labels)):
         return None
-    progress(reason)
+    logger.info(reason)
     return replace(landed or FileReport(name_of(path)), reason=reason)
 
 
-def _land_file(
-    path: Path, lake: Lake, settings: Settings, progress: Progress, stop: Callable[[], bool]
-) -> FileReport | None:
+def _land_file(path: Path, lake: Lake, settings: Settings, stop: Callable[[], bool]) -> FileReport | None:
     begun, name, content = time.monotonic(), name_of(path), ""
     before = state_of(path)
     try:
@@ -179,12 +181,12 @@ def _land_file(
             contents = examine(path, settings)
     except UnusableFile as error:
         if state_of(path) != before:
-            progress(f"{name} changed while it was read; it waits.")
+            logger.info(f"{name} changed while it was read; it waits.")
             return None
-        moved, reason = _refuse(path, settings, error, content, progress)
+        moved, reason = _refuse(path, settings, error, content)
         return FileReport(name, seconds=time.monotonic() - begun, moved_to=moved, reason=reason)
     if state_of(path) != before:
-        progress(f"{name} changed while it was read; it waits.")
+        logger.info(f"{name} changed while it was read; it waits.")
         return None
     with _faults_of_landing(path):
         landed = _land_contents(path, contents, content, lake, settings, stop)
@@ -192,7 +194,7 @@ def _land_file(
         return None
     if state_of(path) != before:
         # What was examined has landed; what the file became since is another content, for the next look.
-        progress(f"{name} changed while it landed; it waits.")
+        logger.info(f"{name} changed while it landed; it waits.")
         return None
     with _faults_of_moving(path, settings.processed, replace(landed, seconds=time.monotonic() - begun)):
         if settings.pseudonymise:
@@ -202,7 +204,7 @@ def _land_file(
             moved, removed = move(path, settings.processed), ""
     seconds = time.monotonic() - begun
     again = " (its content had landed before)" if contents.rows and not landed.rows and not landed.labels else ""
-    progress(f"{name}: {landed.rows:,} rows, {landed.labels:,} labels landed in {seconds:.1f} s{again}{removed}")
+    logger.info(f"{name}: {landed.rows:,} rows, {landed.labels:,} labels landed in {seconds:.1f} s{again}{removed}")
     return replace(landed, seconds=seconds, moved_to=moved)
 
 
@@ -293,7 +295,7 @@ def _land_contents(
     return FileReport(name, rows, labels, quarantined, size)
 
 
-def _refuse(path: Path, settings: Settings, error: UnusableFile, content: str, progress: Progress) -> tuple[Path, str]:
+def _refuse(path: Path, settings: Settings, error: UnusableFile, content: str) -> tuple[Path, str]:
     """Moves a file that cannot be landed to `failed/`, its reason beside it; gives where it is, and the reason.
 
     With FRAUD_PSEUDONYMISE the file is removed, and the reason does not quote it. A file that the system does not let
@@ -304,7 +306,7 @@ def _refuse(path: Path, settings: Settings, error: UnusableFile, content: str, p
         reason = printable(error)
         with _faults_of_moving(path, settings.failed):
             moved = move(path, settings.failed, reason)
-        progress(f"{name} cannot be landed: {reason} It is in {moved.parent}.")
+        logger.info(f"{name} cannot be landed: {reason} It is in {moved.parent}.")
         return moved, reason
     cause = error.__cause__
     # Arrow raises OSError without a number for damaged content, which was read.
@@ -318,7 +320,7 @@ def _refuse(path: Path, settings: Settings, error: UnusableFile, content: str, p
         kept += f"{path.stat().st_size} bytes, HMAC-SHA-256 {content}\n"
     with _faults_of_moving(path, settings.failed):
         moved = withhold(path, settings.failed, REASON, kept)
-    progress(
+    logger.info(
         f"{name} cannot be landed: {error.plain} It was removed, as FRAUD_PSEUDONYMISE says; its reason is in "
         f"{moved.parent}."
     )
@@ -343,3 +345,29 @@ def _topic_id(path: Path, settings: Settings) -> str:
     with path.open("rb") as file:
         content = hashlib.file_digest(file, "sha256")
     return keyed_hmac(content.digest(), settings) if settings.pseudonymise else content.hexdigest()
+
+
+def with_files(reports: dict[str, LandingReport], files: list[FileReport]) -> dict[str, LandingReport]:
+    """Reports with what the drop folder added."""
+    for file in files:
+        failed = {file.name: file.reason} if file.reason and file.moved_to else {}
+        stuck = {file.name: file.reason} if file.reason and not file.moved_to else {}
+        for part in (
+            LandingReport(
+                fraud_labels.name,
+                file.labels,
+                quarantined=file.quarantined_labels,
+                files={file.name: file.labels} if file.labels else {},
+            ),
+            LandingReport(
+                raw_transactions.name,
+                file.rows,
+                file.bytes,
+                seconds=file.seconds,
+                files={file.name: file.rows} if file.rows or not file.reason else {},
+                failed=failed,
+                stuck=stuck,
+            ),
+        ):
+            reports[part.table] = merged(reports[part.table], part)
+    return reports

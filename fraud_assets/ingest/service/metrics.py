@@ -12,8 +12,8 @@ from wsgiref.simple_server import WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
 
+from fraud_assets.engines.landing_report import LandingReport
 from fraud_assets.errors import SettingError
-from fraud_assets.ingest.landing import LandingReport
 from fraud_assets.ingest.service.bounded_server import BoundedServer, SilentHandler
 from fraud_assets.ingest.service.file_health import FileHealth
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Protocol
 
+from fraud_assets.engines.landing_report import empty_reports
 from fraud_assets.errors import BrokerError, DiskError, FraudAssetsError, LakeError, MessagesLostError, disk_fault
 from fraud_assets.ingest.files.drop_folder import StuckEntries
-from fraud_assets.ingest.files.landing import land_files
-from fraud_assets.ingest.landing import empty_reports, with_files
+from fraud_assets.ingest.files.landing import land_files, with_files
 from fraud_assets.ingest.service.metrics import LandingMetrics
-from fraud_assets.ingest.service.status import Say, StatusReporter
+from fraud_assets.ingest.service.status import StatusReporter
 from fraud_assets.kafka.broker_errors import RefusedError
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
@@ -24,7 +24,7 @@ _LONGEST_PAUSE_SECONDS = 5.0
 _PASSING = (BrokerError, LakeError)
 
 
-class Lander(Protocol):
+class TopicFollower(Protocol):
     """What lands the topics.
 
     Attributes:
@@ -39,7 +39,7 @@ class Lander(Protocol):
 
 
 @dataclass(frozen=True)
-class Outages:
+class RetryPolicy:
     """Whom an outage is told to, and what ends the waiting for its end.
 
     Attributes:
@@ -47,11 +47,11 @@ class Outages:
     """
 
     stop: threading.Event
-    news: StatusReporter
+    status: StatusReporter
     metrics: LandingMetrics
     passing: tuple[type[FraudAssetsError], ...] = _PASSING
 
-    def tried(self, work: Callable[[], bool], final: tuple[type[Exception], ...]) -> bool:
+    def run(self, work: Callable[[], bool], final: tuple[type[Exception], ...]) -> bool:
         """What the work says; where something is away that may come back, says so and does it again until told to stop.
 
         Errors in `final` are raised, for to do the same again would not help.
@@ -69,8 +69,8 @@ class Outages:
                 return False
             self.metrics.looked()
             self.metrics.fails(reason)
-            self.news.fails("topics", reason)
-            self.news.tick(0)
+            self.status.failed("topics", reason)
+            self.status.tick(0)
             if monotonic() - begun > _LONGEST_PAUSE_SECONDS:
                 pause = _FIRST_PAUSE_SECONDS
             self.stop.wait(pause)
@@ -78,42 +78,41 @@ class Outages:
 
 
 def run_with_retries(
-    outages: Outages,
-    lander: Lander,
+    retries: RetryPolicy,
+    follower: TopicFollower,
     lake: Lake,
     settings: Settings,
-    say: Say,
     final: tuple[type[Exception], ...] = (MessagesLostError,),
 ) -> None:
     """Lands the topics by the lander, and dropped files beside it, through all outages until told to stop.
 
     Errors in `final` are raised, and so is a refusal of the broker at the start.
     """
-    stop, news = outages.stop, outages.news
-    with _files_landed_beside(lake, settings, say, outages):
+    stop, status = retries.stop, retries.status
+    with _files_landed_beside(lake, settings, retries):
         while not stop.is_set():
-            outages.tried(lander.follow, final if lander.was_let_in else (*final, RefusedError))
-    news.ended()
+            retries.run(follower.follow, final if follower.was_let_in else (*final, RefusedError))
+    status.ended()
 
 
 @contextmanager
-def _files_landed_beside(lake: Lake, settings: Settings, say: Say, outages: Outages) -> Iterator[None]:
+def _files_landed_beside(lake: Lake, settings: Settings, retries: RetryPolicy) -> Iterator[None]:
     """Lands dropped files in a thread of its own: a large one keeps no message waiting, and a fault ends no topic."""
-    stop, news, shown = outages.stop, outages.news, outages.metrics.files
+    stop, status, shown = retries.stop, retries.status, retries.metrics.files
     stuck = StuckEntries()
 
     def land() -> None:
         while not stop.is_set():
             try:
-                reports = land_files(lake, settings, say, stop.is_set, stuck)
+                reports = land_files(lake, settings, stop.is_set, stuck)
                 shown.looked(reports, stuck.reasons)
-                news.landed(with_files(empty_reports(), reports))
-                news.recovered("files")
+                status.landed(with_files(empty_reports(), reports))
+                status.recovered("files")
             # Whatever it is, messages go on, and people see it. A panic of delta-rs is no `Exception`.
             except BaseException as error:  # noqa: BLE001
                 reason = _reason_of_files(error)
                 shown.fails(reason)
-                news.fails("files", reason)
+                status.failed("files", reason)
                 stop.wait(_LONGEST_PAUSE_SECONDS)
             stop.wait(settings.land_interval_seconds)
 

@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from time import monotonic
 
 from fraud_assets.core.schema import fraud_labels, raw_transactions
-from fraud_assets.ingest.landing import LandingReport, empty_reports, merged
+from fraud_assets.engines.landing_report import LandingReport, empty_reports, merged
+
+logger = logging.getLogger(__name__)
 
 LINE_SECONDS = 60.0
 
-Say = Callable[[str], None]
-Tell = Callable[[dict[str, LandingReport]], None]
+OnReport = Callable[[dict[str, LandingReport]], None]
 
 
 class StatusReporter:
-    """Adds up what landed; safe to use from the threads of topics and of files.
+    """Adds up what landed and logs it; safe to use from the threads of topics and of files.
 
     Args:
-        say: gets the lines.
-        tell: gets reports by table name, added up over `tell_seconds`.
-        tell_seconds: how often.
+        on_report: called with reports by table name, added up over `seconds`.
+        seconds: how often `on_report` is called.
     """
 
-    def __init__(self, say: Say, tell: Tell, tell_seconds: float) -> None:
-        self._say = say
-        self._tell = tell
-        self._tell_seconds = tell_seconds
+    def __init__(self, on_report: OnReport, seconds: float) -> None:
+        self._on_report = on_report
+        self._report_seconds = seconds
         self._lock = threading.Lock()
         self._since_line = empty_reports()
-        self._untold = empty_reports()
-        self._total = dict.fromkeys(self._untold, 0)
+        self._unreported = empty_reports()
+        self._total = dict.fromkeys(self._unreported, 0)
         self._waiting = 0
         self._trouble: dict[str, str] = {}
-        self._said = self._told = monotonic()
+        self._said = self._reported = monotonic()
 
     def landed(self, reports: Mapping[str, LandingReport]) -> None:
         """Counts what landed, of topics or files."""
@@ -42,16 +42,16 @@ class StatusReporter:
             for name, report in reports.items():
                 self._total[name] += report.rows
                 self._since_line[name] = merged(self._since_line[name], report)
-                self._untold[name] = merged(self._untold[name], report)
+                self._unreported[name] = merged(self._unreported[name], report)
 
     def recovered(self, source: str) -> None:
         """Landing of a source (`topics` or `files`) works; says so where it did not."""
         with self._lock:
             trouble = self._trouble.pop(source, "")
         if trouble:
-            self._say(f"Landing of {source} goes on.")
+            logger.info(f"Landing of {source} works again.")
 
-    def fails(self, source: str, reason: str) -> None:
+    def failed(self, source: str, reason: str) -> None:
         """Landing of a source cannot go on for now; said when it is news, and once a minute."""
         with self._lock:
             known = source in self._trouble
@@ -59,7 +59,7 @@ class StatusReporter:
             if known and monotonic() - self._said < LINE_SECONDS:
                 return
             self._said = monotonic()
-        self._say(f"{reason} Trying again.")
+        logger.warning(f"{reason} Trying again.")
 
     def tick(self, waiting: int) -> None:
         """Says the line of the minute and tells what landed, where it is time; `waiting` messages have not landed."""
@@ -70,23 +70,23 @@ class StatusReporter:
             if line:
                 self._said = now
         if line:
-            self._say(line)
-        if now - self._told >= self._tell_seconds:
-            self._tell_all()
+            logger.info(line)
+        if now - self._reported >= self._report_seconds:
+            self._report()
 
     def ended(self) -> None:
         """Says and tells the rest."""
         with self._lock:
             line = self._line() if any(report.rows for report in self._since_line.values()) else ""
         if line:
-            self._say(line)
-        self._tell_all()
+            logger.info(line)
+        self._report()
 
-    def _tell_all(self) -> None:
+    def _report(self) -> None:
         with self._lock:
-            untold, self._untold, self._told = self._untold, empty_reports(), monotonic()
-        if any(report.quarantined or report.has_news for report in untold.values()):
-            self._tell(untold)
+            unreported, self._unreported, self._reported = self._unreported, empty_reports(), monotonic()
+        if any(report.quarantined or report.has_news for report in unreported.values()):
+            self._on_report(unreported)
 
     def _line(self) -> str:
         new, self._since_line = self._since_line, empty_reports()

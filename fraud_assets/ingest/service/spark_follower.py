@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fraud_assets.engines.spark.landing import Landed, PlanAgainError, TopicQuery
+from fraud_assets.engines.landing_report import LandingReport
+from fraud_assets.engines.local.landing import land_new_labels
+from fraud_assets.engines.spark.landing import LandedBatch, PlanAgainError, TopicQuery
 from fraud_assets.engines.spark.session import has_ended
-from fraud_assets.errors import BrokerError, EngineError, LakeError, MessagesLostError
-from fraud_assets.ingest.landing import LandingReport, TopicReaders, land_new_labels
-from fraud_assets.ingest.service.lander import consumer_group
+from fraud_assets.errors import BrokerError, EngineError, LakeError
 from fraud_assets.ingest.service.metrics import LandingMetrics
-from fraud_assets.ingest.service.outages import Outages, run_with_retries
-from fraud_assets.ingest.service.status import Say, StatusReporter, Tell
+from fraud_assets.ingest.service.status import StatusReporter
+from fraud_assets.kafka.topic_readers import TopicReaders
 from fraud_assets.lake.positions import NOTHING
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
@@ -27,40 +27,19 @@ class SparkEndedError(EngineError):
     """The session is no more; only a new process has another."""
 
 
-def land_forever_on_spark(
-    spark: SparkSession,
-    lake: Lake,
-    settings: Settings,
-    say: Say,
-    stop: threading.Event,
-    tell: Tell = lambda reports: None,
-    metrics: LandingMetrics | None = None,
-) -> None:
-    """Lands until `stop` is set, as `land_forever` does; the messages by Spark, in commits of FRAUD_SPARK_LAND_ROWS.
-
-    One of them has all partitions, for Spark shares them out itself. Others into the same lake, on Spark or not, do no
-    harm and are of no use.
-
-    Raises:
-        MessagesLostError: messages are gone that had not landed; nothing is skipped.
-        RefusedError: the broker does not let us in at the start. Later that may pass, as an outage does.
-        LakeError: the lake cannot be used at the start.
-        SparkEndedError: it has ended.
-    """
-    metrics = metrics or LandingMetrics()
-    news = StatusReporter(say, tell, settings.dagster_event_seconds)
-    outages = Outages(stop, news, metrics, (BrokerError, LakeError, EngineError))
-    lander = _Lander(spark, lake, settings, stop, news, metrics, consumer_group(lake, settings))
-    run_with_retries(outages, lander, lake, settings, say, final=(MessagesLostError, SparkEndedError))
+TRANSIENT = (BrokerError, LakeError, EngineError)
+"""Errors after which the query is planned again."""
 
 
 @dataclass
-class _Lander:
+class SparkFollower:
+    """Follows both topics on Spark: one query reads all partitions. Implements `TopicFollower`."""
+
     spark: SparkSession
     lake: Lake
     settings: Settings
     stop: threading.Event
-    news: StatusReporter
+    status: StatusReporter
     metrics: LandingMetrics
     group: str
     was_let_in: bool = False
@@ -71,7 +50,7 @@ class _Lander:
         """Lands what comes to the topics until told to stop, or until the query has to be planned anew."""
         with TopicReaders.of(self.settings, self.group) as readers:
 
-            def landed(batch: Landed) -> None:
+            def landed(batch: LandedBatch) -> None:
                 self.newest = self.newest if batch.newest is None else batch.newest.timestamp()
                 self._note(batch.reports, batch.lag)
                 readers.transactions.tell({s: offset for s, offset in batch.positions.items() if offset != NOTHING})
@@ -96,6 +75,6 @@ class _Lander:
         self.metrics.looked()
         self.metrics.landed(reports.values())
         self.metrics.lags(self.settings.transactions_topic, lag, self.newest)
-        self.news.landed(reports)
-        self.news.recovered("topics")
-        self.news.tick(sum(lag.values()))
+        self.status.landed(reports)
+        self.status.recovered("topics")
+        self.status.tick(sum(lag.values()))

@@ -1,0 +1,59 @@
+"""Appends messages and labels to the landing tables, each exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fraud_assets.core.parsing import parse_labels
+from fraud_assets.core.pseudonyms import pseudonymise
+from fraud_assets.core.schema import fraud_labels, quarantined_transactions, raw_transactions
+from fraud_assets.kafka.schemas import label_decoder, transaction_decoder
+from fraud_assets.lake.append import append_landed
+from fraud_assets.lake.positions import Positions, positions_of
+from fraud_assets.lake.tables import Lake
+from fraud_assets.settings import Settings
+
+
+def append_transactions(
+    lake: Lake, settings: Settings, batch: pa.Table, accepted: Mapping[str, str], reached: Positions | None = None
+) -> int:
+    """Appends a batch of messages to `raw_transactions`; gives the rows that it did not hold yet.
+
+    `reached` are the positions that go with it (default: those of its rows).
+    What FRAUD_ACCEPT_LOST gave up (`accepted`, see `TopicReader`) is noted in the commit.
+    """
+    rows = pseudonymise(batch, settings, transaction_decoder(settings))
+    return append_landed(lake, raw_transactions, rows, reached, note_of(accepted))
+
+
+def append_labels(
+    lake: Lake,
+    settings: Settings,
+    raw: pa.Table,
+    parsed: tuple[pa.Table, pa.Table] | None = None,
+    positions: Positions | None = None,
+) -> tuple[int, int]:
+    """Appends a batch of labels: bad ones to quarantine first, then the good; gives rows of good and of bad.
+
+    `raw` are messages, of which `parsed` are the good and the rejected labels (default: `parse_labels`).
+    A retry after a kill in between parses the same messages the same way and finds the quarantine done.
+    """
+    good, rejected = parsed or parse_labels(raw, settings, label_decoder(settings))
+    reached = positions_of(raw) if positions is None else positions
+    refused = append_landed(lake, quarantined_transactions, rejected, reached) if rejected.num_rows else 0
+    return append_landed(lake, fraud_labels, good, reached), refused
+
+
+def note_of(accepted: Mapping[str, str]) -> dict[str, str]:
+    """What a commit's metadata says of messages that were given up."""
+    lost = ", ".join(f"{place}: {offsets}" for place, offsets in sorted(accepted.items()))
+    return {"accepted_lost": lost} if lost else {}
+
+
+def payload_bytes(batch: pa.Table) -> int:
+    """Bytes of keys and bodies."""
+    lengths = [pc.sum(pc.binary_length(batch[name])).as_py() or 0 for name in ("key", "value")]
+    return sum(lengths)

@@ -1,0 +1,93 @@
+"""The engine that works on Spark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from fraud_assets.engines.base import (
+    FeatureBatch,
+    FeatureResult,
+    RecomputedRange,
+    ScoringBatch,
+    ScoringResult,
+    TrainingWindow,
+    Work,
+)
+from fraud_assets.engines.landing_report import LandingReport
+from fraud_assets.engines.local.landing import land_topics, never
+from fraud_assets.engines.spark.features import compute_features, recompute_features
+from fraud_assets.engines.spark.landing import drain_topics
+from fraud_assets.engines.spark.scoring import score_batch
+from fraud_assets.engines.spark.session import require_connector, spark_faults
+from fraud_assets.engines.spark.training import gather
+from fraud_assets.kafka.broker import real_broker_is_named
+from fraud_assets.kafka.topic_readers import TopicReaders
+from fraud_assets.lake.tables import Lake
+from fraud_assets.settings import Settings
+
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
+    from pyspark import Broadcast
+    from pyspark.sql import SparkSession
+
+
+class SparkEngine:
+    """Does the work on Spark's executors. Implements `Engine`.
+
+    Args:
+        settings: the contract, the topics and the limits of a batch.
+        session: called for the session when there is something to do.
+    """
+
+    recompute_days = 31
+
+    def __init__(self, settings: Settings, session: Callable[[], SparkSession]) -> None:
+        self.limits = settings.spark_batch_limits
+        self._settings = settings
+        self._session = session
+        self._models: dict[str, Broadcast[bytes]] = {}
+
+    def land_topics(
+        self, lake: Lake, *, transactions: bool = True, stop: Callable[[], bool] = never
+    ) -> dict[str, LandingReport]:
+        """See `Engine.land_topics`. This process reads an embedded broker, which does not answer Java's clients.
+
+        Raises:
+            EngineError: a job failed, twice.
+            JarsError: Spark's Kafka connector cannot be had.
+            BrokerError, MessagesLostError, LakeError: nothing is skipped; what was committed stays.
+        """
+        settings = self._settings
+        if not transactions or not real_broker_is_named(settings):
+            return land_topics(lake, settings, transactions=transactions, stop=stop)
+        require_connector(settings)
+        with TopicReaders.of(settings, settings.consumer_group) as readers:
+            return drain_topics(self._session, lake, settings, readers, stop)
+
+    def compute_features(self, batch: FeatureBatch) -> FeatureResult:
+        """See `Engine.compute_features`."""
+        with spark_faults(self._settings):
+            return compute_features(self._session(), batch, self._settings)
+
+    def recompute_features(self, lake: Lake, handle: DeltaTable, start: datetime, end: datetime) -> RecomputedRange:
+        """See `Engine.recompute_features`. Whole days are written, with the rows outside the range as they were."""
+        with spark_faults(self._settings):
+            return recompute_features(self._session(), lake, handle, start, end, self._settings)
+
+    def score(self, batch: ScoringBatch) -> ScoringResult:
+        """See `Engine.score`."""
+        spark = self._session()
+        run_id = batch.scorer.made.run_id
+        with spark_faults(self._settings):
+            if run_id not in self._models:
+                self._models[run_id] = spark.sparkContext.broadcast(batch.scorer.model.serialize_bytes())
+            return score_batch(spark, batch, self._models[run_id])
+
+    def gather(self, window: TrainingWindow, columns: Sequence[str], work: Work, schema: pa.Schema) -> pa.Table:
+        """See `Engine.gather`."""
+        with spark_faults(self._settings):
+            return gather(self._session(), window, columns, work, schema)
