@@ -59,14 +59,16 @@ def main() -> None:
             lake.open(raw_transactions)
             return lakes.seconds(
                 lambda: [
-                    append_landed(lake, raw_transactions, pseudonymise(batch, settings) if treat else batch)
+                    append_landed(
+                        lake, raw_transactions, pseudonymise(batch, settings.pseudonym_policy) if treat else batch
+                    )
                     for batch in batches
                 ]
             )
 
     wall = lakes.alternately(
         3,
-        alone=lambda: lakes.seconds(lambda: [pseudonymise(batch, settings) for batch in batches]),
+        alone=lambda: lakes.seconds(lambda: [pseudonymise(batch, settings.pseudonym_policy) for batch in batches]),
         treated=lambda: landing(True),
         plain=lambda: landing(False),
     )

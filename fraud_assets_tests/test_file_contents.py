@@ -54,7 +54,7 @@ def jsonl(*rows: dict[str, Any]) -> str:
 def parsed(lake: Lake, settings: Settings) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Good and rejected rows of all files, in the order of files and rows."""
     raw = dataset_of(lake.open(raw_transactions)).to_table().sort_by([("topic", "ascending"), ("offset", "ascending")])
-    good, bad = parse_transactions(raw, settings)
+    good, bad = parse_transactions(raw, settings.contract)
     return good.to_pylist(), bad.to_pylist()
 
 

@@ -97,7 +97,7 @@ def test_csv_keeps_long_ids_and_every_column(settings: Settings, lake: Lake) -> 
     }
     assert second["customer_id"] is None
     assert second["note"] == "a,b"
-    good, rejected = parse_transactions(dataset_of(lake.open(raw_transactions)).to_table(), settings)
+    good, rejected = parse_transactions(dataset_of(lake.open(raw_transactions)).to_table(), settings.contract)
     assert good["transaction_id"].to_pylist() == [str(LONG_ID)]
     assert rejected.num_rows == 1
 
@@ -159,7 +159,7 @@ def test_decimals_of_parquet_stay_what_they_are(settings: Settings, lake: Lake) 
     )
     pq.write_table(table, settings.incoming / "a.parquet")
     assert land(lake, settings)[0].labels == 2
-    good, _ = parse_transactions(dataset_of(lake.open(raw_transactions)).to_table(), settings)
+    good, _ = parse_transactions(dataset_of(lake.open(raw_transactions)).to_table(), settings.contract)
     assert good["transaction_id"].to_pylist() == [str(LONG_ID), "7"]
     assert good["customer_id"].to_pylist() == ["7", "8"]
     assert good["tx_amount"].to_pylist() == [12.5, 1.0]
@@ -247,7 +247,7 @@ def test_parquet_keeps_long_ids_and_makes_times_text(settings: Settings, lake: L
     assert first["tx_amount"] == 0.1
     assert first["EXTRA"] == [1]
     assert datetime.fromisoformat(first["tx_datetime"]) == moment
-    good, rejected = parse_transactions(dataset_of(lake.open(raw_transactions)).to_table(), settings)
+    good, rejected = parse_transactions(dataset_of(lake.open(raw_transactions)).to_table(), settings.contract)
     assert good["transaction_id"].to_pylist() == [str(LONG_ID)]
     # NaN and infinity are no JSON; such a row ends in quarantine with its bytes.
     assert rejected.num_rows == 2
@@ -318,7 +318,7 @@ def test_mapped_names(make_settings: Callable[..., Settings], lake: Lake) -> Non
     assert land(lake, settings)[0].labels == 1
     assert json.loads(bodies(lake)[0])["trans_num"] == "1"
     assert json.loads(rows_of(lake, fraud_labels)[0]["value"])["bad"] is True
-    good, _ = parse_transactions(dataset_of(lake.open(raw_transactions)).to_table(), settings)
+    good, _ = parse_transactions(dataset_of(lake.open(raw_transactions)).to_table(), settings.contract)
     assert good.num_rows == 1
 
 

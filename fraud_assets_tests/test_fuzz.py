@@ -44,7 +44,7 @@ from fraud_assets.core.schema import (
     transaction_features,
 )
 from fraud_assets.engines.local.landing import land_topics
-from fraud_assets.ingest.files.contents import JSON_LINES
+from fraud_assets.ingest.files.examination import JSON_LINES
 from fraud_assets.kafka.broker import Broker, broker_of, embedded_broker
 from fraud_assets.kafka.schemas import registry
 from fraud_assets.lake.tables import Lake, dataset_of
@@ -90,9 +90,9 @@ def assert_meant(body: bytes, row: dict[str, Any], settings: Settings) -> None:
     """A good row holds what its body says, as Python's own reader of JSON reads it."""
     payload = json.loads(body, parse_int=lambda digits: int(digits) if len(digits) <= 4_300 else digits)
     for name in ("transaction_id", "customer_id", "terminal_id"):
-        assert row[name] == str(payload[settings.payload_field(name)])
+        assert row[name] == str(payload[settings.contract.payload_field(name)])
         assert row[name].strip()
-    assert row["tx_amount"] == float(payload[settings.payload_field("tx_amount")])
+    assert row["tx_amount"] == float(payload[settings.contract.payload_field("tx_amount")])
     assert math.isfinite(row["tx_amount"])
     assert row["tx_amount"] >= 0
     assert 1900 <= row["tx_datetime"].year < 2200
@@ -103,14 +103,14 @@ def test_a_message_is_judged_among_others_as_alone(dialect: str) -> None:
     settings = load_settings(_env_file=None, field_mapping=DIALECTS[dialect].mapping)
     bodies = [message.value for message in fuzz.messages(3_000, 11, DIALECTS[dialect])]
     raw = raw_table(bodies, NOW)
-    valid, rejected = parse_transactions(raw, settings)
+    valid, rejected = parse_transactions(raw, settings.contract)
     assert_split(raw, valid, rejected)
     assert valid.num_rows > 800
     assert len(set(rejected["reason"].to_pylist())) >= 12
     for row in valid.to_pylist():
         assert_meant(bodies[row["offset"]] or b"", row, settings)
     for start in range(0, 600, 5):
-        few = parse_transactions(raw.slice(start, 5), settings)
+        few = parse_transactions(raw.slice(start, 5), settings.contract)
         for found, table in zip(few, (valid, rejected), strict=True):
             mine = pc.and_(pc.greater_equal(table["offset"], start), pc.less(table["offset"], start + 5))
             assert found.to_pylist() == table.filter(mine).to_pylist()
@@ -118,7 +118,7 @@ def test_a_message_is_judged_among_others_as_alone(dialect: str) -> None:
 
 def test_labels_are_good_or_have_a_reason() -> None:
     raw = label_table([message.value for message in fuzz.messages(2_000, 12, fuzz.LABELS)])
-    good, bad = parse_labels(raw, load_settings(_env_file=None))
+    good, bad = parse_labels(raw, load_settings(_env_file=None).contract)
     assert_split(raw, good, bad)
     assert min(good.num_rows, bad.num_rows) > 500
 
@@ -138,7 +138,7 @@ def test_framed_messages_are_good_or_have_a_reason(kind: str, wire: Callable[[fu
     raw = raw.set_column(
         raw.column_names.index("headers"), raw.schema.field("headers"), pa.array(headers, raw["headers"].type)
     )
-    valid, rejected = parse_transactions(raw, load_settings(_env_file=None), decoder(kind))
+    valid, rejected = parse_transactions(raw, load_settings(_env_file=None).contract, decoder(kind))
     assert_split(raw, valid, rejected)
     assert valid.num_rows > 500
     assert rejected["reason"].to_pylist().count("unknown_schema") > 50
@@ -163,10 +163,10 @@ def test_a_treated_message_is_judged_as_the_message(dialect: str) -> None:
     )
     bodies = [message.value for message in fuzz.messages(2_500, 14, DIALECTS[dialect])]
     raw = raw_table(bodies, NOW)
-    after = pseudonymise(raw, settings)
+    after = pseudonymise(raw, settings.pseudonym_policy)
     verdicts = []
     for messages in (raw, after):
-        valid, rejected = parse_transactions(messages, settings)
+        valid, rejected = parse_transactions(messages, settings.contract)
         good: dict[int, Any] = {
             row["offset"]: {**row, "tx_datetime": str(row["tx_datetime"])} for row in valid.to_pylist()
         }
@@ -229,7 +229,7 @@ def assert_bytes(row: dict[str, Any], sent: Sent, settings: Settings) -> None:
     if not settings.pseudonymise:
         assert (row["value"], row["key"], headers) == (sent.value, sent.key, list(sent.headers))
         return
-    assert row["key"] == (keyed_hmac(sent.key, settings).encode() if sent.key else sent.key)
+    assert row["key"] == (keyed_hmac(sent.key, settings.pseudonym_policy).encode() if sent.key else sent.key)
     assert [name for name, _ in headers] == [name for name, _ in sent.headers]
     assert bool(row["value"]) == bool(sent.value)
 

@@ -16,7 +16,6 @@ import pytest
 from click.testing import CliRunner
 
 from fraud_assets.commands.evaluate import command as evaluate
-from fraud_assets.core.features import history_days
 from fraud_assets.core.schema import DERIVED_FEATURES, fraud_labels, raw_transactions, transaction_features
 from fraud_assets.engines.local.windows import compute_windows
 from fraud_assets.engines.spark.engine import SparkEngine
@@ -122,7 +121,7 @@ def test_day_by_day(handbook: tuple[Settings, Lake], book: pa.Table, count: int)
     days = []
     for number in range(count):
         day = first + timedelta(days=number)
-        since = pa.scalar(day - timedelta(days=history_days(settings.feedback_delay_days) + 1), pa.date32())
+        since = pa.scalar(day - timedelta(days=settings.window_policy.history_days + 1), pa.date32())
         near = rows.filter(pc.and_(pc.greater(rows["tx_date"], since), pc.less_equal(rows["tx_date"], pa.scalar(day))))
         new = pc.equal(near["tx_date"], pa.scalar(day))
         known = pa.table(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fraud_assets.core.schema import WINDOW_DAYS
+from fraud_assets.settings import WINDOW_DAYS
 
 DAY = 86_400_000_000 * 1000
 """One day in units of the range key."""
@@ -27,11 +27,6 @@ TRANSACTION_COLUMNS = {
     "is_new": "boolean",
 }
 LABEL_COLUMNS = {"transaction_id": "string", "is_fraud": "boolean", "labelled_us": "bigint", "arrival": "bigint"}
-
-
-def history_days(delay_days: int) -> int:
-    """Days before a transaction that its windows reach back: a terminal's longest window and the delay."""
-    return max(WINDOW_DAYS) + delay_days
 
 
 def window_features(

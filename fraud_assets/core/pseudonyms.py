@@ -29,13 +29,13 @@ from fraud_assets.core.bodies import (
     withheld_body,
 )
 from fraud_assets.core.formats import Decoder, id_headers
-from fraud_assets.settings import Settings
+from fraud_assets.settings import PseudonymPolicy
 
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
 
 
-def pseudonymise(messages: pa.Table, settings: Settings, decoder: Decoder | None = None) -> pa.Table:
+def pseudonymise(messages: pa.Table, policy: PseudonymPolicy, decoder: Decoder | None = None) -> pa.Table:
     """The same messages with treated bodies, keys and header values; as they are without FRAUD_PSEUDONYMISE.
 
     A key and a header value become the HMAC of their bytes, whatever they hold: a key that is the text of a named
@@ -43,18 +43,18 @@ def pseudonymise(messages: pa.Table, settings: Settings, decoder: Decoder | None
 
     Args:
         messages: rows with `key`, `value` and `headers`, as they come from Kafka or a dropped file.
-        settings: the fields and the key.
+        policy: the fields and the key.
         decoder: reads bodies that a schema registry's serializer framed; they become JSON.
 
     Raises:
         RegistryError: from the decoder.
     """
-    if not settings.pseudonymise:
+    if not policy.fields:
         return messages
-    pseudonyms = _Pseudonyms.of(settings)
+    pseudonyms = _Pseudonyms.of(policy)
     treated = {
         "key": pa.array((pseudonyms.of_bytes(key) for key in messages["key"].to_pylist()), pa.binary()),
-        "value": pa.array(_bodies(messages, pseudonyms, settings, decoder), pa.binary()),
+        "value": pa.array(_bodies(messages, pseudonyms, policy.contract.max_body_bytes, decoder), pa.binary()),
         "headers": _headers(messages["headers"], pseudonyms),
     }
     for name, column in treated.items():
@@ -62,9 +62,9 @@ def pseudonymise(messages: pa.Table, settings: Settings, decoder: Decoder | None
     return messages
 
 
-def keyed_hmac(data: bytes, settings: Settings) -> str:
+def keyed_hmac(data: bytes, policy: PseudonymPolicy) -> str:
     """HMAC-SHA-256 of bytes under FRAUD_PSEUDONYM_KEY, in hexadecimal."""
-    return _Pseudonyms.of(settings).text_of(data)
+    return _Pseudonyms.of(policy).text_of(data)
 
 
 @dataclass
@@ -77,11 +77,10 @@ class _Pseudonyms:
     _shapes: dict[tuple[str, ...], list[tuple[str, str]]] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, settings: Settings) -> _Pseudonyms:
-        names = (name.lower() for name in settings.pseudonymise)
-        payloads = (settings.payload_field(name).lower() for name in settings.pseudonymise)
-        key = settings.pseudonym_key.get_secret_value().encode()
-        return cls(key, tuple(dict.fromkeys((*names, *payloads))))
+    def of(cls, policy: PseudonymPolicy) -> _Pseudonyms:
+        names = (name.lower() for name in policy.fields)
+        payloads = (policy.contract.payload_field(name).lower() for name in policy.fields)
+        return cls(policy.key, tuple(dict.fromkeys((*names, *payloads))))
 
     def text_of(self, data: bytes) -> str:
         known = self._known.get(data)
@@ -150,7 +149,7 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def _bodies(
-    messages: pa.Table, pseudonyms: _Pseudonyms, settings: Settings, decoder: Decoder | None
+    messages: pa.Table, pseudonyms: _Pseudonyms, max_body_bytes: int, decoder: Decoder | None
 ) -> list[bytes | None]:
     bodies = messages["value"].to_pylist()
     readable = bodies
@@ -160,13 +159,13 @@ def _bodies(
         readable = list(bodies)
         for row, body in enumerate(bodies):
             try:
-                check_size(body, settings.max_body_bytes)
+                check_size(body, max_body_bytes)
                 readable[row] = decoder.json_body(body, ids.get(row))
             except Rejected as rejected:
                 failed[row] = rejected
     pairs = most_pairs(*bytes_of(pa.array(readable, pa.binary())))
     # What is decoded is larger than what came; the limit is one of what came.
-    limit = settings.max_body_bytes if decoder is None else 2**31
+    limit = max_body_bytes if decoder is None else 2**31
     return [
         _body(original, readable[row], int(pairs[row]), limit, pseudonyms, failed.get(row)) if original else original
         for row, original in enumerate(bodies)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from fraud_assets.settings import WINDOW_DAYS
+
 TIME = pa.timestamp("us", tz="UTC")
 
 POSITION = (
@@ -73,8 +75,6 @@ TRANSACTION = pa.schema(
         pa.field("tx_amount", pa.float64(), nullable=False),
     ]
 )
-
-WINDOW_DAYS = (1, 7, 30)
 
 DERIVED_FEATURES = (
     "tx_during_weekend",

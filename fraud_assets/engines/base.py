@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fraud_assets.core.features import history_days
 from fraud_assets.core.schema import FEATURE_VERSION, TIME, transaction_features
 from fraud_assets.core.scoring import Scorer
 from fraud_assets.engines.landing_report import LandingReport
@@ -22,7 +21,7 @@ from fraud_assets.lake.data_files import Rows
 from fraud_assets.lake.log import add_actions
 from fraud_assets.lake.scan import files_within
 from fraud_assets.lake.tables import Lake
-from fraud_assets.settings import BatchLimits
+from fraud_assets.settings import BatchLimits, WindowPolicy
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -32,15 +31,15 @@ CLOCKS_DIFFER = timedelta(days=1)
 """A label is younger than its transaction, except if clocks differ by up to this."""
 
 
-def reach(times: pa.ChunkedArray, feedback_delay_days: int) -> tuple[datetime, datetime]:
+def reach(times: pa.ChunkedArray, policy: WindowPolicy) -> tuple[datetime, datetime]:
     """Returns the time after which, and up to which, transactions are in a window of one at these times.
 
     Args:
         times: `tx_datetime` of one transaction or more, timestamp[us, UTC].
-        feedback_delay_days: FRAUD_FEEDBACK_DELAY_DAYS.
+        policy: how far windows reach back.
     """
     first, last = (edge.as_py() for edge in pc.min_max(times).values())
-    return first - timedelta(days=history_days(feedback_delay_days)), last
+    return first - timedelta(days=policy.history_days), last
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def append_transactions(
     `reached` are the positions that go with it (default: those of its rows).
     What FRAUD_ACCEPT_LOST gave up (`accepted`, see `TopicReader`) is noted in the commit.
     """
-    rows = pseudonymise(batch, settings, transaction_decoder(settings))
+    rows = pseudonymise(batch, settings.pseudonym_policy, transaction_decoder(settings))
     return append_landed(lake, raw_transactions, rows, reached, note_of(accepted))
 
 
@@ -41,7 +41,7 @@ def append_labels(
     `raw` are messages, of which `parsed` are the good and the rejected labels (default: `parse_labels`).
     A retry after a kill in between parses the same messages the same way and finds the quarantine done.
     """
-    good, rejected = parsed or parse_labels(raw, settings, label_decoder(settings))
+    good, rejected = parsed or parse_labels(raw, settings.contract, label_decoder(settings))
     reached = positions_of(raw) if positions is None else positions
     refused = append_landed(lake, quarantined_transactions, rejected, reached) if rejected.num_rows else 0
     return append_landed(lake, fraud_labels, good, reached), refused

@@ -17,7 +17,8 @@ from uuid import UUID
 
 from fraud_assets.core.formats import Decoder, SchemaId, WriterSchema
 from fraud_assets.errors import RegistryError
-from fraud_assets.settings import Format, Settings
+from fraud_assets.settings import Settings
+from fraud_assets.settings.formats import Format
 
 if TYPE_CHECKING:
     from confluent_kafka.schema_registry import Schema, SchemaRegistryClient

@@ -13,7 +13,8 @@ from fraud_assets.core.bodies import MAGIC, Rejected, json_object
 from fraud_assets.core.formats import WriterSchema
 from fraud_assets.errors import SettingError
 from fraud_assets.kafka.schemas import register
-from fraud_assets.settings import CONTRACT_FIELDS, LABEL_FIELDS, Format, Settings
+from fraud_assets.settings import CONTRACT_FIELDS, LABEL_FIELDS, Settings
+from fraud_assets.settings.formats import Format
 
 _TIME = {"type": "long", "logicalType": "timestamp-micros"}
 _AVRO: dict[str, Any] = {"tx_datetime": _TIME, "labelled_at": _TIME, "tx_amount": "double", "is_fraud": "boolean"}
@@ -40,7 +41,7 @@ def serializers(settings: Settings) -> dict[str, Serialize]:
 def _avro(topic: str, fields: tuple[str, ...], settings: Settings) -> Serialize:
     from fastavro import parse_schema, schemaless_writer
 
-    payloads = {settings.payload_field(name): name for name in fields}
+    payloads = {settings.contract.payload_field(name): name for name in fields}
     nested = next((payload for payload in payloads if "." in payload), None)
     if nested is not None:
         raise SettingError(
@@ -68,7 +69,7 @@ def _avro(topic: str, fields: tuple[str, ...], settings: Settings) -> Serialize:
 
 
 def _json_schema(topic: str, fields: tuple[str, ...], settings: Settings) -> Serialize:
-    names = [settings.payload_field(name) for name in fields]
+    names = [settings.contract.payload_field(name) for name in fields]
     kinds = [_JSON.get(name, {"type": ["integer", "string"]}) for name in fields]
     schema = {"title": "Message", "type": "object", "properties": dict(zip(names, kinds, strict=True))}
     text = json.dumps({**schema, "required": names})

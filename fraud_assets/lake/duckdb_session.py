@@ -72,6 +72,11 @@ def connect(settings: Settings, *, spill: bool = True) -> Iterator[DuckDBPyConne
         connection.close()
 
 
+def quoted_name(name: str) -> str:
+    """Returns a name as an identifier of SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
 @cache
 def _instance(memory_limit: str, spill: str) -> DuckDBPyConnection:
     """The process's in-memory database: a cursor of it costs 0.3 ms, a database of its own 20 ms."""

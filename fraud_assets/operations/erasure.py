@@ -112,8 +112,8 @@ class ErasureReport:
 def stored_ids(customer: str, settings: Settings) -> tuple[str, ...]:
     """How the customer's id is stored: as it is given, and as its pseudonym where FRAUD_PSEUDONYMISE names it."""
     named = {name.lower() for name in settings.pseudonymise}
-    if named & {"customer_id", settings.payload_field("customer_id").lower()}:
-        return customer, keyed_hmac(customer.encode(), settings)
+    if named & {"customer_id", settings.contract.payload_field("customer_id").lower()}:
+        return customer, keyed_hmac(customer.encode(), settings.pseudonym_policy)
     return (customer,)
 
 
@@ -289,7 +289,7 @@ def _of_bodies(lake: Lake, table: Table, settings: Settings, ids: Sequence[str])
     mention = mention_of(ids)
     owned, mentions = _Owned.empty(), _PLACES.empty_table()
     for batch in _candidates(lake, table, ids, decoder):
-        valid, rejected = parse_transactions(batch, settings, decoder)
+        valid, rejected = parse_transactions(batch, settings.contract, decoder)
         mine = valid.filter(pc.is_in(valid["customer_id"], pa.array(list(ids))))
         places = [mine.select(list(POSITION_COLUMNS)).cast(_PLACES)]
         transactions = set(mine["transaction_id"].to_pylist())
@@ -342,8 +342,8 @@ def _candidates(lake: Lake, table: Table, ids: Sequence[str], decoder: Decoder |
 def _read_anyhow(row: dict[str, Any], settings: Settings, decoder: Decoder | None) -> tuple[set[str] | None, set[str]]:
     """The customer ids of a body that the parser refuses (None: it names none), and its transaction ids."""
     body = _as_json(row, decoder)
-    customers = ids_in(body, {settings.payload_field("customer_id"), "customer_id"})
-    return customers, ids_in(body, {settings.payload_field("transaction_id"), "transaction_id"}) or set()
+    customers = ids_in(body, {settings.contract.payload_field("customer_id"), "customer_id"})
+    return customers, ids_in(body, {settings.contract.payload_field("transaction_id"), "transaction_id"}) or set()
 
 
 def _as_json(row: dict[str, Any], decoder: Decoder | None) -> bytes | None:
@@ -417,7 +417,7 @@ def _bad_labels_of(lake: Lake, settings: Settings, transactions: pa.Table) -> pa
     if not own or not lake.exists(quarantined_transactions):
         return _PLACES.empty_table()
     decoder = label_decoder(settings)
-    names = {settings.payload_field("transaction_id"), "transaction_id"}
+    names = {settings.contract.payload_field("transaction_id"), "transaction_id"}
     places: list[dict[str, Any]] = []
     columns = [*POSITION_COLUMNS, "value", "headers", "reason"]
     for batch in batches(lake.open(quarantined_transactions), columns, batch_rows=BODY_ROWS):

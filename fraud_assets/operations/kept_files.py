@@ -142,7 +142,7 @@ def _unusable() -> tuple[type[BaseException], ...]:
 
 
 def _lines(path: Path, settings: Settings, ids: Collection[str]) -> Iterator[tuple[bytes, str]]:
-    names = {settings.payload_field("customer_id"), "customer_id"}
+    names = {settings.contract.payload_field("customer_id"), "customer_id"}
     mention = mention_of(ids)
     # An id may be written with escapes.
     quick = [name.encode() for name in ids] + [b"\\"]
@@ -164,7 +164,7 @@ def _lines(path: Path, settings: Settings, ids: Collection[str]) -> Iterator[tup
 
 def _customer_column(columns: Collection[str], settings: Settings) -> str:
     """The column that lands as customer_id. Raises `LookupError` where there is none."""
-    for wanted in (settings.payload_field("customer_id"), "customer_id"):
+    for wanted in (settings.contract.payload_field("customer_id"), "customer_id"):
         for match in (str.__eq__, lambda column, name: column.lower() == name.lower()):
             for column in columns:
                 if match(column, wanted):
@@ -191,7 +191,7 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
 
 def _customers(batch: pa.RecordBatch, settings: Settings) -> pa.Array:
     """The column that lands as customer_id, also where it is within others. Raises `LookupError` without one."""
-    path = settings.payload_field("customer_id")
+    path = settings.contract.payload_field("customer_id")
     if path in paths_within(batch.schema):
         return column_at(batch, path)
     return batch.column(_customer_column(batch.schema.names, settings))

@@ -243,7 +243,7 @@ def _judged(rows: pa.Table, table: Table, settings: Settings) -> tuple[pa.Table,
         for name, value in (("ingested_at", now), ("ingest_date", now.date())):
             kind = RAW_TRANSACTIONS.field(name).type
             again = again.append_column(name, pa.repeat(pa.scalar(value, kind), again.num_rows))
-        good, rejected = parse_transactions(again, settings, transaction_decoder(settings))
+        good, rejected = parse_transactions(again, settings.contract, transaction_decoder(settings))
     reasons = {entry["values"]: entry["counts"] for entry in pc.value_counts(rejected["reason"]).to_pylist()}
     # The offsets of `again` are row numbers.
     return rows.take(good["offset"].sort()), reasons
@@ -317,7 +317,7 @@ def _labels(again: pa.Table, settings: Settings) -> tuple[pa.Table, pa.Table]:
 
     of_files = pa.array([_origin_of(headers).startswith(FILE_LABELS_TOPIC) for headers in again["headers"].to_pylist()])
     of_files = of_files.cast(pa.bool_())
-    plain = parse_labels(again.filter(pc.invert(of_files)), settings, label_decoder(settings))
+    plain = parse_labels(again.filter(pc.invert(of_files)), settings.contract, label_decoder(settings))
     dropped = labels_of_rows(again.filter(of_files), settings)
     good, rejected = (pa.concat_tables(tables).sort_by("offset") for tables in zip(plain, dropped, strict=True))
     return good, rejected

@@ -30,9 +30,9 @@ def _with(field: str, value: Any) -> BadBody:
 
     def broken(body: bytes, settings: Settings) -> bytes:
         message = json.loads(body)
-        identity = settings.payload_field("transaction_id")
+        identity = settings.contract.payload_field("transaction_id")
         message[identity] = f"{message[identity]}-bad-{field}"
-        message[settings.payload_field(field)] = value
+        message[settings.contract.payload_field(field)] = value
         return json.dumps(message).encode()
 
     return broken
@@ -40,14 +40,16 @@ def _with(field: str, value: Any) -> BadBody:
 
 def _without_amount(body: bytes, settings: Settings) -> bytes:
     message = json.loads(body)
-    message[settings.payload_field("transaction_id")] = f"{message[settings.payload_field('transaction_id')]}-bad"
-    del message[settings.payload_field("tx_amount")]
+    message[settings.contract.payload_field("transaction_id")] = (
+        f"{message[settings.contract.payload_field('transaction_id')]}-bad"
+    )
+    del message[settings.contract.payload_field("tx_amount")]
     return json.dumps(message).encode()
 
 
 def _amount_twice(body: bytes, settings: Settings) -> bytes:
-    field = json.dumps(settings.payload_field("tx_amount")).encode()
-    identity = json.dumps(settings.payload_field("transaction_id")).encode()
+    field = json.dumps(settings.contract.payload_field("tx_amount")).encode()
+    identity = json.dumps(settings.contract.payload_field("transaction_id")).encode()
     return b'{%b:"bad-twice",%b:1.00,%b:' % (identity, field, field) + b"9999.99," + body.lstrip().removeprefix(b"{")
 
 

@@ -150,7 +150,7 @@ def _time(text: Any) -> datetime | None:
 
 def _bodies(rows: Rows, fields: tuple[str, ...], settings: Settings) -> Iterator[bytes]:
     """JSON objects with the fields under their payload names. Written by column, which is ten times faster."""
-    names = [json.dumps(settings.payload_field(name)).replace("%", "%%") for name in fields]
+    names = [json.dumps(settings.contract.payload_field(name)).replace("%", "%%") for name in fields]
     template = "{" + ", ".join(f"{name}: %s" for name in names) + "}"
     for values in zip(*(_json(rows.column(name)) for name in fields), strict=True):
         yield (template % values).encode()

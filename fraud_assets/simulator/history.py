@@ -66,7 +66,7 @@ def wait_until_landed(file: Path, on_wait: Callable[[], object], seconds: float 
 def _as_dropped(made: pa.Table, settings: Settings) -> pa.Table:
     # A null is no label. With False, every genuine payment would get one.
     fraud = pc.if_else(made["is_fraud"], True, pa.scalar(None, pa.bool_()))
-    columns = {settings.payload_field(name): made[name] for name in CONTRACT_FIELDS}
-    columns[settings.payload_field("is_fraud")] = fraud
-    columns[settings.payload_field("labelled_at")] = made["labelled_at"]
+    columns = {settings.contract.payload_field(name): made[name] for name in CONTRACT_FIELDS}
+    columns[settings.contract.payload_field("is_fraud")] = fraud
+    columns[settings.contract.payload_field("labelled_at")] = made["labelled_at"]
     return pa.table(columns)

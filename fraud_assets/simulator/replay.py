@@ -144,7 +144,7 @@ def _match(path: Path, names: list[str], settings: Settings, mapping: Mapping[st
                 raise SettingError(f"File {path} has no column {mapping[field]}; it has {', '.join(names)}.")
             columns[field] = found
             continue
-        for name in (settings.payload_field(field), field, *ALSO_KNOWN_AS.get(field, ())):
+        for name in (settings.contract.payload_field(field), field, *ALSO_KNOWN_AS.get(field, ())):
             if (found := find(name)) is not None:
                 columns[field] = found
                 break

@@ -147,20 +147,20 @@ def test_transactions_and_labels_are_the_same_in_every_format() -> None:
     plain = json.dumps(transaction(1, tx_datetime=MOMENT.isoformat(), tx_amount="12.34"), default=str).encode()
     micros = TRANSACTION.replace("millis", "micros")
     bodies = {
-        "json": parse_transactions(landed([plain]), SETTINGS),
-        "avro": parse_transactions(landed([avro(micros, transaction(1))]), SETTINGS, decoder(micros)),
+        "json": parse_transactions(landed([plain]), SETTINGS.contract),
+        "avro": parse_transactions(landed([avro(micros, transaction(1))]), SETTINGS.contract, decoder(micros)),
         "header": parse_transactions(
             landed([avro(micros, transaction(1), None)], [[{"key": ID_HEADER, "value": b"\1" + GUID.bytes}]]),
-            SETTINGS,
+            SETTINGS.contract,
             decoder(micros),
         ),
-        "json_schema": parse_transactions(landed([framed(1) + plain]), SETTINGS, decoder("{}", kind="JSON")),
+        "json_schema": parse_transactions(landed([framed(1) + plain]), SETTINGS.contract, decoder("{}", kind="JSON")),
     }
     for name, (valid, rejected) in bodies.items():
         assert rejected.num_rows == 0, (name, rejected.to_pylist())
         assert valid.equals(bodies["json"][0]), name
     label = avro(LABEL, {"transaction_id": "1", "is_fraud": True, "labelled_at": MOMENT})
-    good, _ = parse_labels(landed([label]), SETTINGS, decoder(LABEL))
+    good, _ = parse_labels(landed([label]), SETTINGS.contract, decoder(LABEL))
     assert good.select(["transaction_id", "is_fraud", "labelled_at"]).to_pylist() == [
         {"transaction_id": "1", "is_fraud": True, "labelled_at": MOMENT}
     ]
@@ -172,7 +172,7 @@ def test_a_new_optional_field_with_a_new_schema_stops_nothing() -> None:
     wider["fields"].insert(0, {"name": "channel", "type": ["null", "string"], "default": None})
     wide = json.dumps(wider)
     bodies: list[bytes | None] = [avro(TRANSACTION, transaction(1)), avro(wide, transaction(2, channel="web"), 2)]
-    valid, rejected = parse_transactions(landed(bodies), SETTINGS, decoder(TRANSACTION, wide))
+    valid, rejected = parse_transactions(landed(bodies), SETTINGS.contract, decoder(TRANSACTION, wide))
     assert rejected.num_rows == 0
     assert valid["transaction_id"].to_pylist() == ["1", "2"]
 
@@ -180,7 +180,7 @@ def test_a_new_optional_field_with_a_new_schema_stops_nothing() -> None:
 def test_what_has_no_frame_is_json_whatever_the_format() -> None:
     plain = json.dumps(transaction(1, tx_datetime=MOMENT.isoformat(), tx_amount=1), default=str).encode()
     bodies: list[bytes | None] = [plain, avro(TRANSACTION, transaction(2))]
-    valid, _ = parse_transactions(landed(bodies), SETTINGS, decoder(TRANSACTION))
+    valid, _ = parse_transactions(landed(bodies), SETTINGS.contract, decoder(TRANSACTION))
     assert valid["transaction_id"].to_pylist() == ["1", "2"]
 
 
@@ -203,7 +203,7 @@ def test_each_bad_body_is_quarantined_with_its_reason_and_its_bytes() -> None:
     }
     bodies: list[bytes | None] = [good, *bad, good]
     wanted = decoder(TRANSACTION, WriterSchema("PROTOBUF", "syntax"), WriterSchema("AVRO", '{"type": "rekord"}'))
-    valid, rejected = parse_transactions(landed(bodies), SETTINGS, wanted)
+    valid, rejected = parse_transactions(landed(bodies), SETTINGS.contract, wanted)
     assert valid["offset"].to_pylist() == [0, len(bad) + 1]
     assert rejected["reason"].to_pylist() == list(bad.values())
     assert rejected["value"].to_pylist() == list(bad)
@@ -216,7 +216,7 @@ def test_the_limit_is_one_of_what_came() -> None:
     body = avro(schema, transaction(1, note="\n" * 99_900))
     assert len(body) < SETTINGS.max_body_bytes
     assert len(decoder(schema).json_body(body)) > SETTINGS.max_body_bytes
-    valid, _ = parse_transactions(landed([body]), SETTINGS, decoder(schema))
+    valid, _ = parse_transactions(landed([body]), SETTINGS.contract, decoder(schema))
     assert valid.num_rows == 1
 
 

@@ -14,8 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fraud_assets.core import parsing
+from fraud_assets.core import columnar_parsing
 from fraud_assets.core.bodies import Rejected
+from fraud_assets.core.columnar_parsing import parse_messages
+from fraud_assets.core.message_contract import MessageContract, label_contract, transaction_contract
+from fraud_assets.core.message_reader import read_message
 from fraud_assets.core.parsing import (
     REJECTED_LABELS,
     VALID_LABELS,
@@ -80,7 +83,7 @@ def text(field: str, value: str) -> bytes:
 
 def one(message: bytes | None, **overrides: Any) -> dict[str, Any]:
     """The one row that a message gives, good or rejected."""
-    valid, rejected = parse_transactions(raw_table([message]), load_settings(_env_file=None, **overrides))
+    valid, rejected = parse_transactions(raw_table([message]), load_settings(_env_file=None, **overrides).contract)
     rows: list[dict[str, Any]] = (valid.to_pylist() or []) + rejected.to_pylist()
     assert len(rows) == 1
     return rows[0]
@@ -170,7 +173,7 @@ def test_bad_transaction_is_rejected(message: bytes | None, reason: str, detail:
     """Each kind of bad input has its reason and a detail that names field and value, with bytes intact."""
     bodies = [message] if alone else [body(), message, body(transaction_id="2")]
     raw = raw_table(bodies)
-    valid, rejected = parse_transactions(raw, SETTINGS)
+    valid, rejected = parse_transactions(raw, SETTINGS.contract)
     assert valid["offset"].to_pylist() == ([] if alone else [0, 2])
     (row,) = rejected.to_pylist()
     assert (row["reason"], row["value"]) == (reason, message)
@@ -228,16 +231,16 @@ def test_extra_fields_are_ignored_even_if_strange() -> None:
 def test_schemas_and_zero_rows() -> None:
     """Both tables keep their schema, with rows and without."""
     for bodies in ([], [body()], [b"x"], [body(), b"x"]):
-        valid, rejected = parse_transactions(raw_table(bodies), SETTINGS)
+        valid, rejected = parse_transactions(raw_table(bodies), SETTINGS.contract)
         assert (valid.schema, rejected.schema) == (VALID_TRANSACTIONS, QUARANTINED_TRANSACTIONS)
-        good, bad = parse_labels(label_table(bodies), SETTINGS)
+        good, bad = parse_labels(label_table(bodies), SETTINGS.contract)
         assert (good.schema, bad.schema) == (VALID_LABELS, REJECTED_LABELS)
         assert len(valid) + len(rejected) == len(good) + len(bad) == len(bodies)
 
 
 def test_order_is_kept_across_chunks_and_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks, several sets of keys and bad rows in between leave the order of the input."""
-    monkeypatch.setattr(parsing, "_CHUNK_ROWS", 300)
+    monkeypatch.setattr(columnar_parsing, "_CHUNK_ROWS", 300)
     kinds: list[Callable[[int], bytes]] = [
         lambda i: body(transaction_id=i),
         lambda i: body(transaction_id=i, a=1),
@@ -248,7 +251,7 @@ def test_order_is_kept_across_chunks_and_shapes(monkeypatch: pytest.MonkeyPatch)
     ]
     bodies = [kinds[index * index % 7 % 6](index) for index in range(2_000)]
     raw = pa.concat_tables([raw_table(bodies).slice(0, 700), raw_table(bodies).slice(700)])
-    valid, rejected = parse_transactions(raw, SETTINGS)
+    valid, rejected = parse_transactions(raw, SETTINGS.contract)
     assert valid["transaction_id"].to_pylist() == [str(offset) for offset in valid["offset"].to_pylist()]
     for table in (valid, rejected):
         assert table["offset"].to_pylist() == sorted(table["offset"].to_pylist())
@@ -261,7 +264,7 @@ def test_future_is_judged_against_landing_not_the_clock() -> None:
     """The same body is good or bad by when it landed, so a retry a year later says the same."""
     message = body(tx_datetime="2050-01-01T00:00:00")
     landed = [datetime(2049, 12, 31, 23, 49, 59, tzinfo=UTC), datetime(2049, 12, 31, 23, 50, tzinfo=UTC)]
-    valid, rejected = parse_transactions(raw_table([message, message], landed), SETTINGS)
+    valid, rejected = parse_transactions(raw_table([message, message], landed), SETTINGS.contract)
     assert (valid["offset"].to_pylist(), rejected["offset"].to_pylist()) == ([1], [0])
     assert one(message, future_skew_seconds=float("inf"))["transaction_id"] == "1"
 
@@ -270,7 +273,7 @@ def test_a_year_that_no_window_reaches_is_refused_whatever_the_skew() -> None:
     """Else one such message, as of a producer whose empty time is the year 1, would stop the features for ever."""
     times = [f"{year}-01-01T00:00:00Z" for year in ("0001", "1899", "1900", "2199", "2200", "9999")]
     raw = raw_table([body(tx_datetime=time) for time in times])
-    valid, rejected = parse_transactions(raw, load_settings(_env_file=None, future_skew_seconds=1e12))
+    valid, rejected = parse_transactions(raw, load_settings(_env_file=None, future_skew_seconds=1e12).contract)
     assert valid["offset"].to_pylist() == [2, 3]
     assert set(rejected["reason"].to_pylist()) == {"invalid_time"}
 
@@ -313,11 +316,11 @@ def test_a_byte_order_mark_is_ignored() -> None:
     """As .NET writes it before each body, in Kafka as in files; a second one is none."""
     mark = b"\xef\xbb\xbf"
     raw = raw_table([body(transaction_id=1), mark + body(transaction_id=2), mark + mark + body(), mark, mark[:2]])
-    valid, rejected = parse_transactions(raw, SETTINGS)
+    valid, rejected = parse_transactions(raw, SETTINGS.contract)
     assert valid["transaction_id"].to_pylist() == ["1", "2"]
     assert rejected["reason"].to_pylist() == ["invalid_json", "invalid_json", "invalid_utf8"]
     assert rejected["value"].to_pylist() == raw["value"].to_pylist()[2:]
-    good, _ = parse_labels(label_table([mark + label()]), SETTINGS)
+    good, _ = parse_labels(label_table([mark + label()]), SETTINGS.contract)
     assert good.num_rows == 1
 
 
@@ -328,7 +331,7 @@ def test_flags_follow_the_time_zone() -> None:
     times += [datetime(2018, 10, 26, tzinfo=UTC) + timedelta(minutes=30 * step) for step in range(48 * 5)]
     raw = raw_table([body(tx_datetime=time.isoformat()) for time in times])
     for zone in ("UTC", "Europe/Brussels", "Asia/Kathmandu", "America/New_York"):
-        valid, _ = parse_transactions(raw, load_settings(_env_file=None, time_zone=zone))
+        valid, _ = parse_transactions(raw, load_settings(_env_file=None, time_zone=zone).contract)
         local = [time.astimezone(ZoneInfo(zone)) for time in times]
         assert valid["tx_during_weekend"].to_pylist() == [int(time.weekday() >= 5) for time in local]
         assert valid["tx_during_night"].to_pylist() == [int(time.hour <= 6) for time in local]
@@ -356,7 +359,7 @@ def test_flags_follow_the_time_zone() -> None:
 )
 def test_label_flag_spellings(value: Any, expected: bool) -> None:
     """Fraud flags come as booleans, digits or words."""
-    good, _ = parse_labels(label_table([label(is_fraud=value), label(transaction_id="x")]), SETTINGS)
+    good, _ = parse_labels(label_table([label(is_fraud=value), label(transaction_id="x")]), SETTINGS.contract)
     assert good["is_fraud"].to_pylist() == [expected, True]
     assert good["transaction_id"].to_pylist() == ["1", "x"]
     assert good["labelled_at"].to_pylist() == [datetime(2018, 4, 8, 0, 0, 31, tzinfo=UTC)] * 2
@@ -388,7 +391,7 @@ def test_label_flag_spellings(value: Any, expected: bool) -> None:
 def test_bad_label_is_rejected(message: bytes | None, reason: str) -> None:
     """Labels have reasons of their own; a label of the far future is none of them."""
     raw = label_table([label(labelled_at="9999-01-01T00:00:00Z"), message])
-    good, bad = parse_labels(raw, SETTINGS)
+    good, bad = parse_labels(raw, SETTINGS.contract)
     assert good["offset"].to_pylist() == [0]
     assert bad.select(raw.column_names).to_pylist() == raw.slice(1).to_pylist()
     assert bad["reason"].to_pylist() == [reason]
@@ -417,8 +420,8 @@ def test_clean_rows_take_the_fast_path() -> None:
     ingested = np.full(100, 2_000_000_000_000_000)
     for feed in feeds:
         mapped = load_settings(_env_file=None, field_mapping=NESTED if b"after" in feed[0] else {})
-        contract = parsing._transaction_contract(mapped)
-        _, good = parsing._fast(pa.array(feed, pa.binary()), ingested, contract)
+        contract = transaction_contract(mapped.contract)
+        _, good = columnar_parsing._fast(pa.array(feed, pa.binary()), ingested, contract)
         assert good.all()
 
 
@@ -509,20 +512,20 @@ def _encoded(value: str) -> bytes:
     return value.encode("utf-8", "surrogatepass")
 
 
-def _authority(bodies: list[bytes | None], ingested: int | None, contract: parsing._Contract) -> list[Any]:
+def _authority(bodies: list[bytes | None], ingested: int | None, contract: MessageContract) -> list[Any]:
     """What `_examine` says of each body: its values, or reason and detail."""
     answers: list[Any] = []
     for message in bodies:
         try:
-            answers.append(parsing._examine(message, ingested, contract))
+            answers.append(read_message(message, ingested, contract))
         except Rejected as rejected:
             answers.append((rejected.reason, rejected.detail))
     return answers
 
 
-def _check(bodies: list[bytes | None], raw: pa.Table, contract: parsing._Contract, ingested: int | None) -> None:
+def _check(bodies: list[bytes | None], raw: pa.Table, contract: MessageContract, ingested: int | None) -> None:
     answers = _authority(bodies, ingested, contract)
-    columns, good, reasons, details = parsing._parse(raw, contract)
+    columns, good, reasons, details = parse_messages(raw, contract)
     times = [name for name, column in columns.items() if pa.types.is_timestamp(column.type)]
     columns = {name: column.cast(pa.int64()) if name in times else column for name, column in columns.items()}
     rows = iter(list(zip(*(column.to_pylist() for column in columns.values()), strict=True)))
@@ -540,12 +543,12 @@ _often = settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow]
 @given(st.lists(_bodies(GOOD), min_size=1, max_size=8), st.sampled_from([0, 1]))
 def test_fast_path_agrees_on_transactions(bodies: list[bytes | None], fewest: int) -> None:
     """Every answer on a batch of transactions is that of the authority, with and without further shapes."""
-    before, parsing._FEWEST_ROWS = parsing._FEWEST_ROWS, 1 if fewest else 64
+    before, columnar_parsing._FEWEST_ROWS = columnar_parsing._FEWEST_ROWS, 1 if fewest else 64
     try:
         ingested = round(INGESTED.timestamp() * 1_000_000)
-        _check(bodies, raw_table(bodies), parsing._transaction_contract(SETTINGS), ingested)
+        _check(bodies, raw_table(bodies), transaction_contract(SETTINGS.contract), ingested)
     finally:
-        parsing._FEWEST_ROWS = before
+        columnar_parsing._FEWEST_ROWS = before
 
 
 @_often
@@ -554,7 +557,7 @@ def test_fast_path_agrees_on_fields_within_objects(bodies: list[bytes | None], m
     """Every answer is that of the authority, whatever the objects on the way hold, with and without a mark."""
     ingested = round(INGESTED.timestamp() * 1_000_000)
     bodies = [mark + message if message and index % 2 else message for index, message in enumerate(bodies)]
-    contract = parsing._transaction_contract(load_settings(_env_file=None, field_mapping=NESTED))
+    contract = transaction_contract(load_settings(_env_file=None, field_mapping=NESTED).contract)
     _check(bodies, raw_table(bodies), contract, ingested)
 
 
@@ -562,7 +565,7 @@ def test_fast_path_agrees_on_fields_within_objects(bodies: list[bytes | None], m
 @given(st.lists(_bodies(GOOD_LABEL), min_size=1, max_size=8))
 def test_fast_path_agrees_on_labels(bodies: list[bytes | None]) -> None:
     """Every answer on a batch of labels is that of the authority."""
-    _check(bodies, label_table(bodies), parsing._label_contract(SETTINGS), None)
+    _check(bodies, label_table(bodies), label_contract(SETTINGS.contract), None)
 
 
 @_often
@@ -570,7 +573,7 @@ def test_fast_path_agrees_on_labels(bodies: list[bytes | None]) -> None:
 def test_nothing_is_lost(bodies: list[bytes | None]) -> None:
     """Good and rejected rows are the input, each with its bytes."""
     raw = raw_table(bodies)
-    valid, rejected = parse_transactions(raw, Settings(_env_file=None, time_zone="Europe/Brussels"))
+    valid, rejected = parse_transactions(raw, Settings(_env_file=None, time_zone="Europe/Brussels").contract)
     assert sorted(valid["offset"].to_pylist() + rejected["offset"].to_pylist()) == list(range(len(bodies)))
     landed = raw.to_pylist()
     kept = rejected.select(raw.column_names).to_pylist()

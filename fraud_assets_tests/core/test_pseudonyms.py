@@ -43,7 +43,7 @@ def messages(bodies: list[bytes | None], keys: list[Any] | None = None, headers:
 
 
 def treated(body: bytes, fields: str = "card", **more: Any) -> bytes:
-    return pseudonymise(messages([body]), settings(fields, **more))["value"][0].as_py()
+    return pseudonymise(messages([body]), settings(fields, **more).pseudonym_policy)["value"][0].as_py()
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_keys_and_headers_have_the_pseudonym_of_the_same_value() -> None:
         [b"4111111111111111", b"", None],
         [[{"key": "card", "value": b"4111111111111111"}, {"key": "none", "value": None}], None, []],
     )
-    found = pseudonymise(rows, settings())
+    found = pseudonymise(rows, settings().pseudonym_policy)
     assert found.schema == rows.schema
     assert found["key"].to_pylist() == [PSEUDONYM.encode(), b"", None]
     assert found["headers"].to_pylist() == [
@@ -113,7 +113,7 @@ def test_a_contract_field_may_be_named_by_either_name() -> None:
 
 def test_without_names_nothing_is_touched() -> None:
     rows = messages([b"anything \xff"], [b"k"])
-    assert pseudonymise(rows, load_settings(_env_file=None)) is rows
+    assert pseudonymise(rows, load_settings(_env_file=None).pseudonym_policy) is rows
 
 
 @pytest.mark.parametrize(("body", "reason", "words"), REJECTED)
@@ -123,8 +123,8 @@ def test_the_parser_says_of_a_treated_body_what_it_says_of_the_body(
     """And of one that cannot be read neither the body nor the detail keeps anything."""
     chosen = settings("card")
     raw = raw_table([body])
-    after = pseudonymise(raw, chosen)
-    _, rejected = parse_transactions(after, chosen)
+    after = pseudonymise(raw, chosen.pseudonym_policy)
+    _, rejected = parse_transactions(after, chosen.contract)
     # An integer that Python cannot convert cannot be written again either, whatever field it is in.
     reason = "wrong_type" if b"0" * 5000 in (body or b"") else reason
     assert rejected["reason"].to_pylist() == [reason]
@@ -136,7 +136,7 @@ def test_the_parser_says_of_a_treated_body_what_it_says_of_the_body(
             assert json.loads(value.removeprefix(b"withheld ")) == {
                 "reason": reason,
                 "bytes": len(body),
-                "hmac_sha256": keyed_hmac(body, chosen),
+                "hmac_sha256": keyed_hmac(body, chosen.pseudonym_policy),
             }
             assert f"{len(body)} bytes were withheld" in detail
 
@@ -161,7 +161,7 @@ def test_the_fast_way_gives_what_the_careful_one_gives(value: Any, path: str) ->
     payload: dict[str, Any] = {"card": CARD, "a": {"card": CARD, "b": [{"card": CARD}]}, "other": value}
     body = json.dumps(payload).encode()
     fast = json.loads(treated(body, path))
-    careful = json.loads(pseudonyms._examined(body, 10**6, pseudonyms._Pseudonyms.of(settings(path))))
+    careful = json.loads(pseudonyms._examined(body, 10**6, pseudonyms._Pseudonyms.of(settings(path).pseudonym_policy)))
     assert fast == careful
     assert fast["other"] == json.loads(body)["other"]
     assert json.dumps(fast).count(PSEUDONYM) == 1
@@ -169,7 +169,7 @@ def test_the_fast_way_gives_what_the_careful_one_gives(value: Any, path: str) ->
 
 def test_pseudonyms_depend_on_the_key() -> None:
     other = load_settings(_env_file=None, pseudonymise="card", pseudonym_key="x" * 32)
-    assert keyed_hmac(b"1", other) != keyed_hmac(b"1", settings())
+    assert keyed_hmac(b"1", other.pseudonym_policy) != keyed_hmac(b"1", settings().pseudonym_policy)
 
 
 @pytest.mark.parametrize("key", ["", "short-secret"])
@@ -190,7 +190,7 @@ def test_an_identifier_joins_by_its_pseudonym_and_a_bad_one_stays_bad() -> None:
     chosen = settings("customer_id")
     spellings: list[Any] = [CARD, str(CARD), "", None, 4.5, [1], True]
     raw = raw_table([transaction(transaction_id=number, customer_id=c) for number, c in enumerate(spellings)])
-    valid, rejected = parse_transactions(pseudonymise(raw, chosen), chosen)
+    valid, rejected = parse_transactions(pseudonymise(raw, chosen.pseudonym_policy), chosen.contract)
     assert valid["customer_id"].to_pylist() == [PSEUDONYM, PSEUDONYM]
-    _, before = parse_transactions(raw, chosen)
+    _, before = parse_transactions(raw, chosen.contract)
     assert rejected["reason"].to_pylist() == before["reason"].to_pylist()

@@ -89,7 +89,7 @@ def _split(batch: pa.Table, held: pa.Table, features: DeltaTable, settings: Sett
     """The batch's first-of-their-id transactions, and what is to be added to quarantine."""
     if held.num_rows:
         batch = batch.take(_places(batch, held, settings, are_held=False))
-    valid, rejected = parse_transactions(batch, settings, transaction_decoder(settings))
+    valid, rejected = parse_transactions(batch, settings.contract, transaction_decoder(settings))
     repeated = _repeated(valid, features, settings)
     if not repeated:
         return valid, rejected
@@ -186,7 +186,7 @@ def _features(
 
 def _history(rows: pa.Table, features: DeltaTable, settings: Settings, *, recomputed: bool) -> pa.Table:
     """Earlier transactions of the rows' customers and terminals, as far back as their windows reach."""
-    since, last = reach(rows["tx_datetime"], settings.feedback_delay_days)
+    since, last = reach(rows["tx_datetime"], settings.window_policy)
     near = files_within(features, {"tx_date": (since.date(), last.date()), "tx_datetime": (since, last)})
     columns = (*TRANSACTION.names, *POSITION_COLUMNS, "ingested_at")
     others = (
@@ -234,7 +234,7 @@ def _labels(known: pa.Table, labels: DeltaTable, rows: pa.Table, settings: Setti
 
     A label that came later is in no window.
     """
-    since, last = reach(rows["tx_datetime"], settings.feedback_delay_days)
+    since, last = reach(rows["tx_datetime"], settings.window_policy)
     since -= CLOCKS_DIFFER
     recent = files_within(labels, {"labelled_at": (since, last)})
     within = f"epoch_us(labelled_at) between {_microseconds(since)} and {_microseconds(last)}"

@@ -71,7 +71,7 @@ def land_labels(
     decoder = label_decoder(settings)
 
     def append(batch: pa.Table) -> tuple[int, int]:
-        return append_labels(lake, settings, pseudonymise(batch, settings, decoder))
+        return append_labels(lake, settings, pseudonymise(batch, settings.pseudonym_policy, decoder))
 
     return _drain(lake, fraud_labels, reader, ends, append, stop)
 

@@ -12,9 +12,8 @@ from tempfile import NamedTemporaryFile
 import pyarrow as pa
 
 from fraud_assets.core import features
-from fraud_assets.core.schema import WINDOW_DAYS
 from fraud_assets.lake.duckdb_session import connect
-from fraud_assets.settings import Settings
+from fraud_assets.settings import WINDOW_DAYS, Settings
 
 
 @cache

@@ -74,7 +74,7 @@ def recompute_features(
         first, last, count = edges.to_pylist()[0].values()
         if not count:
             return RecomputedRange([], 0)
-        since, until = reach(pa.chunked_array([pa.array([first, last], TIME)]), settings.feedback_delay_days)
+        since, until = reach(pa.chunked_array([pa.array([first, last], TIME)]), settings.window_policy)
         history = _history(spark, lake, handle, rows, since, until)
         history = None if history is None else history.where(~again)
         table = _windowed(spark, lake, settings, rows, history, (since, until), partial(_kept, kept=kept))
@@ -116,7 +116,7 @@ def compute_features(spark: SparkSession, batch: FeatureBatch, settings: Setting
         features = []
         if good is not None and good["rows"] > reasons.get(DUPLICATE, 0):
             times = pa.chunked_array([pa.array([good["first"], good["last"]], TIME)])
-            since, last = reach(times, settings.feedback_delay_days)
+            since, last = reach(times, settings.window_policy)
             history = _history(spark, lake, batch.features, valid, since, last)
             rows = _windowed(spark, lake, settings, valid, history, (since, last), partial(_kept, kept=kept))
             features = write(rows.hint("rebalance", "tx_date"), lake, transaction_features)
@@ -141,7 +141,7 @@ def _judged(spark: SparkSession, batch: FeatureBatch, settings: Settings) -> Dat
     """Every message of the batch as a row of `_JUDGED`."""
 
     def parse(raw: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        good, bad = parse_transactions(pa.Table.from_batches([raw]), settings, transaction_decoder(settings))
+        good, bad = parse_transactions(pa.Table.from_batches([raw]), settings.contract, transaction_decoder(settings))
         for rows in (good, with_text(bad)):
             yield from _padded(rows, _JUDGED).to_batches()
 

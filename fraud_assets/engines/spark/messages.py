@@ -103,7 +103,7 @@ class Landing:
                 if fresh.num_rows:
                     size += payload_bytes(fresh)
                     newest = max(filter(None, (newest, pc.max(fresh["timestamp"]).as_py())), default=None)
-                    treated = pseudonymise(fresh, self.settings, decoder)
+                    treated = pseudonymise(fresh, self.settings.pseudonym_policy, decoder)
                     yield from stamped(treated, raw_transactions, self.moment).to_batches()
 
         files = [vars(file) for file in write_data_files(self.place, raw_transactions, rows())]

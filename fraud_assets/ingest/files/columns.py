@@ -13,6 +13,7 @@ from fraud_assets.ingest.files.csv_file import csv_file
 from fraud_assets.ingest.files.field_names import first_of, label_names, labelled_at_names, payload_names
 from fraud_assets.ingest.files.parquet_file import column_at, parquet_parts, paths_within
 from fraud_assets.ingest.files.plain_columns import holds_json, plain_columns
+from fraud_assets.lake.duckdb_session import connect, quoted_name
 from fraud_assets.settings import CONTRACT_FIELDS, LABEL_FIELDS, Settings
 
 _KEPT_BATCHES = 2
@@ -29,8 +30,6 @@ class _Source:
 
 
 def _csv_source(path: Path, settings: Settings) -> _Source:
-    from fraud_assets.lake.duckdb_session import connect
-
     # Everything is text, so that no card-number-like integer passes through a float; empty means null.
     csv = csv_file(path)
 
@@ -71,12 +70,14 @@ def _examine_columns(path: Path, settings: Settings, open_source: Callable[[Path
     if any(not column or "\0" in column for column in source.columns):
         raise UnusableFile("One of its columns has an empty name, or one with a NUL character.")
     names = payload_names(source.columns, settings, source.paths)
-    payloads = [settings.payload_field(field) for field in CONTRACT_FIELDS]
+    payloads = [settings.contract.payload_field(field) for field in CONTRACT_FIELDS]
     present = {*names.values(), *source.paths}
     missing = [payload for payload in payloads if payload not in present]
     has_labels = first_of(present, label_names(settings)) is not None
     timed = first_of(present, labelled_at_names(settings)) is not None
-    labels_alone = bool(missing) and has_labels and timed and settings.payload_field("transaction_id") in present
+    labels_alone = (
+        bool(missing) and has_labels and timed and settings.contract.payload_field("transaction_id") in present
+    )
     if missing and not labels_alone:
         remedy = "FRAUD_FIELD_MAPPING maps other names."
         raise UnusableFile(
@@ -85,7 +86,7 @@ def _examine_columns(path: Path, settings: Settings, open_source: Callable[[Path
             f"It has no column {', '.join(missing)}. {remedy}",
         )
 
-    mapped = dict.fromkeys(settings.payload_field(field) for field in (*CONTRACT_FIELDS, *LABEL_FIELDS))
+    mapped = dict.fromkeys(settings.contract.payload_field(field) for field in (*CONTRACT_FIELDS, *LABEL_FIELDS))
     nested = [path for path in mapped if path in source.paths and path not in names.values()]
 
     def chunks() -> Iterator[tuple[pa.Array, pa.Array]]:
@@ -111,8 +112,6 @@ def _column_chunks(
 
     So its times and bytes are written as those of other columns.
     """
-    from fraud_assets.lake.duckdb_session import connect
-
     start = 0
     with connect(settings, spill=not settings.pseudonymise) as connection:
         for chunk in source.chunks():
@@ -133,16 +132,11 @@ def _json_query(schema: pa.Schema, names: dict[str, str]) -> str:
     """SQL that makes one JSON object of each row of `chunk`, in order."""
     fields = []
     for column in schema:
-        value = quoted(column.name)
+        value = quoted_name(column.name)
         if pa.types.is_decimal(column.type):
             # Narrow ones would pass through a float, and 7 come out as 7.0.
             value = f"{value}::decimal(38, {column.type.scale})"
         elif holds_json(column):
             value = f"{value}::json"
-        fields.append(f"{quoted(names[column.name])} := {value}")
+        fields.append(f"{quoted_name(names[column.name])} := {value}")
     return f"select to_json(struct_pack({', '.join(fields)}))::varchar as body from chunk"
-
-
-def quoted(name: str) -> str:
-    """A name as SQL's identifier."""
-    return '"' + name.replace('"', '""') + '"'

@@ -24,7 +24,7 @@ def payload_names(
     for column in columns:
         by_case.setdefault(column.lower(), []).append(column)
     for field in CONTRACT_FIELDS:
-        payload = settings.payload_field(field)
+        payload = settings.contract.payload_field(field)
         if payload in names or payload in present:
             continue
         for wanted in (payload, field):
@@ -38,12 +38,12 @@ def payload_names(
 
 def label_names(settings: Settings) -> list[str]:
     """The names under which a row may have its label, the preferred first."""
-    return list(dict.fromkeys([settings.payload_field("is_fraud"), *LABEL_NAMES]))
+    return list(dict.fromkeys([settings.contract.payload_field("is_fraud"), *LABEL_NAMES]))
 
 
 def labelled_at_names(settings: Settings) -> list[str]:
     """The names under which a row may have the time of its label, the preferred first."""
-    return list(dict.fromkeys([settings.payload_field("labelled_at"), "labelled_at"]))
+    return list(dict.fromkeys([settings.contract.payload_field("labelled_at"), "labelled_at"]))
 
 
 def first_of(names: Collection[str], wanted: Sequence[str]) -> str | None:

@@ -101,7 +101,7 @@ class _Names:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._payloads = [settings.payload_field(field) for field in CONTRACT_FIELDS]
+        self._payloads = [settings.contract.payload_field(field) for field in CONTRACT_FIELDS]
         self._quick = [f'"{payload.rpartition(".")[2]}"'.encode() for payload in self._payloads]
         self._known: dict[tuple[str, ...], dict[str, str]] = {}
 

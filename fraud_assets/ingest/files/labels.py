@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,9 +13,11 @@ import pyarrow.compute as pc
 
 from fraud_assets.core.bodies import Rejected, json_object
 from fraud_assets.core.local_time import iso_text
+from fraud_assets.core.parsing import parse_labels
 from fraud_assets.core.paths import MISSING, value_at
 from fraud_assets.core.schema import TIME
 from fraud_assets.ingest.files.field_names import first_of, label_names, labelled_at_names
+from fraud_assets.lake.duckdb_session import connect, quoted_name
 from fraud_assets.settings import Settings
 
 _LATEST = datetime(9999, 12, 31, tzinfo=UTC)
@@ -148,16 +150,12 @@ def _labels_of_groups(
 def _parse_labels(
     rows: pa.Table, label_field: str, labelled_at_field: str | None, settings: Settings
 ) -> tuple[pa.Table, pa.Table]:
-    from fraud_assets.core.parsing import parse_labels
-    from fraud_assets.ingest.files.columns import quoted
-    from fraud_assets.lake.duckdb_session import connect
-
     mapping = {
-        "transaction_id": settings.payload_field("transaction_id"),
+        "transaction_id": settings.contract.payload_field("transaction_id"),
         "is_fraud": label_field,
-        "labelled_at": labelled_at_field or settings.payload_field("tx_datetime"),
+        "labelled_at": labelled_at_field or settings.contract.payload_field("tx_datetime"),
     }
-    good, rejected = parse_labels(rows, settings.model_copy(update={"field_mapping": mapping}))
+    good, rejected = parse_labels(rows, replace(settings.contract, field_mapping=mapping))
     if good.num_rows == 0:
         return good, rejected
     times = good["labelled_at"]
@@ -166,7 +164,7 @@ def _parse_labels(
         latest = pa.scalar(_LATEST, TIME)
         times = pc.if_else(pc.greater(delayed, latest), latest, delayed)
     times = times.cast(TIME)
-    fields = {name: quoted(settings.payload_field(name)) for name in mapping}
+    fields = {name: quoted_name(settings.contract.payload_field(name)) for name in mapping}
     with connect(settings) as connection:
         connection.register(
             "labels",

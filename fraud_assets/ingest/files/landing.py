@@ -29,7 +29,7 @@ from fraud_assets.engines.landing_report import LandingReport, merged
 from fraud_assets.engines.landing_tables import append_labels
 from fraud_assets.engines.local.landing import never
 from fraud_assets.errors import FraudAssetsError, disk_fault, passes
-from fraud_assets.ingest.files.contents import Contents, UnusableFile, batches, examine
+from fraud_assets.ingest.files.contents import Contents, UnusableFile, batches
 from fraud_assets.ingest.files.drop_folder import (
     REASON,
     RECEIPT,
@@ -42,6 +42,7 @@ from fraud_assets.ingest.files.drop_folder import (
     waiting_entries,
     withhold,
 )
+from fraud_assets.ingest.files.examination import examine
 from fraud_assets.ingest.files.labels import labels_of_file
 from fraud_assets.lake.append import append_landed
 from fraud_assets.lake.positions import FILE_LABELS_TOPIC, FILE_TOPIC, SourcePartition, committed_offset
@@ -277,7 +278,7 @@ def _land_contents(
         stream = SourcePartition(FILE_LABELS_TOPIC + name, content, 0)
         known = committed_offset(lake.open(fraud_labels), stream)
         for messages in batches(contents, stream, known, settings):
-            batch = pseudonymise(messages, settings)
+            batch = pseudonymise(messages, settings.pseudonym_policy)
             parsed = labels_of_file(batch, settings)
             landed, refused = append_labels(lake, settings, batch, parsed)
             labels, quarantined = labels + landed, quarantined + refused
@@ -287,7 +288,7 @@ def _land_contents(
         stream = SourcePartition(FILE_TOPIC + name, content, 0)
         known = committed_offset(lake.open(raw_transactions), stream)
         for messages in batches(contents, stream, known, settings):
-            batch = pseudonymise(messages, settings)
+            batch = pseudonymise(messages, settings.pseudonym_policy)
             rows += append_landed(lake, raw_transactions, batch, metadata={"file": name})
             size += batch["value"].nbytes
             if stop():
@@ -344,7 +345,7 @@ def _topic_id(path: Path, settings: Settings) -> str:
     """What a file is known by: the SHA-256 of its content, or a keyed HMAC of that with FRAUD_PSEUDONYMISE."""
     with path.open("rb") as file:
         content = hashlib.file_digest(file, "sha256")
-    return keyed_hmac(content.digest(), settings) if settings.pseudonymise else content.hexdigest()
+    return keyed_hmac(content.digest(), settings.pseudonym_policy) if settings.pseudonymise else content.hexdigest()
 
 
 def with_files(reports: dict[str, LandingReport], files: list[FileReport]) -> dict[str, LandingReport]:

@@ -1,0 +1,53 @@
+"""Reads a single message: the authority on what a transaction or a label is, and why a message is rejected.
+
+`core.columnar_parsing` must never accept what this module rejects, nor read another value.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from fraud_assets.core.bodies import Rejected, describe, json_object
+from fraud_assets.core.field_values import EPOCH, MICROSECOND, READERS, WrongValueError
+from fraud_assets.core.message_contract import MessageContract
+from fraud_assets.core.paths import MISSING, value_at
+
+# Windows are compared in nanoseconds, and 64 bits of them reach from 1677 to 2262.
+_FIRST_YEAR, _LAST_YEAR = 1900, 2199
+FIRST_TRANSACTION = (datetime(_FIRST_YEAR, 1, 1) - EPOCH) // MICROSECOND  # noqa: DTZ001
+LAST_TRANSACTION = (datetime(_LAST_YEAR + 1, 1, 1) - EPOCH) // MICROSECOND - 1  # noqa: DTZ001
+
+
+def read_message(body: bytes | None, ingested_at: int | None, contract: MessageContract) -> tuple[Any, ...]:
+    """The values of one message in the order of the contract; times in microseconds since 1970 UTC.
+
+    Raises:
+        Rejected: with the first thing that is wrong.
+    """
+    payload = json_object(body, contract.max_body_bytes, [field.payload for field in contract.fields])
+    found = [value_at(payload, field.payload) for field in contract.fields]
+    for field, value in zip(contract.fields, found, strict=True):
+        if value is MISSING:
+            raise Rejected("missing_field", f"{field.shown} is missing")
+    values = []
+    for field, value in zip(contract.fields, found, strict=True):
+        try:
+            values.append(READERS[field.kind](value))
+        except WrongValueError as wrong:
+            detail = f"{field.shown} is {describe(value)}; expected {wrong.expected}"
+            raise Rejected(wrong.reason, detail) from None
+    if contract.skew is not None:
+        for field, written, value in zip(contract.fields, found, values, strict=True):
+            if field.kind == "time":
+                _judge_time(value, ingested_at, contract.skew, f"{field.shown} is {describe(written)}")
+    return tuple(values)
+
+
+def _judge_time(time: int, ingested_at: int | None, skew: int, shown: str) -> None:
+    if ingested_at is not None and time > ingested_at + skew:
+        landed = (EPOCH + ingested_at * MICROSECOND).isoformat()
+        allowed = f"at most {skew / 1_000_000:g} s after its landing at {landed}Z"
+        raise Rejected("future_time", f"{shown}; expected {allowed}")
+    if not FIRST_TRANSACTION <= time <= LAST_TRANSACTION:
+        raise Rejected("invalid_time", f"{shown}; expected a year from {_FIRST_YEAR} to {_LAST_YEAR} in UTC")

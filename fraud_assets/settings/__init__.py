@@ -1,0 +1,120 @@
+"""Every setting once: its name, default, meaning and limits, read from the environment or `.env`.
+
+`Settings` composes the groups. Tests and the command line pass overrides as arguments. A test holds the table in the
+README to these classes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr, ValidationError
+
+from fraud_assets.errors import SettingError
+from fraud_assets.settings.contract import SHORTEST_KEY, ContractSettings
+from fraud_assets.settings.engine import EngineSettings
+from fraud_assets.settings.features import FeatureSettings
+from fraud_assets.settings.formats import FormatSettings
+from fraud_assets.settings.kafka import KafkaSettings
+from fraud_assets.settings.landing import LandingSettings
+from fraud_assets.settings.log import LogSettings
+from fraud_assets.settings.model import ModelSettings
+from fraud_assets.settings.operation import RETAINED_TABLES, OperationSettings
+from fraud_assets.settings.storage import StorageSettings
+from fraud_assets.settings.values import (
+    CONTRACT_FIELDS,
+    LABEL_FIELDS,
+    WINDOW_DAYS,
+    BatchLimits,
+    Contract,
+    PseudonymPolicy,
+    WindowPolicy,
+)
+from fraud_assets.system.env_file import check_env_file
+
+__all__ = [
+    "CONTRACT_FIELDS",
+    "LABEL_FIELDS",
+    "RETAINED_TABLES",
+    "SHORTEST_KEY",
+    "WINDOW_DAYS",
+    "BatchLimits",
+    "Contract",
+    "LogSettings",
+    "PseudonymPolicy",
+    "Settings",
+    "WindowPolicy",
+    "environment_name",
+    "load_settings",
+]
+
+
+# Fields come from the last base to the first; a group is validated after those below it.
+class Settings(
+    LogSettings,
+    OperationSettings,
+    ModelSettings,
+    FeatureSettings,
+    ContractSettings,
+    LandingSettings,
+    FormatSettings,
+    KafkaSettings,
+    EngineSettings,
+    StorageSettings,
+):
+    """The platform's settings; immutable. Raises `SettingError` through `load_settings`."""
+
+    @property
+    def mlflow_uri(self) -> str:
+        """MLflow tracking and registry URI."""
+        # SQLAlchemy decodes the path of a URI, and a question mark would end it.
+        path = str(self.mlflow_database).replace("%", "%25").replace("?", "%3F")
+        return self.mlflow_tracking_uri or f"sqlite:///{path}"
+
+    @property
+    def mlflow_database(self) -> Path:
+        """Database of the default registry."""
+        return self.home_path / "mlflow" / "mlflow.db"
+
+    @property
+    def mlflow_artifacts(self) -> Path:
+        """Artifact folder of a SQLite registry."""
+        return self.home_path / "mlflow" / "artifacts"
+
+    @property
+    def contract(self) -> Contract:
+        """What a message must hold."""
+        return Contract(self.field_mapping, self.max_body_bytes, self.future_skew_seconds, self.time_zone)
+
+    @property
+    def pseudonym_policy(self) -> PseudonymPolicy:
+        """What is stored as a pseudonym only."""
+        return PseudonymPolicy(self.pseudonymise, self.pseudonym_key.get_secret_value().encode(), self.contract)
+
+
+def environment_name(field: str) -> str:
+    """Environment variable of a setting, e.g. `FRAUD_HOME` of `home`."""
+    return Settings.model_fields[field].alias or f"FRAUD_{field.upper()}"
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Settings of the environment, with `overrides` by field name.
+
+    Raises:
+        SettingError: naming the variable, its value and what is allowed.
+    """
+    env_file = overrides.get("_env_file", Settings.model_config.get("env_file"))
+    if env_file is not None:
+        check_env_file(Path(env_file))
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = str(first["loc"][0])
+        name = environment_name(field) if field in Settings.model_fields else field
+        reason = first["msg"].removeprefix("Value error, ")
+        secret = field in Settings.model_fields and Settings.model_fields[field].annotation is SecretStr
+        value = str(first["input"]) if isinstance(first["input"], Path) else first["input"]
+        shown = "cannot be used" if secret else f"is {value!r}"
+        raise SettingError(f"Setting {name} {shown}: {reason}.") from None
