@@ -1,7 +1,7 @@
-"""What goes wrong by the user's hand or the world's, told in one sentence each.
+"""Errors that a person can act upon, each with one sentence.
 
-Every message names the setting or file, the value it has, and what to do. The command line prints it
-without a stack trace and exits with `exit_code`; assets raise it as a Dagster `Failure`.
+A message names the setting or file, its value and the fix. The command line prints it without a stack trace and exits
+with `exit_code`; assets raise it as a Dagster `Failure`.
 """
 
 from __future__ import annotations
@@ -38,11 +38,15 @@ class UnreadableError(BrokerError):
 
 
 class TopicRecreatedError(BrokerError):
-    """The topic was deleted and recreated while it was read."""
+    """The topic was deleted and created again while it was read."""
 
 
-class RegistryError(BrokerError):
-    """The schema registry cannot be asked; like an outage of the broker it is waited for, and nothing is skipped."""
+class SchemaRegistryError(BrokerError):
+    """The schema registry cannot be read or written. Landing treats it as an outage: it retries and skips nothing."""
+
+
+class BrokerRefusedError(BrokerError):
+    """The broker refuses the connection: wrong credentials, an unknown authority or another protocol."""
 
 
 class LakeError(FraudAssetsError):
@@ -53,6 +57,14 @@ class DamagedFileError(LakeError):
     """A file of a table is missing, cut or empty; the message names it and the way back."""
 
 
+class CommitConflictError(LakeError):
+    """Another writer committed first. Read the committed offsets again and start over."""
+
+
+class UnknownMessageError(FraudAssetsError):
+    """No quarantined message has the position, or more than one has."""
+
+
 class NotEnoughDataError(FraudAssetsError):
     """Training or evaluation needs more rows than the lake holds."""
 
@@ -61,12 +73,28 @@ class NoChampionError(FraudAssetsError):
     """No model version carries the champion alias yet."""
 
 
+class LostRegistryError(NoChampionError):
+    """No version carries the champion alias, but a champion has scored this lake."""
+
+
+class ModelRegistryError(FraudAssetsError):
+    """The model registry, or the files of a model, cannot be read or written."""
+
+
+class FeatureVersionError(FraudAssetsError):
+    """The champion was trained on features of another version."""
+
+
 class JarsError(FraudAssetsError):
     """Jars that are needed are not there and cannot be had."""
 
 
 class EngineError(FraudAssetsError):
     """Spark cannot be started, or a job on it failed."""
+
+
+class SparkEndedError(EngineError):
+    """The Spark session has ended; only a new process gets another."""
 
 
 class DiskError(FraudAssetsError):

@@ -21,10 +21,9 @@ from fraud_assets.core.schema import (
 )
 from fraud_assets.doctor.finding import Finding
 from fraud_assets.doctor.lake import check_lake, check_registry
-from fraud_assets.errors import LakeError
+from fraud_assets.errors import LakeError, LostRegistryError
 from fraud_assets.lake.log import row_count
 from fraud_assets.lake.tables import Lake, dataset_of
-from fraud_assets.registry.champion import LostRegistryError
 from fraud_assets.registry.models import champion
 from fraud_assets.settings import Settings, load_settings
 from fraud_assets.stages.backlog import backlog

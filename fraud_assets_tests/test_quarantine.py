@@ -21,6 +21,7 @@ from fraud_assets.core.schema import (
     raw_transactions,
 )
 from fraud_assets.engines.landing_tables import append_labels
+from fraud_assets.errors import UnknownMessageError
 from fraud_assets.ingest.files.landing import land_files
 from fraud_assets.lake.append import append_landed
 from fraud_assets.lake.log import row_count
@@ -29,7 +30,6 @@ from fraud_assets.operations.quarantine import (
     ORIGIN_HEADER,
     RetryReport,
     Selection,
-    UnknownMessageError,
     message,
     messages,
     reason_counts,

@@ -12,18 +12,11 @@ from datetime import timedelta
 import pytest
 
 from fraud_assets.core.training import fit
-from fraud_assets.errors import NoChampionError
+from fraud_assets.errors import FeatureVersionError, ModelRegistryError, NoChampionError
 from fraud_assets.registry import models as registry
-from fraud_assets.registry.files import Recorded, RegistryError, read_model
+from fraud_assets.registry.files import Recorded, read_model
 from fraud_assets.registry.home import local_path, sqlite_path
-from fraud_assets.registry.models import (
-    FeatureVersionError,
-    TrainingFacts,
-    champion,
-    champion_version,
-    register,
-    set_champion,
-)
+from fraud_assets.registry.models import TrainingFacts, champion, champion_version, register, set_champion
 from fraud_assets.settings import load_settings
 from fraud_assets_tests.synthetic import FIRST, features
 
@@ -95,7 +88,7 @@ def test_a_database_that_is_being_created_or_is_none(tmp_path):
     with pytest.raises(NoChampionError):
         champion_version(settings)
     path.write_bytes(b"no database" * 500)
-    with pytest.raises(RegistryError, match=r"cannot be read.*FRAUD_HOME"):
+    with pytest.raises(ModelRegistryError, match=r"cannot be read.*FRAUD_HOME"):
         champion_version(settings)
 
 
@@ -127,10 +120,10 @@ def test_a_flipped_byte_is_refused_before_treelite_sees_it(copied, monkeypatch):
         damaged = bytearray(whole)
         damaged[place] ^= 4
         (folder / "model.tl").write_bytes(damaged)
-        with pytest.raises(RegistryError, match=r"model\.tl is damaged or was changed.*backup.*isolation_forest"):
+        with pytest.raises(ModelRegistryError, match=r"model\.tl is damaged or was changed.*backup.*isolation_forest"):
             read_model(folder, recorded)
     (folder / "model.tl").write_bytes(whole[:-1])
-    with pytest.raises(RegistryError, match="damaged"):
+    with pytest.raises(ModelRegistryError, match="damaged"):
         read_model(folder, recorded)
 
 
@@ -141,7 +134,7 @@ def test_facts_that_differ_from_the_registry_are_refused(copied):
     changes = ({"features": described["features"][::-1]}, {"feature_version": "2"}, {"model_sha256": "0"})
     for text in [json.dumps({**described, **change}) for change in changes] + ["[]", "{}"]:
         (folder / "model.json").write_text(text)
-        with pytest.raises(RegistryError, match=r"model\.json is damaged or was changed"):
+        with pytest.raises(ModelRegistryError, match=r"model\.json is damaged or was changed"):
             read_model(folder, recorded)
 
 
@@ -149,13 +142,13 @@ def test_missing_and_cut_files(copied, tmp_path):
     folder, recorded = copied
     (folder / "model.json").write_text("{")
     for place in (folder, tmp_path / "nowhere"):
-        with pytest.raises(RegistryError, match=r"cannot be read.*alias champion"):
+        with pytest.raises(ModelRegistryError, match=r"cannot be read.*alias champion"):
             read_model(place, recorded)
 
 
 def test_a_model_without_a_recorded_hash_is_refused(copied):
     folder, _ = copied
-    with pytest.raises(RegistryError, match=r"no SHA-256 .*model_sha256.*train a new champion"):
+    with pytest.raises(ModelRegistryError, match=r"no SHA-256 .*model_sha256.*train a new champion"):
         read_model(folder, Recorded.of({"feature_version": "1"}))
 
 
@@ -169,7 +162,7 @@ def test_the_champion_of_a_damaged_registry(settings, tmp_path, name):
     path = local_path(artifacts) / "treelite" / name
     assert path.is_relative_to(home)
     path.write_bytes(path.read_bytes().replace(b"1", b"2"))
-    with pytest.raises(RegistryError, match=f"{name} is damaged"):
+    with pytest.raises(ModelRegistryError, match=f"{name} is damaged"):
         champion(damaged)
     assert champion(settings).version == 2
 
@@ -177,7 +170,7 @@ def test_the_champion_of_a_damaged_registry(settings, tmp_path, name):
 def test_an_unreachable_server_is_one_sentence_without_its_password(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     settings = load_settings(mlflow_tracking_uri="http://me:geheim@127.0.0.1:9")
-    with pytest.raises(RegistryError, match="MLFLOW_TRACKING_URI") as caught:
+    with pytest.raises(ModelRegistryError, match="MLFLOW_TRACKING_URI") as caught:
         champion_version(settings)
     assert "geheim" not in str(caught.value)
 
@@ -190,7 +183,7 @@ def test_a_failed_registration_is_marked_and_registers_nothing(settings, monkeyp
 
     client = MlflowClient(settings.mlflow_uri, settings.mlflow_uri)
     monkeypatch.setattr(registry, "_registered_model", lost)
-    with pytest.raises(RegistryError, match=r"the connection is gone.*MLFLOW_TRACKING_URI"):
+    with pytest.raises(ModelRegistryError, match=r"the connection is gone.*MLFLOW_TRACKING_URI"):
         register(fit(facts().example, 3), facts(), settings)
     experiment = client.get_experiment_by_name(settings.model_name)
     assert client.search_runs([experiment.experiment_id])[0].info.status == "FAILED"

@@ -29,7 +29,7 @@ from fraud_assets.core.schema import (
     transaction_features,
 )
 from fraud_assets.engines.local.landing import land_topics
-from fraud_assets.errors import RegistryError, SettingError
+from fraud_assets.errors import SchemaRegistryError, SettingError
 from fraud_assets.kafka.broker import Broker
 from fraud_assets.kafka.schemas import registry
 from fraud_assets.lake.tables import Lake, dataset_of
@@ -210,7 +210,7 @@ def test_an_outage_stops_only_what_is_not_known_and_quarantines_nothing(make_set
         kafka_timeout_seconds=2,
     )
     land(lake, [body(1), body(2)])
-    with pytest.raises(RegistryError, match=r"SCHEMA_REGISTRY_URL") as failure:
+    with pytest.raises(SchemaRegistryError, match=r"SCHEMA_REGISTRY_URL") as failure:
         process_landed(lake, settings)
     assert "pass word" not in str(failure.value)
     assert not reasons(lake)
@@ -221,7 +221,7 @@ def test_an_outage_stops_only_what_is_not_known_and_quarantines_nothing(make_set
     land(lake, [body(3)], first_offset=2)
     assert process_landed(lake, settings).features == 1
     land(lake, [body(4, identity=2)], first_offset=3)
-    with pytest.raises(RegistryError, match="schema 2"):
+    with pytest.raises(SchemaRegistryError, match="schema 2"):
         process_landed(lake, settings)
     with serving(port):
         assert process_landed(lake, settings).reasons == {"unknown_schema": 1}
@@ -242,7 +242,7 @@ def test_a_wrong_setting_is_no_unknown_schema(
             schema_registry_url=f"http://127.0.0.1:{port}{path}",
             schema_registry_basic_auth_user_info=user,
         )
-        with pytest.raises(RegistryError, match=words):
+        with pytest.raises(SchemaRegistryError, match=words):
             process_landed(lake, settings)
     assert not reasons(lake)
 

@@ -17,8 +17,7 @@ from fraud_assets.core.schema import (
     transaction_features,
 )
 from fraud_assets.core.scoring import score
-from fraud_assets.errors import LakeError, NoChampionError, NotEnoughDataError, SettingError
-from fraud_assets.lake.append import CommitConflictError
+from fraud_assets.errors import CommitConflictError, LakeError, NoChampionError, NotEnoughDataError, SettingError
 from fraud_assets.lake.log import row_count
 from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.registry.models import champion

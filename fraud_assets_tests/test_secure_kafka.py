@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from fraud_assets.engines.local.landing import land_topics
-from fraud_assets.errors import BrokerError, SettingError
+from fraud_assets.errors import BrokerError, BrokerRefusedError, SettingError
 from fraud_assets.kafka.broker import broker_is_configured, broker_of
-from fraud_assets.kafka.broker_errors import RefusedError
 from fraud_assets.kafka.client import client_config
 from fraud_assets.kafka.connection import connection
 from fraud_assets.kafka.consumer import TopicReader
@@ -193,9 +192,9 @@ def test_the_broker_refuses(mistake: str, kafka: SecureKafka, make_settings: Mak
     # Longer than the test may take: a refusal is told at once, not after the time-out.
     settings = make_settings(kafka_timeout_seconds=300, **options(kafka))
     broker = broker_of(settings)
-    with pytest.raises(RefusedError, match=words) as reading:
+    with pytest.raises(BrokerRefusedError, match=words) as reading:
         TopicReader("t", settings, broker)
-    with pytest.raises(RefusedError, match=words):
+    with pytest.raises(BrokerRefusedError, match=words):
         Producer(broker, settings)
     assert "wrong-4711" not in str(reading.value)
     assert "\n" not in str(reading.value)

@@ -13,7 +13,8 @@ from deltalake import DeltaTable
 
 from fraud_assets.core.schema import HEADERS, MESSAGES, RAW_TRANSACTIONS, TIME, raw_transactions
 from fraud_assets.engines.spark.tables import scan, write
-from fraud_assets.lake.append import CommitConflictError, append_landed, commit_append
+from fraud_assets.errors import CommitConflictError
+from fraud_assets.lake.append import append_landed, commit_append
 from fraud_assets.lake.data_files import DataFile, remove, slices_of
 from fraud_assets.lake.log import add_actions, row_count
 from fraud_assets.lake.positions import SourcePartition, committed_offset

@@ -9,10 +9,10 @@ import pytest
 from fraud_assets.core.schema import MODEL_INPUTS, alert_thresholds, transaction_features
 from fraud_assets.core.scoring import score
 from fraud_assets.core.training import score_samples
-from fraud_assets.errors import LakeError, NoChampionError, NotEnoughDataError, SettingError
+from fraud_assets.errors import LakeError, ModelRegistryError, NoChampionError, NotEnoughDataError, SettingError
 from fraud_assets.lake.log import row_count
 from fraud_assets.lake.tables import Lake, dataset_of
-from fraud_assets.registry.models import ModelVersion, RegistryError, champion, champion_version
+from fraud_assets.registry.models import ModelVersion, champion, champion_version
 from fraud_assets.settings import load_settings
 from fraud_assets.stages import training
 from fraud_assets.stages.training import current_threshold, read_features, recalibrate, train
@@ -152,6 +152,6 @@ def test_a_registry_that_cannot_be_written(tmp_path):
     settings = load_settings(home=tmp_path, mlflow_tracking_uri="", train_trees=2)
     lake = Lake.of(settings)
     commit_features(lake, features(1_200))
-    with pytest.raises(RegistryError, match="FRAUD_HOME"):
+    with pytest.raises(ModelRegistryError, match="FRAUD_HOME"):
         train(lake, settings)
     assert dataset_of(lake.open(transaction_features)).count_rows() == 1_200

@@ -28,8 +28,8 @@ def fraud_predictions(
 ) -> Iterator[dg.MaterializeResult]:
     """Scores new feature rows exactly once. A higher score is more suspicious; each row names its model version."""
     from fraud_assets.core.schema import fraud_predictions as predictions_table
+    from fraud_assets.errors import LostRegistryError
     from fraud_assets.lake.held_days import nothing_in_range
-    from fraud_assets.registry.champion import LostRegistryError
     from fraud_assets.stages.alert_days import REMEDY, too_many
     from fraud_assets.stages.scoring import score_pending, score_range
 

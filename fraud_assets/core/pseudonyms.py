@@ -47,7 +47,7 @@ def pseudonymise(messages: pa.Table, policy: PseudonymPolicy, decoder: Decoder |
         decoder: reads bodies that a schema registry's serializer framed; they become JSON.
 
     Raises:
-        RegistryError: from the decoder.
+        SchemaRegistryError: from the decoder.
     """
     if not policy.fields:
         return messages

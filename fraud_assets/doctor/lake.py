@@ -149,7 +149,8 @@ def check_quarantine(settings: Settings) -> list[Finding]:
 
 def check_registry(settings: Settings) -> list[Finding]:
     """The model registry, its champion, and whether that fits the features of this version."""
-    from fraud_assets.registry.champion import LostRegistryError, champion_for
+    from fraud_assets.errors import LostRegistryError
+    from fraud_assets.registry.champion import champion_for
     from fraud_assets.registry.home import other_homes, sqlite_path
 
     address = urlsplit(settings.mlflow_uri)

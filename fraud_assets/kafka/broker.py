@@ -18,6 +18,7 @@ from uuid import uuid4
 from fraud_assets.errors import BrokerError, disk_fault, passes
 from fraud_assets.kafka.connection import connection
 from fraud_assets.settings import Settings
+from fraud_assets.system.files import replaced_file
 
 _ANSWER_SECONDS = 10.0
 _CONNECT_SECONDS = 2.0
@@ -125,9 +126,8 @@ def embedded_broker(settings: Settings) -> Iterator[Broker]:
         path.parent.mkdir(parents=True, exist_ok=True)
         # A copy of the folder has another inode; a folder that was moved or that a link names has the same.
         entry["home_inode"] = path.parent.stat().st_ino
-        partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-        partial.write_text(json.dumps(entry) + "\n")
-        partial.replace(path)
+        with replaced_file(path) as part:
+            part.write(json.dumps(entry).encode() + b"\n")
     except OSError as error:
         raise BrokerError(
             f"{path} cannot be written: {error.strerror}. Set FRAUD_HOME to a writable folder."

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
-from fraud_assets.errors import BrokerError
+from fraud_assets.errors import BrokerRefusedError
 from fraud_assets.kafka.broker import Broker
 from fraud_assets.kafka.connection import Connection
 
@@ -18,10 +18,6 @@ _SLICE_SECONDS = 0.1
 _HANG_UPS = 2
 # Other trouble, such as a connection that a busy broker drops, may be followed by its reason.
 _NOBODY = re.compile(r"refused|resolve|unreachable|no route|timed out", re.IGNORECASE)
-
-
-class RefusedError(BrokerError):
-    """The broker is there and does not let us in: wrong credentials, an unknown authority, another protocol."""
 
 
 class _Client(Protocol):
@@ -53,9 +49,9 @@ class ConnectionErrorListener:
         self._refusal = self._refusal or self._sentence(error.code(), text)
 
     def raise_refusal(self) -> None:
-        """Raises `RefusedError` where the broker has said that it does not let us in."""
+        """Raises `BrokerRefusedError` where the broker has said that it does not let us in."""
         if self._refusal:
-            raise RefusedError(self._refusal)
+            raise BrokerRefusedError(self._refusal)
 
     def cause(self, otherwise: str) -> str:
         """The last trouble that was told, e.g. `Connection refused`."""
@@ -65,7 +61,7 @@ class ConnectionErrorListener:
         """Whether the broker answers within the time; at once False where nobody is there.
 
         Raises:
-            RefusedError: it does not let us in.
+            BrokerRefusedError: it does not let us in.
         """
         from confluent_kafka import KafkaException
 
@@ -82,7 +78,7 @@ class ConnectionErrorListener:
             if self._hang_ups and _NOBODY.search(self._trouble):
                 return False
             if self._hang_ups >= _HANG_UPS and not self._trouble:
-                raise RefusedError(self._hang_up_sentence())
+                raise BrokerRefusedError(self._hang_up_sentence())
             if monotonic() >= deadline:
                 return False
 

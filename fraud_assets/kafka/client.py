@@ -58,7 +58,7 @@ def admin_client(broker: Broker, settings: Settings) -> AdminClient:
     """An admin client of a real broker; the embedded one does not answer admin calls.
 
     Raises:
-        RefusedError: the broker does not let us in. One that does not answer is left to the calls.
+        BrokerRefusedError: the broker does not let us in. One that does not answer is left to the calls.
         SettingError: a setting of the connection cannot be used.
     """
     from confluent_kafka.admin import AdminClient

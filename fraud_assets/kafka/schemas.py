@@ -11,14 +11,14 @@ from contextlib import suppress
 from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from fraud_assets.core.formats import Decoder, SchemaId, WriterSchema
-from fraud_assets.errors import RegistryError
+from fraud_assets.errors import SchemaRegistryError
 from fraud_assets.settings import Settings
 from fraud_assets.settings.formats import Format
+from fraud_assets.system.files import replaced_file
 
 if TYPE_CHECKING:
     from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
@@ -48,21 +48,21 @@ def writer_schema(settings: Settings, identity: SchemaId) -> WriterSchema | None
     """The schema of an id, None if the registry does not know it.
 
     Raises:
-        RegistryError: the registry cannot be asked, and the schema is not kept here.
+        SchemaRegistryError: the registry cannot be asked, and the schema is not kept here.
     """
     mock = settings.schema_registry_url.startswith(_MOCK)
     file = _folder(settings) / f"{identity}.json"
     known = None if mock else _kept(file)
     if known is not None:
         return known
-    from confluent_kafka.schema_registry import SchemaRegistryError
+    from confluent_kafka.schema_registry import SchemaRegistryError as AnswerError
 
     try:
         client = registry(settings)
         found = client.get_schema_by_guid(str(identity)) if isinstance(identity, UUID) else client.get_schema(identity)
         kind = found.schema_type or "AVRO"
         schema = WriterSchema(kind, found.schema_str or "", _references(found, client) if kind == "AVRO" else ())
-    except SchemaRegistryError as error:
+    except AnswerError as error:
         if error.http_status_code == 404 and error.error_code in _NOT_FOUND:
             return None
         raise _unanswered(settings, f"schema {identity}", error) from error
@@ -78,7 +78,7 @@ def register(subject: str, schema: WriterSchema, settings: Settings) -> int:
     """Registers a schema, which is safe to repeat; gives its id.
 
     Raises:
-        RegistryError: the registry cannot be asked, or refuses it.
+        SchemaRegistryError: the registry cannot be asked, or refuses it.
     """
     from confluent_kafka.schema_registry import Schema
 
@@ -135,13 +135,12 @@ def _kept(file: Path) -> WriterSchema | None:
 def _keep(file: Path, schema: WriterSchema) -> None:
     # Where it cannot be kept, the next process asks again.
     with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, delete=False) as part:
-            json.dump({"kind": schema.kind, "text": schema.text, "references": schema.references}, part)
-        Path(part.name).replace(file)
+        entry = {"kind": schema.kind, "text": schema.text, "references": schema.references}
+        with replaced_file(file) as part:
+            part.write(json.dumps(entry).encode())
 
 
-def _unanswered(settings: Settings, wanted: str, error: Exception) -> RegistryError:
+def _unanswered(settings: Settings, wanted: str, error: Exception) -> SchemaRegistryError:
     status = getattr(error, "http_status_code", 0)
     if status in (401, 403):
         remedy = "Check SCHEMA_REGISTRY_BASIC_AUTH_USER_INFO"
@@ -152,6 +151,6 @@ def _unanswered(settings: Settings, wanted: str, error: Exception) -> RegistryEr
             "Check SCHEMA_REGISTRY_URL and SCHEMA_REGISTRY_CA_LOCATION and that it runs; nothing is skipped, the next "
             "run goes on from here"
         )
-    return RegistryError(
+    return SchemaRegistryError(
         f"The schema registry at {settings.schema_registry_url} does not answer for {wanted}: {error}. {remedy}."
     )

@@ -27,7 +27,7 @@ def serializers(settings: Settings) -> dict[str, Serialize]:
     """By topic what makes its bodies of JSON; a topic of JSON has none. A broken body stays as it is.
 
     Raises:
-        RegistryError: the schema cannot be registered.
+        SchemaRegistryError: the schema cannot be registered.
         SettingError: FRAUD_FIELD_MAPPING names a field within a record of Avro.
     """
     topics: tuple[tuple[str, Format, tuple[str, ...]], ...] = (

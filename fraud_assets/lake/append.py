@@ -25,7 +25,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from tenacity import RetryCallState, retry, retry_if_exception_type, stop_after_attempt
 
 from fraud_assets.core.schema import Table
-from fraud_assets.errors import LakeError
+from fraud_assets.errors import CommitConflictError, LakeError
 from fraud_assets.lake.damage import TRANSACTIONS
 from fraud_assets.lake.data_files import GROUP_ROWS, DataFile, Rows, remove
 from fraud_assets.lake.log import add_actions
@@ -36,10 +36,6 @@ MAX_CONFLICTS = 100
 WRITER = WriterProperties(compression="ZSTD", compression_level=1, max_row_group_size=GROUP_ROWS)
 # To look for old log entries after every commit costs more with every commit; maintenance does it.
 _AFTERWARDS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
-
-
-class CommitConflictError(LakeError):
-    """Another writer committed first. Read the committed offsets again and start over."""
 
 
 def _give_up(state: RetryCallState) -> NoReturn:

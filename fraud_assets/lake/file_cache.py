@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING
 
 from fraud_assets.errors import DamagedFileError, disk_fault
 from fraud_assets.lake.damage import of_data_file, size_state
 from fraud_assets.lake.storage import store_fault
+from fraud_assets.system.files import replaced_file
 
 if TYPE_CHECKING:
     from deltalake.fs import DeltaStorageHandler
@@ -112,15 +112,8 @@ def _is_there(file: Path, size: int) -> bool:
 def _copy(handler: DeltaStorageHandler, place: Path, item: tuple[str, int]) -> None:
     path, size = item
     target = place / path
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile(dir=target.parent, prefix=".part-", delete=False) as part:
-        try:
-            with handler.open_input_file(path) as source:
-                for start in range(0, size, _BLOCK):
-                    part.write(source.read(min(_BLOCK, size - start)))
-            part.flush()
-            Path(part.name).replace(target)
-        finally:
-            Path(part.name).unlink(missing_ok=True)
+    with replaced_file(target) as part, handler.open_input_file(path) as source:
+        for start in range(0, size, _BLOCK):
+            part.write(source.read(min(_BLOCK, size - start)))
     if target.stat().st_size != size:
         raise OSError(f"unexpected eof of {path}")

@@ -32,7 +32,7 @@ from fraud_assets.core.schema import (
     retried_messages,
 )
 from fraud_assets.engines.landing_tables import append_labels
-from fraud_assets.errors import FraudAssetsError
+from fraud_assets.errors import UnknownMessageError
 from fraud_assets.kafka.schemas import label_decoder, transaction_decoder
 from fraud_assets.lake.append import append_landed, commit_append, retry_conflicts
 from fraud_assets.lake.batches import pending, read_batch
@@ -61,10 +61,6 @@ _ORIGIN_COLUMNS = tuple(f"origin_{name}" for name in POSITION_COLUMNS)
 _POSITION = ", ".join(f'q."{name}"' for name in POSITION_COLUMNS)
 _SAME = " and ".join(f'q."{name}" = r."origin_{name}"' for name in POSITION_COLUMNS)
 _NOWHERE = 2**62
-
-
-class UnknownMessageError(FraudAssetsError):
-    """No quarantined message has the position, or more than one has."""
 
 
 @dataclass(frozen=True)

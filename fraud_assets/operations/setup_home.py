@@ -90,7 +90,7 @@ def set_up_home(settings: Settings, env_file: Path) -> list[str]:
 
     Raises:
         SettingError: when a folder or file cannot be made.
-        RegistryError: when the model registry cannot be read or written.
+        ModelRegistryError: when the model registry cannot be read or written.
     """
     done = prepare_home(settings)
     try:

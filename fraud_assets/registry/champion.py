@@ -5,16 +5,12 @@ from __future__ import annotations
 import pyarrow.compute as pc
 
 from fraud_assets.core.schema import fraud_predictions
-from fraud_assets.errors import NoChampionError
+from fraud_assets.errors import LostRegistryError, NoChampionError
 from fraud_assets.lake.log import add_actions
 from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.registry.files import TRAIN
 from fraud_assets.registry.models import ALIAS, Champion, ModelVersion, champion, champion_version, shown
 from fraud_assets.settings import Settings
-
-
-class LostRegistryError(NoChampionError):
-    """No version carries the champion alias, but a champion has scored this lake."""
 
 
 def champion_for(lake: Lake, settings: Settings) -> Champion:
@@ -24,7 +20,7 @@ def champion_for(lake: Lake, settings: Settings) -> Champion:
         LostRegistryError: there is none, but the lake holds predictions of one.
         NoChampionError: there is none yet.
         FeatureVersionError: it was trained on another feature version.
-        RegistryError: the registry or the model's files cannot be read.
+        ModelRegistryError: the registry or the model's files cannot be read.
         LakeError: the predictions cannot be read.
     """
     try:
@@ -40,7 +36,7 @@ def lost_registry(lake: Lake, settings: Settings) -> str:
     """The sentence that says so where the registry was lost; empty where it has a champion or never had one.
 
     Raises:
-        RegistryError: the registry cannot be read.
+        ModelRegistryError: the registry cannot be read.
         LakeError: the predictions cannot be read.
     """
     try:

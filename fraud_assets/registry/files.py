@@ -10,7 +10,7 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fraud_assets.errors import FraudAssetsError
+from fraud_assets.errors import ModelRegistryError
 
 if TYPE_CHECKING:
     import treelite
@@ -22,10 +22,6 @@ TRAIN = "dagster asset materialize -m fraud_assets.definitions --select isolatio
 """The command that trains a new champion."""
 
 _WAY_BACK = f"Restore it from a backup, give the alias champion to another version, or train a new champion ({TRAIN})."
-
-
-class RegistryError(FraudAssetsError):
-    """The model registry, or a model's files, cannot be read or written."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +60,7 @@ def read_model(folder: Path, recorded: Recorded) -> treelite.Model:
     The bytes are checked before treelite sees them: treelite scores wrongly or hangs on damaged ones.
 
     Raises:
-        RegistryError: a file is missing or differs from what the registry recorded, or nothing was recorded.
+        ModelRegistryError: a file is missing or differs from what the registry recorded, or nothing was recorded.
     """
     import treelite
 
@@ -73,14 +69,14 @@ def read_model(folder: Path, recorded: Recorded) -> treelite.Model:
         serialized = path.read_bytes()
         facts = json.loads(facts_path.read_bytes())
     except (OSError, ValueError) as error:
-        raise RegistryError(f"The champion's files in {folder} cannot be read: {error}. {_WAY_BACK}") from error
+        raise ModelRegistryError(f"The champion's files in {folder} cannot be read: {error}. {_WAY_BACK}") from error
     if not recorded.sha256:
-        raise RegistryError(
+        raise ModelRegistryError(
             f"The registry has no SHA-256 of {path} (run parameter model_sha256), so that the file cannot be checked. "
             f"Give the alias champion to a version that this release registered, or train a new champion ({TRAIN})."
         )
     if digest(serialized) != recorded.sha256:
-        raise RegistryError(
+        raise ModelRegistryError(
             f"{path} is damaged or was changed: its SHA-256 is {digest(serialized)}, the registry recorded "
             f"{recorded.sha256}. {_WAY_BACK}"
         )
@@ -88,11 +84,13 @@ def read_model(folder: Path, recorded: Recorded) -> treelite.Model:
     if (named.get("model_sha256"), named.get("feature_version"), named.get("features")) != (
         recorded.sha256, recorded.feature_version, list(recorded.features)
     ):  # fmt: skip
-        raise RegistryError(
+        raise ModelRegistryError(
             f"{facts_path} is damaged or was changed: its model_sha256, feature_version or features differ from what "
             f"the registry recorded. {_WAY_BACK}"
         )
     try:
         return treelite.Model.deserialize_bytes(serialized)
     except treelite.TreeliteError as error:
-        raise RegistryError(f"treelite {installed('treelite')} cannot load {path}: {error}. {_WAY_BACK}") from error
+        raise ModelRegistryError(
+            f"treelite {installed('treelite')} cannot load {path}: {error}. {_WAY_BACK}"
+        ) from error

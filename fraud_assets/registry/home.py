@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from fraud_assets.registry.files import RegistryError
+from filelock import FileLock
+
+from fraud_assets.errors import ModelRegistryError
 from fraud_assets.settings import Settings
 
 _LOCK_SECONDS = 30.0
@@ -47,7 +49,7 @@ def read_rows(path: Path, query: str, *values: str) -> list[Any]:
     """Rows of a SQLite registry; none where it does not exist or MLflow is creating it at this moment.
 
     Raises:
-        RegistryError: the database cannot be read.
+        ModelRegistryError: the database cannot be read.
     """
     if not path.exists():
         return []
@@ -85,7 +87,7 @@ def other_homes(settings: Settings) -> list[str]:
     """Artifact folders of other homes that the default registry still names; empty for any other registry.
 
     Raises:
-        RegistryError: the database cannot be read.
+        ModelRegistryError: the database cannot be read.
     """
     path = _own_database(settings)
     if path is None:
@@ -100,7 +102,7 @@ def bring_home(settings: Settings) -> list[str]:
         The artifact folders that were named before; empty where nothing had to change.
 
     Raises:
-        RegistryError: the database cannot be read or written; nothing was changed.
+        ModelRegistryError: the database cannot be read or written; nothing was changed.
     """
     path = _own_database(settings)
     if path is None or not other_homes(settings):
@@ -127,20 +129,14 @@ def created_by_one(folder: Path) -> Iterator[None]:
     """Hold the lock of the registry's folder, which one process at a time has; the folder is made where missing.
 
     Raises:
-        RegistryError: the folder cannot be written.
+        ModelRegistryError: the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".create.lock").open("w") as lock:
-            try:
-                import fcntl
-            except ImportError:  # Windows
-                pass
-            else:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed
+        with FileLock(folder / ".create.lock"):
             yield
     except OSError as error:
-        raise RegistryError(
+        raise ModelRegistryError(
             f"The model registry in {folder} cannot be written: {error}. Check the folder, or point FRAUD_HOME "
             "elsewhere."
         ) from error
@@ -154,7 +150,7 @@ def _connected(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
             yield connection
     except sqlite3.Error as error:
         verb = "read" if mode == "ro" else "written"
-        raise RegistryError(
+        raise ModelRegistryError(
             f"The model registry {path} cannot be {verb}: {error}. Check the file, or FRAUD_HOME and "
             "MLFLOW_TRACKING_URI."
         ) from error

@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 
 from fraud_assets.core.schema import FEATURE_VERSION, MODEL_INPUTS
 from fraud_assets.core.scoring import ModelVersion
-from fraud_assets.errors import FraudAssetsError, NoChampionError, SettingError
-from fraud_assets.registry.files import MODEL_FOLDER, TRAIN, Recorded, RegistryError, digest, read_model, write_model
+from fraud_assets.errors import FeatureVersionError, ModelRegistryError, NoChampionError, SettingError
+from fraud_assets.registry.files import MODEL_FOLDER, TRAIN, Recorded, digest, read_model, write_model
 from fraud_assets.registry.home import (
     bring_home,
     created_by_one,
@@ -47,10 +47,6 @@ MACHINE_LEARNING = "custom_model_development"
 """The kind of an experiment that trains models. MLflow 3.17's UI asks the browser first which page to open."""
 
 _REQUIREMENTS = ("scikit-learn", "skops", "numpy", "pandas")
-
-
-class FeatureVersionError(FraudAssetsError):
-    """The champion was trained on features of another meaning."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +82,7 @@ def champion_version(settings: Settings) -> int:
 
     Raises:
         NoChampionError: no version carries the alias yet.
-        RegistryError: the registry cannot be read.
+        ModelRegistryError: the registry cannot be read.
     """
     return _resolve(settings)[0]
 
@@ -97,11 +93,11 @@ def champion(settings: Settings) -> Champion:
     Raises:
         NoChampionError: no version carries the alias yet.
         FeatureVersionError: it was trained on another feature version.
-        RegistryError: the registry or the model's files cannot be read.
+        ModelRegistryError: the registry or the model's files cannot be read.
     """
     version, run_id, artifacts = _resolve(settings)
     if not run_id:
-        raise RegistryError(
+        raise ModelRegistryError(
             f"Version {version} of model {settings.model_name} names no MLflow run, so that its files are unknown. "
             f"Give the alias {ALIAS} to a version that the platform registered, or train a new champion ({TRAIN})."
         )
@@ -192,7 +188,7 @@ def register(forest: Any, facts: TrainingFacts, settings: Settings) -> ModelVers
     `-score_samples` are the platform's scores. The treelite form is what scores. The alias does not move.
 
     Raises:
-        RegistryError: the registry cannot be written; nothing is registered then.
+        ModelRegistryError: the registry cannot be written; nothing is registered then.
     """
     with _words(settings):
         _create_database(settings)
@@ -214,7 +210,7 @@ def set_champion(version: int, settings: Settings) -> None:
     """Give the alias to a version; whatever scores from now on uses it.
 
     Raises:
-        RegistryError: the registry cannot be written.
+        ModelRegistryError: the registry cannot be written.
     """
     with _words(settings):
         _client(settings).set_registered_model_alias(settings.model_name, ALIAS, str(version))
@@ -360,7 +356,7 @@ def _words_of(uri: str) -> Iterator[None]:
         cause = " ".join(str(error).split())[:300]
         if password:
             cause = cause.replace(password, "…")
-        kind = SettingError if isinstance(error, ImportError) else RegistryError
+        kind = SettingError if isinstance(error, ImportError) else ModelRegistryError
         raise kind(
             f"The model registry {shown(uri)} failed: {cause}. Check MLFLOW_TRACKING_URI and FRAUD_HOME."
         ) from error

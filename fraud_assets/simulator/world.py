@@ -7,7 +7,6 @@ raises far more alerts than the budget allows.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from fraud_assets.errors import DiskError, FraudAssetsError, SettingError
 from fraud_assets.settings import Settings
+from fraud_assets.system.files import replaced_file
 
 FILE = "simulated_world.json"
 UNUSUAL_SHARE = 0.5
@@ -85,10 +85,8 @@ def keep_world(world: World, settings: Settings) -> None:
     until = world.lived_until.astimezone(UTC).isoformat()
     entry = {"seed": world.seed, "customers": world.customers, "lived_until": until}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-        partial.write_text(json.dumps(entry) + "\n", encoding="utf-8")
-        partial.replace(path)
+        with replaced_file(path) as part:
+            part.write(json.dumps(entry).encode() + b"\n")
     except OSError as error:
         raise DiskError(f"{path} cannot be written: {error.strerror}. Set FRAUD_HOME to a writable folder.") from error
 

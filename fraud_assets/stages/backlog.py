@@ -44,7 +44,7 @@ class Backlog:
 
 
 def has_champion(settings: Settings) -> bool:
-    """Whether any model can score yet. Raises `RegistryError`."""
+    """Whether any model can score yet. Raises `ModelRegistryError`."""
     try:
         champion_version(settings)
     except NoChampionError:

@@ -19,15 +19,8 @@ from fraud_assets.core.quarantine_reasons import DUPLICATE
 from fraud_assets.core.schema import quarantined_transactions, raw_transactions, transaction_features
 from fraud_assets.engines.base import Engine, FeatureBatch
 from fraud_assets.engines.local.engine import LocalEngine
-from fraud_assets.errors import SettingError
-from fraud_assets.lake.append import (
-    CommitConflictError,
-    commit_append,
-    commit_partitions,
-    commit_range,
-    discard,
-    retry_conflicts,
-)
+from fraud_assets.errors import CommitConflictError, SettingError
+from fraud_assets.lake.append import commit_append, commit_partitions, commit_range, discard, retry_conflicts
 from fraud_assets.lake.batches import Bounds, Pending, next_bounds, pending
 from fraud_assets.lake.data_files import count_of
 from fraud_assets.lake.positions import SourcePartition, committed_offset

@@ -24,8 +24,8 @@ from fraud_assets.core.scoring import PREDICTION_INPUTS, ModelVersion, Scorer
 from fraud_assets.engines.base import Engine, ScoringBatch, ScoringResult
 from fraud_assets.engines.local.engine import LocalEngine
 from fraud_assets.engines.scoring import score_rows
-from fraud_assets.errors import LakeError, SettingError
-from fraud_assets.lake.append import CommitConflictError, commit_append, commit_range, discard, retry_conflicts
+from fraud_assets.errors import CommitConflictError, LakeError, SettingError
+from fraud_assets.lake.append import commit_append, commit_range, discard, retry_conflicts
 from fraud_assets.lake.batches import next_bounds, pending
 from fraud_assets.lake.data_files import Rows, count_of
 from fraud_assets.lake.log import add_actions

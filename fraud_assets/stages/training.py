@@ -140,7 +140,7 @@ def train(
     Raises:
         NotEnoughDataError: the window holds fewer rows than FRAUD_TRAIN_MIN_ROWS.
         SettingError: the window is empty or has no zone.
-        RegistryError: the registry cannot be written.
+        ModelRegistryError: the registry cannot be written.
         LakeError: a table cannot be read or written.
     """
     began = time.monotonic()

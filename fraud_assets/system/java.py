@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -11,6 +10,8 @@ import subprocess
 import tempfile
 from importlib import resources
 from pathlib import Path
+
+from filelock import FileLock
 
 from fraud_assets.errors import DiskError, JarsError
 
@@ -55,9 +56,8 @@ def jars_of(package: str, pom: str, product: str) -> Path:
     cache = jars.parent
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        # Whoever comes second waits, and finds them.
-        with (cache / f"{pom.removesuffix('.pom.xml')}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        # A second process waits, and finds them.
+        with FileLock(cache / f"{pom.removesuffix('.pom.xml')}.lock"):
             if not jars.exists():
                 _resolve(maven, _text(package, pom), jars, product)
     except OSError as error:

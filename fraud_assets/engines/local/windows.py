@@ -7,13 +7,13 @@ from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import pyarrow as pa
 
 from fraud_assets.core import features
 from fraud_assets.lake.duckdb_session import connect
 from fraud_assets.settings import WINDOW_DAYS, Settings
+from fraud_assets.system.files import replaced_file
 
 
 @cache
@@ -32,11 +32,8 @@ def _window_sql(delay_days: int, folder: Path) -> str:
     except OSError:
         sql = _compiled(delay_days)
     # Where it cannot be kept, the next process compiles again.
-    with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile("w", encoding="utf-8", dir=folder, delete=False) as part:
-            part.write(sql)
-        Path(part.name).replace(file)
+    with suppress(OSError), replaced_file(file) as part:
+        part.write(sql.encode())
     return sql
 
 

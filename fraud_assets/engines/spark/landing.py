@@ -27,10 +27,10 @@ from fraud_assets.engines.landing_tables import note_of
 from fraud_assets.engines.local.landing import committed_offsets, land_new_labels, land_transactions
 from fraud_assets.engines.spark.messages import Landing, Written
 from fraud_assets.engines.spark.session import spark_faults
-from fraud_assets.errors import BrokerError, EngineError
+from fraud_assets.errors import BrokerError, CommitConflictError, EngineError
 from fraud_assets.kafka.java_client import java_client
 from fraud_assets.kafka.topic_readers import TopicReaders
-from fraud_assets.lake.append import CommitConflictError, commit_append, discard, retry_conflicts
+from fraud_assets.lake.append import commit_append, discard, retry_conflicts
 from fraud_assets.lake.known_topics import LogStarts, positions_in
 from fraud_assets.lake.positions import Positions, SourcePartition, committed_offset
 from fraud_assets.lake.tables import Lake

@@ -66,7 +66,7 @@ def land_forever(
 
     Raises:
         MessagesLostError: messages are gone that had not landed; nothing is skipped.
-        RefusedError: the broker refuses the connection at the start. Later, landing retries.
+        BrokerRefusedError: the broker refuses the connection at the start. Later, landing retries.
         LakeError: the lake cannot be used at the start.
         SparkEndedError: the session has ended.
     """
@@ -78,7 +78,8 @@ def land_forever(
         follower = LocalFollower(lake, settings, stop, status, metrics, retries, group)
         run_with_retries(retries, follower, lake, settings)
         return
-    from fraud_assets.ingest.service.spark_follower import TRANSIENT, SparkEndedError, SparkFollower
+    from fraud_assets.errors import SparkEndedError
+    from fraud_assets.ingest.service.spark_follower import TRANSIENT, SparkFollower
 
     retries = RetryPolicy(stop, status, metrics, TRANSIENT)
     on_spark = SparkFollower(spark, lake, settings, stop, status, metrics, group)

@@ -10,12 +10,19 @@ from time import monotonic
 from typing import Protocol
 
 from fraud_assets.engines.landing_report import empty_reports
-from fraud_assets.errors import BrokerError, DiskError, FraudAssetsError, LakeError, MessagesLostError, disk_fault
+from fraud_assets.errors import (
+    BrokerError,
+    BrokerRefusedError,
+    DiskError,
+    FraudAssetsError,
+    LakeError,
+    MessagesLostError,
+    disk_fault,
+)
 from fraud_assets.ingest.files.drop_folder import StuckEntries
 from fraud_assets.ingest.files.landing import land_files, with_files
 from fraud_assets.ingest.service.metrics import LandingMetrics
 from fraud_assets.ingest.service.status import StatusReporter
-from fraud_assets.kafka.broker_errors import RefusedError
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
 
@@ -91,7 +98,7 @@ def run_with_retries(
     stop, status = retries.stop, retries.status
     with _files_landed_beside(lake, settings, retries):
         while not stop.is_set():
-            retries.run(follower.follow, final if follower.was_let_in else (*final, RefusedError))
+            retries.run(follower.follow, final if follower.was_let_in else (*final, BrokerRefusedError))
     status.ended()
 
 

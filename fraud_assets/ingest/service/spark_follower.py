@@ -11,7 +11,7 @@ from fraud_assets.engines.landing_report import LandingReport
 from fraud_assets.engines.local.landing import land_new_labels
 from fraud_assets.engines.spark.landing import LandedBatch, PlanAgainError, TopicQuery
 from fraud_assets.engines.spark.session import has_ended
-from fraud_assets.errors import BrokerError, EngineError, LakeError
+from fraud_assets.errors import BrokerError, EngineError, LakeError, SparkEndedError
 from fraud_assets.ingest.service.metrics import LandingMetrics
 from fraud_assets.ingest.service.status import StatusReporter
 from fraud_assets.kafka.topic_readers import TopicReaders
@@ -21,10 +21,6 @@ from fraud_assets.settings import Settings
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
-
-
-class SparkEndedError(EngineError):
-    """The session is no more; only a new process has another."""
 
 
 TRANSIENT = (BrokerError, LakeError, EngineError)
