@@ -106,7 +106,7 @@ def test_commits_between_the_looks_at_two_tables(
         found = worst(settings)
         looking = False
         assert found.state in ("OK", "WARN"), found
-        texts += [line.text for line in check_reconciliation(settings) if line.name == "books"]
+        texts += [line.text for line in check_reconciliation(settings) if line.name == "reconciliation"]
     assert steps == 10
     assert any(" + 0 waiting" not in text for text in texts)
 

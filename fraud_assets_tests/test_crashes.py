@@ -50,7 +50,10 @@ def die_at(module, name, call, after=False):
         return result
     setattr(module, name, deadly)
 """
-LAND = "from fraud_assets.engines.local import landing\n{}\nlanding.land_topics(lake, settings)"
+LAND = """from fraud_assets.engines import landing_tables as landing
+from fraud_assets.engines.local.landing import land_topics
+{}
+land_topics(lake, settings)"""
 FEATURES = "from fraud_assets.stages import features\n{}\nfeatures.process_landed(lake, settings)"
 SCORE = "from fraud_assets.stages import scoring\n{}\nscoring.score_pending(lake, settings)"
 
@@ -117,7 +120,7 @@ def assert_balanced(lake: Lake, settings: Settings) -> None:
 
 def test_killed_between_quarantine_and_features(produced: Settings, lake: Lake) -> None:
     land_topics(lake, produced)
-    killed(produced, FEATURES.format("die_at(features, 'commit', 2)"))
+    killed(produced, FEATURES.format("die_at(features, 'commit_append', 2)"))
     assert positions(lake, transaction_features) == []
     assert positions(lake, quarantined_transactions) != []
     process_landed(lake, produced)
@@ -126,7 +129,7 @@ def test_killed_between_quarantine_and_features(produced: Settings, lake: Lake) 
 
 def test_more_lands_between_the_kill_and_the_next_run(produced: Settings, lake: Lake) -> None:
     killed(produced, LAND.format("die_at(landing, 'append_landed', 2, after=True)"))
-    killed(produced, FEATURES.format("die_at(features, 'commit', 2)"))
+    killed(produced, FEATURES.format("die_at(features, 'commit_append', 2)"))
     land_topics(lake, produced)
     process_landed(lake, produced)
     assert_balanced(lake, produced)
@@ -144,7 +147,7 @@ def test_killed_in_the_middle_of_scoring(produced: Settings, lake: Lake) -> None
     land_topics(lake, produced)
     process_landed(lake, produced)
     train(lake, produced, None, None)
-    killed(produced, SCORE.format("die_at(scoring, 'commit', 2, after=True)"))
+    killed(produced, SCORE.format("die_at(scoring, 'commit_append', 2, after=True)"))
     scored = positions(lake, fraud_predictions)
     assert 0 < len(scored) < len(positions(lake, transaction_features))
     score_pending(lake, produced)

@@ -98,10 +98,19 @@ def test_a_healthy_platform_has_exit_code_0(
     assert {name: state for name, state in lines.items() if state != "OK"} == {}, report
     assert result.exit_code == 0
     assert report["ok"] is True
-    assert set(lines) >= {"settings", "broker", "topic transactions", "lake", "books", "registry", "daemon", "landers"}
+    assert set(lines) >= {
+        "settings",
+        "broker",
+        "topic transactions",
+        "lake",
+        "reconciliation",
+        "registry",
+        "daemon",
+        "landers",
+    }
     texts = {check["name"]: check["text"] for check in report["checks"]}
     assert "0 messages to land" in texts["topic transactions"]
-    assert "80 landed = 80 features" in texts["books"]
+    assert "80 landed = 80 features" in texts["reconciliation"]
     assert "version 1 is champion, feature version" in texts["registry"]
 
 
@@ -286,17 +295,17 @@ def test_a_table_that_cannot_be_read(settings: Settings, lake: Lake) -> None:
     log = Path(lake.root) / "raw_transactions" / "_delta_log" / f"{1:020}.json"
     log.write_text("{broken")
     assert_broken(check_lake(settings), "lake", "raw_transactions")
-    assert of(check_reconciliation(settings), "books").state == "SKIP"
+    assert of(check_reconciliation(settings), "reconciliation").state == "SKIP"
 
 
 def test_books_that_do_not_balance(settings: Settings, lake: Lake) -> None:
     land(lake, bodies(10))
     process_landed(lake, settings)
     lake.open(fraud_predictions)
-    assert of(check_reconciliation(settings), "books").state == "OK"
+    assert of(check_reconciliation(settings), "reconciliation").state == "OK"
     assert of(check_reconciliation(settings), "predictions").state == "WARN"
     lake.open(transaction_features).delete("transaction_id = '3'")
-    assert_broken(check_reconciliation(settings), "books", "10 landed, but 9 taken", "fraud-assets erase")
+    assert_broken(check_reconciliation(settings), "reconciliation", "10 landed, but 9 taken", "fraud-assets erase")
 
 
 def test_much_in_quarantine(settings: Settings, lake: Lake) -> None:

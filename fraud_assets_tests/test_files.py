@@ -18,7 +18,7 @@ import pytest
 
 from fraud_assets.core.parsing import parse_transactions
 from fraud_assets.core.schema import Table, fraud_labels, quarantined_transactions, raw_transactions
-from fraud_assets.ingest import landing
+from fraud_assets.engines import landing_tables as landing
 from fraud_assets.ingest.files import json_lines
 from fraud_assets.ingest.files import landing as files
 from fraud_assets.ingest.files.landing import FileReport, land_files, waiting_files

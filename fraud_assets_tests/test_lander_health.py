@@ -128,7 +128,7 @@ def test_a_drop_folder_that_fails_ends_no_lander(
         assert str(error.args[-1]) in shown["reason"]
         broken.clear()
         until(lambda: rows(lake) == 2 and metrics.health()["status"] == "ok")
-    assert "Landing of files goes on." in said
+    assert "Landing of files works again." in said
 
 
 # --- Connections ----------------------------------------------------------------------------------------------------

@@ -199,8 +199,8 @@ def test_racing_landers_and_feature_runs_that_are_killed(produced: Settings) -> 
     deadly = (
         LAND.format("die_at(landing, 'append_landed', 2)"),
         LAND.format(""),
-        FEATURES.format("die_at(features, 'commit', 2)"),
-        FEATURES.format("die_at(features, 'commit', 1, after=True)"),
+        FEATURES.format("die_at(features, 'commit_append', 2)"),
+        FEATURES.format("die_at(features, 'commit_append', 1, after=True)"),
     )
     ends = [_ended(racer, 0, -signal.SIGKILL) for racer in [start(produced, code) for code in deadly]]
     assert -signal.SIGKILL in ends[2:]

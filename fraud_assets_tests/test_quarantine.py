@@ -150,8 +150,8 @@ def test_what_fails_again_is_open_again_and_keeps_its_first_origin(refused: Sett
 @pytest.mark.parametrize(
     ("death", "landed"),
     [
-        ("die_at(quarantine, 'commit', 1)", 0),
-        ("die_at(quarantine, 'commit', 1, after=True)", 0),
+        ("die_at(quarantine, 'commit_append', 1)", 0),
+        ("die_at(quarantine, 'commit_append', 1, after=True)", 0),
         ("die_at(quarantine, 'append_landed', 1, after=True)", 10),
     ],
     ids=["before the log", "between log and landing", "after landing"],
@@ -234,7 +234,7 @@ def test_labels_of_a_dropped_file_are_read_as_they_were_there(lake: Lake, settin
 
 def test_maintenance_finishes_a_killed_retry(refused: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FRAUD_FIELD_MAPPING", "tx_amount=amt")
-    killed(refused, RETRY.format("die_at(quarantine, 'commit', 1, after=True)"))
+    killed(refused, RETRY.format("die_at(quarantine, 'commit_append', 1, after=True)"))
     assert waiting_retries(lake, refused) == 10
     platform = PlatformResource(overrides={"home": str(refused.home_path)})
     result = dg.materialize([lake_maintenance], resources={"platform": platform})

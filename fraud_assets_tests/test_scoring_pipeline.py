@@ -192,25 +192,25 @@ def test_a_range_leaves_unscored_rows_to_their_first_score(lake, settings):
 def test_a_range_meets_a_run_and_a_compaction(lake, settings, monkeypatch):
     score_pending(lake, settings)
     commit_features(lake, features(100, first_offset=ROWS))
-    real, calls = scoring.commit_append, []
+    real, calls = scoring.commit_range, []
 
     def contested(*arguments, **named):
         calls.append(1)
         if len(calls) == 1:
             lake.open(fraud_predictions).optimize.compact()
-            monkeypatch.setattr(scoring, "commit_append", real)
+            monkeypatch.setattr(scoring, "commit_range", real)
             score_pending(lake, settings)
-            monkeypatch.setattr(scoring, "commit_append", contested)
+            monkeypatch.setattr(scoring, "commit_range", contested)
         return real(*arguments, **named)
 
-    monkeypatch.setattr(scoring, "commit_append", contested)
+    monkeypatch.setattr(scoring, "commit_range", contested)
     score_range(lake, settings, FIRST, FIRST + timedelta(days=1))
     assert positions(lake, fraud_predictions) == positions(lake, transaction_features)
 
 
 def test_a_conflict_of_a_range_starts_over(lake, settings, monkeypatch):
     score_pending(lake, settings)
-    real, calls = scoring.commit_append, []
+    real, calls = scoring.commit_range, []
 
     def once(*arguments, **named):
         calls.append(1)
@@ -218,7 +218,7 @@ def test_a_conflict_of_a_range_starts_over(lake, settings, monkeypatch):
             raise CommitConflictError("another writer")
         return real(*arguments, **named)
 
-    monkeypatch.setattr(scoring, "commit_append", once)
+    monkeypatch.setattr(scoring, "commit_range", once)
     assert score_range(lake, settings, FIRST, FIRST + timedelta(days=1)).rows == ROWS / 10
     assert len(calls) == 2
 

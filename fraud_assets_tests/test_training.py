@@ -141,7 +141,7 @@ def test_the_alias_stays_where_it_is_if_the_threshold_cannot_be_stored(home, mon
     def full(*_):
         raise LakeError("The disk is full")
 
-    monkeypatch.setattr(training, "commit", full)
+    monkeypatch.setattr(training, "commit_append", full)
     with pytest.raises(LakeError):
         train(lake, settings)
     assert champion_version(settings) == report.version

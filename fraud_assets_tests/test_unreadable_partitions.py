@@ -86,7 +86,7 @@ def test_a_batch_damaged_at_the_broker_stops_its_partition_until_it_is_repaired(
         until(lambda: values(lake) == {*numbers(0, 15), *numbers(20, 30)})
         assert metrics.registry.get_sample_value("fraud_landing_partition_unreadable", labels) is None
     assert len([line for line in lines if "cannot be read at offset 5" in line]) == 1
-    assert f"Landing of {topic}/0 goes on." in lines
+    assert f"Landing of {topic}/0 works again." in lines
 
 
 @pytest.mark.xdist_group("apache")

@@ -41,3 +41,9 @@ def configure_logging() -> None:
     platform.handlers = [handler]
     platform.setLevel(logging.INFO)
     platform.propagate = False
+
+
+def show_warnings_only() -> None:
+    """Keeps lines of level INFO off standard error, for a command that shows its progress itself."""
+    for handler in logging.getLogger("fraud_assets").handlers:
+        handler.setLevel(logging.WARNING)

@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 
+from fraud_assets.commands.console import show_warnings_only
 from fraud_assets.errors import FraudAssetsError
 from fraud_assets.samples import FIELD_MAPPINGS, sample_file
 from fraud_assets.settings import Settings, load_settings
@@ -63,6 +64,7 @@ def command(
             raise click.UsageError("--sample and --data do not go together.")
         files = (sample_file(sample),)
         os.environ["FRAUD_FIELD_MAPPING"] = FIELD_MAPPINGS[sample]
+    show_warnings_only()
     # SIGTERM ends the demo as Ctrl-C does, also between Dagster's runs, so that its broker is withdrawn.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     began = time.monotonic()

@@ -132,6 +132,7 @@ def _old_versions(settings: Settings, vacuumed: int, *, now: bool) -> str:
     if now:
         return f"{vacuumed:,} files of older table versions were removed; no version of the lake holds the rows."
     return (
-        f"Older versions of the tables hold the rows until maintenance removes their files, {settings.vacuum_hours} hours "
+        "Older versions of the tables hold the rows until maintenance removes their files, "
+        f"{settings.vacuum_hours} hours "
         "from now (FRAUD_VACUUM_HOURS); --now removes them at once."
     )

@@ -28,7 +28,7 @@ CHECKS: Mapping[str, Check] = {
     "landers": check_landers,
     "drop folder": check_files,
     "lake": check_lake,
-    "books": check_reconciliation,
+    "reconciliation": check_reconciliation,
     "quarantine": check_quarantine,
     "registry": check_registry,
     "alerts": check_alerts,

@@ -35,7 +35,9 @@ _CONNECT_SECONDS = 3.0
 _FOOTERS = 20
 """Data files of each table whose footers are read: the newest, as what a power cut takes is new."""
 _FOOTER_SECONDS = 3.0
-_MAINTENANCE = "Run `dagster asset materialize -m fraud_assets.definitions --select lake_maintenance`; its schedule does by itself."
+_MAINTENANCE = (
+    "Run `dagster asset materialize -m fraud_assets.definitions --select lake_maintenance`, or wait for its schedule."
+)
 
 
 def check_lake(settings: Settings) -> list[Finding]:
@@ -95,20 +97,20 @@ def check_reconciliation(settings: Settings) -> list[Finding]:
     try:
         handles = pinned(Lake.of(settings))
         if raw_transactions.name not in handles:
-            return [skip("books", f"there is no table {raw_transactions.name} yet")]
+            return [skip("reconciliation", f"there is no table {raw_transactions.name} yet")]
         counts, since = totals(handles, settings), compared_from(handles)
     except FraudAssetsError as error:
-        return [skip("books", f"the lake cannot be read: {error}")]
+        return [skip("reconciliation", f"the lake cannot be read: {error}")]
     taken = counts["features"] + counts["quarantined"] + counts["duplicates"]
     fix = "Run a cut-off `fraud-assets erase` again; if it is not that, rows are missing: see docs/restore.md."
     text = (
         f"{counts['landed']:,} landed{f' since {since}' if since else ''} = {counts['features']:,} features + "
         f"{counts['quarantined']:,} quarantined + {counts['duplicates']:,} duplicates + {counts['waiting']:,} waiting"
     )
-    found = [ok("books", text)]
+    found = [ok("reconciliation", text)]
     if counts["landed"] != taken + counts["waiting"]:
         text = f"{counts['landed']:,} landed, but {taken:,} taken and {counts['waiting']:,} waiting"
-        found = [fail("books", text, fix)]
+        found = [fail("reconciliation", text, fix)]
     scored, unscored = counts["scored"], counts["unscored"]
     if counts["features"] != scored + unscored:
         text = f"{counts['features']:,} features, but {scored:,} scored and {unscored:,} waiting for their score"

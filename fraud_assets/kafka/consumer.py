@@ -121,7 +121,7 @@ class TopicReader:
     def first_offsets(
         self, committed_offsets: CommittedOffsets, stop: Callable[[], bool] = never
     ) -> dict[SourcePartition, int]:
-        """First offset to read of every partition, by what `committed_offsets` says of it; for who reads by other means.
+        """Returns the first offset to read of every partition, for a caller that reads by other means.
 
         All that `read` and `follow` look at before they begin is looked at here.
         """
@@ -183,7 +183,8 @@ class TopicReader:
 
         A batch is given when it has FRAUD_LAND_BATCH_ROWS rows or FRAUD_LAND_BATCH_BYTES bytes, or
         FRAUD_LAND_INTERVAL_SECONDS after its first message; an empty one after as long without any. Partitions that
-        come to this reader are read from what `committed_offsets` gives for them; what was read of partitions that go is forgotten,
+        come to this reader are read from what `committed_offsets` gives for them; what was read of partitions that go is
+        forgotten,
         for others read it. A partition that cannot be read is tried again while the others go on; see `unreadable`.
         Before a batch is committed ask `check`, and tell `landed` when it is in the lake; both may come from another
         thread.

@@ -149,7 +149,7 @@ class Lake:
 
 
 class LakeTable(DeltaTable):
-    """A table that raises `LakeError` where delta-rs reads the log again and maintenance may have shortened it meanwhile."""
+    """A table that raises `LakeError` if maintenance shortened the log before delta-rs read it again."""
 
     def transaction_version(self, app_id: str) -> int | None:
         """As delta-rs's own. Raises `LakeError`."""

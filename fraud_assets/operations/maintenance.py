@@ -1,4 +1,4 @@
-"""Maintenance: retention, compaction, checkpoint and a vacuum that leaves what a reader may still hold. It adds no rows."""
+"""Maintains the tables: applies retention, compacts, writes checkpoints and vacuums. It adds no rows."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _shorten_log(handle: DeltaTable, settings: Settings) -> None:
 
 
 def maintain_all(lake: Lake, settings: Settings, today: date | None = None) -> dict[str, MaintenanceReport]:
-    """Retention and maintenance of every table that exists, by name. Ages are counted from `today` (default: now, UTC)."""
+    """Maintains every table that exists; gives a report by table name. Ages are counted from `today` (default: UTC)."""
     today = today or datetime.now(UTC).date()
     waiting = oldest_waiting(lake, settings) if settings.retention_days else None
     return {

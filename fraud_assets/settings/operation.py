@@ -34,8 +34,8 @@ class OperationSettings(GroupSettings):
     run_days: int = Field(
         1,
         ge=1,
-        description="Days that maintenance keeps successful runs of the sensors in Dagster's history; failed runs, the last "
-        "run of each asset, and runs that a person started stay.",
+        description="Days for which maintenance keeps successful runs of the sensors in Dagster's history. Failed runs, "
+        "the last run of each asset, and runs that a person started stay.",
     )
     vacuum_hours: int = Field(
         168, ge=24, description="Age at which maintenance removes files that no table version uses."
@@ -43,16 +43,16 @@ class OperationSettings(GroupSettings):
     log_hours: int = Field(
         2,
         ge=1,
-        description="Hours of table versions that maintenance keeps for time travel; at a commit a second more of them make "
-        "every commit slower.",
+        description="Hours of table versions that maintenance keeps for time travel. At a commit a second, more of them "
+        "make every commit slower.",
     )
     compact_target_bytes: int = Field(
         134_217_728, ge=1_000_000, description="Size that maintenance compacts small files to."
     )
     retention_days: Annotated[dict[str, int], NoDecode, _DAYS] = Field(
         default_factory=dict,
-        description="Days that maintenance keeps rows of a table, as `raw_transactions=400,quarantined_transactions=90`; "
-        "a table that is not named is kept for ever.",
+        description="Days for which maintenance keeps rows of a table, as "
+        "`raw_transactions=400,quarantined_transactions=90`; other tables are kept for ever.",
     )
     handbook_data: Path = Field(
         Path("../shared/data/handbook"), description="The handbook's data, for proofs and benchmarks only."
