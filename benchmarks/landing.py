@@ -23,7 +23,7 @@ from fraud_assets.lake.log import row_count
 from fraud_assets.lake.tables import Lake
 from fraud_assets.operations.setup_home import prepare_home
 from fraud_assets.settings import load_settings
-from fraud_assets.testing.apache_kafka import apache_kafka, why_not
+from fraud_assets.testing.apache_kafka import apache_kafka, why_unavailable
 
 PARTITIONS, BATCH = 4, 100_000
 BODY = b'{"transaction_id": %d, "tx_datetime": "2026-01-01T12:00:00.000000Z", "customer_id": %d, "terminal_id": %d, "tx_amount": 57.16}'
@@ -147,7 +147,7 @@ def landed(number: int, bootstrap: str, count: int, folder: Path) -> dict[str, f
 
 
 def main() -> None:
-    if reason := why_not():
+    if reason := why_unavailable():
         print(f"skipped: {reason}")
         return
     count = 1_000_000 if "--quick" in sys.argv else 10_000_000 if "--full" in sys.argv else 3_000_000

@@ -28,7 +28,7 @@ from fraud_assets.core.schema import (
 from fraud_assets.lake.append import append_landed, commit_append
 from fraud_assets.lake.positions import SourcePartition
 from fraud_assets.lake.tables import Lake
-from fraud_assets.operations.maintenance import maintain_all
+from fraud_assets.operations.maintenance import maintain_lake
 from fraud_assets.settings import load_settings
 from fraud_assets.stages.features import process_landed
 
@@ -133,7 +133,7 @@ def main() -> None:
             began = time.perf_counter()
             lake = Lake.of(settings)
             fill(lake, size)
-            maintain_all(lake, settings)
+            maintain_lake(lake, settings)
             reached[name] = size
             lakes.say(f"{name} transactions of history: lake filled in {time.perf_counter() - began:.0f} s")
 

@@ -30,7 +30,7 @@ from fraud_assets.stages.training import train
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
-from fraud_assets.testing.apache_kafka import apache_kafka, why_not
+from fraud_assets.testing.apache_kafka import apache_kafka, why_unavailable
 
 DAYS = 60
 ROWS_A_DAY_OF_A_CUSTOMER = 2
@@ -109,7 +109,7 @@ def measure(rows: int, folder: Path) -> None:
     began = time.perf_counter()
     with spark_session(base) as spark:
         print(f"{rows:,} transactions, {DAYS} days; Spark's session up after {time.perf_counter() - began:.1f} s")
-        if reason := why_not():
+        if reason := why_unavailable():
             print(f"  landing is left out: {reason}")
         else:
             with apache_kafka(folder / "kafka", jvm=("-Xmx1g",)) as cluster:

@@ -111,7 +111,7 @@ _TOO_MANY_FILES = frozenset({errno.EMFILE, errno.ENFILE})
 _PASSING = _TOO_MANY_FILES | {errno.ENOMEM, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ESTALE}
 
 
-def passes(error: OSError) -> bool:
+def is_temporary(error: OSError) -> bool:
     """Whether the fault is one of the machine at this moment, and not of the file: the same call may work later."""
     return error.errno in _PASSING
 
@@ -135,7 +135,7 @@ def disk_fault(error: OSError) -> DiskError | None:
     )
 
 
-def no_file_is_free() -> DiskError | None:
+def too_many_open_files() -> DiskError | None:
     """The sentence where this process cannot open a single file now, which libraries tell in misleading words."""
     try:
         with Path(os.devnull).open("rb"):

@@ -57,24 +57,24 @@ class SparkResource(dg.ConfigurableResource):
         from dagster_pyspark import LazyPySparkResource
         from pyspark.sql import SparkSession
 
-        from fraud_assets.engines.spark.session import spark_config, started, what_started
+        from fraud_assets.engines.spark.session import describe_session, spark_config, start_session
 
         # A session that was there before, as in a notebook, is not ours to stop.
         if (running := SparkSession.getActiveSession()) is not None:
             return running
-        self._session = started(
+        self._session = start_session(
             settings,
             spark_config(settings) | self.spark_config,
             lambda config: LazyPySparkResource(spark_config=config).spark_session,
         )
-        for sentence in what_started(self._session):
+        for sentence in describe_session(self._session):
             dg.get_dagster_logger().info(sentence)
         return self._session
 
     def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
         """Stops the session, if there is one."""
         if self._session is not None:
-            from fraud_assets.engines.spark.session import stop
+            from fraud_assets.engines.spark.session import stop_session
 
-            stop(self._session)
+            stop_session(self._session)
             self._session = None

@@ -107,7 +107,7 @@ def request(
 )
 def new_files_sensor(context: dg.SensorEvaluationContext, platform: PlatformResource) -> dg.RunRequest | dg.SkipReason:
     """One coalesced run at a time, from the stored positions to what has landed."""
-    from fraud_assets.stages.backlog import backlog, has_champion
+    from fraud_assets.stages.backlog import find_backlog, has_champion
 
     settings, lake = platform.settings(), platform.lake()
     if in_flight(context.instance, "new_files_sensor", settings.run_silent_seconds):
@@ -117,7 +117,7 @@ def new_files_sensor(context: dg.SensorEvaluationContext, platform: PlatformReso
     look = json.dumps(facts)
     if context.cursor == look:
         return dg.SkipReason("No table has changed since the last look.")
-    work = backlog(lake, settings)
+    work = find_backlog(lake, settings)
     if not work.assets:
         context.update_cursor(look)
         return dg.SkipReason(work.reason)

@@ -20,7 +20,7 @@ from fraud_assets.errors import JarsError
 from fraud_assets.kafka.broker import Broker, embedded_broker
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings, load_settings
-from fraud_assets.testing.apache_kafka import Cluster, apache_kafka, why_not
+from fraud_assets.testing.apache_kafka import Cluster, apache_kafka, why_unavailable
 from fraud_assets.testing.object_store import ObjectStore, object_store
 from fraud_assets.testing.spark_cluster import StandaloneCluster, standalone
 
@@ -83,7 +83,7 @@ def broker(settings: Settings) -> Iterator[Broker]:
 
 @cache
 def _why_no_apache_kafka() -> str | None:
-    return why_not()
+    return why_unavailable()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

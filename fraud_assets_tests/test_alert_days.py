@@ -12,7 +12,7 @@ from fraud_assets.doctor.alerts import check_alerts
 from fraud_assets.lake.append import commit_append
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
-from fraud_assets.stages.alert_days import busiest_day, too_many
+from fraud_assets.stages.alert_days import describe_busy_day, find_busiest_day
 from fraud_assets_tests.synthetic import FIRST, features
 
 MakeSettings = Callable[..., Settings]
@@ -40,17 +40,17 @@ def day(number: int) -> date:
 
 def test_the_busiest_of_the_newest_days(lake: Lake, make_settings: MakeSettings) -> None:
     settings = make_settings(alert_budget_per_day=10)
-    assert busiest_day(lake.open(fraud_predictions), settings) is None
+    assert find_busiest_day(lake.open(fraud_predictions), settings) is None
     commit_alerts(lake, {day(0): 90, day(4): 30, day(9): 20})
     handle = lake.open(fraud_predictions)
-    found = busiest_day(handle, settings)  # day 0 is not one of the newest seven
+    found = find_busiest_day(handle, settings)  # day 0 is not one of the newest seven
     assert found is not None
     assert found.metadata() == {"busiest_day": "2026-01-05", "alerts_on_busiest_day": 30, "alert_limit_per_day": 30.0}
     assert not found.over
-    touched = busiest_day(handle, settings, [day(9), day(8)])
+    touched = find_busiest_day(handle, settings, [day(9), day(8)])
     assert touched is not None
     assert (touched.day, touched.alerts) == (day(9), 20)
-    quiet = busiest_day(handle, settings, [day(7)])
+    quiet = find_busiest_day(handle, settings, [day(7)])
     assert quiet is not None
     assert quiet.alerts == 0
 
@@ -72,8 +72,8 @@ def test_a_day_over_the_limit_is_a_warning_of_the_doctor(lake: Lake, make_settin
 def test_the_words_have_both_settings(make_settings: MakeSettings, lake: Lake) -> None:
     settings = make_settings(alert_budget_per_day=0.5, alert_budget_warn_factor=1.5)
     commit_alerts(lake, {day(9): 1})
-    found = busiest_day(lake.open(fraud_predictions), settings)
+    found = find_busiest_day(lake.open(fraud_predictions), settings)
     assert found is not None
     assert found.over
-    assert "1 alerts, more than 1.5 times" in too_many(found, settings)
-    assert "FRAUD_ALERT_BUDGET_PER_DAY" in too_many(found, settings)
+    assert "1 alerts, more than 1.5 times" in describe_busy_day(found, settings)
+    assert "FRAUD_ALERT_BUDGET_PER_DAY" in describe_busy_day(found, settings)

@@ -9,19 +9,19 @@ import pytest
 from fraud_assets.core.schema import raw_transactions
 from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.errors import BrokerError
-from fraud_assets.kafka.broker import broker_of
-from fraud_assets.kafka.client import topic_id_of
+from fraud_assets.kafka.broker import find_broker
+from fraud_assets.kafka.client import find_topic_id
 from fraud_assets.kafka.consumer import TopicReader
 from fraud_assets.kafka.producer import Message, Producer, produce
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
-from fraud_assets.testing.apache_kafka import Cluster, apache_kafka, why_not
+from fraud_assets.testing.apache_kafka import Cluster, apache_kafka, why_unavailable
 from fraud_assets_tests.conftest import MakeTopic, topic_maker
 
 
 @pytest.mark.xdist_group("apache")
 def test_what_is_produced_lands_once(apache_settings: Settings) -> None:
-    broker = broker_of(apache_settings)
+    broker = find_broker(apache_settings)
     topic = apache_settings.transactions_topic
     sent = {b"%d" % number for number in range(500)}
     assert produce((Message(topic, body, body) for body in sorted(sent)), broker, apache_settings) == 500
@@ -33,8 +33,8 @@ def test_what_is_produced_lands_once(apache_settings: Settings) -> None:
 
 @pytest.mark.xdist_group("apache")
 def test_a_topic_made_anew_is_another(apache: Cluster, apache_settings: Settings, make_topic: MakeTopic) -> None:
-    broker = broker_of(apache_settings)
-    topic_ids = {topic_id_of(broker, make_topic(), apache_settings) for _ in range(2)}
+    broker = find_broker(apache_settings)
+    topic_ids = {find_topic_id(broker, make_topic(), apache_settings) for _ in range(2)}
     assert len(topic_ids) == 2
 
 
@@ -43,7 +43,7 @@ def test_a_killed_node_comes_back_with_its_data(tmp_path: Path, make_settings) -
     with apache_kafka(tmp_path) as cluster:
         settings = make_settings(kafka_bootstrap_servers=cluster.bootstrap)
         topic = topic_maker(cluster.bootstrap)()
-        produce([Message(topic, None, b"1")], broker_of(settings), settings)
+        produce([Message(topic, None, b"1")], find_broker(settings), settings)
         cluster.kill(1)
         assert cluster.pid(1) is None
         cluster.start()
@@ -76,22 +76,22 @@ def test_a_node_that_cannot_start_says_why(tmp_path: Path) -> None:
 
 def test_without_java_or_maven_it_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
-    assert "JAVA_HOME" in (why_not() or "")
+    assert "JAVA_HOME" in (why_unavailable() or "")
     monkeypatch.delenv("JAVA_HOME")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "Install Java" in (why_not() or "")
+    assert "Install Java" in (why_unavailable() or "")
     java = tmp_path / "java"
     java.write_text("#!/bin/sh\necho 'openjdk version \"11.0.2\"' >&2\n")
     java.chmod(0o755)
-    assert "11" in (why_not() or "")
+    assert "11" in (why_unavailable() or "")
     java.write_text("#!/bin/sh\necho 'openjdk version \"17.0.2\"' >&2\n")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert "Install Maven" in (why_not() or "")
+    assert "Install Maven" in (why_unavailable() or "")
     maven = tmp_path / "mvn"
     maven.write_text("#!/bin/sh\necho '[ERROR] no repository'\nexit 1\n")
     maven.chmod(0o755)
-    assert "no repository" in (why_not() or "")
-    assert "\n" not in (why_not() or "")
+    assert "no repository" in (why_unavailable() or "")
+    assert "\n" not in (why_unavailable() or "")
 
 
 @pytest.mark.proof
@@ -106,7 +106,7 @@ def test_three_nodes_lose_one_and_no_message(tmp_path: Path, make_settings) -> N
             kafka_timeout_seconds=60,
         )
         bodies = [b"%d" % number for number in range(3_000)]
-        with Producer(broker_of(settings), settings) as producer:
+        with Producer(find_broker(settings), settings) as producer:
             for number, body in enumerate(bodies):
                 producer.send(Message(topic, body, body))
                 if number == 1_000:

@@ -21,11 +21,11 @@ from fraud_assets.core.schema import fraud_labels, raw_transactions
 from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.errors import BrokerError, MessagesLostError
 from fraud_assets.ingest.service.lander import consumer_group, land_forever
-from fraud_assets.ingest.service.presence import landers
+from fraud_assets.ingest.service.presence import running_landers
 from fraud_assets.lake.log import row_count
 from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.settings import Settings
-from fraud_assets.testing.apache_kafka import Cluster, apache_kafka, why_not
+from fraud_assets.testing.apache_kafka import Cluster, apache_kafka, why_unavailable
 from fraud_assets_tests.conftest import MakeTopic, Start
 from fraud_assets_tests.logged import logged
 from fraud_assets_tests.topics import always_on, done, numbers, produce
@@ -96,10 +96,10 @@ def test_landers_share_partitions_which_move_when_one_stops_or_is_killed(
     every = {"0", "1", "2", "3"}
 
     def lander() -> tuple[subprocess.Popen[str], str]:
-        before = set(landers(settings))
+        before = set(running_landers(settings))
         process = start("land", **environment(settings))
-        until(lambda: set(landers(settings)) > before)
-        return process, landers(settings)[process.pid]
+        until(lambda: set(running_landers(settings)) > before)
+        return process, running_landers(settings)[process.pid]
 
     def shared(*urls: str) -> bool:
         dealt = [partitions_of(url, settings) for url in urls]
@@ -135,9 +135,9 @@ def test_landers_share_partitions_which_move_when_one_stops_or_is_killed(
 
 
 def test_metrics_and_health_follow_an_outage(tmp_path: Path, make_settings: Callable[..., Settings]) -> None:
-    if reason := why_not():
+    if reason := why_unavailable():
         pytest.skip(reason)
-    from fraud_assets.ingest.service.metrics import LandingMetrics, served
+    from fraud_assets.ingest.service.metrics import LandingMetrics, serve_metrics
 
     with apache_kafka(tmp_path / "kafka") as cluster:
         settings = make_settings(
@@ -149,7 +149,7 @@ def test_metrics_and_health_follow_an_outage(tmp_path: Path, make_settings: Call
         lake = Lake.of(settings)
         metrics, stop = LandingMetrics(), threading.Event()
         thread = threading.Thread(target=land_forever, args=(lake, settings, stop), kwargs={"metrics": metrics})
-        with logged() as lines, served(metrics, "127.0.0.1:19300") as url:
+        with logged() as lines, serve_metrics(metrics, "127.0.0.1:19300") as url:
             thread.start()
             try:
                 produce(settings, numbers(0, 100))

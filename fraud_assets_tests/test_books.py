@@ -21,7 +21,7 @@ from fraud_assets.doctor.finding import Finding
 from fraud_assets.doctor.lake import check_reconciliation
 from fraud_assets.kafka.broker import Broker
 from fraud_assets.lake.append import commit_append
-from fraud_assets.lake.batches import Bounds, pending, rows_within
+from fraud_assets.lake.batches import Bounds, find_pending, rows_within
 from fraud_assets.lake.positions import committed_offset
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
@@ -47,7 +47,7 @@ def mixed(count: int, first_id: int) -> list[bytes]:
 def score(lake: Lake, settings: Settings) -> None:
     """Predictions of all features, with a score that nobody reads."""
     features, handle = lake.open(transaction_features), lake.open(fraud_predictions)
-    work = pending(features, lambda stream: committed_offset(handle, stream), settings)
+    work = find_pending(features, lambda stream: committed_offset(handle, stream), settings)
     if not work.target:
         return
     rows = rows_within(work, Bounds(work.start, work.target), settings)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from fraud_assets.errors import BrokerError
-from fraud_assets.kafka.broker import Broker, broker_of
+from fraud_assets.kafka.broker import Broker, find_broker
 from fraud_assets.kafka.consumer import TopicReader
 from fraud_assets.kafka.producer import Message, produce
 from fraud_assets.settings import Settings
@@ -62,7 +62,7 @@ def test_apache_kafka_keeps_its_messages(
     with broker_command(tmp_path, *arguments, FRAUD_HOME=str(tmp_path)) as process:
         line = line_with("export KAFKA_BOOTSTRAP_SERVERS=", process)
         settings = make_settings(kafka_bootstrap_servers=line.partition("=")[2])
-        produce([Message(settings.transactions_topic, None, b"1")], broker_of(settings), settings)
+        produce([Message(settings.transactions_topic, None, b"1")], find_broker(settings), settings)
         taken = run(tmp_path / "other", "broker", *arguments)
         assert_one_sentence(taken, str(free_port), "--port")
     with broker_command(tmp_path, *arguments, FRAUD_HOME=str(tmp_path)) as process:
@@ -95,9 +95,9 @@ def test_a_copied_home_does_not_use_the_broker_of_the_original(
     (tmp_path / "copy").mkdir()
     shutil.copy(settings.broker_file, tmp_path / "copy")
     with pytest.raises(BrokerError, match=r"copied FRAUD_HOME.*belongs to the original.*fraud-assets broker"):
-        broker_of(make_settings(home=tmp_path / "copy"))
+        find_broker(make_settings(home=tmp_path / "copy"))
     (tmp_path / "link").symlink_to(settings.home_path)
-    assert broker_of(make_settings(home=tmp_path / "link")) == broker_of(settings) == broker
+    assert find_broker(make_settings(home=tmp_path / "link")) == find_broker(settings) == broker
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ from fraud_assets.core.schema import (
 )
 from fraud_assets.ingest.files.landing import FileReport
 from fraud_assets.kafka.broker import embedded_broker
-from fraud_assets.kafka.schemas import registry
+from fraud_assets.kafka.schemas import registry_client
 from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.operations.reconciliation import reconcile
 from fraud_assets.operations.setup_home import prepare_home
@@ -243,7 +243,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         settings, cards, said = load_settings(), Cards(), list[str]()
-        schema = registry(settings).register_schema("transactions-value", Schema(AVRO, "AVRO"))
+        schema = registry_client(settings).register_schema("transactions-value", Schema(AVRO, "AVRO"))
         prepare_home(settings)
         drop_files(cards, settings.incoming)
         with embedded_broker(settings) as broker:

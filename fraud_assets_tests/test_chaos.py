@@ -14,13 +14,13 @@ from fraud_assets.chaos.traffic import Sent
 from fraud_assets.chaos.verification import verify
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
-from fraud_assets.testing.apache_kafka import why_not
+from fraud_assets.testing.apache_kafka import why_unavailable
 
 pytestmark = pytest.mark.xdist_group("apache")
 
 
 def chaos(tmp_path: Path, *arguments: str, seconds: float) -> dict[str, Any]:
-    if reason := why_not():
+    if reason := why_unavailable():
         pytest.skip(reason)
     done = subprocess.run(
         [sys.executable, "-m", "fraud_assets.cli", "chaos", "--json", *arguments],

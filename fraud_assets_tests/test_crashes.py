@@ -21,9 +21,9 @@ from fraud_assets.core.schema import (
     transaction_features,
 )
 from fraud_assets.engines.local.landing import land_topics
-from fraud_assets.kafka.broker import broker_of
+from fraud_assets.kafka.broker import find_broker
 from fraud_assets.lake.tables import Lake, dataset_of
-from fraud_assets.operations.maintenance import maintain_all
+from fraud_assets.operations.maintenance import maintain_lake
 from fraud_assets.operations.reconciliation import reconcile
 from fraud_assets.settings import Settings
 from fraud_assets.stages.features import process_landed
@@ -90,7 +90,7 @@ def message(number: int) -> bytes:
 @pytest.fixture
 def produced(settings: Settings, broker: Any) -> Settings:
     """A topic with `MESSAGES` messages, some of them bad."""
-    producer = Producer({"bootstrap.servers": broker_of(settings).bootstrap})
+    producer = Producer({"bootstrap.servers": find_broker(settings).bootstrap})
     for number in range(MESSAGES):
         producer.produce(settings.transactions_topic, message(number), key=str(number % 17).encode())
     assert producer.flush(30) == 0
@@ -173,9 +173,9 @@ def test_maintenance_between_landing_and_features(produced: Settings, lake: Lake
     """Compaction and a vacuum of everything that no version needs; no row is new afterwards."""
     eager = produced.model_copy(update={"vacuum_hours": 0})
     land_topics(lake, produced)
-    maintain_all(lake, eager)
+    maintain_lake(lake, eager)
     process_landed(lake, produced)
-    maintain_all(lake, eager)
+    maintain_lake(lake, eager)
     assert process_landed(lake, produced).landed == 0
     assert land_topics(lake, produced)["raw_transactions"].rows == 0
     assert_balanced(lake, produced)

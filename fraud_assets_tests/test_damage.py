@@ -29,14 +29,14 @@ from fraud_assets.doctor.lake import check_lake
 from fraud_assets.errors import DamagedFileError, LakeError
 from fraud_assets.ingest.files.landing import land_files
 from fraud_assets.lake.damage import refuse_incomplete_entries
-from fraud_assets.lake.data_files import read_slices, slices_of
+from fraud_assets.lake.data_files import list_slices, read_slices
 from fraud_assets.lake.duckdb_session import connect
 from fraud_assets.lake.log import add_actions, row_count
 from fraud_assets.lake.positions import SourcePartition, committed_offset
-from fraud_assets.lake.scan import register
+from fraud_assets.lake.scan import register_view
 from fraud_assets.lake.tables import Lake, read
-from fraud_assets.operations.erasure import erase
-from fraud_assets.operations.maintenance import maintain
+from fraud_assets.operations.erasure import erase_customer
+from fraud_assets.operations.maintenance import maintain_table
 from fraud_assets.settings import Settings
 from fraud_assets.stages.features import process_landed, recompute
 from fraud_assets.stages.training import read_features
@@ -251,10 +251,10 @@ def test_maintenance_leaves_the_log_to_who_has_just_opened_the_table(settings: S
     stream = SourcePartition("transactions", "life", 0)
     age()
     handle = landed.open(raw_transactions)
-    maintain(landed, raw_transactions, settings)
+    maintain_table(landed, raw_transactions, settings)
     assert committed_offset(handle, stream) == 14
     age()
-    maintain(landed, raw_transactions, settings)
+    maintain_table(landed, raw_transactions, settings)
     assert not entry(log_of(landed), 3).exists()
     with pytest.raises(LakeError, match="Maintenance may have shortened the log meanwhile: run it again"):
         committed_offset(handle, stream)
@@ -273,13 +273,13 @@ def newest_file(lake: Lake, table: Table) -> Path:
 
 def in_duckdb(lake: Lake, settings: Settings) -> None:
     with connect(settings) as connection:
-        register(connection, "f", lake.open(raw_transactions))
+        register_view(connection, "f", lake.open(raw_transactions))
         connection.sql("select sum(octet_length(value)) from f").fetchall()
 
 
 def by_slices(lake: Lake, settings: Settings) -> None:
     handle, place = lake.open(raw_transactions), lake.location(raw_transactions)
-    slices = slices_of(handle, add_actions(handle)["path"].to_pylist(), raw_transactions)
+    slices = list_slices(handle, add_actions(handle)["path"].to_pylist(), raw_transactions)
     list(read_slices(place, slices, raw_transactions.schema, raw_transactions.partition_by))
 
 
@@ -296,8 +296,8 @@ READERS: dict[str, tuple[Table, Callable[[Lake, Settings], object]]] = {
         transaction_features,
         lambda lake, settings: read_features(lake, FIRST, FIRST.replace(day=9), ["tx_amount"]),
     ),
-    "erase": (raw_transactions, lambda lake, settings: erase(lake, settings, "3")),
-    "maintenance": (raw_transactions, lambda lake, settings: maintain(lake, raw_transactions, settings)),
+    "erase": (raw_transactions, lambda lake, settings: erase_customer(lake, settings, "3")),
+    "maintenance": (raw_transactions, lambda lake, settings: maintain_table(lake, raw_transactions, settings)),
 }
 
 

@@ -18,7 +18,7 @@ from dagster._daemon.types import DaemonHeartbeat
 
 from fraud_assets.cli import cli
 from fraud_assets.core.schema import fraud_predictions, raw_transactions, transaction_features
-from fraud_assets.doctor.examination import examine
+from fraud_assets.doctor.examination import run_checks
 from fraud_assets.doctor.files import check_files
 from fraud_assets.doctor.finding import Finding
 from fraud_assets.doctor.installation import check_home, check_settings, check_versions
@@ -28,7 +28,7 @@ from fraud_assets.doctor.spark import check_spark
 from fraud_assets.doctor.stream import check_broker, check_landers, check_schema_registry
 from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.ingest.files.landing import land_files
-from fraud_assets.ingest.service.presence import presence
+from fraud_assets.ingest.service.presence import register_lander
 from fraud_assets.kafka.broker import Broker
 from fraud_assets.lake.append import commit_append
 from fraud_assets.lake.positions import SourcePartition
@@ -91,7 +91,7 @@ def test_a_healthy_platform_has_exit_code_0(
     process_landed(lake, settings)
     train(lake, settings)
     score_pending(lake, settings)
-    with presence(settings):
+    with register_lander(settings):
         result = run(settings, "--json")
     report = json.loads(result.stdout)
     lines = {check["name"]: check["state"] for check in report["checks"]}
@@ -130,20 +130,24 @@ def test_spark_where_it_is_the_engine(
 ) -> None:
     assert check_spark(make_settings()) == []
     named = {"engine": "spark", "kafka_bootstrap_servers": "127.0.0.1:1"}
-    assert_broken(run_checks(make_settings(**named, spark_jars=str(tmp_path))), "spark connector", "FRAUD_SPARK_JARS")
+    assert_broken(
+        spark_findings(make_settings(**named, spark_jars=str(tmp_path))), "spark connector", "FRAUD_SPARK_JARS"
+    )
     (tmp_path / "spark-sql-kafka-0-10_2.13-4.2.0.jar").touch()
-    findings = run_checks(make_settings(**named, spark_jars=str(tmp_path)))
+    findings = spark_findings(make_settings(**named, spark_jars=str(tmp_path)))
     assert {finding.name: finding.state for finding in findings} == {"spark": "OK", "spark connector": "OK"}
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert of(run_checks(make_settings(**named)), "spark connector").state == "WARN"
+    assert of(spark_findings(make_settings(**named)), "spark connector").state == "WARN"
     monkeypatch.setattr("fraud_assets.doctor.spark._ANSWER_SECONDS", 0.1)
-    assert_broken(run_checks(make_settings(**named, spark_master="spark://127.0.0.1:1")), "spark", "FRAUD_SPARK_MASTER")
+    assert_broken(
+        spark_findings(make_settings(**named, spark_master="spark://127.0.0.1:1")), "spark", "FRAUD_SPARK_MASTER"
+    )
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
-    assert_broken(run_checks(make_settings(**named)), "spark", "Java", "JAVA_HOME")
+    assert_broken(spark_findings(make_settings(**named)), "spark", "Java", "JAVA_HOME")
 
 
-def run_checks(settings: Settings) -> list[Finding]:
-    return examine(settings, {"spark": check_spark})
+def spark_findings(settings: Settings) -> list[Finding]:
+    return run_checks(settings, {"spark": check_spark})
 
 
 def test_looking_changes_nothing(settings: Settings, lake: Lake) -> None:
@@ -178,7 +182,7 @@ def test_no_secret_is_shown(make_settings: Callable[..., Settings]) -> None:
         mlflow_tracking_uri="http://me:hidden@127.0.0.1:1",
         train_trees=7,
     )
-    shown = str(examine(settings))
+    shown = str(run_checks(settings))
     assert "FRAUD_TRAIN_TREES=7" in shown
     assert "FRAUD_PSEUDONYM_KEY=***" in shown
     assert "quiet" not in shown
@@ -240,25 +244,25 @@ def test_a_lander_that_does_not_answer(settings: Settings) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{closed.getsockname()[1]}"
-    with presence(settings, address):
+    with register_lander(settings, address):
         assert_broken(check_landers(settings), "landers", address)
 
 
 def test_a_lander_that_says_it_fails(settings: Settings) -> None:
-    from fraud_assets.ingest.service.metrics import LandingMetrics, served
+    from fraud_assets.ingest.service.metrics import LandingMetrics, serve_metrics
 
     metrics = LandingMetrics()
-    with served(metrics, "127.0.0.1:0") as address, presence(settings, address):
+    with serve_metrics(metrics, "127.0.0.1:0") as address, register_lander(settings, address):
         assert of(check_landers(settings), "landers").state == "OK"
         metrics.fails("The disk is full.")
         assert_broken(check_landers(settings), "landers", "The disk is full.")
 
 
 def test_a_lander_whose_drop_folder_needs_a_person(settings: Settings) -> None:
-    from fraud_assets.ingest.service.metrics import LandingMetrics, served
+    from fraud_assets.ingest.service.metrics import LandingMetrics, serve_metrics
 
     metrics = LandingMetrics()
-    with served(metrics, "127.0.0.1:0") as address, presence(settings, address):
+    with serve_metrics(metrics, "127.0.0.1:0") as address, register_lander(settings, address):
         metrics.files.looked([], {"folder": "It is a folder."})
         finding = of(check_landers(settings), "landers")
     assert finding.state == "WARN"
@@ -427,7 +431,7 @@ def test_a_check_that_hangs_or_breaks_is_a_line(settings: Settings) -> None:
     def breaks(settings: Settings) -> list[Finding]:
         raise ZeroDivisionError("of its own")
 
-    findings = examine(settings, {"one": hangs, "two": breaks, "home": check_home}, patience=0.5)
+    findings = run_checks(settings, {"one": hangs, "two": breaks, "home": check_home}, patience=0.5)
     assert_broken(findings, "one", "no answer within 0.5 s")
     assert_broken(findings, "two", "ZeroDivisionError: of its own")
     assert of(findings, "home").state in {"OK", "WARN"}

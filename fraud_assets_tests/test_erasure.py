@@ -27,13 +27,13 @@ from fraud_assets.core.schema import (
 )
 from fraud_assets.engines.landing_tables import append_labels
 from fraud_assets.lake.append import append_landed, commit_append
-from fraud_assets.lake.batches import pending
+from fraud_assets.lake.batches import find_pending
 from fraud_assets.lake.log import row_count
 from fraud_assets.lake.positions import SourcePartition, committed_offset, positions_of
 from fraud_assets.lake.tables import Lake, dataset_of
-from fraud_assets.operations.erasure import ERASED_TABLES, erase, holdings
-from fraud_assets.operations.maintenance import maintain_all
-from fraud_assets.operations.quarantine import Selection, retry
+from fraud_assets.operations.erasure import ERASED_TABLES, erase_customer, find_holdings
+from fraud_assets.operations.maintenance import maintain_lake
+from fraud_assets.operations.quarantine import Selection, retry_messages
 from fraud_assets.operations.reconciliation import reconcile
 from fraud_assets.settings import Settings
 from fraud_assets.stages.features import process_landed
@@ -42,7 +42,7 @@ from fraud_assets_tests.test_crashes import killed
 from fraud_assets_tests.test_quarantine import label_rows
 
 WHO = "5"
-ERASE = f"from fraud_assets.operations import erasure\n{{}}\nerasure.erase(lake, settings, {WHO!r})"
+ERASE = f"from fraud_assets.operations import erasure\n{{}}\nerasure.erase_customer(lake, settings, {WHO!r})"
 
 
 def score_all(lake: Lake) -> None:
@@ -113,12 +113,14 @@ def assert_erased(lake: Lake, settings: Settings) -> None:
     for table in (raw_transactions, transaction_features, quarantined_transactions, fraud_predictions):
         assert committed_offset(lake.open(table), life) >= 69
     features = lake.open(transaction_features)
-    assert not pending(lake.open(raw_transactions), lambda stream: committed_offset(features, stream), settings).rows
+    assert not find_pending(
+        lake.open(raw_transactions), lambda stream: committed_offset(features, stream), settings
+    ).rows
     assert process_landed(lake, settings).landed == 0
 
 
 def test_a_customer_is_gone_everywhere_and_nobody_else(filled: Settings, lake: Lake) -> None:
-    report = erase(lake, filled, WHO)
+    report = erase_customer(lake, filled, WHO)
     assert report.tables == {
         "fraud_labels": 2,
         "fraud_predictions": 10,
@@ -127,11 +129,11 @@ def test_a_customer_is_gone_everywhere_and_nobody_else(filled: Settings, lake: L
         "transaction_features": 10,
     }
     assert_erased(lake, filled)
-    assert erase(lake, filled, WHO).tables == dict.fromkeys(report.tables, 0)
+    assert erase_customer(lake, filled, WHO).tables == dict.fromkeys(report.tables, 0)
 
 
 def test_what_was_landed_is_not_landed_again(filled: Settings, lake: Lake) -> None:
-    erase(lake, filled, WHO)
+    erase_customer(lake, filled, WHO)
     again = dataset_of(lake.open(raw_transactions)).to_table().slice(0, 1)
     old = again.set_column(again.column_names.index("offset"), "offset", pa.array([5], pa.int64()))
     assert append_landed(lake, raw_transactions, old) == 0
@@ -140,11 +142,11 @@ def test_what_was_landed_is_not_landed_again(filled: Settings, lake: Lake) -> No
 
 
 def test_what_cannot_be_read_is_named_and_goes_when_asked(filled: Settings, lake: Lake) -> None:
-    found = holdings(lake, filled, WHO)
+    found = find_holdings(lake, filled, WHO)
     assert [row["offset"] for row in found.mentions.to_pylist()] == [72]
-    assert erase(lake, filled, WHO).unreadable == 0
+    assert erase_customer(lake, filled, WHO).unreadable == 0
     assert b'"transaction_id": 901' in bytes_anywhere(lake)
-    assert erase(lake, filled, WHO, unreadable=True).unreadable == 1
+    assert erase_customer(lake, filled, WHO, unreadable=True).unreadable == 1
     assert b'"transaction_id": 901' not in bytes_anywhere(lake)
     totals = reconcile(lake, filled)
     assert totals["landed"] == totals["features"] + totals["quarantined"] + totals["duplicates"] == 60 + 2
@@ -154,7 +156,7 @@ def test_what_cannot_be_read_is_named_and_goes_when_asked(filled: Settings, lake
 def test_killed_after_a_step_the_next_run_completes_it(filled: Settings, lake: Lake, done: str) -> None:
     deletion = {"quarantined labels": 1, "predictions": 3, "landed bodies": 4, "quarantine": 5}[done]
     killed(filled, ERASE.format(f"die_at(erasure, '_delete', {deletion}, after=True)"))
-    report = erase(lake, filled, WHO)
+    report = erase_customer(lake, filled, WHO)
     assert report.tables["transaction_features"] == 10
     assert_erased(lake, filled)
 
@@ -178,7 +180,7 @@ def test_landing_goes_on_meanwhile(filled: Settings, lake: Lake) -> None:
     lander = threading.Thread(target=land_on)
     lander.start()
     try:
-        report = erase(lake, filled, WHO)
+        report = erase_customer(lake, filled, WHO)
     finally:
         stop.set()
         lander.join()
@@ -193,9 +195,9 @@ def test_a_message_that_was_driven_again_goes_with_its_original(lake: Lake, sett
     land(lake, [body.replace(b"customer_id", b"cust") for body in bodies(7)])
     process_landed(lake, settings)
     mapped = settings.model_copy(update={"field_mapping": {"customer_id": "cust"}})
-    assert retry(lake, mapped, Selection()).transactions == 7
+    assert retry_messages(lake, mapped, Selection()).transactions == 7
     process_landed(lake, mapped)
-    assert erase(lake, settings, WHO).tables == {
+    assert erase_customer(lake, settings, WHO).tables == {
         "fraud_labels": 0,
         "fraud_predictions": 0,
         "raw_transactions": 2,
@@ -221,10 +223,10 @@ def test_kept_files_lose_the_customers_rows_only(settings: Settings, lake: Lake)
     others = [row for row in rows if row["customer_id"] != 5]
     changed = (settings.processed / "b.parquet").stat().st_mtime_ns
 
-    found = holdings(lake, settings, WHO)
+    found = find_holdings(lake, settings, WHO)
     assert [Path(path).name for path in found.closed_files] == ["d.parquet"]
     assert [path.name for path in found.waiting] == ["e.jsonl"]
-    report = erase(lake, settings, WHO)
+    report = erase_customer(lake, settings, WHO)
     assert {Path(path).name: count for path, count in report.files.items()} == {
         "a.jsonl": 2,
         "b.parquet": 2,
@@ -240,8 +242,8 @@ def test_kept_files_lose_the_customers_rows_only(settings: Settings, lake: Lake)
     assert pa.csv.read_csv(settings.failed / "c.csv")["CUSTOMER_ID"].to_pylist() == [
         row["customer_id"] for row in others
     ]
-    assert erase(lake, settings, WHO).files == {}
-    assert erase(lake, settings, WHO, unreadable=True).unreadable == 1
+    assert erase_customer(lake, settings, WHO).files == {}
+    assert erase_customer(lake, settings, WHO, unreadable=True).unreadable == 1
     assert sorted(path.name for path in settings.processed.iterdir()) == ["a.jsonl", "b.parquet"]
 
 
@@ -256,7 +258,7 @@ def test_a_pseudonymised_customer_is_named_in_clear(make_settings: Any, lake: La
     append_landed(lake, raw_transactions, treated.set_column(3, "offset", offsets))
     process_landed(lake, settings)
     # One of the first seven is in clear, from before the setting; the second seven repeat their ids.
-    assert erase(lake, settings, WHO).tables["raw_transactions"] == 2
+    assert erase_customer(lake, settings, WHO).tables["raw_transactions"] == 2
     assert row_count(lake.open(raw_transactions)) == 12
 
 
@@ -281,7 +283,7 @@ def test_the_command_asks_tells_and_removes_old_versions(
     assert gone["vacuumed_files"] > 0
     assert gone["unreadable_messages"] == ["transactions/0/72"]
     assert not held_on_disk(lake)
-    maintain_all(lake, filled)
+    maintain_lake(lake, filled)
     assert_erased(lake, filled)
 
 
@@ -298,7 +300,7 @@ def held_on_disk(lake: Lake) -> list[Path]:
 
 
 def test_the_log_names_positions_and_never_the_customer(filled: Settings, lake: Lake) -> None:
-    erase(lake, filled, WHO)
+    erase_customer(lake, filled, WHO)
     for table in ERASED_TABLES:
         deletions = [entry for entry in lake.open(table).history() if entry["operation"] == "DELETE"]
         assert deletions

@@ -20,7 +20,7 @@ from fraud_assets.core.schema import (
 )
 from fraud_assets.errors import SettingError
 from fraud_assets.lake.append import append_landed
-from fraud_assets.lake.batches import Bounds, next_bounds, pending, rows_within
+from fraud_assets.lake.batches import Bounds, find_pending, next_bounds, rows_within
 from fraud_assets.lake.log import row_count
 from fraud_assets.lake.positions import committed_offset
 from fraud_assets.lake.tables import Lake, dataset_of
@@ -176,7 +176,7 @@ def test_restatement_counts_a_late_label_and_starts_nothing_downstream(settings:
 def stored_positions(lake: Lake) -> dict[Any, int]:
     """What the features table says it contains, for every stream that landed."""
     handle = lake.open(transaction_features)
-    streams = pending(lake.open(raw_transactions), lambda stream: -1, Settings()).target
+    streams = find_pending(lake.open(raw_transactions), lambda stream: -1, Settings()).target
     return {stream: committed_offset(handle, stream) for stream in streams}
 
 
@@ -224,7 +224,7 @@ def test_a_batch_is_bounded_by_bytes(settings: Settings, lake: Lake) -> None:
     limited = settings.model_copy(update={"batch_bytes": 2_000})
     features, taken = lake.open(transaction_features), list[tuple[int, int]]()
     known: dict[Any, int] = {}
-    while (work := pending(lake.open(raw_transactions), lambda s: known.get(s, -1), limited)).target:  # noqa: B023
+    while (work := find_pending(lake.open(raw_transactions), lambda s: known.get(s, -1), limited)).target:  # noqa: B023
         bounds = next_bounds(work, limited, limited.batch_limits)
         rows = rows_within(work, bounds, limited)
         total = sum(map(len, rows["value"].to_pylist()))
@@ -234,7 +234,7 @@ def test_a_batch_is_bounded_by_bytes(settings: Settings, lake: Lake) -> None:
         assert not rest.num_rows or total + len(rest["value"][0].as_py()) > 2_000
         taken += zip(rows["partition"].to_pylist(), rows["offset"].to_pylist(), strict=True)
         known |= bounds.target
-    everything = pending(lake.open(raw_transactions), lambda s: -1, settings)
+    everything = find_pending(lake.open(raw_transactions), lambda s: -1, settings)
     ordered = rows_within(everything, next_bounds(everything, settings, settings.batch_limits), settings)
     assert taken == list(zip(ordered["partition"].to_pylist(), ordered["offset"].to_pylist(), strict=True))
     assert len(taken) == len(values)
@@ -247,17 +247,17 @@ def test_a_batch_reads_the_bodies_of_its_own_files_only(
     """A backlog of many files is not read once for each batch."""
     for start in range(0, 40, 4):
         land(lake, [os.urandom(4_000) for _ in range(4)], first_offset=start)
-    work = pending(lake.open(raw_transactions), lambda s: -1, settings)
+    work = find_pending(lake.open(raw_transactions), lambda s: -1, settings)
     groups: list[int] = []
     from fraud_assets.lake import batches
 
-    real = batches.register
+    real = batches.register_view
 
     def counted(connection: Any, name: str, handle: Any, files: Any) -> None:
         groups.append(len(files))
         real(connection, name, handle, files)
 
-    monkeypatch.setattr(batches, "register", counted)
+    monkeypatch.setattr(batches, "register_view", counted)
     bounds = next_bounds(work, settings, BatchLimits(500_000, 30_000))
     assert list(bounds.target.values()) == [6]
     # Two files for the lengths, and all of them for the positions, which take little.

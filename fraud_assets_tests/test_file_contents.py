@@ -22,7 +22,7 @@ from fraud_assets.core.schema import fraud_labels, quarantined_transactions, raw
 from fraud_assets.errors import SettingError
 from fraud_assets.ingest.files import parquet_file
 from fraud_assets.lake.tables import Lake, dataset_of
-from fraud_assets.operations.erasure import erase
+from fraud_assets.operations.erasure import erase_customer
 from fraud_assets.operations.kept_files import rows_in_files
 from fraud_assets.settings import Settings
 from fraud_assets_tests.test_files import bodies, drop, land, rows_of, transaction
@@ -99,7 +99,7 @@ def test_a_missing_value_of_a_csv_is_no_customer(settings: Settings, lake: Lake)
 def test_a_kept_csv_says_the_same_after_an_erasure(settings: Settings, lake: Lake) -> None:
     drop(settings, "a.csv", f'{HEADER}\n1,{TIME},NULL,t,1\n2,{TIME},"NULL",t,1\n3,{TIME},4711,t,1\n')
     land(lake, settings)
-    erase(lake, settings, "4711")
+    erase_customer(lake, settings, "4711")
     (settings.processed / "a.csv").rename(settings.incoming / "b.csv")
     land(lake, settings)
     again = [row["value"] for row in rows_of(lake, raw_transactions) if row["topic"] == "file:b.csv"]
@@ -168,7 +168,7 @@ def test_bytes_of_a_customer_are_its_text(settings: Settings, lake: Lake, kind: 
     assert [row["customer_id"] for row in parsed(lake, settings)[0]] == [NAME] * 2
     found = {file.path.name: file.rows for file in rows_in_files(settings, settings.processed, [NAME])}
     assert found == {"a.parquet": 1, "b.jsonl": 1}
-    report = erase(lake, settings, NAME)
+    report = erase_customer(lake, settings, NAME)
     assert report.tables["raw_transactions"] == 2
     assert sum(report.files.values()) == 2
 
@@ -216,7 +216,7 @@ def test_times_that_nanoseconds_do_not_reach(settings: Settings, lake: Lake) -> 
     ]
     assert [row["tx_datetime"] for row in parsed(lake, settings)[0]] == [datetime(2026, 1, 1, tzinfo=UTC)] * 3
     # A kept file is written anew with the same times.
-    erase(lake, settings, "gone")
+    erase_customer(lake, settings, "gone")
     kept = pq.read_table(settings.processed / "a.parquet")
     assert [time.year for time in kept["labelled_at"].to_pylist()] == [2500, 9999]
 
@@ -278,7 +278,7 @@ def test_a_field_within_another_is_mapped_in_every_format(make_settings: Callabl
     ]
     assert [row["detail"] for row in bad] == ["after.card.owner (customer_id) is missing"]
     assert labels(lake) == {"n": True, "p": True}
-    report = erase(lake, settings, "4711")
+    report = erase_customer(lake, settings, "4711")
     assert report.tables["raw_transactions"] == 3
     assert sum(report.files.values()) == 3
 
@@ -382,7 +382,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_row(settings: Settings, lake:
     drop(settings, "b.jsonl", mark + jsonl({name.upper(): value for name, value in transaction(3).items()}).encode())
     assert [(report.rows, report.labels) for report in land(lake, settings)] == [(2, 2), (1, 0)]
     assert [row["transaction_id"] for row in parsed(lake, settings)[0]] == ["1", "2", "3"]
-    report = erase(lake, settings, "1")
+    report = erase_customer(lake, settings, "1")
     assert sum(report.files.values()) == 3
 
 

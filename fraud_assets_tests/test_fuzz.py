@@ -45,15 +45,15 @@ from fraud_assets.core.schema import (
 )
 from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.ingest.files.examination import JSON_LINES
-from fraud_assets.kafka.broker import Broker, broker_of, embedded_broker
-from fraud_assets.kafka.schemas import registry
+from fraud_assets.kafka.broker import Broker, embedded_broker, find_broker
+from fraud_assets.kafka.schemas import registry_client
 from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.operations.reconciliation import reconcile
 from fraud_assets.settings import Settings, load_settings
 from fraud_assets.stages.features import process_landed
 from fraud_assets.stages.scoring import score_pending
 from fraud_assets.stages.training import train
-from fraud_assets.testing.apache_kafka import why_not
+from fraud_assets.testing.apache_kafka import why_unavailable
 from fraud_assets_tests import fuzz
 from fraud_assets_tests.conftest import Send, topic_maker
 from fraud_assets_tests.core.test_parsing import label_table, raw_table
@@ -275,7 +275,7 @@ def wire_of(settings: Settings) -> fuzz.Wire | None:
     """What frames bodies with the ids of the settings' registry, which is filled here."""
     if settings.transactions_format == "json":
         return None
-    client = registry(settings)
+    client = registry_client(settings)
     kind = "AVRO" if settings.transactions_format == "avro" else "JSON"
     good = client.register_schema("good", Schema(fuzz.AVRO if kind == "AVRO" else '{"type": "object"}', kind))
     others = [
@@ -293,7 +293,7 @@ def flow(
     settings: Settings, dialect: fuzz.Dialect, count: int, each: int, seed: int, partitions: int, scored: bool
 ) -> tuple[dict[str, int], float]:
     """Sends mutated messages in rounds of `each`, through every stage; gives the books and the stages' seconds."""
-    lake, broker = Lake.of(settings), broker_of(settings)
+    lake, broker = Lake.of(settings), find_broker(settings)
     messages = fuzz.messages(count, seed, dialect, wire_of(settings))
     labels = fuzz.messages(max(count // 10, 20), seed + 1, fuzz.labels_of(dialect))
     sent: tuple[dict[Place, Sent], dict[Place, Sent]] = {}, {}
@@ -327,7 +327,7 @@ def test_mutated_messages_find_their_place(make_settings: Make, kind: str) -> No
 @contextmanager
 def any_broker(request: pytest.FixtureRequest, make_settings: Make, **overrides: Any) -> Iterator[Settings]:
     """Settings with topics of two partitions at Apache Kafka, or with an embedded broker where there is none."""
-    if why_not() is None:
+    if why_unavailable() is None:
         make = topic_maker(request.getfixturevalue("apache").bootstrap)
         # Else the broker refuses the times that some messages carry, or forgets these messages.
         limits = {"message_timestamp_after_max_ms": 2**63 - 1, "retention_ms": -1, "max_message_bytes": 2_000_000}

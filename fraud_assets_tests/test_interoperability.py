@@ -21,9 +21,9 @@ from fraud_assets.lake.append import append_landed, commit_append
 from fraud_assets.lake.log import add_actions
 from fraud_assets.lake.positions import SourcePartition, committed_offset
 from fraud_assets.lake.tables import Lake, read
-from fraud_assets.operations.maintenance import maintain
+from fraud_assets.operations.maintenance import maintain_table
 from fraud_assets.settings import Settings
-from fraud_assets.system.java import jars_of
+from fraud_assets.system.java import resolve_jars
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -68,7 +68,7 @@ def as_set(rows: pa.Table, table: Table) -> list[str]:
 def delta_conf() -> str:
     """FRAUD_SPARK_CONF of a session with Delta's own connector."""
     try:
-        jars = jars_of("fraud_assets_tests", "delta-spark.pom.xml", "Delta's Spark connector")
+        jars = resolve_jars("fraud_assets_tests", "delta-spark.pom.xml", "Delta's Spark connector")
     except JarsError as error:
         pytest.skip(str(error))
     conf = {
@@ -146,7 +146,7 @@ def test_delta_spark_and_we_read_and_append_to_the_same_tables(
     assert committed_offset(handle, STREAM) == ROWS - 1
     # And we go on behind it.
     assert append_landed(lake, raw_transactions, rows_of(raw_transactions), {STREAM: ROWS}) == ROWS
-    maintain(lake, raw_transactions, settings)
+    maintain_table(lake, raw_transactions, settings)
     assert len(as_set(read(lake.open(raw_transactions)), raw_transactions)) == 3 * ROWS
     # Neither deletion vectors nor renamed columns: anything that reads Delta reads it.
     for table in TABLES:

@@ -14,7 +14,7 @@ import pytest
 
 from fraud_assets.core.schema import MESSAGES
 from fraud_assets.errors import BrokerError, MessagesLostError
-from fraud_assets.kafka.broker import Broker, broker_of, embedded_broker
+from fraud_assets.kafka.broker import Broker, embedded_broker, find_broker
 from fraud_assets.kafka.consumer import TopicReader
 from fraud_assets.lake.positions import SourcePartition
 from fraud_assets.settings import Settings
@@ -31,7 +31,7 @@ def test_embedded_broker_is_named_while_it_runs(settings: Settings) -> None:
     with embedded_broker(settings) as broker:
         entry = json.loads(settings.broker_file.read_text())
         assert entry["bootstrap_servers"] == broker.bootstrap
-        assert broker_of(settings) == broker
+        assert find_broker(settings) == broker
         with pytest.raises(BrokerError, match="already runs"), embedded_broker(settings):
             raise AssertionError("a second one must not start")
     assert not settings.broker_file.exists()
@@ -39,7 +39,7 @@ def test_embedded_broker_is_named_while_it_runs(settings: Settings) -> None:
 
 def test_no_broker_says_what_to_do(settings: Settings) -> None:
     with pytest.raises(BrokerError, match=r"fraud-assets broker.*KAFKA_BOOTSTRAP_SERVERS"):
-        broker_of(settings)
+        find_broker(settings)
 
 
 @pytest.mark.parametrize("pid", [None, 2**22 + 1])
@@ -48,18 +48,18 @@ def test_stale_broker_file_is_named(settings: Settings, pid: int | None) -> None
     entry = {"bootstrap_servers": "127.0.0.1:1", "topic_id": "x", "pid": pid or os.getpid()}
     settings.broker_file.write_text(json.dumps(entry))
     with pytest.raises(BrokerError, match=r"broker\.json is left over.*fraud-assets broker"):
-        broker_of(settings)
+        find_broker(settings)
 
 
 def test_damaged_broker_file_is_named(settings: Settings) -> None:
     settings.home_path.mkdir(parents=True)
     settings.broker_file.write_text("{")
     with pytest.raises(BrokerError, match=r"broker\.json cannot be read"):
-        broker_of(settings)
+        find_broker(settings)
 
 
 def test_configured_broker_wins(make_settings: Callable[..., Settings], broker: Broker) -> None:
-    assert broker_of(make_settings(kafka_bootstrap_servers="elsewhere:9092")) == Broker("elsewhere:9092", False, None)
+    assert find_broker(make_settings(kafka_bootstrap_servers="elsewhere:9092")) == Broker("elsewhere:9092", False, None)
 
 
 def test_unreachable_broker_names_setting_and_value(

@@ -17,8 +17,8 @@ from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.errors import BrokerError, MessagesLostError
 from fraud_assets.ingest.landing import land_once
 from fraud_assets.ingest.service.lander import land_forever
-from fraud_assets.kafka.broker import broker_of
-from fraud_assets.kafka.client import topic_id_of
+from fraud_assets.kafka.broker import find_broker
+from fraud_assets.kafka.client import find_topic_id
 from fraud_assets.lake.append import append_landed
 from fraud_assets.lake.known_topics import is_known, positions_in
 from fraud_assets.lake.log import row_count
@@ -149,7 +149,9 @@ def test_markers_and_aborted_messages_that_expire_are_not_lost(
     land(lake, settings)
     transaction(settings, numbers(0, 5), 0)
     transaction(settings, numbers(5, 9), 1, commit=False)
-    places = [SourcePartition(topic, topic_id_of(broker_of(settings), topic, settings), number) for number in range(2)]
+    places = [
+        SourcePartition(topic, find_topic_id(find_broker(settings), topic, settings), number) for number in range(2)
+    ]
 
     def positions() -> list[int]:
         return [committed_offset(lake.open(raw_transactions), place) for place in places]

@@ -13,7 +13,7 @@ from deltalake import DeltaTable
 from fraud_assets.core.schema import raw_transactions
 from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.ingest.landing import land_once
-from fraud_assets.ingest.service.presence import lander_is_running, landers, presence
+from fraud_assets.ingest.service.presence import lander_is_running, register_lander, running_landers
 from fraud_assets.kafka.broker import Broker, embedded_broker
 from fraud_assets.lake.log import row_count
 from fraud_assets.lake.tables import Lake, dataset_of
@@ -123,13 +123,13 @@ def test_once_says_which_topic_the_embedded_broker_did_not_have(
 
 def test_landers_are_seen_while_they_run(settings: Settings) -> None:
     assert not lander_is_running(settings)
-    with presence(settings, "http://127.0.0.1:1"):
-        assert landers(settings) == {os.getpid(): "http://127.0.0.1:1"}
+    with register_lander(settings, "http://127.0.0.1:1"):
+        assert running_landers(settings) == {os.getpid(): "http://127.0.0.1:1"}
     assert not lander_is_running(settings)
     # What a lander leaves that was killed.
     left = settings.home_path / "landers" / "4194304.lander"
     left.write_text("http://127.0.0.1:1\n")
-    assert landers(settings) == {}
+    assert running_landers(settings) == {}
     assert not left.exists()
 
 

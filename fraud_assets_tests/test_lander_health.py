@@ -27,9 +27,9 @@ from fraud_assets.ingest.files.landing import land_files
 from fraud_assets.ingest.service import outages
 from fraud_assets.ingest.service.bounded_server import BoundedServer
 from fraud_assets.ingest.service.lander import land_forever
-from fraud_assets.ingest.service.metrics import LandingMetrics, served
-from fraud_assets.ingest.service.presence import landers
-from fraud_assets.kafka.broker import broker_of, embedded_broker
+from fraud_assets.ingest.service.metrics import LandingMetrics, serve_metrics
+from fraud_assets.ingest.service.presence import running_landers
+from fraud_assets.kafka.broker import embedded_broker, find_broker
 from fraud_assets.kafka.connection import checked, connection
 from fraud_assets.lake.log import row_count
 from fraud_assets.lake.tables import Lake
@@ -73,7 +73,7 @@ def test_health_and_metrics_show_the_drop_folder_while_topics_land(
     send("transactions", [b"1"])
     metrics, told = LandingMetrics(), list[dict[str, LandingReport]]()
     with (
-        served(metrics, "127.0.0.1:0") as url,
+        serve_metrics(metrics, "127.0.0.1:0") as url,
         always_on(partial(land_forever, lake, settings, metrics=metrics, on_report=told.append)) as said,
     ):
         until(lambda: rows(lake) == 2 and health(url)["files"]["failed"] == 1)
@@ -138,7 +138,7 @@ def test_a_drop_folder_that_fails_ends_no_lander(
 def serving(monkeypatch: pytest.MonkeyPatch, **limits: float) -> Iterator[tuple[str, int]]:
     for name, value in limits.items():
         monkeypatch.setattr(BoundedServer, name, value)
-    with served(LandingMetrics(), "127.0.0.1:0") as url:
+    with serve_metrics(LandingMetrics(), "127.0.0.1:0") as url:
         yield url, int(url.rpartition(":")[2])
 
 
@@ -189,8 +189,8 @@ def test_a_connection_has_a_time_limit(monkeypatch: pytest.MonkeyPatch, sent: by
 def test_neither_connections_nor_open_files_end_a_lander(settings: Settings, lake: Lake, start: Start) -> None:
     with embedded_broker(settings) as broker:
         lander = start("land")
-        until(lambda: bool(landers(settings).get(lander.pid)))
-        url = landers(settings)[lander.pid]
+        until(lambda: bool(running_landers(settings).get(lander.pid)))
+        url = running_landers(settings)[lander.pid]
         sender(broker)("transactions", [b"1"])
         until(lambda: rows(lake) == 1)
         limits = resource.prlimit(lander.pid, resource.RLIMIT_NOFILE)
@@ -230,8 +230,8 @@ def test_too_many_open_files_say_nothing_about_the_broker(settings: Settings, mo
             with monkeypatch.context() as patch:
                 patch.setattr(owner, name, exhausted)
                 with pytest.raises(BrokerError, match="ulimit -n"):
-                    broker_of(settings)
-        assert broker_of(settings).embedded
+                    find_broker(settings)
+        assert find_broker(settings).embedded
 
 
 def test_too_many_open_files_are_no_wrong_setting_of_kafka(

@@ -26,7 +26,7 @@ from fraud_assets.lake.log import row_count
 from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.registry.models import champion
 from fraud_assets.settings import Settings, load_settings
-from fraud_assets.stages.backlog import backlog
+from fraud_assets.stages.backlog import find_backlog
 from fraud_assets.stages.scoring import score_pending, score_range
 from fraud_assets.stages.training import recalibrate, train
 from fraud_assets_tests.synthetic import FIRST, commit_features, features
@@ -120,7 +120,7 @@ def test_a_lost_registry_is_not_taken_for_one_that_never_had_a_model(homes: Home
     for call in calls:
         with pytest.raises(LostRegistryError, match=words):
             call()
-    work = backlog(lake, lost)
+    work = find_backlog(lake, lost)
     assert work.assets == ()  # whether to train into this registry is for a person to decide
     assert work.reason.startswith("50 transactions wait. The model registry ")
     assert run_id in work.reason
@@ -132,7 +132,7 @@ def test_a_lost_registry_is_not_taken_for_one_that_never_had_a_model(homes: Home
 
 def test_before_the_first_model_nothing_is_lost(lake: Lake, lost: Settings) -> None:
     shutil.rmtree(lake.uri(fraud_predictions))
-    assert backlog(lake, lost).training
+    assert find_backlog(lake, lost).training
     assert [finding.state for finding in check_registry(lost)] == ["WARN"]
 
 

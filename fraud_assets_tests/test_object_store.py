@@ -35,10 +35,10 @@ from fraud_assets.lake.append import append_landed
 from fraud_assets.lake.log import row_count
 from fraud_assets.lake.storage import storage_options, store_fault
 from fraud_assets.lake.tables import Lake, read
-from fraud_assets.operations.maintenance import maintain_all
-from fraud_assets.operations.reconciliation import alerts, reconcile
+from fraud_assets.operations.maintenance import maintain_lake
+from fraud_assets.operations.reconciliation import count_alerts, reconcile
 from fraud_assets.settings import Settings, load_settings
-from fraud_assets.stages.backlog import backlog
+from fraud_assets.stages.backlog import find_backlog
 from fraud_assets.stages.evaluation import latest_start
 from fraud_assets.stages.features import process_landed, recompute
 from fraud_assets.stages.scoring import score_pending, score_range
@@ -120,14 +120,14 @@ def test_the_whole_chain(s3_settings: Settings) -> None:
     assert recompute(lake, settings, low, high) == 72
     assert score_range(lake, settings, low, high).rows == 72
     before = read(lake.open(transaction_features)).sort_by("offset")
-    reports = maintain_all(lake, settings.model_copy(update={"vacuum_hours": 0}))
+    reports = maintain_lake(lake, settings.model_copy(update={"vacuum_hours": 0}))
     assert reports["transaction_features"].files_after < reports["transaction_features"].files_before
     assert reports["transaction_features"].files_removed > 0
     assert read(lake.open(transaction_features)).sort_by("offset").equals(before)
-    assert backlog(lake, settings).reason == "Everything that landed is scored."
+    assert find_backlog(lake, settings).reason == "Everything that landed is scored."
     counts = reconcile(lake, settings)
     assert counts["landed"] == counts["features"] == counts["scored"] == 2000
-    assert alerts(lake) == pc.sum(read(lake.open(fraud_predictions), ["is_alert"])["is_alert"]).as_py()
+    assert count_alerts(lake) == pc.sum(read(lake.open(fraud_predictions), ["is_alert"])["is_alert"]).as_py()
     assert row_count(lake.open(alert_thresholds)) == 1
     assert latest_start(lake, settings, 7, 7, 7)
 

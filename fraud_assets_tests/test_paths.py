@@ -14,7 +14,7 @@ from fraud_assets.errors import SettingError
 from fraud_assets.ingest.landing import land_once
 from fraud_assets.lake.duckdb_session import connect
 from fraud_assets.lake.log import row_count
-from fraud_assets.lake.scan import register
+from fraud_assets.lake.scan import register_view
 from fraud_assets.lake.tables import Lake
 from fraud_assets.operations.setup_home import set_up_home
 from fraud_assets.settings import Settings, load_settings
@@ -37,7 +37,7 @@ def test_a_home_that_works(make_settings: Callable[..., Settings], tmp_path: Pat
     land(lake, bodies(3))
     assert [path.name for path in tmp_path.iterdir()] == [f"a{name}z"]
     with connect(settings) as connection:
-        register(connection, "raw", lake.open(raw_transactions))
+        register_view(connection, "raw", lake.open(raw_transactions))
         assert connection.sql("select count(*) from raw").fetchall() == [(3,)]
     assert make_url(settings.mlflow_uri).database == f"{tmp_path}/a{name}z/mlflow/mlflow.db"
     set_up_home(settings, tmp_path / ".env")

@@ -30,21 +30,21 @@ from fraud_assets.operations.quarantine import (
     ORIGIN_HEADER,
     RetryReport,
     Selection,
-    message,
-    messages,
-    reason_counts,
-    retry,
-    waiting_retries,
+    count_reasons,
+    count_waiting_retries,
+    find_message,
+    list_messages,
+    retry_messages,
 )
 from fraud_assets.operations.reconciliation import reconcile
 from fraud_assets.resources import PlatformResource
 from fraud_assets.settings import Settings
-from fraud_assets.stages.backlog import backlog
+from fraud_assets.stages.backlog import find_backlog
 from fraud_assets.stages.features import process_landed
 from fraud_assets_tests.landed import bodies, land
 from fraud_assets_tests.test_crashes import killed, start
 
-RETRY = "from fraud_assets.operations import quarantine\n{}\nquarantine.retry(lake, settings, quarantine.Selection())"
+RETRY = "from fraud_assets.operations import quarantine\n{}\nquarantine.retry_messages(lake, settings, quarantine.Selection())"
 
 
 def other_names(count: int, first_id: int) -> list[bytes]:
@@ -68,20 +68,20 @@ def balanced(lake: Lake, settings: Settings) -> dict[str, int]:
 
 
 def test_messages_are_counted_by_reason_and_listed(refused: Settings, lake: Lake) -> None:
-    counts = {count.reason: count.messages for count in reason_counts(lake, refused, Selection())}
+    counts = {count.reason: count.messages for count in count_reasons(lake, refused, Selection())}
     assert counts == {"missing_field": 10, "duplicate": 3, "invalid_json": 1, "invalid_utf8": 1}
-    listed = messages(lake, refused, Selection(reason="missing_field"), limit=4)
+    listed = list_messages(lake, refused, Selection(reason="missing_field"), limit=4)
     assert [entry.position for entry in listed] == [f"transactions/0/{offset}" for offset in range(30, 34)]
     assert all("tx_amount is missing" in entry.detail for entry in listed)
-    assert messages(lake, refused, Selection(since=datetime(2100, 1, 1, tzinfo=UTC))) == []
-    assert len(messages(lake, refused, Selection(since=listed[0].ingested_at))) == 15
-    assert messages(lake, refused, Selection(topic="other")) == []
+    assert list_messages(lake, refused, Selection(since=datetime(2100, 1, 1, tzinfo=UTC))) == []
+    assert len(list_messages(lake, refused, Selection(since=listed[0].ingested_at))) == 15
+    assert list_messages(lake, refused, Selection(topic="other")) == []
 
 
 def test_after_a_fix_messages_land_again_with_their_bytes(refused: Settings, lake: Lake) -> None:
-    report = retry(lake, refused, Selection(reason="missing_field"))
+    report = retry_messages(lake, refused, Selection(reason="missing_field"))
     assert (report.selected, report.passing, report.transactions) == (10, 10, 10)
-    assert backlog(lake, refused).progress["features"]
+    assert find_backlog(lake, refused).progress["features"]
     landed = (
         dataset_of(lake.open(raw_transactions)).to_table().filter(pa.compute.field("topic") == "retry:transactions")
     )
@@ -90,53 +90,53 @@ def test_after_a_fix_messages_land_again_with_their_bytes(refused: Settings, lak
     assert headers[0] == [{"key": ORIGIN_HEADER, "value": b"transactions@life/0/30"}]
     assert process_landed(lake, refused).features == 10
     assert balanced(lake, refused)["features"] == 40
-    assert "0 landed and 40 unscored" in backlog(lake, refused.model_copy(update={"train_min_rows": 20})).reason
+    assert "0 landed and 40 unscored" in find_backlog(lake, refused.model_copy(update={"train_min_rows": 20})).reason
 
 
 def test_what_would_still_not_pass_stays_where_it_is(refused: Settings, lake: Lake) -> None:
-    dry = retry(lake, refused, Selection(), dry_run=True)
+    dry = retry_messages(lake, refused, Selection(), dry_run=True)
     assert (dry.selected, dry.passing, dry.failing) == (12, 10, {"invalid_json": 1, "invalid_utf8": 1})
     assert row_count(lake.open(raw_transactions)) == 45
-    retry(lake, refused, Selection())
+    retry_messages(lake, refused, Selection())
     assert process_landed(lake, refused).landed == 10
-    assert {entry.reason for entry in messages(lake, refused, Selection())} == {
+    assert {entry.reason for entry in list_messages(lake, refused, Selection())} == {
         "invalid_json", "invalid_utf8", "duplicate"
     }  # fmt: skip
-    again = messages(lake, refused, Selection(reason="missing_field", retried=True))
+    again = list_messages(lake, refused, Selection(reason="missing_field", retried=True))
     assert {entry.retried_as for entry in again} == {f"retry:transactions/0/{offset}" for offset in range(10)}
 
 
 def test_a_second_retry_finds_nothing_open(refused: Settings, lake: Lake) -> None:
-    retry(lake, refused, Selection())
+    retry_messages(lake, refused, Selection())
     version = lake.open(raw_transactions).version()
-    assert retry(lake, refused, Selection(reason="missing_field")) == RetryReport()
-    assert retry(lake, refused, Selection(positions=("transactions/0/30",))) == RetryReport()
+    assert retry_messages(lake, refused, Selection(reason="missing_field")) == RetryReport()
+    assert retry_messages(lake, refused, Selection(positions=("transactions/0/30",))) == RetryReport()
     assert lake.open(raw_transactions).version() == version
 
 
 def test_a_retried_message_whose_id_came_meanwhile_is_a_duplicate(refused: Settings, lake: Lake) -> None:
     land(lake, bodies(1, first_id=100), first_offset=45)
     process_landed(lake, refused.model_copy(update={"field_mapping": {}}))
-    retry(lake, refused, Selection(positions=("transactions/0/30",)))
+    retry_messages(lake, refused, Selection(positions=("transactions/0/30",)))
     report = process_landed(lake, refused)
     assert (report.landed, report.duplicates) == (1, 1)
     balanced(lake, refused)
 
 
 def test_repeated_ids_are_driven_again_only_when_asked(refused: Settings, lake: Lake) -> None:
-    assert retry(lake, refused, Selection(positions=("transactions/0/42",))).selected == 1
+    assert retry_messages(lake, refused, Selection(positions=("transactions/0/42",))).selected == 1
     plain = refused.model_copy(update={"field_mapping": {}})
-    assert retry(lake, plain, Selection()).transactions == 0
-    assert retry(lake, plain, Selection(reason="duplicate")).transactions == 3
+    assert retry_messages(lake, plain, Selection()).transactions == 0
+    assert retry_messages(lake, plain, Selection(reason="duplicate")).transactions == 3
     assert process_landed(lake, plain).duplicates == 3
     balanced(lake, plain)
 
 
 def test_what_fails_again_is_open_again_and_keeps_its_first_origin(refused: Settings, lake: Lake) -> None:
     """The pipeline may run with older settings than the person who retries."""
-    retry(lake, refused, Selection())
+    retry_messages(lake, refused, Selection())
     assert process_landed(lake, refused.model_copy(update={"field_mapping": {}})).quarantined == 10
-    assert retry(lake, refused, Selection()).transactions == 10
+    assert retry_messages(lake, refused, Selection()).transactions == 10
     assert process_landed(lake, refused).features == 10
     origins = dataset_of(lake.open(raw_transactions)).to_table().filter(pa.compute.field("offset") >= 10)
     retried = [row for row in origins.to_pylist() if row["topic"] == "retry:transactions"]
@@ -162,11 +162,11 @@ def test_killed_retry_is_finished_by_the_next(
     monkeypatch.setenv("FRAUD_FIELD_MAPPING", "tx_amount=amt")
     killed(refused, RETRY.format(death))
     assert row_count(lake.open(raw_transactions)) == 45 + landed
-    report = retry(lake, refused, Selection())
+    report = retry_messages(lake, refused, Selection())
     assert report.resumed + report.transactions == 10 - landed
     assert process_landed(lake, refused).features == 10
     assert balanced(lake, refused)["landed"] == 55
-    assert waiting_retries(lake, refused) == 0
+    assert count_waiting_retries(lake, refused) == 0
 
 
 def test_racing_retries_land_nothing_twice(refused: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,12 +202,12 @@ def test_bad_labels_are_driven_again_into_the_labels(lake: Lake, settings: Setti
     bad = [b'{"transaction_id": %d, "fraud": 1, "labelled_at": "2026-01-02T00:00:00Z"}' % n for n in range(3, 7)]
     append_labels(lake, settings, label_rows([*good, *bad, b"{"]))
     fixed = settings.model_copy(update={"field_mapping": {"is_fraud": "fraud"}})
-    report = retry(lake, fixed, Selection())
+    report = retry_messages(lake, fixed, Selection())
     assert (report.labels, report.failing) == (4, {"label_invalid_json": 1})
     labels = dataset_of(lake.open(fraud_labels)).to_table().to_pylist()
     assert {row["transaction_id"] for row in labels} == {str(n) for n in range(7)}
     assert {row["value"] for row in labels} == {*good, *bad}
-    assert retry(lake, fixed, Selection()).labels == 0
+    assert retry_messages(lake, fixed, Selection()).labels == 0
 
 
 def test_labels_of_a_dropped_file_are_read_as_they_were_there(lake: Lake, settings: Settings) -> None:
@@ -217,7 +217,7 @@ def test_labels_of_a_dropped_file_are_read_as_they_were_there(lake: Lake, settin
     (settings.incoming / "day.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     land_files(lake, settings)
     assert row_count(lake.open(fraud_labels)) == 1
-    assert retry(lake, settings, Selection()).failing == {"label_wrong_type": 2}
+    assert retry_messages(lake, settings, Selection()).failing == {"label_wrong_type": 2}
     # The fix here is a body that another program would have written; the table is written as a fix never would.
     lake_rows = dataset_of(lake.open(quarantined_transactions)).to_table()
     mended = lake_rows.set_column(
@@ -227,7 +227,7 @@ def test_labels_of_a_dropped_file_are_read_as_they_were_there(lake: Lake, settin
     )
     mended = mended.set_column(mended.column_names.index("topic_id"), "topic_id", pa.repeat("mended", mended.num_rows))
     append_landed(lake, quarantined_transactions, mended)
-    assert retry(lake, settings, Selection()).labels == 2
+    assert retry_messages(lake, settings, Selection()).labels == 2
     labels = dataset_of(lake.open(fraud_labels)).to_table().sort_by("transaction_id").to_pylist()
     assert [row["labelled_at"] for row in labels] == [datetime(2026, 1, 8, minute=20 * n, tzinfo=UTC) for n in range(3)]
 
@@ -235,7 +235,7 @@ def test_labels_of_a_dropped_file_are_read_as_they_were_there(lake: Lake, settin
 def test_maintenance_finishes_a_killed_retry(refused: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FRAUD_FIELD_MAPPING", "tx_amount=amt")
     killed(refused, RETRY.format("die_at(quarantine, 'commit_append', 1, after=True)"))
-    assert waiting_retries(lake, refused) == 10
+    assert count_waiting_retries(lake, refused) == 10
     platform = PlatformResource(overrides={"home": str(refused.home_path)})
     result = dg.materialize([lake_maintenance], resources={"platform": platform})
     metadata = result.asset_materializations_for_node("lake_maintenance")[0].metadata
@@ -249,12 +249,12 @@ def test_positions_of_a_topic_made_anew_are_told_apart(lake: Lake, settings: Set
         rows = rows.set_column(1, "topic_id", pa.array([topic_id]))
         append_labels(lake, settings, rows)
     with pytest.raises(UnknownMessageError, match=r"fraud-labels@first/0/0, fraud-labels@second/0/0"):
-        message(lake, settings, "fraud-labels/0/0")
-    assert message(lake, settings, "fraud-labels@second/0/0").topic_id == "second"
+        find_message(lake, settings, "fraud-labels/0/0")
+    assert find_message(lake, settings, "fraud-labels@second/0/0").topic_id == "second"
     with pytest.raises(UnknownMessageError, match="fraud-labels/0/7"):
-        retry(lake, settings, Selection(positions=("fraud-labels/0/7",)))
+        retry_messages(lake, settings, Selection(positions=("fraud-labels/0/7",)))
     with pytest.raises(UnknownMessageError, match="topic/partition/offset"):
-        message(lake, settings, "fraud-labels")
+        find_message(lake, settings, "fraud-labels")
 
 
 def test_the_command_shows_bytes_exactly_and_a_terminal_nothing_to_act_upon(

@@ -16,18 +16,18 @@ from fraud_assets.errors import FeatureVersionError, ModelRegistryError, NoChamp
 from fraud_assets.registry import models as registry
 from fraud_assets.registry.files import Recorded, read_model
 from fraud_assets.registry.home import local_path, sqlite_path
-from fraud_assets.registry.models import TrainingFacts, champion, champion_version, register, set_champion
+from fraud_assets.registry.models import TrainingFacts, champion, champion_version, register_model, set_champion
 from fraud_assets.settings import load_settings
 from fraud_assets_tests.synthetic import FIRST, features
 
 REGISTER = """
 from fraud_assets_tests.test_registry import facts
 from fraud_assets.core.training import fit
-from fraud_assets.registry.models import register, set_champion
+from fraud_assets.registry.models import register_model, set_champion
 from fraud_assets.settings import load_settings
 settings = load_settings()
 for _ in range(2):
-    set_champion(register(fit(facts().example, 3), facts(), settings).version, settings)
+    set_champion(register_model(fit(facts().example, 3), facts(), settings).version, settings)
 """
 
 
@@ -41,7 +41,7 @@ def settings(tmp_path_factory):
     settings = load_settings(home=tmp_path_factory.mktemp("a registry #1 äöü 20% "), mlflow_tracking_uri="")
     forest = fit(facts().example, 3)
     for version in (1, 2):
-        assert register(forest, facts(), settings).version == version
+        assert register_model(forest, facts(), settings).version == version
         with pytest.raises(NoChampionError):
             champion(settings)  # registering alone moves no alias
     set_champion(2, settings)
@@ -184,7 +184,7 @@ def test_a_failed_registration_is_marked_and_registers_nothing(settings, monkeyp
     client = MlflowClient(settings.mlflow_uri, settings.mlflow_uri)
     monkeypatch.setattr(registry, "_registered_model", lost)
     with pytest.raises(ModelRegistryError, match=r"the connection is gone.*MLFLOW_TRACKING_URI"):
-        register(fit(facts().example, 3), facts(), settings)
+        register_model(fit(facts().example, 3), facts(), settings)
     experiment = client.get_experiment_by_name(settings.model_name)
     assert client.search_runs([experiment.experiment_id])[0].info.status == "FAILED"
     assert len(client.search_model_versions(f"name = '{settings.model_name}'")) == 2

@@ -13,8 +13,8 @@ from fraud_assets.core.training import fit
 from fraud_assets.doctor.lake import check_registry
 from fraud_assets.operations.setup_home import prepare_home
 from fraud_assets.registry import home as registry_home
-from fraud_assets.registry.home import bring_home, local_path, other_homes
-from fraud_assets.registry.models import _resolve, champion, register, set_champion
+from fraud_assets.registry.home import local_path, other_homes, relocate_registry
+from fraud_assets.registry.models import _resolve, champion, register_model, set_champion
 from fraud_assets.settings import Settings, load_settings
 from fraud_assets_tests.test_registry import facts
 
@@ -27,7 +27,7 @@ def home_at(path: Path) -> Settings:
 def original(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """A home with a champion, in a folder whose name needs quoting."""
     settings = home_at(tmp_path_factory.mktemp("homes") / "the first 41% ä#")
-    set_champion(register(fit(facts().example, 3), facts(), settings).version, settings)
+    set_champion(register_model(fit(facts().example, 3), facts(), settings).version, settings)
     return settings
 
 
@@ -69,7 +69,7 @@ def test_a_copy_reads_and_writes_below_itself_and_leaves_the_original_alone(orig
     assert champion(copy).run_id == run_id == champion(original).run_id
     assert content(copy.home_path).keys() == before.keys()  # reading writes nothing
 
-    made = register(fit(facts().example, 3, seed=7), facts(), copy)
+    made = register_model(fit(facts().example, 3, seed=7), facts(), copy)
     set_champion(made.version, copy)
     assert (made.version, champion(copy).run_id) == (2, made.run_id)
     assert content(original.home_path) == before
@@ -84,7 +84,7 @@ def test_a_moved_home_works_for_the_platform_and_for_mlflow(
     """No training is needed: `make setup` changes what MLflow stores."""
     import mlflow
 
-    bring_home(copy)
+    relocate_registry(copy)
     before = champion(copy)
     moved = home_at(tmp_path / "moved away ß")
     copy.home_path.rename(moved.home_path)
@@ -110,7 +110,7 @@ def test_locations_that_a_person_chose_stay(copy: Settings) -> None:
                 "insert into experiments (experiment_id, name, artifact_location) values (?, ?, ?)",
                 (100 + number, f"mine {number}", location),
             )
-    assert len(bring_home(copy)) == 1
+    assert len(relocate_registry(copy)) == 1
     with sqlite3.connect(copy.mlflow_database) as connection:
         kept = connection.execute("select artifact_location from experiments where experiment_id >= 100 order by 1")
         assert [location for (location,) in kept] == sorted(chosen)
@@ -128,5 +128,5 @@ def test_another_registry_is_never_changed(copy: Settings, tmp_path: Path) -> No
     shutil.copy(copy.mlflow_database, database)
     before = database.read_bytes()
     named = load_settings(home=copy.home_path, mlflow_tracking_uri=f"sqlite:///{database}")
-    assert other_homes(named) == bring_home(named) == []
+    assert other_homes(named) == relocate_registry(named) == []
     assert database.read_bytes() == before

@@ -14,7 +14,7 @@ from fraud_assets.core.schema import raw_transactions
 from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.errors import BrokerError, SettingError
 from fraud_assets.kafka import rest
-from fraud_assets.kafka.broker import broker_of
+from fraud_assets.kafka.broker import find_broker
 from fraud_assets.kafka.producer import Message, produce
 from fraud_assets.kafka.rest import RestProducer
 from fraud_assets.lake.tables import Lake
@@ -83,7 +83,7 @@ def test_a_key_has_one_partition_whichever_way(apache_settings: Settings, server
     with RestProducer(settings) as producer:
         for message in messages:
             producer.send(message)
-    produce(messages, broker_of(apache_settings), apache_settings)
+    produce(messages, find_broker(apache_settings), apache_settings)
     places = {(key, partition) for key, _, partition in landed_places(apache_settings)}
     assert len(places) == 20
 

@@ -20,8 +20,8 @@ from fraud_assets.lake import append
 from fraud_assets.lake.log import row_count
 from fraud_assets.lake.positions import SourcePartition, committed_offset
 from fraud_assets.lake.tables import Lake
-from fraud_assets.operations.maintenance import maintain_all
-from fraud_assets.operations.reconciliation import compared_from, pinned, reconcile
+from fraud_assets.operations.maintenance import maintain_lake
+from fraud_assets.operations.reconciliation import compared_from, pin_versions, reconcile
 from fraud_assets.operations.retention import oldest_waiting
 from fraud_assets.settings import RETAINED_TABLES, Settings
 from fraud_assets.stages.features import process_landed
@@ -65,7 +65,7 @@ def day(number: int) -> date:
 
 
 def test_old_days_go_and_positions_and_books_hold(filled: Settings, lake: Lake) -> None:
-    reports = maintain_all(lake, filled, today=day(4))
+    reports = maintain_lake(lake, filled, today=day(4))
     assert {name: (report.rows_retired, report.days_retired) for name, report in reports.items()} == {
         "raw_transactions": (24, 2),
         "fraud_labels": (0, 0),
@@ -75,16 +75,16 @@ def test_old_days_go_and_positions_and_books_hold(filled: Settings, lake: Lake) 
     }
     assert committed_offset(lake.open(raw_transactions), LIFE) == 411
     assert committed_offset(lake.open(fraud_predictions), LIFE) == 409
-    assert compared_from(pinned(lake)) == day(3)
+    assert compared_from(pin_versions(lake)) == day(3)
     totals = reconcile(lake, filled)
     assert (totals["landed"], totals["features"], totals["quarantined"]) == (24, 20, 4)
     assert process_landed(lake, filled).landed == 0
 
 
 def test_a_second_maintenance_removes_nothing(filled: Settings, lake: Lake) -> None:
-    maintain_all(lake, filled, today=day(4))
+    maintain_lake(lake, filled, today=day(4))
     versions = {table.name: lake.open(table).history() for table in TABLES if lake.exists(table)}
-    assert all(report.rows_retired == 0 for report in maintain_all(lake, filled, today=day(4)).values())
+    assert all(report.rows_retired == 0 for report in maintain_lake(lake, filled, today=day(4)).values())
     for table in TABLES:
         if lake.exists(table):
             deleted = [entry["operation"] for entry in lake.open(table).history()].count("DELETE")
@@ -92,22 +92,22 @@ def test_a_second_maintenance_removes_nothing(filled: Settings, lake: Lake) -> N
 
 
 def test_only_metadata_is_written(filled: Settings, lake: Lake) -> None:
-    maintain_all(lake, filled, today=day(4))
+    maintain_lake(lake, filled, today=day(4))
     deletion = next(entry for entry in lake.open(raw_transactions).history() if entry["operation"] == "DELETE")
     assert deletion["operationMetrics"]["num_copied_rows"] == 0
     assert deletion["operationMetrics"]["num_deleted_rows"] == 24
 
 
 def test_what_is_not_processed_stays_however_old(filled: Settings, lake: Lake) -> None:
-    maintain_all(lake, filled, today=day(4))
+    maintain_lake(lake, filled, today=day(4))
     land_on(lake, 5)
     assert oldest_waiting(lake, filled) == day(5)
-    reports = maintain_all(lake, filled, today=day(400))
+    reports = maintain_lake(lake, filled, today=day(400))
     # Ages are counted from the day that waits, and that is the fifth.
     assert reports["raw_transactions"].rows_retired == 12
     assert process_landed(lake, filled).features == 10
     # Without a score they still wait.
-    assert maintain_all(lake, filled, today=day(400))["raw_transactions"].rows_retired == 0
+    assert maintain_lake(lake, filled, today=day(400))["raw_transactions"].rows_retired == 0
     assert reconcile(lake, filled)["landed"] == 24
 
 
@@ -120,17 +120,17 @@ def test_a_history_that_landed_today_is_young(lake: Lake, make_settings: Callabl
         land(lake, bodies(10, first_id=100), first_offset=100)
     process_landed(lake, settings)
     score_all(lake)
-    assert maintain_all(lake, settings, today=day(366))["transaction_features"].rows_retired == 10
+    assert maintain_lake(lake, settings, today=day(366))["transaction_features"].rows_retired == 10
     assert row_count(lake.open(transaction_features)) == 10
-    assert maintain_all(lake, settings, today=day(365 + 92))["transaction_features"].rows_retired == 10
+    assert maintain_lake(lake, settings, today=day(365 + 92))["transaction_features"].rows_retired == 10
     totals = reconcile(lake, settings)
     assert totals["landed"] == totals["features"] + totals["quarantined"]
 
 
 def test_without_the_setting_nothing_goes(filled: Settings, lake: Lake) -> None:
     forever = filled.model_copy(update={"retention_days": {}})
-    assert all(report.rows_retired == 0 for report in maintain_all(lake, forever, today=day(4000)).values())
-    assert compared_from(pinned(lake)) is None
+    assert all(report.rows_retired == 0 for report in maintain_lake(lake, forever, today=day(4000)).values())
+    assert compared_from(pin_versions(lake)) is None
     assert row_count(lake.open(quarantined_transactions)) == 10
 
 
@@ -162,8 +162,8 @@ def test_every_table_with_partitions_can_have_a_retention() -> None:
 
 
 def test_the_clock_of_maintenance_is_utc(filled: Settings, lake: Lake) -> None:
-    assert all(report.rows_retired == 0 for report in maintain_all(lake, filled, today=day(0)).values())
-    maintain_all(lake, filled)
+    assert all(report.rows_retired == 0 for report in maintain_lake(lake, filled, today=day(0)).values())
+    maintain_lake(lake, filled)
     # All of it landed long before today.
     assert row_count(lake.open(raw_transactions)) == 0
     assert datetime.now(UTC).date() > day(DAYS)

@@ -9,7 +9,7 @@ from fraud_assets.core.schema import TRANSACTION_FEATURES, transaction_features
 from fraud_assets.lake import duckdb_session as engine
 from fraud_assets.lake import scan
 from fraud_assets.lake.log import add_actions
-from fraud_assets.lake.scan import files_within, register
+from fraud_assets.lake.scan import files_within, register_view
 from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.settings import load_settings
 from fraud_assets_tests.synthetic import FIRST, commit_features, features
@@ -17,7 +17,7 @@ from fraud_assets_tests.synthetic import FIRST, commit_features, features
 
 def read(handle, settings, files=None) -> pa.Table:
     with engine.connect(settings) as connection:
-        register(connection, "rows", handle, files)
+        register_view(connection, "rows", handle, files)
         rows = connection.sql('select * from rows order by "offset", "partition"').to_arrow_table()
     return rows.select(TRANSACTION_FEATURES.names).cast(TRANSACTION_FEATURES)
 

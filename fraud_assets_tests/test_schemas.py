@@ -31,7 +31,7 @@ from fraud_assets.core.schema import (
 from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.errors import SchemaRegistryError, SettingError
 from fraud_assets.kafka.broker import Broker
-from fraud_assets.kafka.schemas import registry
+from fraud_assets.kafka.schemas import registry_client
 from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.operations.reconciliation import reconcile
 from fraud_assets.settings import Settings, load_settings
@@ -97,7 +97,7 @@ def test_what_the_client_serializes_is_read(avro_settings: Settings, broker: Bro
     """With the id in the body and in a header, and with a second schema that comes while all is running."""
     settings, lake = avro_settings, Lake.of(avro_settings)
     context = SerializationContext("transactions", MessageField.VALUE, [])
-    client = registry(settings)
+    client = registry_client(settings)
     send("transactions", [AvroSerializer(client, SCHEMA)(payment(1), context)])
     land_topics(lake, settings)
     process_landed(lake, settings)
@@ -142,7 +142,9 @@ def test_a_simulated_stream_is_the_same_in_every_format(make_settings: Make, tmp
     # A broken message keeps its reason, but for those that no frame can be put before.
     assert sum(found[kind][1].values()) == sum(found["json"][1].values())
     assert found[kind][1]["negative_amount"] == found["json"][1]["negative_amount"] > 0
-    subject = registry(load_settings(_env_file=None, schema_registry_url=f"mock://{tmp_path.name}")).get_subjects()
+    subject = registry_client(
+        load_settings(_env_file=None, schema_registry_url=f"mock://{tmp_path.name}")
+    ).get_subjects()
     assert set(subject) == {"transactions-value", "fraud-labels-value"}
 
 
@@ -257,5 +259,5 @@ def test_settings_that_do_not_go_together_are_refused(make_settings: Make) -> No
 
 def test_the_registry_keeps_a_schema_under_one_id() -> None:
     settings = load_settings(_env_file=None, schema_registry_url=f"mock://{uuid4().hex}")
-    first, again = (registry(settings).register_schema("a-value", Schema(SCHEMA, "AVRO")) for _ in range(2))
+    first, again = (registry_client(settings).register_schema("a-value", Schema(SCHEMA, "AVRO")) for _ in range(2))
     assert first == again

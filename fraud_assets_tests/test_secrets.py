@@ -11,7 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 from fraud_assets.definitions import defs
-from fraud_assets.kafka.broker import broker_of
+from fraud_assets.kafka.broker import find_broker
 from fraud_assets.kafka.connection import connection
 from fraud_assets.kafka.producer import Message, produce
 from fraud_assets.operations.setup_home import DAGSTER_YAML
@@ -148,5 +148,5 @@ def test_an_error_of_a_delivery_does_not_tell_them(kafka: SecureKafka, make_sett
         kafka_ssl_ca_location=kafka.pem("ca"),
     )
     with pytest.raises(Exception, match="no-such-topic") as refused:
-        produce([Message("no-such-topic", None, b"1")], broker_of(settings), settings)
+        produce([Message("no-such-topic", None, b"1")], find_broker(settings), settings)
     assert PLAIN_PASSWORD not in repr(refused.value)

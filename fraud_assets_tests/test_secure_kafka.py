@@ -10,7 +10,7 @@ import pytest
 
 from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.errors import BrokerError, BrokerRefusedError, SettingError
-from fraud_assets.kafka.broker import broker_is_configured, broker_of
+from fraud_assets.kafka.broker import broker_is_configured, find_broker
 from fraud_assets.kafka.client import client_config
 from fraud_assets.kafka.connection import connection
 from fraud_assets.kafka.consumer import TopicReader
@@ -121,7 +121,7 @@ def assert_lands(kafka: SecureKafka, make_settings: MakeSettings, **options: Any
     make_topic = topic_maker(kafka.plain)
     settings = make_settings(**options, transactions_topic=make_topic(), labels_topic=make_topic())
     bodies = [b"%d" % number for number in range(100)]
-    produce((Message(settings.transactions_topic, None, body) for body in bodies), broker_of(settings), settings)
+    produce((Message(settings.transactions_topic, None, body) for body in bodies), find_broker(settings), settings)
     reports = land_topics(Lake.of(settings), settings)
     assert reports["raw_transactions"].rows == 100
 
@@ -191,7 +191,7 @@ def test_the_broker_refuses(mistake: str, kafka: SecureKafka, make_settings: Mak
     options, words = MISTAKES[mistake]
     # Longer than the test may take: a refusal is told at once, not after the time-out.
     settings = make_settings(kafka_timeout_seconds=300, **options(kafka))
-    broker = broker_of(settings)
+    broker = find_broker(settings)
     with pytest.raises(BrokerRefusedError, match=words) as reading:
         TopicReader("t", settings, broker)
     with pytest.raises(BrokerRefusedError, match=words):
@@ -236,17 +236,17 @@ def test_settings_that_cannot_work(mistake: str, make_settings: MakeSettings) ->
     options, words = WRONG_SETTINGS[mistake]
     settings = make_settings(kafka_bootstrap_servers="127.0.0.1:1", **options)
     with pytest.raises(SettingError, match=words):
-        client_config(broker_of(settings), settings)
+        client_config(find_broker(settings), settings)
 
 
 def test_key_password_and_key_that_do_not_fit(kafka: SecureKafka, make_settings: MakeSettings) -> None:
     settings = make_settings(**{**by_certificate(kafka), "kafka_ssl_key_password": "wrong-4711"})
     with pytest.raises(SettingError, match="KAFKA_SSL_KEY_LOCATION cannot be used") as refused:
-        client_config(broker_of(settings), settings)
+        client_config(find_broker(settings), settings)
     assert "wrong-4711" not in str(refused.value)
     settings = make_settings(**{**by_certificate(kafka), "kafka_ssl_key_location": kafka.pem("stranger")})
     with pytest.raises(SettingError, match="does not belong to the certificate of KAFKA_SSL_CERTIFICATE_LOCATION"):
-        client_config(broker_of(settings), settings)
+        client_config(find_broker(settings), settings)
 
 
 WRONG_FILES = {
@@ -265,7 +265,7 @@ def test_a_file_that_cannot_work(line: str, make_settings: MakeSettings, tmp_pat
     path.write_text(f"bootstrap.servers=127.0.0.1:1\n{line}\n")
     settings = make_settings(kafka_client_properties=str(path))
     with pytest.raises(SettingError, match=WRONG_FILES[line]):
-        client_config(broker_of(settings), settings)
+        client_config(find_broker(settings), settings)
 
 
 def test_a_file_without_broker_and_no_file(make_settings: MakeSettings, tmp_path: Path) -> None:
@@ -273,10 +273,10 @@ def test_a_file_without_broker_and_no_file(make_settings: MakeSettings, tmp_path
     settings = make_settings(kafka_client_properties=str(path))
     assert broker_is_configured(settings)
     with pytest.raises(SettingError, match=r"KAFKA_CLIENT_PROPERTIES.*No such file"):
-        broker_of(settings)
+        find_broker(settings)
     path.write_text("client.id=x\n")
     with pytest.raises(SettingError, match=r"no bootstrap\.servers"):
-        broker_of(settings)
+        find_broker(settings)
 
 
 def test_variables_win_over_the_file(make_settings: MakeSettings, tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_variables_win_over_the_file(make_settings: MakeSettings, tmp_path: Path
     settings = make_settings(
         kafka_client_properties=str(path), kafka_bootstrap_servers="variable:1", kafka_sasl_password="q"
     )
-    broker = broker_of(settings)
+    broker = find_broker(settings)
     assert broker.bootstrap == "variable:1"
     config = client_config(broker, settings)
     assert (config["sasl.username"], config["sasl.password"], config["retries"]) == ("u", "q", "7")
@@ -298,13 +298,13 @@ def test_the_file_is_named_where_it_is_wrong(make_settings: MakeSettings, tmp_pa
     path.write_text("bootstrap.servers=127.0.0.1:1\n")
     settings = make_settings(kafka_client_properties=str(path), kafka_timeout_seconds=1)
     with pytest.raises(BrokerError, match=r"Connection refused.*bootstrap\.servers in .*client\.properties"):
-        Producer(broker_of(settings), settings)
+        Producer(find_broker(settings), settings)
 
 
 def test_secrets_are_not_shown(kafka: SecureKafka, make_settings: MakeSettings, tmp_path: Path) -> None:
     path = tmp_path / "client.properties"
     path.write_text(properties_of_confluent_cloud(kafka))
     settings = make_settings(kafka_client_properties=str(path), kafka_ssl_key_password="key-4711")
-    shown = repr(settings) + settings.model_dump_json() + repr(connection(settings)) + repr(broker_of(settings))
+    shown = repr(settings) + settings.model_dump_json() + repr(connection(settings)) + repr(find_broker(settings))
     assert PLAIN_PASSWORD not in shown
     assert "key-4711" not in shown

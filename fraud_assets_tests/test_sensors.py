@@ -17,10 +17,10 @@ from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from fraud_assets.core.schema import fraud_predictions, raw_transactions, transaction_features
 from fraud_assets.definitions import build_defs
 from fraud_assets.errors import LakeError, NoChampionError
-from fraud_assets.ingest.service.presence import presence
+from fraud_assets.ingest.service.presence import register_lander
 from fraud_assets.lake.log import row_count
 from fraud_assets.lake.tables import Lake
-from fraud_assets.operations.maintenance import maintain_all
+from fraud_assets.operations.maintenance import maintain_lake
 from fraud_assets.resources import PlatformResource
 from fraud_assets.sensors import RUN_KEY_TAG, SENSOR_TAG, StuckError, dropped_files_sensor, new_files_sensor
 from fraud_assets.settings import Settings
@@ -168,7 +168,7 @@ def test_from_landing_to_predictions_and_quiet_afterwards(daemon: Daemon, settin
     assert daemon.skipped() == "Everything that landed is scored."
     assert daemon.skipped() == "No table has changed since the last look."
 
-    maintain_all(lake, settings)
+    maintain_lake(lake, settings)
     assert daemon.skipped() == "Everything that landed is scored."
 
     land(lake, bodies(5, first_id=60), first_offset=60)
@@ -238,7 +238,7 @@ def test_maintenance_requests_nothing(daemon: Daemon, settings: Settings, lake: 
         land(lake, bodies(5, first_id=5 * part), first_offset=5 * part)
         daemon.run(daemon.requested())
     daemon.skipped()
-    reports = maintain_all(lake, settings.model_copy(update={"vacuum_hours": 0}))
+    reports = maintain_lake(lake, settings.model_copy(update={"vacuum_hours": 0}))
     assert reports["raw_transactions"].files_removed >= 3
     assert "wait for a first model" in daemon.skipped()
 
@@ -437,7 +437,7 @@ def test_a_run_whose_process_was_killed_is_marked_failed(
 
 def test_a_lander_takes_the_files_itself(file_daemon: Daemon, settings: Settings) -> None:
     drop(settings, "day.jsonl", bodies(7))
-    with presence(settings):
+    with register_lander(settings):
         assert file_daemon.skipped() == "`fraud-assets land` runs and takes them."
     file_daemon.requested()
 

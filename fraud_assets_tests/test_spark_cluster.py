@@ -24,7 +24,7 @@ from fraud_assets.core.schema import (
 from fraud_assets.errors import EngineError
 from fraud_assets.lake.log import row_count
 from fraud_assets.lake.tables import Lake, read
-from fraud_assets.operations.maintenance import maintain, maintain_all
+from fraud_assets.operations.maintenance import maintain_lake, maintain_table
 from fraud_assets.operations.setup_home import prepare_home
 from fraud_assets.settings import Settings
 from fraud_assets.testing.object_store import ObjectStore
@@ -132,11 +132,11 @@ def assert_each_once(lake: Lake) -> None:
 def assert_maintenance_removes_orphans(lake: Lake, settings: Settings) -> None:
     orphans = on_disk(lake) - in_log(lake)
     assert orphans
-    assert not maintain(
+    assert not maintain_table(
         lake, raw_transactions, settings
     ).files_removed  # they could be another writer's, not committed yet
     make_old(lake)
-    assert maintain(lake, raw_transactions, settings).files_removed
+    assert maintain_table(lake, raw_transactions, settings).files_removed
     assert not orphans & on_disk(lake)
     assert_each_once(lake)
 
@@ -366,6 +366,6 @@ def test_the_whole_chain_outlives_workers_and_a_driver(
     tables = (raw_transactions, transaction_features, fraud_predictions, quarantined_transactions)
     orphans = {table: on_disk(lake, table) - in_log(lake, table) for table in tables}
     make_old(lake)
-    maintain_all(lake, settings)
+    maintain_lake(lake, settings)
     assert not [table.name for table in tables if orphans[table] & on_disk(lake, table)]
     assert_exactly_once(lake, settings, traffic)

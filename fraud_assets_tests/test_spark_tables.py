@@ -15,11 +15,11 @@ from fraud_assets.core.schema import HEADERS, MESSAGES, RAW_TRANSACTIONS, TIME, 
 from fraud_assets.engines.spark.tables import scan, write
 from fraud_assets.errors import CommitConflictError
 from fraud_assets.lake.append import append_landed, commit_append
-from fraud_assets.lake.data_files import DataFile, remove, slices_of
+from fraud_assets.lake.data_files import DataFile, list_slices, remove
 from fraud_assets.lake.log import add_actions, row_count
 from fraud_assets.lake.positions import SourcePartition, committed_offset
 from fraud_assets.lake.tables import Lake, read
-from fraud_assets.operations.maintenance import maintain
+from fraud_assets.operations.maintenance import maintain_table
 from fraud_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def test_rows_come_back_byte_for_byte_and_every_reader_agrees(
     connection.close()
     # Neither deletion vectors nor renamed columns: anything that reads Delta reads it.
     assert (table.protocol().min_reader_version, table.protocol().min_writer_version) == (1, 2)
-    assert maintain(lake, raw_transactions, settings).files_after == 1
+    assert maintain_table(lake, raw_transactions, settings).files_after == 1
     assert row_count(lake.open(raw_transactions)) == 2000
 
 
@@ -110,27 +110,27 @@ def test_a_large_file_is_read_by_many_tasks(spark: SparkSession, lake: Lake, mon
     handle = lake.open(raw_transactions)
     monkeypatch.setattr("fraud_assets.lake.data_files._SLICE_BYTES", 2_000)
     paths = add_actions(handle)["path"].to_pylist()
-    assert len(slices_of(handle, paths, raw_transactions)) > len(paths)
+    assert len(list_slices(handle, paths, raw_transactions)) > len(paths)
     offsets = scan(spark, lake, raw_transactions, handle, paths, ["offset"]).toArrow()["offset"].to_pylist()
     assert sorted(offsets) == sorted([*range(1000), *range(1000)])
 
 
 def _local_copy(lake: Lake, rows: pa.Table) -> list[DataFile]:
-    from fraud_assets.lake.append import stamped
+    from fraud_assets.lake.append import stamp_ingest
     from fraud_assets.lake.data_files import write_data_files
 
-    batches = stamped(rows, raw_transactions).to_batches()
+    batches = stamp_ingest(rows, raw_transactions).to_batches()
     return list(write_data_files(lake.location(raw_transactions), raw_transactions, batches))
 
 
 def test_what_a_task_wrote_before_it_failed_is_removed(lake: Lake) -> None:
-    from fraud_assets.lake.append import stamped
+    from fraud_assets.lake.append import stamp_ingest
     from fraud_assets.lake.data_files import write_data_files
 
     lake.open(raw_transactions)
 
     def batches() -> Any:
-        yield from stamped(messages(10), raw_transactions).to_batches()
+        yield from stamp_ingest(messages(10), raw_transactions).to_batches()
         raise RuntimeError("the task ends here")
 
     with pytest.raises(RuntimeError):

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from fraud_assets.assets.ranges import half_open
+from fraud_assets.assets.ranges import parse_range
 from fraud_assets.assets.reporting import materialized, reporting
 from fraud_assets.core.schema import FEATURE_VERSION, transaction_features
 from fraud_assets.resources import PlatformResource, SparkResource
@@ -46,19 +46,19 @@ def cleaned_features(
     context: dg.AssetExecutionContext, config: FeatureConfig, platform: PlatformResource, spark: SparkResource
 ) -> Iterator[dg.MaterializeResult]:
     """Take what landed since the last run, or recompute a range."""
-    from fraud_assets.lake.held_days import nothing_in_range
+    from fraud_assets.lake.held_days import describe_empty_range
     from fraud_assets.operations.reconciliation import reconcile
     from fraud_assets.stages.features import process_landed, recompute
 
     with reporting(context):
         settings, lake = platform.settings(), platform.lake()
         engine = spark.engine(settings)
-        recomputed = half_open(config.recompute_start, config.recompute_end)
+        recomputed = parse_range(config.recompute_start, config.recompute_end)
         if recomputed:
             rows = recompute(lake, settings, *recomputed, engine)
             facts: dict[str, int | str] = {"recomputed": rows}
             if not rows:
-                facts["note"] = nothing_in_range(lake, transaction_features, *recomputed, "to recompute")
+                facts["note"] = describe_empty_range(lake, transaction_features, *recomputed, "to recompute")
                 context.log.warning(facts["note"])
             yield from materialized(context, "transaction_features", facts)
             return

@@ -12,7 +12,7 @@ def lake_maintenance(context: dg.AssetExecutionContext, platform: PlatformResour
 
     It also deletes the sensors' successful runs after FRAUD_RUN_DAYS.
     """
-    from fraud_assets.operations.maintenance import maintain_all
+    from fraud_assets.operations.maintenance import maintain_lake
     from fraud_assets.operations.quarantine import land_retries
     from fraud_assets.run_history import delete_old_runs, shrink_databases
 
@@ -20,7 +20,7 @@ def lake_maintenance(context: dg.AssetExecutionContext, platform: PlatformResour
         settings, lake = platform.settings(), platform.lake()
         # Before retention could take away what a retry that was cut off is yet to land.
         finished = land_retries(lake, settings)
-        reports = maintain_all(lake, settings)
+        reports = maintain_lake(lake, settings)
         deleted = delete_old_runs(context.instance, settings.run_days)
         shrink_databases(context.instance)
     metadata: dict[str, int | float] = {

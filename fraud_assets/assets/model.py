@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from fraud_assets.assets.ranges import moment
+from fraud_assets.assets.ranges import parse_time
 from fraud_assets.assets.reporting import materialized, reporting
 from fraud_assets.errors import NotEnoughDataError
 from fraud_assets.resources import PlatformResource, SparkResource
@@ -53,8 +53,8 @@ def model(
             recalibrated = recalibrate(lake, settings, engine)
             yield from materialized(context, "alert_thresholds", recalibrated.metadata())
             return
-        start = moment(config.start) if config.start else None
-        end = moment(config.end) if config.end else None
+        start = parse_time(config.start) if config.start else None
+        end = parse_time(config.end) if config.end else None
         try:
             report = train(lake, settings, start, end, engine)
         except NotEnoughDataError as error:

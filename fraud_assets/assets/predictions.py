@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from fraud_assets.assets.ranges import half_open
+from fraud_assets.assets.ranges import parse_range
 from fraud_assets.assets.reporting import reporting
 from fraud_assets.errors import NoChampionError
 from fraud_assets.resources import PlatformResource, SparkResource
@@ -29,17 +29,17 @@ def fraud_predictions(
     """Scores new feature rows exactly once. A higher score is more suspicious; each row names its model version."""
     from fraud_assets.core.schema import fraud_predictions as predictions_table
     from fraud_assets.errors import LostRegistryError
-    from fraud_assets.lake.held_days import nothing_in_range
-    from fraud_assets.stages.alert_days import REMEDY, too_many
+    from fraud_assets.lake.held_days import describe_empty_range
+    from fraud_assets.stages.alert_days import REMEDY, describe_busy_day
     from fraud_assets.stages.scoring import score_pending, score_range
 
     with reporting(context):
         settings, lake = platform.settings(), platform.lake()
-        again = half_open(config.rescore_start, config.rescore_end)
+        again = parse_range(config.rescore_start, config.rescore_end)
         if again:
             report = score_range(lake, settings, *again)
             if not report.rows:
-                note = nothing_in_range(lake, predictions_table, *again, "to score again")
+                note = describe_empty_range(lake, predictions_table, *again, "to score again")
                 context.log.warning(note)
                 yield dg.MaterializeResult(metadata={"rows": 0, "note": note})
                 return
@@ -51,5 +51,5 @@ def fraud_predictions(
                 tell(f"Scoring skipped, it catches up later: {error}")
                 return
         if report.busiest and report.busiest.over:
-            context.log.warning(f"{too_many(report.busiest, settings)}. {REMEDY}")
+            context.log.warning(f"{describe_busy_day(report.busiest, settings)}. {REMEDY}")
         yield dg.MaterializeResult(metadata=report.metadata())

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from fraud_assets.errors import SettingError
 
 
-def moment(text: str) -> datetime:
+def parse_time(text: str) -> datetime:
     """ISO 8601 text as a time; without zone it is UTC. Raises `SettingError`."""
     try:
         parsed = datetime.fromisoformat(text)
@@ -16,10 +16,10 @@ def moment(text: str) -> datetime:
     return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
 
 
-def half_open(start: str | None, end: str | None) -> tuple[datetime, datetime] | None:
+def parse_range(start: str | None, end: str | None) -> tuple[datetime, datetime] | None:
     """The range [start, end), or None where none is asked for. Raises `SettingError` for half a range."""
     if start is None and end is None:
         return None
     if start is None or end is None:
         raise SettingError(f"The range from {start} to {end} is only half given: give its start and its end.")
-    return moment(start), moment(end)
+    return parse_time(start), parse_time(end)

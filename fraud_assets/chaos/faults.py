@@ -21,7 +21,7 @@ _LET_RUN_SECONDS = (0.3, 1.5)
 
 
 @dataclass(frozen=True)
-class Place:
+class LakeLocation:
     """Where the lake is: in a folder, perhaps on a disk of its own, or on an object store."""
 
     uri: str
@@ -35,7 +35,7 @@ class Run:
 
     processes: Processes
     cluster: Cluster
-    place: Place
+    place: LakeLocation
     random: random.Random
 
     def wait(self, span: tuple[float, float]) -> None:

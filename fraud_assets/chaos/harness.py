@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
 
-from fraud_assets.chaos.faults import DISK_FAULTS, FAULTS, FOLDER_FAULTS, STORE_FAULTS, Fault, Place, Run
+from fraud_assets.chaos.faults import DISK_FAULTS, FAULTS, FOLDER_FAULTS, STORE_FAULTS, Fault, LakeLocation, Run
 from fraud_assets.chaos.processes import LAND, Processes, worker
 from fraud_assets.chaos.traffic import Traffic
 from fraud_assets.chaos.verification import Check, is_drained, verify
 from fraud_assets.errors import BrokerError, FraudAssetsError
-from fraud_assets.kafka.broker import broker_of
-from fraud_assets.kafka.topics import make_topics
+from fraud_assets.kafka.broker import find_broker
+from fraud_assets.kafka.topics import create_topics
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings, load_settings
-from fraud_assets.testing.apache_kafka import apache_kafka, why_not
+from fraud_assets.testing.apache_kafka import apache_kafka, why_unavailable
 from fraud_assets.testing.object_store import ObjectStore
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def run_chaos(folder: Path, plan: Plan) -> Outcome:
         BrokerError: Apache Kafka cannot be started here.
         FraudAssetsError: the platform did not start, or what was sent did not get through within five minutes.
     """
-    if reason := why_not():
+    if reason := why_unavailable():
         raise BrokerError(reason)
     begun = monotonic()
     with ExitStack() as stack:
@@ -90,7 +90,7 @@ def run_chaos(folder: Path, plan: Plan) -> Outcome:
         logger.info(f"Starting Apache Kafka with {plan.brokers} node{'s' * (plan.brokers > 1)} …")
         cluster = stack.enter_context(apache_kafka(folder / "kafka", plan.brokers))
         settings = _settings(folder, place, cluster.bootstrap)
-        make_topics(broker_of(settings), settings)
+        create_topics(find_broker(settings), settings)
         run = Run(Processes(settings, folder), cluster, place, random.Random(plan.seed))
         traffic = Traffic(settings, plan.rate, plan.seed)
         stack.callback(run.processes.end_all)
@@ -114,7 +114,7 @@ def run_chaos(folder: Path, plan: Plan) -> Outcome:
     )
 
 
-def _settings(folder: Path, place: Place, bootstrap: str) -> Settings:
+def _settings(folder: Path, place: LakeLocation, bootstrap: str) -> Settings:
     return load_settings(
         home=folder / "home",
         kafka_bootstrap_servers=bootstrap,
@@ -131,7 +131,7 @@ def _settings(folder: Path, place: Place, bootstrap: str) -> Settings:
     )
 
 
-def _of_the_lake(place: Place) -> dict[Fault, int]:
+def _of_the_lake(place: LakeLocation) -> dict[Fault, int]:
     """The faults that the place of the lake allows."""
     if place.store:
         return STORE_FAULTS
@@ -142,26 +142,26 @@ def _of_the_lake(place: Place) -> dict[Fault, int]:
 
 
 @contextmanager
-def _on_disk(folder: Path) -> Iterator[Place]:
+def _on_disk(folder: Path) -> Iterator[LakeLocation]:
     """A folder for the lake; for root on a disk of its own."""
     disk = folder / "disk"
     disk.mkdir(parents=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={_DISK_BYTES}", "tmpfs", str(disk)]
     mounted = shutil.which("mount") and not subprocess.run(mount, capture_output=True, check=False).returncode
     try:
-        yield Place(str(disk / "lake"), disk if mounted else None)
+        yield LakeLocation(str(disk / "lake"), disk if mounted else None)
     finally:
         if mounted:
             subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 @contextmanager
-def _on_object_store(folder: Path) -> Iterator[Place]:
+def _on_object_store(folder: Path) -> Iterator[LakeLocation]:
     """An S3 server for the lake."""
     store = ObjectStore(folder / "s3")
     try:
         store.start()
-        yield Place(store.settings(_PREFIX)["lake_uri"], store=store)
+        yield LakeLocation(store.settings(_PREFIX)["lake_uri"], store=store)
     finally:
         store.kill()
 

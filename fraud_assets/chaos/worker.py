@@ -36,17 +36,17 @@ def maintenance(lake: Lake, settings: Settings) -> None:
     from deltalake.exceptions import DeltaError
 
     from fraud_assets.core.schema import TABLES
-    from fraud_assets.lake.tables import unreadable
-    from fraud_assets.operations.maintenance import maintain_all
+    from fraud_assets.lake.tables import table_error
+    from fraud_assets.operations.maintenance import maintain_lake
 
-    maintain_all(lake, settings)
+    maintain_lake(lake, settings)
     for table in TABLES:
         if lake.exists(table):
             try:
                 # Not `full`: that would take the files of commits that are under way.
                 lake.open(table).vacuum(retention_hours=0, dry_run=False, enforce_retention_duration=False, full=False)
             except (DeltaError, OSError) as error:
-                raise unreadable(lake.uri(table), error) from error
+                raise table_error(lake.uri(table), error) from error
 
 
 WORK: dict[str, Callable[[Lake, Settings], None]] = {

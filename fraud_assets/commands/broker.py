@@ -29,13 +29,13 @@ def command(apache: bool, port: int | None, if_none_configured: bool) -> None:
              fraud-assets broker --apache --port 9092
     """
     from fraud_assets.ingest.service.lander import stopped_by_signals
-    from fraud_assets.kafka.broker import real_broker_is_named
+    from fraud_assets.kafka.broker import uses_external_broker
 
     if port and not apache:
         raise click.UsageError("--port goes with --apache.")
     settings = load_settings()
     with stopped_by_signals() as stop:
-        if if_none_configured and real_broker_is_named(settings):
+        if if_none_configured and uses_external_broker(settings):
             _wait_only(settings, stop)
         elif apache:
             _run_apache(settings, port or PORT, stop)
@@ -44,20 +44,20 @@ def command(apache: bool, port: int | None, if_none_configured: bool) -> None:
 
 
 def _wait_only(settings: Settings, stop: threading.Event) -> None:
-    from fraud_assets.kafka.broker import broker_of
+    from fraud_assets.kafka.broker import find_broker
 
-    broker = broker_of(settings)
+    broker = find_broker(settings)
     click.echo(f"{broker.named_by} names {broker.bootstrap}: no broker is started here.")
     stop.wait()
 
 
 def _run_embedded(settings: Settings, stop: threading.Event) -> None:
-    from fraud_assets.kafka.broker import broker_of, embedded_broker, real_broker_is_named
+    from fraud_assets.kafka.broker import embedded_broker, find_broker, uses_external_broker
 
     with embedded_broker(settings) as broker:
         click.echo(f"Broker at {broker.bootstrap}, named in {settings.broker_file}. Ctrl-C ends it.")
-        if real_broker_is_named(settings):
-            real = broker_of(settings)
+        if uses_external_broker(settings):
+            real = find_broker(settings)
             click.echo(f"{real.named_by} names {real.bootstrap!r} and wins over this one.", err=True)
         click.echo("Next, in other terminals: `fraud-assets land`, then `fraud-assets simulate --count 5000`.")
         stop.wait()
@@ -66,13 +66,13 @@ def _run_embedded(settings: Settings, stop: threading.Event) -> None:
 
 def _run_apache(settings: Settings, port: int, stop: threading.Event) -> None:
     from fraud_assets.kafka.broker import Broker
-    from fraud_assets.kafka.topics import make_topics
+    from fraud_assets.kafka.topics import create_topics
     from fraud_assets.testing.apache_kafka import apache_kafka
 
     folder = settings.home_path / "apache-kafka"
     click.echo("Starting Apache Kafka; the first time its jars are resolved by Maven …", err=True)
     with apache_kafka(folder, port=port) as cluster:
-        make_topics(Broker(cluster.bootstrap, embedded=False, topic_id=None), settings)
+        create_topics(Broker(cluster.bootstrap, embedded=False, topic_id=None), settings)
         click.echo(f"Apache Kafka at {cluster.bootstrap}, data in {folder}. Ctrl-C ends it. In other terminals:")
         click.echo(f"export KAFKA_BOOTSTRAP_SERVERS={cluster.bootstrap}")
         while not stop.wait(1.0):

@@ -197,11 +197,11 @@ def _step(name: str) -> Iterator[None]:
 def _summarise(settings: Settings, seconds: float) -> None:
     from fraud_assets.lake.duckdb_session import connect
     from fraud_assets.lake.tables import Lake
-    from fraud_assets.operations.reconciliation import alerts, reconcile
+    from fraud_assets.operations.reconciliation import count_alerts, reconcile
     from fraud_assets.stages.training import CALIBRATION_DAYS
 
     lake = Lake.of(settings)
-    counts, alerted = reconcile(lake, settings), alerts(lake)
+    counts, alerted = reconcile(lake, settings), count_alerts(lake)
     _say = click.echo
     _say()
     _say(f"  {counts['landed']:>12,} messages landed")
@@ -212,7 +212,7 @@ def _summarise(settings: Settings, seconds: float) -> None:
     if counts["tombstones"]:
         _say(f"  {counts['tombstones']:>12,} of the quarantined are tombstones, no bad data")
     _say(f"  {counts['labels']:>12,} labels of the past")
-    week = alerts(lake, timedelta(days=CALIBRATION_DAYS)) / CALIBRATION_DAYS
+    week = count_alerts(lake, timedelta(days=CALIBRATION_DAYS)) / CALIBRATION_DAYS
     budget = f"budget {settings.alert_budget_per_day:g} a day, {week:.1f} a day in the last {CALIBRATION_DAYS} days"
     _say(f"  {counts['scored']:>12,} scored, {alerted:,} of them alerts ({budget})")
     _say("\n  Top alerts (a higher score is more suspicious)")
@@ -246,10 +246,10 @@ def _summarise(settings: Settings, seconds: float) -> None:
 
 def _top_alerts(connection: Any, lake: Any) -> list[tuple[Any, ...]]:
     from fraud_assets.core.schema import fraud_labels, fraud_predictions, transaction_features
-    from fraud_assets.lake.scan import register
+    from fraud_assets.lake.scan import register_view
 
     for table in (fraud_labels, fraud_predictions, transaction_features):
-        register(connection, table.name, lake.open(table))
+        register_view(connection, table.name, lake.open(table))
     return connection.sql(
         """
         with top as (

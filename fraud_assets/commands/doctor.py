@@ -36,9 +36,9 @@ def command(as_json: bool) -> None:
     except SettingError as error:
         findings = [refused("settings", error)]
     else:
-        from fraud_assets.doctor.examination import examine
+        from fraud_assets.doctor.examination import run_checks
 
-        findings = examine(settings)
+        findings = run_checks(settings)
     failed = any(finding.state == "FAIL" for finding in findings)
     if as_json:
         seconds = round(time.monotonic() - began, 3)

@@ -46,9 +46,9 @@ def command(customer: str, dry_run: bool, unreadable: bool, now: bool, yes: bool
     from dataclasses import replace
 
     from fraud_assets.core.schema import transaction_features
-    from fraud_assets.lake.held_days import held_days
+    from fraud_assets.lake.held_days import describe_held_days
     from fraud_assets.lake.tables import Lake
-    from fraud_assets.operations.erasure import erase, holdings, vacuum_now
+    from fraud_assets.operations.erasure import erase_customer, find_holdings, vacuum_now
 
     if not customer.strip():
         raise click.UsageError("--customer is blank; give the customer_id.")
@@ -56,9 +56,9 @@ def command(customer: str, dry_run: bool, unreadable: bool, now: bool, yes: bool
         raise click.UsageError("It removes data for good: give --yes where nobody can be asked.")
     settings = load_settings()
     lake = Lake.of(settings)
-    found = holdings(lake, settings, customer)
+    found = find_holdings(lake, settings, customer)
     if found.empty:
-        logger.info(f"Nothing of customer {customer!r} was found: {held_days(lake, transaction_features)}.")
+        logger.info(f"Nothing of customer {customer!r} was found: {describe_held_days(lake, transaction_features)}.")
     left = _left(found, unreadable=unreadable and not dry_run)
     if dry_run:
         if as_json:
@@ -71,7 +71,7 @@ def command(customer: str, dry_run: bool, unreadable: bool, now: bool, yes: bool
     if not yes and not nothing:
         _print_rows("There is", found.rows, found.file_rows)
         click.confirm("Remove this for good?", abort=True)
-    report = erase(lake, settings, customer, unreadable=unreadable, found=found)
+    report = erase_customer(lake, settings, customer, unreadable=unreadable, found=found)
     if now:
         logger.info("removing the files of older table versions; readers that hold one of them will fail")
         report = replace(report, vacuumed_files=vacuum_now(lake))

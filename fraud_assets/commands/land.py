@@ -61,8 +61,8 @@ def command(engine: str | None, once: bool, as_json: bool) -> None:
     from fraud_assets.dagster_events import report_landed
     from fraud_assets.ingest.landing import land_once
     from fraud_assets.ingest.service.lander import land_forever, stopped_by_signals
-    from fraud_assets.ingest.service.metrics import LandingMetrics, served
-    from fraud_assets.ingest.service.presence import presence
+    from fraud_assets.ingest.service.metrics import LandingMetrics, serve_metrics
+    from fraud_assets.ingest.service.presence import register_lander
     from fraud_assets.lake.tables import Lake
 
     # Arrow's own allocator keeps some 30 MB of what a batch has used; this process lives for months.
@@ -84,7 +84,7 @@ def command(engine: str | None, once: bool, as_json: bool) -> None:
                 sys.exit(_FILES_FAILED)
             return
         metrics = LandingMetrics()
-        with served(metrics, settings.land_http) as url, presence(settings, url):
+        with serve_metrics(metrics, settings.land_http) as url, register_lander(settings, url):
             settings.incoming.mkdir(parents=True, exist_ok=True)
             shown = f" Metrics and health at {url}." if url else ""
             logger.info(f"Landing into {lake.root}; drop files into {settings.incoming}.{shown} Ctrl-C ends it.")
@@ -95,9 +95,9 @@ def command(engine: str | None, once: bool, as_json: bool) -> None:
 @contextmanager
 def _session(engine: str | None, settings: Settings) -> Iterator[SparkSession | None]:
     """The session of a lander on Spark, None for one in this process."""
-    from fraud_assets.kafka.broker import real_broker_is_named
+    from fraud_assets.kafka.broker import uses_external_broker
 
-    is_named = real_broker_is_named(settings)
+    is_named = uses_external_broker(settings)
     if engine is None:
         engine = "spark" if settings.engine == "spark" and is_named else "python"
     if engine == "python":
@@ -108,12 +108,12 @@ def _session(engine: str | None, settings: Settings) -> Iterator[SparkSession | 
             "--engine spark needs a broker of its own, and KAFKA_BOOTSTRAP_SERVERS is not set: the embedded one does "
             "not answer Java's clients, so land from it with --engine python."
         )
-    from fraud_assets.engines.spark.session import require_connector, spark_session, what_started
+    from fraud_assets.engines.spark.session import describe_session, require_connector, spark_session
 
     require_connector(settings)
     logger.info(f"Starting Spark at {settings.spark_master}.")
     with spark_session(settings) as session:
-        for sentence in what_started(session):
+        for sentence in describe_session(session):
             logger.info(sentence)
         yield session
 

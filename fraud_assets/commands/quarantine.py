@@ -68,16 +68,16 @@ def list_command(
     """
     from fraud_assets.core.quarantine_reasons import REASONS
     from fraud_assets.core.schema import quarantined_transactions
-    from fraud_assets.lake.held_days import held_days
+    from fraud_assets.lake.held_days import describe_held_days
     from fraud_assets.lake.tables import Lake
-    from fraud_assets.operations.quarantine import messages, reason_counts, waiting_retries
+    from fraud_assets.operations.quarantine import count_reasons, count_waiting_retries, list_messages
 
     settings = load_settings()
     lake = Lake.of(settings)
     selection = _selection(reason, since, topic, retried=retried)
-    counts = reason_counts(lake, settings, selection)
-    found = messages(lake, settings, selection, limit) if reason else []
-    waiting = waiting_retries(lake, settings)
+    counts = count_reasons(lake, settings, selection)
+    found = list_messages(lake, settings, selection, limit) if reason else []
+    waiting = count_waiting_retries(lake, settings)
     if as_json:
         reasons = [
             {
@@ -95,7 +95,7 @@ def list_command(
         if selection == _selection():
             click.echo("No open message is in quarantine.")
         else:
-            click.echo(f"No open message is selected; {held_days(lake, quarantined_transactions)}.")
+            click.echo(f"No open message is selected; {describe_held_days(lake, quarantined_transactions)}.")
     elif reason:
         click.echo(f"{total:,} messages: {REASONS.get(reason, reason)}")
         for entry in found:
@@ -127,12 +127,12 @@ def show_command(position: str, raw: bool, as_json: bool) -> None:
     """
     from fraud_assets.core.quarantine_reasons import REASONS
     from fraud_assets.lake.tables import Lake
-    from fraud_assets.operations.quarantine import message
+    from fraud_assets.operations.quarantine import find_message
 
     if raw and as_json:
         raise click.UsageError("--raw and --json exclude each other.")
     settings = load_settings()
-    entry = message(Lake.of(settings), settings, position)
+    entry = find_message(Lake.of(settings), settings, position)
     if raw:
         sys.stdout.buffer.write(entry.value or b"")
     elif as_json:
@@ -181,14 +181,14 @@ def retry_command(
              fraud-assets quarantine retry transactions/0/17 transactions/2/4
     """
     from fraud_assets.core.schema import quarantined_transactions
-    from fraud_assets.lake.held_days import held_days
+    from fraud_assets.lake.held_days import describe_held_days
     from fraud_assets.lake.tables import Lake
-    from fraud_assets.operations.quarantine import retry
+    from fraud_assets.operations.quarantine import retry_messages
 
     settings = load_settings()
     selection = _selection(reason, since, topic, positions)
     lake = Lake.of(settings)
-    report = retry(lake, settings, selection, dry_run=dry_run)
+    report = retry_messages(lake, settings, selection, dry_run=dry_run)
     if as_json:
         click.echo(json.dumps(asdict(report)))
         return
@@ -197,7 +197,7 @@ def retry_command(
     if not report.selected:
         click.echo(
             "No open message is selected; messages that were retried already are left alone. "
-            f"{held_days(lake, quarantined_transactions)}."
+            f"{describe_held_days(lake, quarantined_transactions)}."
         )
         return
     if dry_run:
@@ -220,7 +220,7 @@ def _selection(
     """The selection that the options make. Raises `UsageError` for a reason that does not exist."""
     from difflib import get_close_matches
 
-    from fraud_assets.assets.ranges import moment
+    from fraud_assets.assets.ranges import parse_time
     from fraud_assets.core.quarantine_reasons import REASONS
     from fraud_assets.operations.quarantine import Selection
 
@@ -228,7 +228,7 @@ def _selection(
         near = get_close_matches(reason, REASONS, 1)
         meant = f"did you mean {near[0]}?" if near else f"they are {', '.join(REASONS)}."
         raise click.UsageError(f"--reason {reason!r} is no reason; {meant}")
-    return Selection(reason, None if since is None else moment(since), topic, positions, retried)
+    return Selection(reason, None if since is None else parse_time(since), topic, positions, retried)
 
 
 def _plain(entry: QuarantinedMessage) -> dict[str, Any]:

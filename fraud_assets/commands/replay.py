@@ -50,8 +50,8 @@ def command(
     """
     from fraud_assets.simulator.event_order import EventOrder
     from fraud_assets.simulator.outlet import outlet
-    from fraud_assets.simulator.pace import paced, progress
-    from fraud_assets.simulator.replay import open_source, replayed
+    from fraud_assets.simulator.pace import pace_messages, show_progress
+    from fraud_assets.simulator.replay import open_source, replay_messages
 
     settings = load_settings()
     columns = _pairs(mapping)
@@ -60,8 +60,8 @@ def command(
     total = min(sum(known), limit or sum(known)) if len(known) == len(sources) else limit
     order = EventOrder(settings)
     began = time.monotonic()
-    with outlet(settings, via) as producer, progress(total, "replay") as tick:
-        for message in paced(replayed(sources, order, limit), rate):
+    with outlet(settings, via) as producer, show_progress(total, "replay") as tick:
+        for message in pace_messages(replay_messages(sources, order, limit), rate):
             producer.send(message)
             tick()
     seconds = time.monotonic() - began

@@ -130,9 +130,9 @@ def _made(
         population,
         simulate,
     )
-    from fraud_assets.simulator.world import World, keep_world, known_world, why_unusual
+    from fraud_assets.simulator.world import World, load_world, save_world, why_unusual
 
-    known = known_world(settings)
+    known = load_world(settings)
     if count is None:
         # Days alone mean the traffic of the default population, or of the given one.
         count = 5000 if days is None and customers is None else 0
@@ -146,7 +146,7 @@ def _made(
     if warning := why_unusual(known, world, added, people.payments_per_day, settings):
         click.echo(warning, err=True)
     if keep and known is None:
-        keep_world(world, settings)
+        save_world(world, settings)
     return simulate(count, seed=seed, end=end, days=days, people=people)
 
 
@@ -189,17 +189,17 @@ def _produced(
     via: Via | None,
     on_wait: Callable[[], object] | None = None,
 ) -> dict[str, Any]:
-    from fraud_assets.simulator.bad import mixed_in
+    from fraud_assets.simulator.bad import mix_in_bad_messages
     from fraud_assets.simulator.event_order import EventOrder
     from fraud_assets.simulator.outlet import outlet
-    from fraud_assets.simulator.pace import paced, progress
+    from fraud_assets.simulator.pace import pace_messages, show_progress
 
     order = EventOrder(settings)
     messages: Iterable[Message] = order.messages(made.to_batches(20_000))
     if bad:
-        messages = mixed_in(messages, bad, max(1, made.num_rows // bad), settings)
-    with outlet(settings, via, on_wait) as producer, progress(made.num_rows, "simulate") as tick:
-        for message in paced(iter(messages), rate):
+        messages = mix_in_bad_messages(messages, bad, max(1, made.num_rows // bad), settings)
+    with outlet(settings, via, on_wait) as producer, show_progress(made.num_rows, "simulate") as tick:
+        for message in pace_messages(iter(messages), rate):
             producer.send(message)
             tick()
     return {
@@ -225,12 +225,12 @@ class _LivePlan:
 
 
 def _live(settings: Settings, plan: _LivePlan, via: Via | None) -> dict[str, Any]:
-    from fraud_assets.simulator.bad import mixed_in
+    from fraud_assets.simulator.bad import mix_in_bad_messages
     from fraud_assets.simulator.event_order import EventOrder
     from fraud_assets.simulator.generator import population
     from fraud_assets.simulator.live import LiveTraffic
     from fraud_assets.simulator.outlet import outlet
-    from fraud_assets.simulator.pace import progress
+    from fraud_assets.simulator.pace import show_progress
     from fraud_assets.simulator.world import WorldKeeper
 
     stop = _StopSignal()
@@ -253,14 +253,14 @@ def _live(settings: Settings, plan: _LivePlan, via: Via | None) -> dict[str, Any
             dropped = _drop(_past(people, start, now, plan.label_delay, lambda _: stop.raise_if_set()), settings, pause)
         elif plan.history_days:
             past = _past(people, start, now, plan.label_delay, keeper.lived_to)
-            with progress(round(people.payments_per_day * ((now - start) / timedelta(days=1))), "history") as tick:
+            with show_progress(round(people.payments_per_day * ((now - start) / timedelta(days=1))), "history") as tick:
                 for message in order.messages(past):
                     stop.raise_if_set()
                     producer.send(message)
                     tick()
         keeper.lived_to(now)
-        with progress(None, "live") as tick:
-            for message in mixed_in(traffic.messages(), plan.bad, LIVE_BAD_EVERY, settings):
+        with show_progress(None, "live") as tick:
+            for message in mix_in_bad_messages(traffic.messages(), plan.bad, LIVE_BAD_EVERY, settings):
                 producer.send(message)
                 tick()
                 keeper.lived_to(datetime.now(UTC), timedelta(seconds=KEEP_SECONDS))
@@ -305,9 +305,9 @@ def _past(
 
 def _live_world(settings: Settings, plan: _LivePlan) -> tuple[World | None, World]:
     """The world that the home has, and the one to live in, with the time from which on its traffic is missing."""
-    from fraud_assets.simulator.world import World, known_world, lake_is_empty
+    from fraud_assets.simulator.world import World, lake_is_empty, load_world
 
-    known = known_world(settings)
+    known = load_world(settings)
     start = datetime.now(UTC) - timedelta(days=plan.history_days)
     if known is None or plan.customers not in (None, known.customers):
         return known, World(plan.seed, plan.customers or LIVE_CUSTOMERS, start)

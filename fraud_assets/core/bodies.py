@@ -73,7 +73,7 @@ def json_object(body: bytes | None, max_body_bytes: int, paths: Iterable[str] = 
     if body.startswith(MAGIC):
         detail = "it has a schema registry's frame; expected JSON (FRAUD_TRANSACTIONS_FORMAT, FRAUD_LABELS_FORMAT)"
         raise Rejected("invalid_json", detail)
-    content = without_mark(body)
+    content = strip_byte_order_mark(body)
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -125,7 +125,7 @@ def _refuse_repeated(
                 seen.add(key)
 
 
-def without_mark(body: bytes) -> bytes:
+def strip_byte_order_mark(body: bytes) -> bytes:
     """The body without a byte order mark at its start."""
     return body.removeprefix(BYTE_ORDER_MARK)
 

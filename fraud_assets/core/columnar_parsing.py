@@ -19,7 +19,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from msgspec.structs import astuple
 
-from fraud_assets.core.bodies import BYTE_ORDER_MARK, FAST_DEPTH, Rejected, bytes_of, levels, most_pairs, without_mark
+from fraud_assets.core.bodies import (
+    BYTE_ORDER_MARK,
+    FAST_DEPTH,
+    Rejected,
+    bytes_of,
+    levels,
+    most_pairs,
+    strip_byte_order_mark,
+)
 from fraud_assets.core.column_values import ARROW_TYPES, COLUMN_READERS
 from fraud_assets.core.formats import Decoder
 from fraud_assets.core.message_contract import MessageContract, ValueKind
@@ -119,7 +127,7 @@ def _fast(bodies: Any, ingested: np.ndarray | None, contract: MessageContract) -
     data, offsets = bytes_of(bodies)
     texts = bodies.fill_null(b"").to_numpy(zero_copy_only=False).tolist()
     for index in _marked(data, offsets).tolist():
-        texts[index] = without_mark(texts[index])
+        texts[index] = strip_byte_order_mark(texts[index])
     for index in np.flatnonzero(np.diff(offsets) > contract.max_body_bytes).tolist():
         texts[index] = b""
     keys = _usual_keys(texts, contract)

@@ -16,7 +16,7 @@ class LandedTransaction(NamedTuple):
     offset: int
 
 
-def repeated(
+def find_duplicates(
     known: Iterable[LandedTransaction], landed: Iterable[LandedTransaction], horizon_us: int
 ) -> list[str | None]:
     """For each of `landed` the sentence that says where its id landed first, None where it is the first itself.

@@ -27,7 +27,7 @@ def draws(rows: pa.RecordBatch, seed: int) -> np.ndarray:
     return (numbers >> np.uint64(1)).astype(np.int64)
 
 
-def candidates(rows: pa.RecordBatch, size: int, of: int, seed: int) -> pa.RecordBatch:
+def sample_candidates(rows: pa.RecordBatch, size: int, of: int, seed: int) -> pa.RecordBatch:
     """The rows that can be among the `size` smallest draws of a window of `of` rows, with their DRAW."""
     # Six standard deviations more than wanted: too few are left once in a billion samples.
     wanted = size + 6 * math.sqrt(size)
@@ -36,8 +36,8 @@ def candidates(rows: pa.RecordBatch, size: int, of: int, seed: int) -> pa.Record
     return chosen if wanted >= of else chosen.filter(pa.array(numbers < int(wanted / of * _END)))
 
 
-def smallest(chosen: pa.Table, size: int) -> pa.Table:
-    """The sample: those of a window's `candidates` with the `size` smallest draws, without DRAW."""
+def smallest_draws(chosen: pa.Table, size: int) -> pa.Table:
+    """The sample: those of a window's `sample_candidates` with the `size` smallest draws, without DRAW."""
     order = [(DRAW.name, "ascending"), *((name, "ascending") for name in POSITION_COLUMNS)]
     return chosen.sort_by(order).slice(0, size).drop_columns([DRAW.name])
 

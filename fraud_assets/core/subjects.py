@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from fraud_assets.core.bodies import without_mark
+from fraud_assets.core.bodies import strip_byte_order_mark
 
 
 class _Pairs(list[tuple[str, Any]]):
@@ -23,7 +23,7 @@ def ids_in(body: bytes | None, names: Collection[str]) -> set[str] | None:
     if not body:
         return None
     try:
-        payload = json.loads(without_mark(body).decode("utf-8", "surrogateescape"), object_pairs_hook=_Pairs)
+        payload = json.loads(strip_byte_order_mark(body).decode("utf-8", "surrogateescape"), object_pairs_hook=_Pairs)
     except (ValueError, RecursionError):
         return None
     if type(payload) is not _Pairs:

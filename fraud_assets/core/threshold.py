@@ -44,7 +44,7 @@ def scored_traffic(scores: np.ndarray, tx_datetime: np.ndarray, keep: int) -> Sc
     return ScoredTraffic(len(scores), tx_datetime.min(), tx_datetime.max(), _highest(scores, keep))
 
 
-def together(parts: Iterable[ScoredTraffic], keep: int) -> ScoredTraffic:
+def merge_traffic(parts: Iterable[ScoredTraffic], keep: int) -> ScoredTraffic:
     """The traffic of all parts, at least one."""
     known = list(parts)
     return ScoredTraffic(

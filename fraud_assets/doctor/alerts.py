@@ -11,16 +11,16 @@ from fraud_assets.settings import Settings
 
 def check_alerts(settings: Settings) -> list[Finding]:
     """The busiest of the newest days with predictions, beside the budget of alerts per day."""
-    from fraud_assets.stages.alert_days import COUNTED_DAYS, REMEDY, busiest_day, too_many
+    from fraud_assets.stages.alert_days import COUNTED_DAYS, REMEDY, describe_busy_day, find_busiest_day
 
     try:
         lake = Lake.of(settings)
-        busiest = busiest_day(lake.open(fraud_predictions), settings) if lake.exists(fraud_predictions) else None
+        busiest = find_busiest_day(lake.open(fraud_predictions), settings) if lake.exists(fraud_predictions) else None
     except FraudAssetsError as error:
         return [skip("alerts", f"the lake cannot be read: {error}")]
     if busiest is None:
         return [ok("alerts", "nothing is scored yet")]
     if busiest.over:
-        return [warn("alerts", too_many(busiest, settings), REMEDY)]
+        return [warn("alerts", describe_busy_day(busiest, settings), REMEDY)]
     budget = f"the budget is {settings.alert_budget_per_day:g}"
     return [ok("alerts", f"at most {busiest.alerts:,} on a day of the newest {COUNTED_DAYS} ({budget})")]

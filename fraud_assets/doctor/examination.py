@@ -41,7 +41,7 @@ PATIENCE_SECONDS = 15.0
 _ANSWER_SECONDS = 4.0
 
 
-def examine(
+def run_checks(
     settings: Settings, checks: Mapping[str, Check] = CHECKS, patience: float = PATIENCE_SECONDS
 ) -> list[Finding]:
     """Runs the checks beside each other and gives what they found, in their order.

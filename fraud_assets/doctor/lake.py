@@ -22,7 +22,7 @@ from fraud_assets.doctor.finding import Finding, fail, ok, refused, skip, warn
 from fraud_assets.errors import DamagedFileError, FraudAssetsError, NoChampionError
 from fraud_assets.lake.location import TableLocation
 from fraud_assets.lake.log import add_actions, row_count
-from fraud_assets.lake.tables import Lake, unreadable
+from fraud_assets.lake.tables import Lake, table_error
 from fraud_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _data_files(lake: Lake, handles: Mapping[str, DeltaTable]) -> Finding:
         try:
             examined = examine_data_files(place, handle, _FOOTERS, deadline - time.monotonic())
         except OSError as error:
-            return refused("data files", unreadable(place.uri, error))
+            return refused("data files", table_error(place.uri, error))
         if examined.damage is not None:
             return refused("data files", DamagedFileError(examined.damage))
         files, footers = files + examined.files, footers + examined.footers
@@ -92,10 +92,10 @@ def _data_files(lake: Lake, handles: Mapping[str, DeltaTable]) -> Finding:
 
 def check_reconciliation(settings: Settings) -> list[Finding]:
     """Whether every landed message is in exactly one of features and quarantine or waits, and what waits."""
-    from fraud_assets.operations.reconciliation import compared_from, pinned, totals
+    from fraud_assets.operations.reconciliation import compared_from, pin_versions, totals
 
     try:
-        handles = pinned(Lake.of(settings))
+        handles = pin_versions(Lake.of(settings))
         if raw_transactions.name not in handles:
             return [skip("reconciliation", f"there is no table {raw_transactions.name} yet")]
         counts, since = totals(handles, settings), compared_from(handles)
@@ -123,14 +123,14 @@ def check_reconciliation(settings: Settings) -> list[Finding]:
 
 def check_quarantine(settings: Settings) -> list[Finding]:
     """Open messages in quarantine, their share of what landed, and retries that were cut off."""
-    from fraud_assets.operations.quarantine import DUPLICATE, Selection, reason_counts, waiting_retries
+    from fraud_assets.operations.quarantine import DUPLICATE, Selection, count_reasons, count_waiting_retries
 
     try:
         lake = Lake.of(settings)
         if not lake.exists(quarantined_transactions) or not lake.exists(raw_transactions):
             return [ok("quarantine", "empty")]
-        counts = {count.reason: count.messages for count in reason_counts(lake, settings, Selection())}
-        landed, waiting = row_count(lake.open(raw_transactions)), waiting_retries(lake, settings)
+        counts = {count.reason: count.messages for count in count_reasons(lake, settings, Selection())}
+        landed, waiting = row_count(lake.open(raw_transactions)), count_waiting_retries(lake, settings)
     except FraudAssetsError as error:
         return [skip("quarantine", f"the lake cannot be read: {error}")]
     duplicates = counts.pop(DUPLICATE, 0)
@@ -152,7 +152,7 @@ def check_quarantine(settings: Settings) -> list[Finding]:
 def check_registry(settings: Settings) -> list[Finding]:
     """The model registry, its champion, and whether that fits the features of this version."""
     from fraud_assets.errors import LostRegistryError
-    from fraud_assets.registry.champion import champion_for
+    from fraud_assets.registry.champion import load_champion
     from fraud_assets.registry.home import other_homes, sqlite_path
 
     address = urlsplit(settings.mlflow_uri)
@@ -166,7 +166,7 @@ def check_registry(settings: Settings) -> list[Finding]:
             return [fail("registry", text, "Start the MLflow server, or correct MLFLOW_TRACKING_URI.")]
     path = sqlite_path(settings.mlflow_uri)
     try:
-        current = champion_for(Lake.of(settings), settings)
+        current = load_champion(Lake.of(settings), settings)
         others = other_homes(settings)
     except LostRegistryError as error:
         return [refused("registry", error)]

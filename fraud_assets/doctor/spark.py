@@ -15,17 +15,17 @@ def check_spark(settings: Settings) -> list[Finding]:
     """Nothing where Spark has no part; starts no session, so that workers are not asked for."""
     if settings.engine != "spark":
         return []
-    from fraud_assets.engines.spark.session import connector_is_there, require_master
-    from fraud_assets.kafka.broker import real_broker_is_named
+    from fraud_assets.engines.spark.session import connector_is_resolved, require_master
+    from fraud_assets.kafka.broker import uses_external_broker
     from fraud_assets.system.java import java_program
 
     java_program("Spark")
     require_master(settings.spark_master, _ANSWER_SECONDS)
     findings = [ok("spark", f"Spark {version('pyspark')}, master {settings.spark_master}")]
-    if not real_broker_is_named(settings):
+    if not uses_external_broker(settings):
         return findings
     try:
-        is_there = connector_is_there(settings)
+        is_there = connector_is_resolved(settings)
     except FraudAssetsError as error:
         return [*findings, refused("spark connector", error)]
     if is_there:

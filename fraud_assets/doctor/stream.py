@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fraud_assets.core.schema import Table, fraud_labels, raw_transactions
 from fraud_assets.doctor.finding import Finding, fail, ok, refused, skip, warn
 from fraud_assets.errors import FraudAssetsError, LakeError
-from fraud_assets.kafka.broker import Broker, broker_is_configured, broker_of
+from fraud_assets.kafka.broker import Broker, broker_is_configured, find_broker
 from fraud_assets.lake.positions import NOTHING, SourcePartition, committed_offset
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings, environment_name
@@ -32,7 +32,7 @@ def check_broker(settings: Settings) -> list[Finding]:
         fix = "Start `fraud-assets broker`, or set KAFKA_BOOTSTRAP_SERVERS; without, only dropped files land."
         return [warn("broker", "none is named", fix), *unchecked]
     try:
-        broker = broker_of(settings)
+        broker = find_broker(settings)
         with closing(_consumer(broker, settings)) as consumer:
             metadata = _asked(lambda: consumer.list_topics(timeout=settings.kafka_timeout_seconds), broker)
             kind = "embedded" if broker.embedded else f"{len(metadata.brokers)} brokers"
@@ -48,9 +48,9 @@ def check_broker(settings: Settings) -> list[Finding]:
 
 def check_landers(settings: Settings) -> list[Finding]:
     """The `fraud-assets land` processes, and how they say they are."""
-    from fraud_assets.ingest.service.presence import landers
+    from fraud_assets.ingest.service.presence import running_landers
 
-    running = landers(settings)
+    running = running_landers(settings)
     if not running:
         if not broker_is_configured(settings):
             return [ok("landers", "none runs, and none is needed without a broker")]
@@ -72,11 +72,11 @@ def check_schema_registry(settings: Settings) -> list[Finding]:
     """The schema registry, where a format needs one."""
     if (settings.transactions_format, settings.labels_format) == ("json", "json"):
         return []
-    from fraud_assets.kafka.schemas import registry
+    from fraud_assets.kafka.schemas import registry_client
 
     url = settings.schema_registry_url
     try:
-        subjects = registry(settings).get_subjects()
+        subjects = registry_client(settings).get_subjects()
     # Its client raises its own errors, those of HTTP and those of certificates.
     except Exception as error:  # noqa: BLE001
         cause = " ".join(str(error).split())[:200]
@@ -88,8 +88,8 @@ def check_schema_registry(settings: Settings) -> list[Finding]:
 def _topic(
     topic: str, table: Table, partitions: list[int], consumer: Consumer, broker: Broker, settings: Settings
 ) -> list[Finding]:
-    from fraud_assets.kafka.client import topic_id_of, topic_setting
-    from fraud_assets.kafka.loss_rules import beginning
+    from fraud_assets.kafka.client import find_topic_id, topic_setting
+    from fraud_assets.kafka.loss_rules import first_readable_offset
     from fraud_assets.lake.known_topics import is_known
 
     name = f"topic {topic}"
@@ -98,7 +98,7 @@ def _topic(
             return [ok(name, "not there yet; the embedded broker makes it on first use")]
         fix = f"Create it, or set {topic_setting(topic, settings)} to the topic that is meant."
         return [fail(name, f"does not exist at {broker.name}, or may not be read", fix)]
-    topic_id = topic_id_of(broker, topic, settings)
+    topic_id = find_topic_id(broker, topic, settings)
     try:
         lake = Lake.of(settings)
         handle = lake.open(table) if lake.exists(table) else None
@@ -111,7 +111,7 @@ def _topic(
     if not broker.embedded and (handle is None or not is_known(handle, topic, streams)):
         # Landing will record these log starts at its first sight of the topic.
         landed = {stream: low[stream.partition] - 1 for stream in streams}
-    found = beginning(landed, low, high, settings.accept_lost)
+    found = first_readable_offset(landed, low, high, settings.accept_lost)
     if found.lost:
         lost = ", ".join(
             f"{low[stream.partition] - last - 1} of partition {stream.partition}" for stream, last in found.lost.items()
@@ -160,14 +160,14 @@ def _ends(consumer: Consumer, topic: str, partition: int, broker: Broker, settin
 def _asked(question: Callable[[], Any], broker: Broker) -> Any:
     from confluent_kafka import KafkaException
 
-    from fraud_assets.kafka.client import unreachable
+    from fraud_assets.kafka.client import unreachable_error
 
     try:
         answer = question()
     except KafkaException as error:
-        raise unreachable(broker, error.args[0].str()) from None
+        raise unreachable_error(broker, error.args[0].str()) from None
     if answer is None:
-        raise unreachable(broker, "timed out")
+        raise unreachable_error(broker, "timed out")
     return answer
 
 

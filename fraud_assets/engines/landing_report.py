@@ -61,7 +61,7 @@ def empty_reports(*, transactions: bool = True) -> dict[str, LandingReport]:
     return {table.name: LandingReport(table.name) for table in tables}
 
 
-def merged(first: LandingReport, second: LandingReport) -> LandingReport:
+def merge_reports(first: LandingReport, second: LandingReport) -> LandingReport:
     """Two reports on one table as one."""
     return LandingReport(
         first.table,
@@ -77,6 +77,6 @@ def merged(first: LandingReport, second: LandingReport) -> LandingReport:
     )
 
 
-def by_place(numbers: Positions) -> dict[str, int]:
+def by_partition(numbers: Positions) -> dict[str, int]:
     """Numbers by `topic/partition`, as reports have them."""
     return {f"{stream.topic}/{stream.partition}": number for stream, number in sorted(numbers.items())}

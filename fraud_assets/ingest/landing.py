@@ -6,12 +6,12 @@ import logging
 from collections.abc import Callable
 
 from fraud_assets.engines.base import Engine
-from fraud_assets.engines.landing_report import LandingReport, empty_reports, merged
+from fraud_assets.engines.landing_report import LandingReport, empty_reports, merge_reports
 from fraud_assets.engines.local.engine import LocalEngine
 from fraud_assets.engines.local.landing import never
 from fraud_assets.ingest.files.landing import land_files, with_files
-from fraud_assets.kafka.broker import broker_is_configured, broker_of
-from fraud_assets.kafka.topics import new_topics
+from fraud_assets.kafka.broker import broker_is_configured, find_broker
+from fraud_assets.kafka.topics import describe_missing_topics
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
 
@@ -55,7 +55,7 @@ def land_once(
             topics = False
     if not topics or stop():
         return reports
-    for sentence in new_topics(broker_of(settings), settings):
+    for sentence in describe_missing_topics(find_broker(settings), settings):
         logger.warning(sentence)
     landed = engine.land_topics(lake, transactions=transactions, stop=stop)
-    return {name: merged(report, landed[name]) for name, report in reports.items()}
+    return {name: merge_reports(report, landed[name]) for name, report in reports.items()}

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from uuid import uuid4
 
-from fraud_assets.errors import BrokerError, disk_fault, passes
+from fraud_assets.errors import BrokerError, disk_fault, is_temporary
 from fraud_assets.kafka.connection import connection
 from fraud_assets.settings import Settings
 from fraud_assets.system.files import replaced_file
@@ -44,14 +44,14 @@ class Broker:
         return f"the embedded broker at {self.bootstrap}" if self.embedded else f"the broker at {self.bootstrap}"
 
 
-def broker_of(settings: Settings) -> Broker:
+def find_broker(settings: Settings) -> Broker:
     """The broker of KAFKA_BOOTSTRAP_SERVERS or KAFKA_CLIENT_PROPERTIES, else the embedded one under FRAUD_HOME.
 
     Raises:
         BrokerError: no broker is named, or the embedded broker that broker.json names is gone.
         SettingError: how to reach it cannot be made out of the settings.
     """
-    if real_broker_is_named(settings):
+    if uses_external_broker(settings):
         reached = connection(settings)
         return Broker(reached.bootstrap, False, None, reached.name_of("bootstrap.servers"))
     path = settings.broker_file
@@ -83,14 +83,14 @@ def broker_of(settings: Settings) -> Broker:
     return broker
 
 
-def real_broker_is_named(settings: Settings) -> bool:
+def uses_external_broker(settings: Settings) -> bool:
     """Whether the settings name a broker other than the embedded one, reachable or not."""
     return bool(settings.kafka_bootstrap_servers or settings.kafka_client_properties)
 
 
 def broker_is_configured(settings: Settings) -> bool:
     """Whether any broker is named at all, reachable or not."""
-    return real_broker_is_named(settings) or settings.broker_file.exists()
+    return uses_external_broker(settings) or settings.broker_file.exists()
 
 
 @contextmanager
@@ -145,7 +145,7 @@ def _running(settings: Settings) -> Broker | None:
     if not settings.broker_file.exists():
         return None
     try:
-        return broker_of(settings.model_copy(update={"kafka_bootstrap_servers": "", "kafka_client_properties": ""}))
+        return find_broker(settings.model_copy(update={"kafka_bootstrap_servers": "", "kafka_client_properties": ""}))
     except BrokerError:
         return None
 
@@ -183,5 +183,5 @@ def _accepts(bootstrap: str) -> bool:
 
 def _raise_if_passing(error: Exception) -> None:
     """Too many open files say nothing about the broker."""
-    if isinstance(error, OSError) and passes(error):
+    if isinstance(error, OSError) and is_temporary(error):
         raise BrokerError(str(disk_fault(error) or error)) from None

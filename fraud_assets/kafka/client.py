@@ -45,7 +45,7 @@ def topic_setting(topic: str, settings: Settings) -> str:
     return environment_name(field)
 
 
-def unreachable(broker: Broker, cause: object) -> BrokerError:
+def unreachable_error(broker: Broker, cause: object) -> BrokerError:
     """The sentence for a broker that does not answer."""
     if broker.embedded:
         remedy = "Start `fraud-assets broker` again"
@@ -72,7 +72,7 @@ def admin_client(broker: Broker, settings: Settings) -> AdminClient:
     return client
 
 
-def topic_id_of(broker: Broker, topic: str, settings: Settings, admin: AdminClient | None = None) -> str:
+def find_topic_id(broker: Broker, topic: str, settings: Settings, admin: AdminClient | None = None) -> str:
     """Identity of this life of the topic: a topic recreated, or an embedded broker restarted, has another.
 
     Raises:
@@ -89,9 +89,9 @@ def topic_id_of(broker: Broker, topic: str, settings: Settings, admin: AdminClie
     except KafkaException as error:
         if error.args[0].code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED):
             raise missing_topic(broker, topic, settings) from None
-        raise unreachable(broker, error.args[0].str()) from None
+        raise unreachable_error(broker, error.args[0].str()) from None
     except TimeoutError:
-        raise unreachable(broker, "timed out") from None
+        raise unreachable_error(broker, "timed out") from None
     identity = str(description.topic_id)
     if identity.strip("A=") == "":
         raise BrokerError(

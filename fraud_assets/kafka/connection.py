@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fraud_assets.errors import FraudAssetsError, SettingError, disk_fault, no_file_is_free, passes
+from fraud_assets.errors import FraudAssetsError, SettingError, disk_fault, is_temporary, too_many_open_files
 from fraud_assets.settings import Settings, environment_name
 
 Client = TypeVar("Client")
@@ -90,7 +90,7 @@ class Connection:
 
     def _refused(self, reason: str) -> FraudAssetsError:
         # A certificate that cannot be opened for want of a file descriptor is not a wrong one.
-        exhausted = no_file_is_free()
+        exhausted = too_many_open_files()
         if exhausted:
             return exhausted
         reason = self.without_secrets(reason.rpartition("client: ")[2])
@@ -193,7 +193,7 @@ def _of_file(path: Path, explicit: Mapping[str, str]) -> dict[str, str]:
         with path.open(encoding="utf-8") as file:
             read = javaproperties.load(file)
     except OSError as error:
-        if passes(error):
+        if is_temporary(error):
             raise disk_fault(error) or error from None
         raise SettingError(f"{where}: {error.strerror}. Name the file that your broker's operator gave you.") from None
     except ValueError:

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Self
 import pyarrow as pa
 
 from fraud_assets.errors import BrokerError, MessagesLostError
-from fraud_assets.kafka.broker import Broker, broker_of
-from fraud_assets.kafka.client import missing_topic, unreachable
+from fraud_assets.kafka.broker import Broker, find_broker
+from fraud_assets.kafka.client import missing_topic, unreachable_error
 from fraud_assets.kafka.consumer_config import consumer_config
-from fraud_assets.kafka.loss_rules import beginning, messages_ahead, messages_lost
+from fraud_assets.kafka.loss_rules import first_readable_offset, messages_ahead, messages_lost
 from fraud_assets.kafka.message_batch import Batch
 from fraud_assets.kafka.unreadable_partitions import UnreadablePartitions, is_end
 from fraud_assets.kafka.watermarks import Watermarks
@@ -47,7 +47,7 @@ class TopicReader:
 
     Raises (from every method): `BrokerError` when the broker or topic is not there or the topic was recreated,
     and `MessagesLostError` when the broker no longer has what was not landed. `read` raises `UnreadableError` when the
-    client cannot read a partition; `follow` goes on with the others, see `unreadable`.
+    client cannot read a partition; `follow` goes on with the others, see `table_error`.
 
     Attributes:
         accepted: per `topic/partition` the offsets that are gone and that FRAUD_ACCEPT_LOST gave up.
@@ -58,7 +58,7 @@ class TopicReader:
         from confluent_kafka import Consumer
 
         self.topic = topic
-        self.broker = broker or broker_of(settings)
+        self.broker = broker or find_broker(settings)
         self.accepted: dict[str, str] = {}
         self.group = group or "fraud-assets"
         self._settings = settings
@@ -183,9 +183,9 @@ class TopicReader:
 
         A batch is given when it has FRAUD_LAND_BATCH_ROWS rows or FRAUD_LAND_BATCH_BYTES bytes, or
         FRAUD_LAND_INTERVAL_SECONDS after its first message; an empty one after as long without any. Partitions that
-        come to this reader are read from what `committed_offsets` gives for them; what was read of partitions that go is
+        come to this reader are read from their committed offsets; what was read of partitions that go is
         forgotten,
-        for others read it. A partition that cannot be read is tried again while the others go on; see `unreadable`.
+        for others read it. A partition that cannot be read is tried again while the others go on; see `table_error`.
         Before a batch is committed ask `check`, and tell `landed` when it is in the lake; both may come from another
         thread.
         """
@@ -370,7 +370,7 @@ class TopicReader:
         silent = monotonic() - heard > patience
         if self._faults and open_partitions and (silent or open_partitions <= self.unreadable.keys()):
             return self._faults.error()
-        return unreachable(self.broker, f"nothing came for {patience:g} s") if silent else None
+        return unreachable_error(self.broker, f"nothing came for {patience:g} s") if silent else None
 
     def _checked(self, batch: Batch) -> Generator[pa.Table, None, None]:
         table = batch.take()
@@ -421,7 +421,7 @@ class TopicReader:
 
     def _first_offsets(self, landed: Positions) -> dict[SourcePartition, int]:
         """First offset to read of each partition; raises where messages are gone."""
-        found = beginning(landed, self._marks.low, self._marks.high, self._settings.accept_lost)
+        found = first_readable_offset(landed, self._marks.low, self._marks.high, self._settings.accept_lost)
         self.accepted |= found.given_up
         if found.ahead:
             raise messages_ahead(found.ahead, self._marks.high)

@@ -28,7 +28,7 @@ class Beginning:
     ahead: dict[SourcePartition, int] = field(default_factory=dict)
 
 
-def beginning(
+def first_readable_offset(
     landed: Positions, low: Mapping[int, int], high: Mapping[int, int], accept_lost: Mapping[str, int]
 ) -> Beginning:
     """Compares what was landed of a topic that the lake knows with what the broker has.

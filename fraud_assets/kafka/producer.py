@@ -22,7 +22,7 @@ from fraud_assets.core.schema import Table, fraud_labels, raw_transactions
 from fraud_assets.errors import BrokerError, MessagesLostError
 from fraud_assets.kafka.broker import Broker
 from fraud_assets.kafka.broker_errors import ConnectionErrorListener
-from fraud_assets.kafka.client import client_config, missing_topic, unreachable
+from fraud_assets.kafka.client import client_config, missing_topic, unreachable_error
 from fraud_assets.kafka.connection import EMBEDDED, connection
 from fraud_assets.kafka.serializer import serializers
 from fraud_assets.lake.positions import SourcePartition, committed_offset
@@ -98,7 +98,7 @@ class Producer:
             },
         )
         if not heard.wait(self._kafka, self.settings.kafka_timeout_seconds):
-            raise unreachable(self.broker, heard.cause("timed out"))
+            raise unreachable_error(self.broker, heard.cause("timed out"))
         if self.broker.embedded:
             self._backlog = Backlog(self.broker, self.settings, config)
 
@@ -149,7 +149,7 @@ class Producer:
             try:
                 found = self._kafka.list_topics(topic, timeout=self.settings.kafka_timeout_seconds).topics[topic]
             except KafkaException as error:
-                raise unreachable(self.broker, error.args[0].str()) from error
+                raise unreachable_error(self.broker, error.args[0].str()) from error
             if found.error is not None and found.error.code() in MISSING:
                 raise missing_topic(self.broker, topic, self.settings)
         self._known.add(topic)

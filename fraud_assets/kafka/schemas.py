@@ -58,7 +58,7 @@ def writer_schema(settings: Settings, identity: SchemaId) -> WriterSchema | None
     from confluent_kafka.schema_registry import SchemaRegistryError as AnswerError
 
     try:
-        client = registry(settings)
+        client = registry_client(settings)
         found = client.get_schema_by_guid(str(identity)) if isinstance(identity, UUID) else client.get_schema(identity)
         kind = found.schema_type or "AVRO"
         schema = WriterSchema(kind, found.schema_str or "", _references(found, client) if kind == "AVRO" else ())
@@ -83,12 +83,12 @@ def register(subject: str, schema: WriterSchema, settings: Settings) -> int:
     from confluent_kafka.schema_registry import Schema
 
     try:
-        return int(registry(settings).register_schema(subject, Schema(schema.text, schema.kind)))
+        return int(registry_client(settings).register_schema(subject, Schema(schema.text, schema.kind)))
     except Exception as error:
         raise _unanswered(settings, f"subject {subject}", error) from error
 
 
-def registry(settings: Settings) -> SchemaRegistryClient:
+def registry_client(settings: Settings) -> SchemaRegistryClient:
     """The client of the registry that the settings name, one in the process."""
     return _client(
         settings.schema_registry_url,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-from fraud_assets.kafka.broker import broker_of
+from fraud_assets.kafka.broker import find_broker
 from fraud_assets.kafka.consumer import TopicReader
 from fraud_assets.lake.positions import Positions
 from fraud_assets.settings import Settings
@@ -32,7 +32,7 @@ class TopicReaders:
         Raises:
             BrokerError: no broker is named, or the embedded one is gone.
         """
-        broker = broker_of(settings)
+        broker = find_broker(settings)
         with ExitStack() as opened:
             labels = opened.enter_context(TopicReader(settings.labels_topic, settings, broker))
             transactions = opened.enter_context(TopicReader(settings.transactions_topic, settings, broker, group))

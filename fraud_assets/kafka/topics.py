@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from fraud_assets.errors import BrokerError
 from fraud_assets.kafka.broker import Broker
-from fraud_assets.kafka.client import client_config, topic_setting, unreachable
+from fraud_assets.kafka.client import client_config, topic_setting, unreachable_error
 from fraud_assets.settings import Settings
 
 
-def make_topics(broker: Broker, settings: Settings) -> None:
+def create_topics(broker: Broker, settings: Settings) -> None:
     """Makes both topics, with the broker's own defaults; leaves those that are there as they are.
 
     Raises:
@@ -30,7 +30,7 @@ def make_topics(broker: Broker, settings: Settings) -> None:
             raise BrokerError(f"Topic {topic!r} was not made in time by {broker.name}. Start it again.") from None
 
 
-def new_topics(broker: Broker, settings: Settings) -> list[str]:
+def describe_missing_topics(broker: Broker, settings: Settings) -> list[str]:
     """A sentence for each topic that the embedded broker does not have yet; it creates them when they are read.
 
     A real broker gives an error instead, when the topic is read.
@@ -48,7 +48,7 @@ def new_topics(broker: Broker, settings: Settings) -> list[str]:
     try:
         known = AdminClient(config).list_topics(timeout=settings.kafka_timeout_seconds).topics
     except KafkaException as error:
-        raise unreachable(broker, error.args[0].str()) from None
+        raise unreachable_error(broker, error.args[0].str()) from None
     return [
         f"Topic {topic!r} did not exist at {broker.name}, which creates it empty. If you mean another topic, set "
         f"{topic_setting(topic, settings)}."

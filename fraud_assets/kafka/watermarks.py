@@ -7,8 +7,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, TypeVar
 
 from fraud_assets.errors import TopicRecreatedError
-from fraud_assets.kafka.broker import Broker, broker_of
-from fraud_assets.kafka.client import admin_client, missing_topic, topic_id_of, unreachable
+from fraud_assets.kafka.broker import Broker, find_broker
+from fraud_assets.kafka.client import admin_client, find_topic_id, missing_topic, unreachable_error
 from fraud_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Watermarks:
 
     def topic_id(self) -> str:
         """Identity of this life of the topic. Raises `BrokerError`."""
-        return topic_id_of(self._broker, self.topic, self._settings, self._admin)
+        return find_topic_id(self._broker, self.topic, self._settings, self._admin)
 
     def check_topic_id(self, topic_id: str) -> None:
         """Asks the broker whether the topic is still in this life of it, and so all that was read by now is of it.
@@ -86,8 +86,8 @@ class Watermarks:
         Raises:
             TopicRecreatedError: it was deleted and recreated.
         """
-        broker = broker_of(self._settings) if self._broker.embedded else self._broker
-        if topic_id_of(broker, self.topic, self._settings, self._admin) != topic_id:
+        broker = find_broker(self._settings) if self._broker.embedded else self._broker
+        if find_topic_id(broker, self.topic, self._settings, self._admin) != topic_id:
             raise TopicRecreatedError(
                 f"Topic {self.topic!r} was recreated while it was read; what was read last did not land. Its new life "
                 "lands from its start, when landing runs again."
@@ -110,4 +110,4 @@ class Watermarks:
                 cause = error.args[0].str()
             if monotonic() >= deadline or stop():
                 self.answers = False
-                raise unreachable(self._broker, cause)
+                raise unreachable_error(self._broker, cause)

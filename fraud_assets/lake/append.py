@@ -30,7 +30,7 @@ from fraud_assets.lake.damage import TRANSACTIONS
 from fraud_assets.lake.data_files import GROUP_ROWS, DataFile, Rows, remove
 from fraud_assets.lake.log import add_actions
 from fraud_assets.lake.positions import Positions, beyond, committed_offset, positions_of
-from fraud_assets.lake.tables import Lake, unreadable
+from fraud_assets.lake.tables import Lake, table_error
 
 MAX_CONFLICTS = 100
 WRITER = WriterProperties(compression="ZSTD", compression_level=1, max_row_group_size=GROUP_ROWS)
@@ -62,7 +62,7 @@ def commit_errors(handle: DeltaTable) -> Iterator[None]:
     except CommitFailedError as error:
         raise CommitConflictError(f"Another writer committed to table {handle.table_uri} first.") from error
     except (DeltaError, OSError) as error:
-        raise unreadable(handle.table_uri, error) from error
+        raise table_error(handle.table_uri, error) from error
 
 
 def commit_append(
@@ -216,13 +216,13 @@ def append_landed(
         ahead = {stream: offset for stream, offset in reached.items() if offset > committed_offset(handle, stream)}
         if not ahead:
             return 0
-        commit_append(handle, table, stamped(fresh, table), ahead, {"rows": fresh.num_rows, **(metadata or {})})
+        commit_append(handle, table, stamp_ingest(fresh, table), ahead, {"rows": fresh.num_rows, **(metadata or {})})
         return fresh.num_rows
 
     return append()
 
 
-def stamped(rows: pa.Table, table: Table, moment: datetime | None = None) -> pa.Table:
+def stamp_ingest(rows: pa.Table, table: Table, moment: datetime | None = None) -> pa.Table:
     """Rows with `ingested_at` and `ingest_date` (UTC) of this moment, or of the one given."""
     now = moment or datetime.now(UTC)
     for name, value in (("ingested_at", now), ("ingest_date", now.date())):

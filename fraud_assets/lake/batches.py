@@ -13,7 +13,7 @@ from deltalake import DeltaTable
 from fraud_assets.lake.duckdb_session import connect
 from fraud_assets.lake.log import add_actions
 from fraud_assets.lake.positions import Positions, SourcePartition
-from fraud_assets.lake.scan import register
+from fraud_assets.lake.scan import register_view
 from fraud_assets.settings import BatchLimits, Settings
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Pending:
     rows: int
 
 
-def pending(source: DeltaTable, committed_offset: Callable[[SourcePartition], int], settings: Settings) -> Pending:
+def find_pending(source: DeltaTable, committed_offset: Callable[[SourcePartition], int], settings: Settings) -> Pending:
     """What `source` holds beyond the committed offsets, from file statistics first and position columns second."""
     files = tuple(_candidate_files(source, committed_offset))
     if not files:
@@ -52,7 +52,7 @@ def pending(source: DeltaTable, committed_offset: Callable[[SourcePartition], in
     target: dict[SourcePartition, int] = {}
     rows = 0
     with connect(settings) as connection:
-        register(connection, "source", source, files)
+        register_view(connection, "source", source, files)
         streams = connection.sql(
             f"""select {_STREAM}, min("offset"), max("offset"), count(*) from source group by all"""
         ).fetchall()
@@ -106,7 +106,7 @@ def next_bounds(work: Pending, settings: Settings, limits: BatchLimits, until: P
 def _first_rows(work: Pending, whole: Bounds, settings: Settings, limits: BatchLimits) -> Bounds:
     """The first FRAUD_BATCH_ROWS rows in landing order."""
     with connect(settings) as connection:
-        register(connection, "source", work.source, work.files)
+        register_view(connection, "source", work.source, work.files)
         connection.register("bounds", _bounds(whole))
         _order_rows(connection, limits.rows)
         cut = connection.sql('select stream, max("offset") from ordered group by stream').fetchall()
@@ -125,7 +125,7 @@ def _first_bytes(work: Pending, whole: Bounds, settings: Settings, limits: Batch
         connection.execute('create or replace temp table lengths (stream integer, "offset" bigint, bytes bigint)')
         groups = _file_groups(work, limits.bytes)
         for number, files in enumerate(groups, start=1):
-            register(connection, "source", work.source, files)
+            register_view(connection, "source", work.source, files)
             connection.execute(
                 f"""insert into lengths
                 select stream, source."offset", coalesce(octet_length({_BODY}), 0) from {_WITHIN_BOUNDS}"""
@@ -136,7 +136,7 @@ def _first_bytes(work: Pending, whole: Bounds, settings: Settings, limits: Batch
                     return whole
                 continue
             if not is_ordered:
-                register(connection, "source", work.source, work.files)
+                register_view(connection, "source", work.source, work.files)
                 _order_rows(connection, limits.rows)
                 is_ordered = True
             cut, is_final = _within_bytes(connection, limits.bytes)
@@ -218,7 +218,7 @@ def rows_within(work: Pending, bounds: Bounds, settings: Settings, columns: Sequ
         LakeError: a file cannot be read.
     """
     with connect(settings) as connection:
-        register(connection, "source", work.source, work.files)
+        register_view(connection, "source", work.source, work.files)
         connection.register("bounds", _bounds(bounds))
         chosen = "source.*" if columns is None else ", ".join(f'source."{name}"' for name in columns)
         order = f'source.ingested_at as "{_ORDER[0]}", stream as "{_ORDER[1]}", source."offset" as "{_ORDER[2]}"'

@@ -26,7 +26,7 @@ from fraud_assets.core.schema import (
     transaction_features,
 )
 from fraud_assets.errors import DamagedFileError
-from fraud_assets.system.paths import plain_place
+from fraud_assets.system.paths import plain_path
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -80,7 +80,7 @@ def refuse_incomplete_entries(uri: str, version: int) -> None:
     Raises:
         DamagedFileError: an entry is empty, or the newest ends before its last line.
     """
-    log = f"{plain_place(uri).rstrip('/')}/{_LOG}"
+    log = f"{plain_path(uri).rstrip('/')}/{_LOG}"
     # Not pathlib's: it would take longer than the look itself.
     for number in range(version, max(_last_checkpoint(log), version - _LOOKED_BACK), -1):
         path = f"{log}/{number:020}.json"

@@ -76,7 +76,7 @@ Rows: TypeAlias = pa.Table | Sequence[DataFile]
 """Rows that are to be committed: in memory, or in data files already."""
 
 
-def slices_of(handle: DeltaTable, files: Sequence[str], table: Table) -> list[Slice]:
+def list_slices(handle: DeltaTable, files: Sequence[str], table: Table) -> list[Slice]:
     """The files of the handle's version as parts of at most about 8 MB and 260,000 rows, for as many tasks."""
     wanted = set(files)
     actions = add_actions(handle)
@@ -181,7 +181,7 @@ def remove(location: TableLocation, files: Iterable[DataFile]) -> None:
         filesystem.delete_file(file.path)
 
 
-def count_of(rows: Rows) -> int:
+def count_rows(rows: Rows) -> int:
     """How many rows these are."""
     return rows.num_rows if isinstance(rows, pa.Table) else sum(file.rows for file in rows)
 

@@ -11,7 +11,7 @@ from fraud_assets.lake.log import add_actions
 from fraud_assets.lake.tables import Lake
 
 
-def held_days(lake: Lake, table: Table) -> str:
+def describe_held_days(lake: Lake, table: Table) -> str:
     """What the table holds, as `transaction_features holds 1,200 rows from 2026-01-01 to 2026-01-10 (tx_date)`.
 
     Only the log is read.
@@ -29,11 +29,11 @@ def held_days(lake: Lake, table: Table) -> str:
     return f"{table.name} holds {rows:,} rows from {days['min']} to {days['max']} ({table.partition_by})"
 
 
-def nothing_in_range(lake: Lake, table: Table, start: datetime, end: datetime, doing: str) -> str:
+def describe_empty_range(lake: Lake, table: Table, start: datetime, end: datetime, doing: str) -> str:
     """The sentence for a range [start, end) of `tx_datetime` without rows; `doing` is as "to recompute".
 
     Raises:
         LakeError: the table cannot be read.
     """
     days = f"from {start:%Y-%m-%d %H:%M} to before {end:%Y-%m-%d %H:%M}"
-    return f"There is nothing {doing} {days}: {held_days(lake, table)}."
+    return f"There is nothing {doing} {days}: {describe_held_days(lake, table)}."

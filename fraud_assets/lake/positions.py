@@ -76,7 +76,7 @@ def rows_after(rows: pa.Table, positions: Positions) -> pa.Table:
     return rows if keep is None else rows.filter(keep)
 
 
-def within(rows: Rows, start: Positions, target: Positions) -> Rows:
+def rows_between(rows: Rows, start: Positions, target: Positions) -> Rows:
     """Those of the rows (a table or a batch) after `start` and up to `target` of a stream in `target`."""
     outside = None
     for stream, (smallest, largest) in _spans(rows).items():

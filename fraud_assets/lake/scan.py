@@ -17,7 +17,7 @@ from deltalake import DeltaTable
 from fraud_assets.lake.duckdb_session import reads
 from fraud_assets.lake.log import add_actions
 from fraud_assets.lake.tables import RemoteTable, dataset_of
-from fraud_assets.system.paths import plain_place
+from fraud_assets.system.paths import plain_path
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -49,7 +49,9 @@ def files_within(handle: DeltaTable, ranges: Mapping[str, tuple[Bound, Bound]]) 
     return actions.filter(keep)["path"].to_pylist()
 
 
-def register(connection: DuckDBPyConnection, name: str, handle: DeltaTable, files: Sequence[str] | None = None) -> None:
+def register_view(
+    connection: DuckDBPyConnection, name: str, handle: DeltaTable, files: Sequence[str] | None = None
+) -> None:
     """Makes `name` a view of the handle's version: of all its files, or of those in `files`.
 
     Raises:
@@ -69,7 +71,7 @@ def register(connection: DuckDBPyConnection, name: str, handle: DeltaTable, file
 
 def _parquet(connection: DuckDBPyConnection, handle: DeltaTable, files: Sequence[str], schema: pa.Schema) -> str | None:
     """The files as DuckDB's table function, None where only delta-rs can read them."""
-    root = str(handle.copied_to) if isinstance(handle, RemoteTable) else plain_place(handle.table_uri)
+    root = str(handle.copied_to) if isinstance(handle, RemoteTable) else plain_path(handle.table_uri)
     # An object store would need an extension, a later reader version may mean deletion vectors or renamed columns.
     if "://" in root or _SPECIAL & set(root) or handle.protocol().min_reader_version > 1:
         return None

@@ -30,7 +30,7 @@ from fraud_assets.lake.log import add_actions
 from fraud_assets.lake.schema_check import check_columns
 from fraud_assets.lake.storage import is_remote, known_store_fault, storage_options, store_fault
 from fraud_assets.settings import Settings
-from fraud_assets.system.paths import plain_place
+from fraud_assets.system.paths import plain_path
 
 if TYPE_CHECKING:
     from pyarrow.dataset import Dataset, Expression, Fragment
@@ -195,10 +195,10 @@ def _in_words(uri: str, options: Mapping[str, str] | None = None) -> Iterator[No
     try:
         yield
     except (DeltaError, OSError, pa.ArrowInvalid) as error:
-        raise unreadable(uri, error, options) from error
+        raise table_error(uri, error, options) from error
 
 
-def unreadable(uri: str, error: Exception, options: Mapping[str, str] | None = None) -> LakeError:
+def table_error(uri: str, error: Exception, options: Mapping[str, str] | None = None) -> LakeError:
     """The one sentence for a table that cannot be read or written, by what the cause looks like.
 
     Args:
@@ -206,7 +206,7 @@ def unreadable(uri: str, error: Exception, options: Mapping[str, str] | None = N
         error: what delta-rs or Arrow raised.
         options: of an object store; without them a damaged log there is not looked for.
     """
-    uri = plain_place(uri)
+    uri = plain_path(uri)
     if is_remote(uri):
         known = known_store_fault(uri, error)
         damaged = _damage(uri, error, options) if known is None and options is not None else None

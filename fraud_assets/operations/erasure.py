@@ -42,8 +42,8 @@ from fraud_assets.lake.append import commit_errors, retry_conflicts
 from fraud_assets.lake.data_files import BODY_ROWS
 from fraud_assets.lake.duckdb_session import connect
 from fraud_assets.lake.log import add_actions
-from fraud_assets.lake.scan import register
-from fraud_assets.lake.tables import Lake, RemoteTable, batches, unreadable
+from fraud_assets.lake.scan import register_view
+from fraud_assets.lake.tables import Lake, RemoteTable, batches, table_error
 from fraud_assets.operations.kept_files import FileRows, rows_in_files, strip
 from fraud_assets.printable import printable
 from fraud_assets.settings import Settings
@@ -101,7 +101,7 @@ class Holdings:
 
 @dataclass(frozen=True)
 class ErasureReport:
-    """What was removed: rows by table, rows by kept file; `unreadable` messages and lines that mentioned the id."""
+    """What was removed: rows by table, rows by kept file; `table_error` messages and lines that mentioned the id."""
 
     tables: dict[str, int]
     files: dict[str, int]
@@ -117,7 +117,7 @@ def stored_ids(customer: str, settings: Settings) -> tuple[str, ...]:
     return (customer,)
 
 
-def holdings(lake: Lake, settings: Settings, customer: str) -> Holdings:
+def find_holdings(lake: Lake, settings: Settings, customer: str) -> Holdings:
     """Looks for a customer everywhere; changes nothing. Reads every landed body that may hold the id.
 
     Raises:
@@ -144,7 +144,7 @@ def holdings(lake: Lake, settings: Settings, customer: str) -> Holdings:
     return Holdings(tables, bad_labels, files, _minus(mentions, places), waiting)
 
 
-def erase(
+def erase_customer(
     lake: Lake,
     settings: Settings,
     customer: str,
@@ -169,7 +169,7 @@ def erase(
     files: dict[str, int] = {}
     mentioned = 0
     for _ in range(_MOST_ROUNDS):
-        found = found or holdings(lake, settings, customer)
+        found = found or find_holdings(lake, settings, customer)
         lines = sum(found.unreadable_lines.values()) if unreadable else 0
         mentions = found.mentions if unreadable else _PLACES.empty_table()
         if found.empty and not mentions.num_rows and not lines:
@@ -222,7 +222,7 @@ def vacuum_now(lake: Lake) -> int:
         try:
             removed += len(handle.vacuum(0, dry_run=False, enforce_retention_duration=False))
         except (DeltaError, OSError) as error:
-            raise unreadable(lake.uri(table), error) from error
+            raise table_error(lake.uri(table), error) from error
         if isinstance(handle, RemoteTable):
             used = {handle.copied_to / path for path in add_actions(handle)["path"].to_pylist()}
             for copy in handle.copied_to.rglob("*.parquet"):
@@ -275,7 +275,7 @@ class _Owned:
 
 def _of_features(lake: Lake, settings: Settings, ids: Sequence[str]) -> _Owned:
     with connect(settings) as connection:
-        register(connection, "features", lake.open(transaction_features))
+        register_view(connection, "features", lake.open(transaction_features))
         rows = connection.sql(
             f"select transaction_id, {_quoted()} from features where list_contains($ids, customer_id)",
             params={"ids": list(ids)},
@@ -369,7 +369,7 @@ def _own_transactions(lake: Lake, settings: Settings, transactions: frozenset[st
     if not own.num_rows or not lake.exists(transaction_features):
         return own
     with connect(settings) as connection:
-        register(connection, "features", lake.open(transaction_features))
+        register_view(connection, "features", lake.open(transaction_features))
         connection.register("own", own)
         return connection.sql(
             """select transaction_id from own anti join
@@ -384,7 +384,7 @@ def _with_retries(lake: Lake, settings: Settings, places: pa.Table) -> pa.Table:
     if not places.num_rows or not lake.exists(retried_messages):
         return places
     with connect(settings) as connection:
-        register(connection, "log", lake.open(retried_messages))
+        register_view(connection, "log", lake.open(retried_messages))
         while True:
             connection.register("places", places)
             origins = ", ".join(f'origin_{name} as "{name}"' for name in POSITION_COLUMNS)
@@ -403,7 +403,7 @@ def _labels_of(lake: Lake, settings: Settings, transactions: pa.Table) -> pa.Tab
     if not transactions.num_rows or not lake.exists(fraud_labels):
         return _PLACES.empty_table()
     with connect(settings) as connection:
-        register(connection, "labels", lake.open(fraud_labels))
+        register_view(connection, "labels", lake.open(fraud_labels))
         connection.register("own", transactions)
         rows = connection.sql(f"select {_quoted()} from labels semi join own using (transaction_id)").to_arrow_table()
     return rows.cast(_PLACES)
@@ -434,7 +434,7 @@ def _present(lake: Lake, table: Table, settings: Settings, places: pa.Table) -> 
     if not places.num_rows or not lake.exists(table):
         return _PLACES.empty_table()
     with connect(settings) as connection:
-        register(connection, "held", lake.open(table))
+        register_view(connection, "held", lake.open(table))
         connection.register("places", places)
         rows = connection.sql(f"select {_quoted()} from held semi join places using ({_quoted()})").to_arrow_table()
     return rows.cast(_PLACES)

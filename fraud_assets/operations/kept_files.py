@@ -45,7 +45,7 @@ def rows_in_files(settings: Settings, folder: Path, ids: Collection[str]) -> lis
 
 
 def strip(file: FileRows, settings: Settings, ids: Collection[str], *, unreadable: bool) -> FileRows:
-    """Writes the file anew without the customer's rows, with `unreadable` also without lines that mention the id.
+    """Writes the file anew without the customer's rows, with `table_error` also without lines that mention the id.
 
     The new one takes the old one's place in one step. Gives what was removed.
 

@@ -11,8 +11,8 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 
 from fraud_assets.core.schema import TABLES, Table
 from fraud_assets.lake.append import WRITER
-from fraud_assets.lake.tables import Lake, unreadable
-from fraud_assets.operations.retention import Retired, oldest_waiting, retire
+from fraud_assets.lake.tables import Lake, table_error
+from fraud_assets.operations.retention import Retired, delete_old_rows, oldest_waiting
 from fraud_assets.settings import Settings
 
 _LOG_RETENTION = "delta.logRetentionDuration"
@@ -35,7 +35,7 @@ class MaintenanceReport:
         return {key: round(value, 3) for key, value in asdict(self).items()}
 
 
-def maintain(lake: Lake, table: Table, settings: Settings, retired: Retired = Retired()) -> MaintenanceReport:  # noqa: B008
+def maintain_table(lake: Lake, table: Table, settings: Settings, retired: Retired = Retired()) -> MaintenanceReport:  # noqa: B008
     """Compact small files, shorten the log, remove files older than FRAUD_VACUUM_HOURS that no version uses.
 
     Stored positions survive it, and readers that take new rows by position see nothing new. `retired` is what
@@ -58,7 +58,7 @@ def maintain(lake: Lake, table: Table, settings: Settings, retired: Retired = Re
             retention_hours=settings.vacuum_hours, dry_run=False, enforce_retention_duration=False, full=True
         )
     except (DeltaError, OSError) as error:
-        raise unreadable(lake.uri(table), error) from error
+        raise table_error(lake.uri(table), error) from error
     handle = lake.open(table)
     return MaintenanceReport(
         handle.version(),
@@ -83,12 +83,12 @@ def _shorten_log(handle: DeltaTable, settings: Settings) -> None:
     handle.create_checkpoint()
 
 
-def maintain_all(lake: Lake, settings: Settings, today: date | None = None) -> dict[str, MaintenanceReport]:
+def maintain_lake(lake: Lake, settings: Settings, today: date | None = None) -> dict[str, MaintenanceReport]:
     """Maintains every table that exists; gives a report by table name. Ages are counted from `today` (default: UTC)."""
     today = today or datetime.now(UTC).date()
     waiting = oldest_waiting(lake, settings) if settings.retention_days else None
     return {
-        table.name: maintain(lake, table, settings, retire(lake, table, settings, today, waiting))
+        table.name: maintain_table(lake, table, settings, delete_old_rows(lake, table, settings, today, waiting))
         for table in TABLES
         if lake.exists(table)
     }

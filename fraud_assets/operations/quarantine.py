@@ -35,7 +35,7 @@ from fraud_assets.engines.landing_tables import append_labels
 from fraud_assets.errors import UnknownMessageError
 from fraud_assets.kafka.schemas import label_decoder, transaction_decoder
 from fraud_assets.lake.append import append_landed, commit_append, retry_conflicts
-from fraud_assets.lake.batches import pending, read_batch
+from fraud_assets.lake.batches import find_pending, read_batch
 from fraud_assets.lake.duckdb_session import connect
 from fraud_assets.lake.positions import (
     FILE_LABELS_TOPIC,
@@ -44,7 +44,7 @@ from fraud_assets.lake.positions import (
     SourcePartition,
     committed_offset,
 )
-from fraud_assets.lake.scan import files_within, register
+from fraud_assets.lake.scan import files_within, register_view
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
 
@@ -132,7 +132,7 @@ class RetryReport:
 # Looking.
 
 
-def reason_counts(lake: Lake, settings: Settings, selection: Selection) -> list[ReasonCount]:
+def count_reasons(lake: Lake, settings: Settings, selection: Selection) -> list[ReasonCount]:
     """Selected messages by reason, the most frequent first."""
     with connect(settings) as connection:
         where, values = _selected(connection, lake, selection)
@@ -143,14 +143,14 @@ def reason_counts(lake: Lake, settings: Settings, selection: Selection) -> list[
     return [ReasonCount(reason, count, _moment(newest)) for reason, count, newest in rows]
 
 
-def messages(
+def list_messages(
     lake: Lake, settings: Settings, selection: Selection, limit: int | None = None
 ) -> list[QuarantinedMessage]:
     """Selected messages without their bodies, the newest first, at most `limit`."""
     return _read(lake, settings, selection, limit, whole=False)
 
 
-def message(lake: Lake, settings: Settings, position: str) -> QuarantinedMessage:
+def find_message(lake: Lake, settings: Settings, position: str) -> QuarantinedMessage:
     """The message at a position, whole.
 
     Raises:
@@ -164,7 +164,7 @@ def message(lake: Lake, settings: Settings, position: str) -> QuarantinedMessage
     return found[0]
 
 
-def waiting_retries(lake: Lake, settings: Settings) -> int:
+def count_waiting_retries(lake: Lake, settings: Settings) -> int:
     """Messages that a killed retry was about to land."""
     if not lake.exists(retried_messages):
         return 0
@@ -178,7 +178,7 @@ def waiting_retries(lake: Lake, settings: Settings) -> int:
 # Driving again.
 
 
-def retry(
+def retry_messages(
     lake: Lake,
     settings: Settings,
     selection: Selection,
@@ -195,7 +195,7 @@ def retry(
         LakeError: a table cannot be read or written; what was committed stays.
     """
     for position in selection.positions:
-        message(lake, settings, position)
+        find_message(lake, settings, position)
     resumed = 0 if dry_run else land_retries(lake, settings)
     report = RetryReport(dry_run=dry_run)
     landed = {fraud_labels.name: 0, raw_transactions.name: 0}
@@ -252,7 +252,7 @@ def _claim(lake: Lake, settings: Settings, rows: pa.Table, stream: SourcePartiti
     def claim() -> None:
         handle = lake.open(retried_messages)
         with connect(settings) as connection:
-            register(connection, "r", handle)
+            register_view(connection, "r", handle)
             connection.register("q", rows.select([*POSITION_COLUMNS, "reason", "ingested_at"]))
             fresh = connection.sql(
                 f"""select {_POSITION}, reason from q where not exists (select 1 from r where {_SAME})
@@ -304,7 +304,7 @@ def _land(lake: Lake, settings: Settings, stream: SourcePartition, table: Table)
 def _claimed(lake: Lake, stream: SourcePartition, table: Table, settings: Settings) -> Any:
     """Rows of the log that the landing table has not taken."""
     known = committed_offset(lake.open(table), stream)
-    return pending(lake.open(retried_messages), lambda other: known if other == stream else _NOWHERE, settings)
+    return find_pending(lake.open(retried_messages), lambda other: known if other == stream else _NOWHERE, settings)
 
 
 def _labels(again: pa.Table, settings: Settings) -> tuple[pa.Table, pa.Table]:
@@ -371,7 +371,7 @@ def _selected(connection: DuckDBPyConnection, lake: Lake, selection: Selection) 
         quarantine, files = lake.open(quarantined_transactions), None
         if selection.since is not None:
             files = files_within(quarantine, {"ingest_date": (selection.since.astimezone(UTC).date(), None)})
-        register(connection, "q", quarantine, files)
+        register_view(connection, "q", quarantine, files)
     else:
         connection.register("q", QUARANTINED_TRANSACTIONS.empty_table())
     _register_log(connection, lake)
@@ -398,7 +398,7 @@ def _selected(connection: DuckDBPyConnection, lake: Lake, selection: Selection) 
 
 def _register_log(connection: DuckDBPyConnection, lake: Lake) -> None:
     if lake.exists(retried_messages):
-        register(connection, "r", lake.open(retried_messages))
+        register_view(connection, "r", lake.open(retried_messages))
     else:
         connection.register("r", RETRIED_MESSAGES.empty_table())
 
@@ -466,7 +466,7 @@ def _batches(lake: Lake, settings: Settings, selection: Selection, *, labels: bo
 def _sized(lake: Lake, settings: Settings, places: pa.Table) -> pa.Table:
     """The positions in their order, with the bytes of their bodies."""
     with connect(settings) as connection:
-        register(connection, "q", lake.open(quarantined_transactions))
+        register_view(connection, "q", lake.open(quarantined_transactions))
         connection.register("p", places.append_column("n", pa.array(range(places.num_rows), pa.int64())))
         columns = ", ".join(f'p."{name}"' for name in POSITION_COLUMNS)
         same = " and ".join(f'q."{name}" = p."{name}"' for name in POSITION_COLUMNS)
@@ -491,7 +491,7 @@ def _slices(places: pa.Table, settings: Settings) -> Iterator[pa.Table]:
 def _bodies(lake: Lake, settings: Settings, places: pa.Table) -> pa.Table:
     """The quarantined rows at the positions, in landing order."""
     with connect(settings) as connection:
-        register(connection, "q", lake.open(quarantined_transactions))
+        register_view(connection, "q", lake.open(quarantined_transactions))
         connection.register("p", places)
         columns = ", ".join(f'"{name}"' for name in POSITION_COLUMNS)
         rows = connection.sql(

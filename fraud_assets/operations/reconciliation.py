@@ -18,11 +18,11 @@ from fraud_assets.core.schema import (
     raw_transactions,
     transaction_features,
 )
-from fraud_assets.lake.batches import pending
+from fraud_assets.lake.batches import find_pending
 from fraud_assets.lake.duckdb_session import connect
 from fraud_assets.lake.log import add_actions
 from fraud_assets.lake.positions import NOTHING, Positions, SourcePartition, committed_offset
-from fraud_assets.lake.scan import register
+from fraud_assets.lake.scan import register_view
 from fraud_assets.lake.tables import Lake, read
 from fraud_assets.operations.retention import retained_from
 from fraud_assets.settings import Settings
@@ -43,7 +43,7 @@ lies beyond the positions of features still counts as waiting.
 Handles = Mapping[str, DeltaTable]
 
 
-def pinned(lake: Lake) -> Handles:
+def pin_versions(lake: Lake) -> Handles:
     """One version of every counted table that exists, by name, such that the books balance. Raises `LakeError`."""
     found = {table.name: lake.find(table) for table in _DOWNSTREAM_FIRST}
     return {name: handle for name, handle in found.items() if handle is not None}
@@ -57,7 +57,7 @@ def compared_from(handles: Handles) -> date | None:
 
 def reconcile(lake: Lake, settings: Settings) -> dict[str, int]:
     """`totals` of the versions of now. Raises `LakeError`."""
-    return totals(pinned(lake), settings)
+    return totals(pin_versions(lake), settings)
 
 
 def totals(handles: Handles, settings: Settings) -> dict[str, int]:
@@ -100,7 +100,7 @@ def _reasons(handles: Handles, since: date | None, settings: Settings) -> dict[s
         return {}
     taken = handles.get(transaction_features.name)
     with connect(settings) as connection:
-        register(connection, "quarantine", quarantine)
+        register_view(connection, "quarantine", quarantine)
         recent = f"where {_since(since)}" if since else ""
         counted = connection.sql(
             f"""select topic, topic_id, "partition", reason, count(*), max("offset")
@@ -150,12 +150,12 @@ def _beyond(handles: Handles, source: Table, target: Table, settings: Settings) 
     if source.name not in handles:
         return 0
     taken = handles.get(target.name)
-    return pending(
+    return find_pending(
         handles[source.name], lambda stream: NOTHING if taken is None else committed_offset(taken, stream), settings
     ).rows
 
 
-def alerts(lake: Lake, last: timedelta | None = None) -> int:
+def count_alerts(lake: Lake, last: timedelta | None = None) -> int:
     """Predictions at or above their threshold; with `last` those of the newest stretch of `tx_datetime` alone."""
     scored = read(lake.open(fraud_predictions), ["tx_datetime"], pc.field("is_alert"))
     times = scored["tx_datetime"]
@@ -184,7 +184,7 @@ def _rows(handles: Handles, table: Table, since: date | None, settings: Settings
     if not mixed:
         return whole
     with connect(settings) as connection:
-        register(connection, "mixed", handle, mixed)
+        register_view(connection, "mixed", handle, mixed)
         return whole + connection.sql(f"select count(*) from mixed where {_since(since)}").fetchall()[0][0]
 
 

@@ -22,7 +22,7 @@ from fraud_assets.core.schema import (
     transaction_features,
 )
 from fraud_assets.lake.append import commit_errors, retry_conflicts
-from fraud_assets.lake.batches import pending, read_batch
+from fraud_assets.lake.batches import find_pending, read_batch
 from fraud_assets.lake.damage import TRANSACTIONS
 from fraud_assets.lake.log import add_actions
 from fraud_assets.lake.positions import SourcePartition, committed_offset
@@ -59,13 +59,13 @@ def oldest_waiting(lake: Lake, settings: Settings) -> date | None:
         def known(stream: SourcePartition, taken: DeltaTable | None = taken) -> int:
             return -1 if taken is None else committed_offset(taken, stream)
 
-        work = pending(lake.open(source), known, settings)
+        work = find_pending(lake.open(source), known, settings)
         if work.rows:
             days.append(pc.min(read_batch(work, settings, columns=["ingested_at"])["ingested_at"]).as_py().date())
     return min(days, default=None)
 
 
-def retire(lake: Lake, table: Table, settings: Settings, today: date, waiting: date | None) -> Retired:
+def delete_old_rows(lake: Lake, table: Table, settings: Settings, today: date, waiting: date | None) -> Retired:
     """Removes the table's partitions that are older than its retention; positions stay. Only metadata is written.
 
     Args:

@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from fraud_assets.errors import FraudAssetsError, SettingError
-from fraud_assets.registry.home import bring_home
+from fraud_assets.registry.home import relocate_registry
 from fraud_assets.settings import Settings, load_settings
 from fraud_assets.system.env_file import quoted
 
@@ -114,7 +114,7 @@ def prepare_home(settings: Settings) -> list[str]:
         if not dagster_yaml.exists():
             dagster_yaml.write_text(DAGSTER_YAML, encoding="utf-8")
             done.append(f"Wrote {dagster_yaml}.")
-        if old := bring_home(settings):
+        if old := relocate_registry(settings):
             done.append(f"The model registry now names its files in {home}, no longer in {', '.join(old)}.")
     except OSError as error:
         raise SettingError(

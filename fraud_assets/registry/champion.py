@@ -13,7 +13,7 @@ from fraud_assets.registry.models import ALIAS, Champion, ModelVersion, champion
 from fraud_assets.settings import Settings
 
 
-def champion_for(lake: Lake, settings: Settings) -> Champion:
+def load_champion(lake: Lake, settings: Settings) -> Champion:
     """The champion of this moment.
 
     Raises:
@@ -32,7 +32,7 @@ def champion_for(lake: Lake, settings: Settings) -> Champion:
         raise LostRegistryError(_sentence(made, settings)) from error
 
 
-def lost_registry(lake: Lake, settings: Settings) -> str:
+def describe_lost_registry(lake: Lake, settings: Settings) -> str:
     """The sentence that says so where the registry was lost; empty where it has a champion or never had one.
 
     Raises:

@@ -95,7 +95,7 @@ def other_homes(settings: Settings) -> list[str]:
     return _other_roots(read_rows(path, _ROOTS), settings)
 
 
-def bring_home(settings: Settings) -> list[str]:
+def relocate_registry(settings: Settings) -> list[str]:
     """Change the stored locations of the default registry to the present home, all in one transaction.
 
     Returns:

@@ -25,11 +25,11 @@ from fraud_assets.core.scoring import ModelVersion
 from fraud_assets.errors import FeatureVersionError, ModelRegistryError, NoChampionError, SettingError
 from fraud_assets.registry.files import MODEL_FOLDER, TRAIN, Recorded, digest, read_model, write_model
 from fraud_assets.registry.home import (
-    bring_home,
     created_by_one,
     local_path,
     present_location,
     read_rows,
+    relocate_registry,
     remove_misnamed_folder,
     sqlite_path,
 )
@@ -181,7 +181,7 @@ def _load(uri: str, run_id: str, artifacts: str) -> tuple[treelite.Model, Record
 # --- Registering, through MLflow -------------------------------------------------------------------------------
 
 
-def register(forest: Any, facts: TrainingFacts, settings: Settings) -> ModelVersion:
+def register_model(forest: Any, facts: TrainingFacts, settings: Settings) -> ModelVersion:
     """Track a training run, store its model in both forms and register it; returns the new version.
 
     The scikit-learn form (skops, no pickle) is for people: `mlflow.sklearn.load_model("models:/…@champion")`; its
@@ -315,7 +315,7 @@ def _create_database(settings: Settings) -> None:
         return
     with created_by_one(path.parent):
         _client(settings).search_experiments(max_results=1)
-    bring_home(settings)
+    relocate_registry(settings)
 
 
 def _client(settings: Settings) -> MlflowClient:

@@ -34,8 +34,8 @@ class OperationSettings(GroupSettings):
     run_days: int = Field(
         1,
         ge=1,
-        description="Days for which maintenance keeps successful runs of the sensors in Dagster's history. Failed runs, "
-        "the last run of each asset, and runs that a person started stay.",
+        description="Days for which maintenance keeps successful runs of the sensors in Dagster's history. Failed "
+        "runs, the last run of each asset, and runs that a person started stay.",
     )
     vacuum_hours: int = Field(
         168, ge=24, description="Age at which maintenance removes files that no table version uses."
@@ -43,8 +43,8 @@ class OperationSettings(GroupSettings):
     log_hours: int = Field(
         2,
         ge=1,
-        description="Hours of table versions that maintenance keeps for time travel. At a commit a second, more of them "
-        "make every commit slower.",
+        description="Hours of table versions that maintenance keeps for time travel. At a commit a second, more of "
+        "them make every commit slower.",
     )
     compact_target_bytes: int = Field(
         134_217_728, ge=1_000_000, description="Size that maintenance compacts small files to."

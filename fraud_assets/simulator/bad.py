@@ -12,7 +12,7 @@ from fraud_assets.settings import Settings
 BadBody = Callable[[bytes, Settings], bytes]
 
 
-def mixed_in(messages: Iterable[Message], count: int, every: int, settings: Settings) -> Iterator[Message]:
+def mix_in_bad_messages(messages: Iterable[Message], count: int, every: int, settings: Settings) -> Iterator[Message]:
     """The messages with a broken transaction after every `every`-th transaction, `count` in all."""
     kinds = list(KINDS.values())
     seen = made = 0

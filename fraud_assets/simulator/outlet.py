@@ -44,14 +44,14 @@ def outlet(settings: Settings, via: Via | None = None, on_wait: Callable[[], obj
     Raises:
         FraudAssetsError: nothing is named, or it cannot be reached.
     """
-    from fraud_assets.kafka.broker import broker_of, real_broker_is_named
+    from fraud_assets.kafka.broker import find_broker, uses_external_broker
 
     if via is None:
-        via = "rest" if settings.confluent_api and not real_broker_is_named(settings) else "kafka"
+        via = "rest" if settings.confluent_api and not uses_external_broker(settings) else "kafka"
     if via == "kafka":
         from fraud_assets.kafka.producer import Producer
 
-        return Producer(broker_of(settings), settings, on_wait)
+        return Producer(find_broker(settings), settings, on_wait)
     if not settings.confluent_api:
         raise SettingError("Setting CONFLUENT_API is empty and --via rest needs it: set it to https://host:port.")
     from fraud_assets.kafka.rest import RestProducer

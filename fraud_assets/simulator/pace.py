@@ -15,7 +15,7 @@ TELL_SECONDS = 5.0
 TELL_SECONDS_WITHOUT_END = 60.0
 
 
-def paced(messages: Iterator[Message], rate: float | None) -> Iterator[Message]:
+def pace_messages(messages: Iterator[Message], rate: float | None) -> Iterator[Message]:
     """The messages at no more than `rate` a second on average; as fast as they are taken without a rate."""
     if not rate:
         yield from messages
@@ -28,7 +28,7 @@ def paced(messages: Iterator[Message], rate: float | None) -> Iterator[Message]:
 
 
 @contextmanager
-def progress(total: int | None, label: str) -> Iterator[Callable[[], None]]:
+def show_progress(total: int | None, label: str) -> Iterator[Callable[[], None]]:
     """Gives a function to call per message; shows a bar on a terminal, else a line every few seconds, on stderr."""
     if total and sys.stderr.isatty():
         with click.progressbar(length=total, label=label, file=sys.stderr, update_min_steps=1 + total // 200) as bar:

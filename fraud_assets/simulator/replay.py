@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from fraud_assets.core.bodies import without_mark
+from fraud_assets.core.bodies import strip_byte_order_mark
 from fraud_assets.core.paths import MISSING, value_at
 from fraud_assets.errors import FraudAssetsError, SettingError
 from fraud_assets.ingest.files.csv_file import MISSING_VALUES
@@ -93,7 +93,7 @@ def read(source: Source) -> Iterator[pa.Table]:
         raise _unreadable(source.path, error) from error
 
 
-def replayed(sources: Iterable[Source], order: EventOrder, limit: int | None = None) -> Iterator[Message]:
+def replay_messages(sources: Iterable[Source], order: EventOrder, limit: int | None = None) -> Iterator[Message]:
     """The messages of the files in the given order, at most `limit` transactions.
 
     Labels in files of transactions follow them in event time (see `EventOrder`); the labels of a file that has
@@ -217,7 +217,7 @@ def _value(row: dict[str, Any], name: str) -> Any:
 
 def _object(line: bytes) -> dict[str, Any] | None:
     try:
-        row = json.loads(without_mark(line))
+        row = json.loads(strip_byte_order_mark(line))
     except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None

@@ -49,7 +49,7 @@ def world_file(settings: Settings) -> Path:
     return settings.home_path / FILE
 
 
-def known_world(settings: Settings) -> World | None:
+def load_world(settings: Settings) -> World | None:
     """The world of this home, or None if it has none yet.
 
     Raises:
@@ -75,7 +75,7 @@ def _not_a_world(path: Path, reason: str) -> SettingError:
     )
 
 
-def keep_world(world: World, settings: Settings) -> None:
+def save_world(world: World, settings: Settings) -> None:
     """Writes the world to its file, as a whole or not at all.
 
     Raises:
@@ -110,7 +110,7 @@ class WorldKeeper:
             return
         self.world = self.world.lived_to(moment)
         if self._enabled:
-            keep_world(self.world, self._settings)
+            save_world(self.world, self._settings)
 
 
 def days_between(start: datetime, end: datetime) -> Iterator[tuple[datetime, datetime]]:

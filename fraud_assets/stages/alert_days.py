@@ -39,7 +39,9 @@ class BusiestDay:
         }
 
 
-def busiest_day(predictions: DeltaTable, settings: Settings, days: Iterable[date] | None = None) -> BusiestDay | None:
+def find_busiest_day(
+    predictions: DeltaTable, settings: Settings, days: Iterable[date] | None = None
+) -> BusiestDay | None:
     """The busiest of the newest `days` (default: of all days with predictions); None where there are none.
 
     Only two columns of these days' files are read.
@@ -62,7 +64,7 @@ def busiest_day(predictions: DeltaTable, settings: Settings, days: Iterable[date
     return BusiestDay(day, counts[day], settings.alert_budget_per_day * settings.alert_budget_warn_factor)
 
 
-def too_many(busiest: BusiestDay, settings: Settings) -> str:
+def describe_busy_day(busiest: BusiestDay, settings: Settings) -> str:
     """What is wrong with a day over the limit, in words."""
     return (
         f"{busiest.day} has {busiest.alerts:,} alerts, more than {settings.alert_budget_warn_factor:g} times "

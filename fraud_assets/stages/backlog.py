@@ -10,11 +10,11 @@ from deltalake import DeltaTable
 
 from fraud_assets.core.schema import fraud_predictions, raw_transactions, transaction_features
 from fraud_assets.errors import NoChampionError
-from fraud_assets.lake.batches import Pending, pending
+from fraud_assets.lake.batches import Pending, find_pending
 from fraud_assets.lake.log import row_count
 from fraud_assets.lake.positions import committed_offset, digest
 from fraud_assets.lake.tables import Lake
-from fraud_assets.registry.champion import lost_registry
+from fraud_assets.registry.champion import describe_lost_registry
 from fraud_assets.registry.models import champion_version
 from fraud_assets.settings import Settings
 from fraud_assets.stages.training import newest_transaction, read_features
@@ -52,20 +52,20 @@ def has_champion(settings: Settings) -> bool:
     return True
 
 
-def backlog(lake: Lake, settings: Settings) -> Backlog:
+def find_backlog(lake: Lake, settings: Settings) -> Backlog:
     """Landed messages without features, features without a score, and a missing champion that could be trained."""
     if not lake.exists(raw_transactions):
         return Backlog((), "Nothing has landed yet.")
     features, predictions = lake.open(transaction_features), lake.open(fraud_predictions)
-    landed = pending(lake.open(raw_transactions), lambda stream: committed_offset(features, stream), settings)
-    unscored = pending(features, lambda stream: committed_offset(predictions, stream), settings)
+    landed = find_pending(lake.open(raw_transactions), lambda stream: committed_offset(features, stream), settings)
+    unscored = find_pending(features, lambda stream: committed_offset(predictions, stream), settings)
     if not landed.rows and not unscored.rows:
         return Backlog((), "Everything that landed is scored.")
     assets: tuple[str, ...] = FEATURES if landed.rows else ()
     trainable = 0
     ready = has_champion(settings)
     # A person decides whether to train again: this may be the wrong registry.
-    lost = "" if ready else lost_registry(lake, settings)
+    lost = "" if ready else describe_lost_registry(lake, settings)
     if ready:
         assets += PREDICTIONS
     elif not lost:

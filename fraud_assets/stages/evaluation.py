@@ -13,7 +13,7 @@ from fraud_assets.core.evaluation import BOOK_SEED, BOOK_TREES, Evaluation, Prot
 from fraud_assets.core.schema import MODEL_INPUTS, fraud_labels
 from fraud_assets.errors import NotEnoughDataError
 from fraud_assets.lake.duckdb_session import connect
-from fraud_assets.lake.scan import register
+from fraud_assets.lake.scan import register_view
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
 from fraud_assets.stages.training import newest_transaction, read_features
@@ -75,7 +75,7 @@ def _verdicts(features: pa.Table, lake: Lake, settings: Settings) -> pa.Array:
     with connect(settings) as connection:
         numbers = pa.array(range(features.num_rows), pa.int64())
         connection.register("ids", features.select(["transaction_id"]).append_column("number", numbers))
-        register(connection, "labels", lake.open(fraud_labels))
+        register_view(connection, "labels", lake.open(fraud_labels))
         verdicts = connection.sql(
             """
             with latest as (

@@ -21,8 +21,8 @@ from fraud_assets.engines.base import Engine, FeatureBatch
 from fraud_assets.engines.local.engine import LocalEngine
 from fraud_assets.errors import CommitConflictError, SettingError
 from fraud_assets.lake.append import commit_append, commit_partitions, commit_range, discard, retry_conflicts
-from fraud_assets.lake.batches import Bounds, Pending, next_bounds, pending
-from fraud_assets.lake.data_files import count_of
+from fraud_assets.lake.batches import Bounds, Pending, find_pending, next_bounds
+from fraud_assets.lake.data_files import count_rows
 from fraud_assets.lake.positions import SourcePartition, committed_offset
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
@@ -92,17 +92,17 @@ def _process_batch(
 ) -> FeatureReport | None:
     """Computes and commits the next batch; gives the report with it, or None if nothing is pending."""
     features, quarantine = lake.open(transaction_features), lake.open(quarantined_transactions)
-    work = pending(landed, lambda stream: committed_offset(features, stream), settings)
+    work = find_pending(landed, lambda stream: committed_offset(features, stream), settings)
     if not work.target:
         return None
     begun = _begun(work, quarantine)
     bounds = next_bounds(work, settings, engine.limits, begun or None)
     held = _held(quarantine, bounds, settings) if begun else None
     result = engine.compute_features(FeatureBatch(lake, work, bounds, features, quarantine, held))
-    counts = {"landed": result.landed, "features": count_of(result.features), **result.reasons}
+    counts = {"landed": result.landed, "features": count_rows(result.features), **result.reasons}
     waiting = {quarantined_transactions: result.rejected, transaction_features: result.features}
     try:
-        if count_of(result.rejected) or not begun:
+        if count_rows(result.rejected) or not begun:
             # Quarantine may be ahead: of a batch that a killed run began, this one may be the first part.
             reached = {stream: max(offset, begun.get(stream, offset)) for stream, offset in bounds.target.items()}
             commit_append(quarantine, quarantined_transactions, result.rejected, reached, counts)
@@ -113,7 +113,7 @@ def _process_batch(
             discard(lake, table, rows)
         logger.info("Another writer committed first; the batch starts over from what the tables hold now.")
         raise
-    report = report.plus(result.landed, count_of(result.features), result.reasons)
+    report = report.plus(result.landed, count_rows(result.features), result.reasons)
     logger.info(
         f"{report.landed:,} of {report.landed + work.rows - result.landed:,} messages: "
         f"{report.features:,} features, {report.quarantined:,} quarantined, {report.duplicates:,} duplicates"
@@ -183,4 +183,4 @@ def _begun(work: Pending, quarantine: DeltaTable) -> dict[SourcePartition, int]:
 
 def _held(quarantine: DeltaTable, bounds: Bounds, settings: Settings) -> Pending:
     """Rows of the batch that quarantine already holds."""
-    return pending(quarantine, lambda stream: bounds.start.get(stream, 2**62), settings)
+    return find_pending(quarantine, lambda stream: bounds.start.get(stream, 2**62), settings)

@@ -26,14 +26,14 @@ from fraud_assets.engines.local.engine import LocalEngine
 from fraud_assets.engines.scoring import score_rows
 from fraud_assets.errors import CommitConflictError, LakeError, SettingError
 from fraud_assets.lake.append import commit_append, commit_range, discard, retry_conflicts
-from fraud_assets.lake.batches import next_bounds, pending
-from fraud_assets.lake.data_files import Rows, count_of
+from fraud_assets.lake.batches import find_pending, next_bounds
+from fraud_assets.lake.data_files import Rows, count_rows
 from fraud_assets.lake.log import add_actions
 from fraud_assets.lake.positions import committed_offset, positions_of
 from fraud_assets.lake.tables import Lake, read
-from fraud_assets.registry.champion import champion_for
+from fraud_assets.registry.champion import load_champion
 from fraud_assets.settings import Settings
-from fraud_assets.stages.alert_days import BusiestDay, busiest_day
+from fraud_assets.stages.alert_days import BusiestDay, find_busiest_day
 from fraud_assets.stages.training import current_threshold
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class ScoringReport:
         """The report with one more batch."""
         return replace(
             self,
-            rows=self.rows + count_of(scored.rows),
+            rows=self.rows + count_rows(scored.rows),
             alerts=self.alerts + scored.alerts,
             model=model,
             batches=self.batches + 1,
@@ -69,7 +69,7 @@ class ScoringReport:
 
     def ended(self, lake: Lake, settings: Settings, seconds: float) -> ScoringReport:
         """The report of a run that has ended, with the busiest of its days."""
-        busiest = busiest_day(lake.open(fraud_predictions), settings, self.days) if self.days else None
+        busiest = find_busiest_day(lake.open(fraud_predictions), settings, self.days) if self.days else None
         return replace(self, seconds=seconds, busiest=busiest)
 
     def metadata(self) -> dict[str, str | int | float]:
@@ -128,7 +128,7 @@ def _score_batch(
 ) -> ScoringReport | None:
     """Scores and commits the next batch; gives the report with it, or None if nothing is pending."""
     handle = lake.open(fraud_predictions)
-    work = pending(features, lambda stream: committed_offset(handle, stream), settings)
+    work = find_pending(features, lambda stream: committed_offset(handle, stream), settings)
     if not work.target:
         return None
     scorer = champion_scorer(lake, settings)
@@ -145,7 +145,7 @@ def _score_batch(
         raise
     report = report.plus(result, scorer.made)
     logger.info(
-        f"{report.rows:,} of {report.rows + work.rows - count_of(result.rows):,} transactions scored: "
+        f"{report.rows:,} of {report.rows + work.rows - count_rows(result.rows):,} transactions scored: "
         f"{report.alerts:,} alerts"
     )
     return report
@@ -158,7 +158,7 @@ def champion_scorer(lake: Lake, settings: Settings) -> Scorer:
         NoChampionError: there is no champion yet.
         LakeError: the champion has no threshold, or it cannot be read.
     """
-    current = champion_for(lake, settings)
+    current = load_champion(lake, settings)
     threshold = current_threshold(lake, current, settings)
     return Scorer(current.model, ModelVersion(current.version, current.run_id), threshold, datetime.now(UTC))
 
@@ -195,7 +195,7 @@ def _unknown(versions: frozenset[str], lake: Lake) -> LakeError:
 
 def _facts(scored: ScoringResult, made: ModelVersion) -> dict[str, object]:
     return {
-        "rows": count_of(scored.rows),
+        "rows": count_rows(scored.rows),
         "alerts": scored.alerts,
         "model_version": made.version,
         "model_run_id": made.run_id,

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fraud_assets.core.sampling import DRAW, candidates, smallest
+from fraud_assets.core.sampling import DRAW, sample_candidates, smallest_draws
 from fraud_assets.core.schema import (
     ALERT_THRESHOLDS,
     FEATURE_VERSION,
@@ -28,15 +28,15 @@ from fraud_assets.core.schema import (
     transaction_features,
 )
 from fraud_assets.core.scoring import ModelVersion, score
-from fraud_assets.core.threshold import ScoredTraffic, lowest_threshold, scored_traffic, scores_needed, together
+from fraud_assets.core.threshold import ScoredTraffic, lowest_threshold, merge_traffic, scored_traffic, scores_needed
 from fraud_assets.core.training import fit, treelite_form
 from fraud_assets.engines.base import Engine, TrainingWindow, Work
 from fraud_assets.errors import LakeError, NotEnoughDataError, SettingError
 from fraud_assets.lake.append import commit_append
 from fraud_assets.lake.log import add_actions
 from fraud_assets.lake.tables import Lake, read
-from fraud_assets.registry.champion import champion_for, lost_registry
-from fraud_assets.registry.models import TrainingFacts, register, set_champion
+from fraud_assets.registry.champion import describe_lost_registry, load_champion
+from fraud_assets.registry.models import TrainingFacts, register_model, set_champion
 from fraud_assets.settings import Settings
 from fraud_assets.stages.training_window import count, engine_for
 
@@ -144,7 +144,7 @@ def train(
         LakeError: a table cannot be read or written.
     """
     began = time.monotonic()
-    if lost := lost_registry(lake, settings):
+    if lost := describe_lost_registry(lake, settings):
         logger.info(f"{lost} This run trains one. Version numbers start at 1 again.")
     start, end = _window(lake, settings, start, end)
     window = TrainingWindow.of(lake, start, end)
@@ -176,7 +176,7 @@ def train(
         },
         window_rows=window_rows,
     )
-    made = register(forest, facts, settings)
+    made = register_model(forest, facts, settings)
     calibration = replace(calibration, model_version=made.version, model_run_id=made.run_id)
     _store(lake, settings, calibration)
     set_champion(made.version, settings)
@@ -206,9 +206,9 @@ def training_rows(window: TrainingWindow, rows: int, settings: Settings, engine:
 
     def draw(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            yield candidates(batch, size, rows, seed)
+            yield sample_candidates(batch, size, rows, seed)
 
-    return _in_time_order(smallest(engine.gather(window, columns, draw, schema), size).select(_COLUMNS))
+    return _in_time_order(smallest_draws(engine.gather(window, columns, draw, schema), size).select(_COLUMNS))
 
 
 def recalibrate(lake: Lake, settings: Settings, engine: Engine | None = None) -> CalibrationReport:
@@ -224,7 +224,7 @@ def recalibrate(lake: Lake, settings: Settings, engine: Engine | None = None) ->
         NotEnoughDataError: the lake holds no features.
         LakeError: a table cannot be read or written.
     """
-    current = champion_for(lake, settings)
+    current = load_champion(lake, settings)
     end = _window(lake, settings, None, None)[1]
     window = TrainingWindow.of(lake, end - timedelta(days=CALIBRATION_DAYS), end)
     engine = engine_for(window, settings, engine)
@@ -326,7 +326,7 @@ def _calibrated(
     parts = engine_for(recent, settings, engine).gather(
         recent, columns, _scoring(model.serialize_bytes(), keep), _TRAFFIC
     )
-    traffic = together((_traffic(part) for part in parts.to_pylist()), keep)
+    traffic = merge_traffic((_traffic(part) for part in parts.to_pylist()), keep)
     threshold = lowest_threshold(traffic, settings.alert_budget_per_day, settings.alert_max_rate)
     alerts = traffic.alerts(threshold)
     return CalibrationReport(
@@ -354,7 +354,7 @@ def _scoring(serialised: bytes, keep: int) -> Work:
             if batch.num_rows:
                 rows = pa.Table.from_batches([batch])
                 part = scored_traffic(score(model, rows), rows["tx_datetime"].to_numpy(), keep)
-                known = [together([*known, part], keep)]
+                known = [merge_traffic([*known, part], keep)]
         for traffic in known:
             first, last = (int(moment.astype("datetime64[us]").astype(int)) for moment in (traffic.first, traffic.last))
             columns = {"rows": [traffic.rows], "first": [first], "last": [last], "highest": [traffic.highest]}

@@ -40,7 +40,7 @@ def java_program(product: str) -> str:
     return java
 
 
-def jars_of(package: str, pom: str, product: str) -> Path:
+def resolve_jars(package: str, pom: str, product: str) -> Path:
     """Folder of the jars of `pom` (`<name>.pom.xml`) in `package`; `product` names them for people.
 
     Raises:
@@ -65,7 +65,7 @@ def jars_of(package: str, pom: str, product: str) -> Path:
     return jars
 
 
-def are_resolved(package: str, pom: str) -> bool:
+def jars_are_resolved(package: str, pom: str) -> bool:
     """Whether the jars of `pom` are there, so that nobody has to wait for Maven."""
     return _place(package, pom).exists()
 

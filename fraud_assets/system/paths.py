@@ -34,7 +34,7 @@ def is_uri(place: str) -> bool:
     return "://" in place and not place.startswith(_FILE)
 
 
-def plain_place(uri: str) -> str:
+def plain_path(uri: str) -> str:
     """The folder that a `file://` URI names, as its plain path; any other text as it is.
 
     delta-rs names a table's folder by such a URI, in which a space is %20.
@@ -48,7 +48,7 @@ def folder_path(place: str) -> Path:
     Raises:
         ValueError: the folder cannot hold the platform's state; the message is the reason and what to do.
     """
-    place = plain_place(place)
+    place = plain_path(place)
     try:
         folder = Path(place).expanduser().absolute()
     except RuntimeError as error:

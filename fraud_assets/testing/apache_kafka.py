@@ -17,7 +17,7 @@ from time import monotonic, sleep
 from uuid import uuid4
 
 from fraud_assets.errors import BrokerError, DiskError, JarsError
-from fraud_assets.system.java import QUICK_START, jars_of, java_program, telling
+from fraud_assets.system.java import QUICK_START, java_program, resolve_jars, telling
 from fraud_assets.system.ports import free_ports, is_free
 
 _PRODUCT = "Apache Kafka"
@@ -28,7 +28,7 @@ _QUIET = "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"
 _PLAIN, _CONTROLLER = "PLAINTEXT", "CONTROLLER"
 
 
-def why_not() -> str | None:
+def why_unavailable() -> str | None:
     """Why Apache Kafka cannot be started here, in one line; None where it can. Resolves the jars the first time."""
     try:
         java_program(_PRODUCT)
@@ -319,4 +319,4 @@ def _refuse_taken(port: int) -> None:
 
 
 def _jars() -> Path:
-    return jars_of("fraud_assets.testing", "apache-kafka.pom.xml", _PRODUCT)
+    return resolve_jars("fraud_assets.testing", "apache-kafka.pom.xml", _PRODUCT)

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from fraud_assets.core.sampling import candidates, draws, smallest
+from fraud_assets.core.sampling import draws, sample_candidates, smallest_draws
 
 ROWS = 50_000
 
@@ -23,7 +23,7 @@ def rows(partitions: int = 4, topic: str = "transactions", count: int = ROWS) ->
 
 def sample(parts: list[pa.RecordBatch], size: int, seed: int = 1) -> pa.Table:
     count = sum(part.num_rows for part in parts)
-    return smallest(pa.Table.from_batches([candidates(part, size, count, seed) for part in parts]), size)
+    return smallest_draws(pa.Table.from_batches([sample_candidates(part, size, count, seed) for part in parts]), size)
 
 
 def test_the_sample_depends_on_the_positions_and_the_seed_alone() -> None:

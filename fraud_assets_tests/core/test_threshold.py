@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fraud_assets.core.threshold import calibrate, lowest_threshold, scored_traffic, scores_needed, together
+from fraud_assets.core.threshold import calibrate, lowest_threshold, merge_traffic, scored_traffic, scores_needed
 
 
 def times(rows: int, days: float) -> np.ndarray:
@@ -83,7 +83,7 @@ def test_scored_in_parts_it_is_the_same_threshold(scores, budget, rate, days, si
         scored_traffic(values[first : first + size], at[first : first + size], keep)
         for first in range(0, len(values), size)
     ]
-    traffic = together(parts, keep)
+    traffic = merge_traffic(parts, keep)
     threshold = lowest_threshold(traffic, budget, rate)
     assert threshold == calibrate(values, at, budget, rate)
     assert traffic.alerts(threshold) == (values >= threshold).sum()

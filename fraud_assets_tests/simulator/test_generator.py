@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 
-from fraud_assets.simulator.bad import KINDS, mixed_in
+from fraud_assets.simulator.bad import KINDS, mix_in_bad_messages
 from fraud_assets.simulator.event_order import EventOrder
 from fraud_assets.simulator.generator import SIMULATED, fraud_labels, population, simulate
 from fraud_assets.simulator.live import LiveTraffic
@@ -109,7 +109,7 @@ def test_bad_messages(settings):
 
 def test_bad_messages_are_mixed_in_among_the_good(settings):
     rows = simulate(260, seed=1, end=END)
-    messages = list(mixed_in(EventOrder(settings, now=END).messages([rows]), 26, 10, settings))
+    messages = list(mix_in_bad_messages(EventOrder(settings, now=END).messages([rows]), 26, 10, settings))
     sent = [message for message in messages if message.topic == settings.transactions_topic]
     assert len(sent) == 286
     assert [message.key for message in sent].count(None) == 26

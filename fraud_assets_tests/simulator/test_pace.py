@@ -16,7 +16,7 @@ def test_a_slow_stream_tells_its_rate_per_minute(
 ) -> None:
     now = 0.0
     monkeypatch.setattr(pace.time, "monotonic", lambda: now)
-    with pace.progress(None, "live") as tick:
+    with pace.show_progress(None, "live") as tick:
         for _ in range(sent - 1):
             tick()
         now = seconds

@@ -22,7 +22,7 @@ from fraud_assets.kafka.producer import produce
 from fraud_assets.settings import Settings
 from fraud_assets.simulator.event_order import EventOrder, as_flags
 from fraud_assets.simulator.generator import simulate
-from fraud_assets.simulator.replay import open_source, replayed
+from fraud_assets.simulator.replay import open_source, replay_messages
 
 END = datetime(2026, 8, 7, 14, 3, tzinfo=UTC)
 SPARKOV = {
@@ -62,7 +62,7 @@ def write(table: pa.Table, path: Path) -> Path:
 def bodies(paths, settings, mapping=None, limit=None, now=END):
     """Bodies of transactions and of labels, and the order that made them."""
     order = EventOrder(settings, now=now)
-    messages = list(replayed([open_source(path, settings, mapping) for path in paths], order, limit))
+    messages = list(replay_messages([open_source(path, settings, mapping) for path in paths], order, limit))
     by_topic = [
         [json.loads(message.value) for message in messages if message.topic == topic]
         for topic in (settings.transactions_topic, settings.labels_topic)
@@ -128,7 +128,7 @@ def test_labels_follow_in_event_time(tmp_path, settings):
     due = [time + timedelta(days=7) for time in rows.filter(rows["is_fraud"])["tx_datetime"].to_pylist()]
     order = EventOrder(settings, now=END)
     labels, last = [], END - timedelta(days=99)
-    for message in replayed([open_source(path, settings)], order):
+    for message in replay_messages([open_source(path, settings)], order):
         body = json.loads(message.value)
         if message.topic == settings.labels_topic:
             labels.append(datetime.fromisoformat(body["labelled_at"]))
@@ -165,7 +165,7 @@ def test_broken_lines_are_sent_as_they_are(tmp_path, settings):
     path = tmp_path / "lines.jsonl"
     path.write_text("\n".join([good, "", *broken]))
     order = EventOrder(settings, now=END)
-    values = [message.value for message in replayed([open_source(path, settings)], order)]
+    values = [message.value for message in replay_messages([open_source(path, settings)], order)]
     assert json.loads(values[0])["transaction_id"] == "1"
     assert values[1:] == [line.encode() for line in broken]
 
@@ -201,7 +201,7 @@ def test_a_replay_larger_than_the_broker_holds_loses_nothing(tmp_path, settings,
         waits += 1
         land_topics(lake, settings)
 
-    sent = produce(replayed([open_source(path, settings)], order), broker, settings, on_wait=land)
+    sent = produce(replay_messages([open_source(path, settings)], order), broker, settings, on_wait=land)
     land()
     assert sent == 70_000 + order.labels
     landed = lake.open(raw_transactions).to_pyarrow_dataset().to_table(columns=["value"])["value"].to_pylist()
@@ -253,7 +253,7 @@ def test_a_replay_reads_values_as_a_dropped_file_is_read(settings: Settings, tmp
     mapped = settings.model_copy(update={"field_mapping": {"transaction_id": "after.id", "customer_id": "after.who"}})
     found = {}
     for path, used in ((csv, settings), (lines, mapped), (parquet, settings)):
-        messages = list(replayed([open_source(path, used)], EventOrder(used, now=END)))
+        messages = list(replay_messages([open_source(path, used)], EventOrder(used, now=END)))
         found[path.name] = [(message.topic, json.loads(message.value)) for message in messages]
     assert [body["customer_id"] for _, body in found["a.csv"]] == [None, "NULL"]
     bodies = [body for _, body in found["b.jsonl"]]

@@ -22,7 +22,7 @@ from fraud_assets.simulator import live
 from fraud_assets.simulator.generator import payments_between, population, simulate
 from fraud_assets.simulator.history import drop_history
 from fraud_assets.simulator.live import LiveTraffic, past_traffic
-from fraud_assets.simulator.world import World, days_between, keep_world, known_world, world_file
+from fraud_assets.simulator.world import World, days_between, load_world, save_world, world_file
 from fraud_assets.stages.features import process_landed
 from fraud_assets.stages.scoring import score_pending
 from fraud_assets.stages.training import train
@@ -69,9 +69,9 @@ def test_an_interrupted_history_is_sent_again_with_the_same_ids():
 
 
 def test_the_world_is_kept(settings):
-    assert known_world(settings) is None
-    keep_world(World(3, 70, NOON), settings)
-    assert known_world(settings) == World(3, 70, NOON)
+    assert load_world(settings) is None
+    save_world(World(3, 70, NOON), settings)
+    assert load_world(settings) == World(3, 70, NOON)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"seed": 1}', '{"seed": 1, "customers": 0, "lived_until": "2026-01-01Z"}'])
@@ -79,14 +79,14 @@ def test_a_world_that_cannot_be_read(settings, text):
     settings.home_path.mkdir(parents=True)
     world_file(settings).write_text(text)
     with pytest.raises(SettingError, match=r"simulated_world\.json cannot be read .* Remove the file"):
-        known_world(settings)
+        load_world(settings)
 
 
 def test_later_runs_are_payments_of_the_same_customers(settings, broker, tmp_path, monkeypatch):
     monkeypatch.setenv("FRAUD_HOME", str(settings.home_path))
     first = _simulate("--count", "12000", "--seed", "3", "--days", "60")
     assert first.stderr.count("expect more alerts") == 0
-    world = known_world(settings)
+    world = load_world(settings)
     assert (world.seed, world.customers) == (3, 100)
     file = tmp_path / "later.parquet"
     later = _simulate("--count", "300", "--seed", "7", "--out", str(file))
@@ -103,10 +103,10 @@ def test_later_runs_are_payments_of_the_same_customers(settings, broker, tmp_pat
 def test_traffic_that_will_alert_too_often_says_so(settings, lake, tmp_path, monkeypatch):
     monkeypatch.setenv("FRAUD_HOME", str(settings.home_path))
     out = ("--out", str(tmp_path / "made.parquet"))
-    keep_world(World(3, 100, NOON), settings)
+    save_world(World(3, 100, NOON), settings)
     assert "100 customers, not 70" in _simulate("--count", "300", "--customers", "70", *out).stderr
     assert "adds 5,000 payments a day to the 200" in _simulate("--count", "50000", "--days", "10", *out).stderr
-    assert known_world(settings) == World(3, 100, NOON)
+    assert load_world(settings) == World(3, 100, NOON)
     world_file(settings).unlink()
     assert "expect more alerts" not in _simulate("--count", "300", *out).stderr
     drop_history([past_traffic(population(50, 1), NOON - timedelta(days=1), NOON, MINUTE)], settings)
@@ -136,9 +136,9 @@ def test_live_traffic_goes_on_where_it_stopped(settings, lake, broker, start):
     summary = _ended(first)
     assert 250 < summary["history"] < 360
     assert row_count(lake.open(fraud_labels)) < 30, "genuine payments have no labels"
-    keep_world(known_world(settings).lived_to(datetime.now(UTC) - timedelta(days=1)), settings)
+    save_world(load_world(settings).lived_to(datetime.now(UTC) - timedelta(days=1)), settings)
     second = start("simulate", "--live", "--history-days", "3", "--drop-history", "--json")
-    until(lambda: known_world(settings).lived_until > datetime.now(UTC) - MINUTE, 60)
+    until(lambda: load_world(settings).lived_until > datetime.now(UTC) - MINUTE, 60)
     assert 60 < _ended(second)["history"] < 150, "the day that is missing, of the same customers"
     lander.send_signal(signal.SIGTERM)
     lander.wait(30)

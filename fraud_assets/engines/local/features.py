@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
 
-from fraud_assets.core.duplicates import LandedTransaction, repeated
+from fraud_assets.core.duplicates import LandedTransaction, find_duplicates
 from fraud_assets.core.parsing import parse_transactions
 from fraud_assets.core.quarantine_reasons import DUPLICATE
 from fraud_assets.core.schema import (
@@ -25,7 +25,7 @@ from fraud_assets.engines.local.windows import compute_windows
 from fraud_assets.kafka.schemas import transaction_decoder
 from fraud_assets.lake.batches import LANDING_ORDER, rows_within
 from fraud_assets.lake.duckdb_session import connect
-from fraud_assets.lake.scan import files_within, register
+from fraud_assets.lake.scan import files_within, register_view
 from fraud_assets.lake.tables import Lake, read
 from fraud_assets.settings import Settings
 
@@ -129,7 +129,7 @@ def _repeated(valid: pa.Table, features: DeltaTable, settings: Settings) -> dict
     ids = ids.append_column("row", pa.array(np.arange(valid.num_rows)))
     with connect(settings) as connection:
         connection.register("ids", ids.append_column("landed_us", valid["ingested_at"].cast(pa.int64())))
-        register(connection, "features", features, files_within(features, {"ingested_at": (oldest, None)}))
+        register_view(connection, "features", features, files_within(features, {"ingested_at": (oldest, None)}))
         # Mostly there is none, and that is found from the ids alone.
         doubles = connection.sql(
             """select distinct transaction_id from features semi join ids using (transaction_id)
@@ -146,7 +146,7 @@ def _repeated(valid: pa.Table, features: DeltaTable, settings: Settings) -> dict
             """select "row", transaction_id, landed_us, topic, "partition", "offset"
             from ids semi join doubles using (transaction_id) order by "row" """
         ).fetchall()
-    verdicts = repeated(
+    verdicts = find_duplicates(
         (LandedTransaction(*row) for row in known),
         (LandedTransaction(*row[1:]) for row in again),
         horizon // timedelta(microseconds=1),
@@ -199,7 +199,7 @@ def _history(rows: pa.Table, features: DeltaTable, settings: Settings, *, recomp
         )"""
     )
     with connect(settings) as connection:
-        register(connection, "features", features, near)
+        register_view(connection, "features", features, near)
         connection.register("rows", rows.select(["customer_id", "terminal_id", *POSITION_COLUMNS]))
         found = connection.sql(
             f"""
@@ -240,7 +240,7 @@ def _labels(known: pa.Table, labels: DeltaTable, rows: pa.Table, settings: Setti
     within = f"epoch_us(labelled_at) between {_microseconds(since)} and {_microseconds(last)}"
     with connect(settings) as connection:
         connection.register("known", known.select(["transaction_id"]))
-        register(connection, "labels", labels, recent)
+        register_view(connection, "labels", labels, recent)
         frauds = connection.sql(
             f"""select distinct transaction_id from labels semi join known using (transaction_id)
             where is_fraud and {within}"""

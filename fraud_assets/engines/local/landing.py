@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from fraud_assets.core.pseudonyms import pseudonymise
 from fraud_assets.core.schema import Table, fraud_labels, raw_transactions
-from fraud_assets.engines.landing_report import LandingReport, by_place, empty_reports
-from fraud_assets.engines.landing_tables import append_labels, append_transactions, note_of, payload_bytes
+from fraud_assets.engines.landing_report import LandingReport, by_partition, empty_reports
+from fraud_assets.engines.landing_tables import append_labels, append_transactions, loss_note, payload_bytes
 from fraud_assets.kafka.consumer import TopicReader
 from fraud_assets.kafka.schemas import label_decoder
 from fraud_assets.kafka.topic_readers import TopicReaders
@@ -120,7 +120,7 @@ def land_batch(
             rows,
             payload_bytes(batch) if rows else 0,
             seconds=monotonic() - begun,
-            offsets=by_place(reached),
+            offsets=by_partition(reached),
         )
     return reports
 
@@ -176,7 +176,7 @@ def _drain(
             known = committed_offsets(lake, table, ends)
     if tails := reader.tails(known):
         reader.check_topic_id(next(iter(tails)).topic_id)
-        append_landed(lake, table, table.schema.empty_table(), tails, note_of(reader.accepted))
+        append_landed(lake, table, table.schema.empty_table(), tails, loss_note(reader.accepted))
         known = {**known, **tails}
     return LandingReport(
         table.name,
@@ -184,8 +184,8 @@ def _drain(
         size,
         quarantined,
         monotonic() - begun,
-        by_place(known),
-        by_place({stream: max(0, end - known[stream]) for stream, end in ends.items()}),
+        by_partition(known),
+        by_partition({stream: max(0, end - known[stream]) for stream, end in ends.items()}),
     )
 
 

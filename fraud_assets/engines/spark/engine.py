@@ -24,7 +24,7 @@ from fraud_assets.engines.spark.landing import drain_topics
 from fraud_assets.engines.spark.scoring import score_batch
 from fraud_assets.engines.spark.session import require_connector, spark_faults
 from fraud_assets.engines.spark.training import gather
-from fraud_assets.kafka.broker import real_broker_is_named
+from fraud_assets.kafka.broker import uses_external_broker
 from fraud_assets.kafka.topic_readers import TopicReaders
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
@@ -62,7 +62,7 @@ class SparkEngine:
             BrokerError, MessagesLostError, LakeError: nothing is skipped; what was committed stays.
         """
         settings = self._settings
-        if not transactions or not real_broker_is_named(settings):
+        if not transactions or not uses_external_broker(settings):
             return land_topics(lake, settings, transactions=transactions, stop=stop)
         require_connector(settings)
         with TopicReaders.of(settings, settings.consumer_group) as readers:

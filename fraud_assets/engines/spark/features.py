@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fraud_assets.core.duplicates import LandedTransaction, repeated
+from fraud_assets.core.duplicates import LandedTransaction, find_duplicates
 from fraud_assets.core.features import window_features
 from fraud_assets.core.parsing import VALID_TRANSACTIONS, parse_transactions
 from fraud_assets.core.quarantine_reasons import DUPLICATE
@@ -32,8 +32,8 @@ from fraud_assets.engines.spark.headers import text_headers, with_text
 from fraud_assets.engines.spark.tables import each, scan, shared_out, write
 from fraud_assets.kafka.schemas import transaction_decoder
 from fraud_assets.lake.batches import Bounds, Pending
-from fraud_assets.lake.data_files import Slice, read_slices, slices_of
-from fraud_assets.lake.positions import within
+from fraud_assets.lake.data_files import Slice, list_slices, read_slices
+from fraud_assets.lake.positions import rows_between
 from fraud_assets.lake.scan import files_within
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
@@ -162,11 +162,11 @@ def _within(
 
     def read(slices: Sequence[Slice]) -> Iterator[pa.RecordBatch]:
         for rows in read_slices(place, slices, table.schema, table.partition_by):
-            chosen = within(rows, bounds.start, bounds.target)
+            chosen = rows_between(rows, bounds.start, bounds.target)
             if chosen.num_rows:
                 yield from change(chosen)
 
-    return each(spark, shared_out(spark, slices_of(work.source, work.files, table)), read, schema)
+    return each(spark, shared_out(spark, list_slices(work.source, work.files, table)), read, schema)
 
 
 def _held(spark: SparkSession, batch: FeatureBatch) -> DataFrame | None:
@@ -181,9 +181,9 @@ def _held(spark: SparkSession, batch: FeatureBatch) -> DataFrame | None:
 
     def read(slices: Sequence[Slice]) -> Iterator[pa.RecordBatch]:
         for rows in read_slices(place, slices, schema, table.partition_by):
-            yield within(rows, bounds.start, bounds.target)
+            yield rows_between(rows, bounds.start, bounds.target)
 
-    return each(spark, shared_out(spark, slices_of(batch.held.source, batch.held.files, table)), read, schema)
+    return each(spark, shared_out(spark, list_slices(batch.held.source, batch.held.files, table)), read, schema)
 
 
 def _doubles(
@@ -212,7 +212,9 @@ def _doubles(
             return
         rows = pa.Table.from_batches(held).sort_by([(name, "ascending") for name in _LANDING])
         new = rows.filter(rows["is_new"])
-        verdicts = repeated(_landed(rows.filter(pc.invert(rows["is_new"]))), _landed(new), _microseconds(horizon))
+        verdicts = find_duplicates(
+            _landed(rows.filter(pc.invert(rows["is_new"]))), _landed(new), _microseconds(horizon)
+        )
         doubles = new.select(list(POSITION_COLUMNS)).append_column("detail", pa.array(verdicts, pa.string()))
         yield from doubles.filter(pc.is_valid(doubles["detail"])).cast(_DOUBLES).to_batches()
 

@@ -22,8 +22,8 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from fraud_assets.core.schema import fraud_labels, raw_transactions
-from fraud_assets.engines.landing_report import LandingReport, by_place, empty_reports, merged
-from fraud_assets.engines.landing_tables import note_of
+from fraud_assets.engines.landing_report import LandingReport, by_partition, empty_reports, merge_reports
+from fraud_assets.engines.landing_tables import loss_note
 from fraud_assets.engines.local.landing import committed_offsets, land_new_labels, land_transactions
 from fraud_assets.engines.spark.messages import Landing, Written
 from fraud_assets.engines.spark.session import spark_faults
@@ -56,7 +56,7 @@ _UNHELD_TIME = "long overflow"
 """Of Spark's error on a message whose time it cannot hold, as where a producer put in nanoseconds."""
 
 
-class PlanAgainError(Exception):
+class ReplanError(Exception):
     """The query does not join on to what the table holds or to the topic's partitions; a new one has to be planned."""
 
 
@@ -92,7 +92,7 @@ def drain_topics(
 
     def landed(batch: LandedBatch) -> None:
         for name, report in batch.reports.items():
-            reports[name] = merged(reports[name], report)
+            reports[name] = merge_reports(reports[name], report)
         if rows := batch.reports[raw_transactions.name].rows:
             logger.info(f"{raw_transactions.name}: {rows:,} rows landed from {settings.transactions_topic}")
 
@@ -104,7 +104,7 @@ def drain_topics(
         try:
             TopicQuery(session(), lake, settings, readers, landed, stop).run(bounded=True)
             break
-        except PlanAgainError:
+        except ReplanError:
             continue
         except EngineError:
             # An executor that was lost, a leader that moved: once it may pass.
@@ -115,7 +115,12 @@ def drain_topics(
     lag = {stream: max(0, end - known[stream]) for stream, end in ends.items()}
     total = reports[raw_transactions.name]
     reports[raw_transactions.name] = LandingReport(
-        total.table, total.rows, total.bytes, seconds=monotonic() - begun, offsets=by_place(known), lag=by_place(lag)
+        total.table,
+        total.rows,
+        total.bytes,
+        seconds=monotonic() - begun,
+        offsets=by_partition(known),
+        lag=by_partition(lag),
     )
     return reports
 
@@ -251,11 +256,11 @@ class TopicQuery:
         begins = self._offsets(folder / (f"offsets/{number - 1}" if number else "sources/0/0"))
         ends = self._offsets(folder / f"offsets/{number}")
         if ends.keys() != self._next.keys():
-            raise PlanAgainError("the topic has other partitions than the query was planned for")
+            raise ReplanError("the topic has other partitions than the query was planned for")
         if begins != self._next:
             raise EngineError(
-                f"Spark's batch {number} begins at {by_place(begins)}, and the last one ended at "
-                f"{by_place(self._next)}. Nothing of it was landed; it is read again."
+                f"Spark's batch {number} begins at {by_partition(begins)}, and the last one ended at "
+                f"{by_partition(self._next)}. Nothing of it was landed; it is read again."
             )
         return ends
 
@@ -281,7 +286,7 @@ class TopicQuery:
         reports = empty_reports()
         reports[fraud_labels.name], is_drained = land_new_labels(lake, settings, readers, self._stop)
         if not is_drained:
-            raise PlanAgainError("it was stopped")
+            raise ReplanError("it was stopped")
         begun = monotonic()
 
         @retry_conflicts
@@ -298,7 +303,7 @@ class TopicQuery:
         # Whatever the query was given between this and its first offset, the table holds. Other offsets before
         # this batch carry no message: markers of transactions, and what compaction took.
         if any(held[stream] < known for stream, known in self._held.items()):
-            raise PlanAgainError("the table holds less than it did")
+            raise ReplanError("the table holds less than it did")
         try:
             written = self._written(rows, ends, held)
         except EngineError as error:
@@ -311,7 +316,7 @@ class TopicQuery:
         if not ahead:
             self._held = reached
             return LandedBatch(reports, reached)
-        note = {"rows": written.rows, **note_of(readers.transactions.accepted)}
+        note = {"rows": written.rows, **loss_note(readers.transactions.accepted)}
         try:
             # All that was read by now was of this topic id, or nothing of it is landed.
             readers.transactions.check_topic_id(self._topic_id)
@@ -321,7 +326,11 @@ class TopicQuery:
             raise
         self._held = reached
         reports[raw_transactions.name] = LandingReport(
-            raw_transactions.name, written.rows, written.bytes, seconds=monotonic() - begun, offsets=by_place(reached)
+            raw_transactions.name,
+            written.rows,
+            written.bytes,
+            seconds=monotonic() - begun,
+            offsets=by_partition(reached),
         )
         return LandedBatch(reports, reached, written.newest)
 
@@ -347,7 +356,7 @@ class TopicQuery:
         report = land_transactions(self._lake, self._settings, reader, targets, self._stop)
         self._held = committed_offsets(self._lake, raw_transactions, ends)
         if self._stop():
-            raise PlanAgainError("it was stopped")
+            raise ReplanError("it was stopped")
         return LandedBatch({**reports, raw_transactions.name: report}, self._held)
 
 

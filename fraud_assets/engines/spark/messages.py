@@ -17,7 +17,7 @@ from fraud_assets.engines.spark.headers import headers_from_text
 from fraud_assets.engines.spark.tables import DATA_FILE
 from fraud_assets.kafka.message_batch import LATEST
 from fraud_assets.kafka.schemas import transaction_decoder
-from fraud_assets.lake.append import stamped
+from fraud_assets.lake.append import stamp_ingest
 from fraud_assets.lake.data_files import DataFile, write_data_files
 from fraud_assets.lake.location import TableLocation
 from fraud_assets.lake.positions import Positions, rows_after
@@ -104,7 +104,7 @@ class Landing:
                     size += payload_bytes(fresh)
                     newest = max(filter(None, (newest, pc.max(fresh["timestamp"]).as_py())), default=None)
                     treated = pseudonymise(fresh, self.settings.pseudonym_policy, decoder)
-                    yield from stamped(treated, raw_transactions, self.moment).to_batches()
+                    yield from stamp_ingest(treated, raw_transactions, self.moment).to_batches()
 
         files = [vars(file) for file in write_data_files(self.place, raw_transactions, rows())]
         report = {"files": files, "bytes": size, "newest": newest}

@@ -15,8 +15,8 @@ from fraud_assets.core.scoring import PREDICTION_INPUTS
 from fraud_assets.engines.base import ScoringBatch, ScoringResult
 from fraud_assets.engines.scoring import alerts_in, other_versions
 from fraud_assets.engines.spark.tables import DATA_FILE, each
-from fraud_assets.lake.data_files import DataFile, Slice, read_slices, slices_of, write_data_files
-from fraud_assets.lake.positions import within
+from fraud_assets.lake.data_files import DataFile, Slice, list_slices, read_slices, write_data_files
+from fraud_assets.lake.positions import rows_between
 from fraud_assets.lake.scan import files_within
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def score_batch(spark: SparkSession, batch: ScoringBatch, model: Broadcast[bytes
         def scored() -> Iterator[pa.RecordBatch]:
             nonlocal alerts
             for read in read_slices(source_place, slices, _INPUTS, transaction_features.partition_by, where):
-                rows = pa.Table.from_batches([within(read, bounds.start, bounds.target)])
+                rows = pa.Table.from_batches([rows_between(read, bounds.start, bounds.target)])
                 others.update(other_versions(rows))
                 if not others:
                     predictions = scorer.score(rows)
@@ -67,7 +67,7 @@ def score_batch(spark: SparkSession, batch: ScoringBatch, model: Broadcast[bytes
         yield pa.RecordBatch.from_pylist([report], schema=_REPORT)
 
     near = set(files_within(source, {"offset": (first, last)}))
-    slices = slices_of(source, [path for path in batch.work.files if path in near], transaction_features)
+    slices = list_slices(source, [path for path in batch.work.files if path in near], transaction_features)
     reports = each(spark, shared_out_by_day(spark, slices), score, _REPORT).toArrow().to_pylist()
     return ScoringResult(
         [DataFile(**file) for report in reports for file in report["files"]],

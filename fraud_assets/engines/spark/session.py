@@ -19,7 +19,7 @@ from fraud_assets import errors
 from fraud_assets.errors import EngineError, FraudAssetsError, JarsError
 from fraud_assets.kafka.java_client import UNSHOWN
 from fraud_assets.settings import Settings
-from fraud_assets.system.java import are_resolved, jars_of, java_program
+from fraud_assets.system.java import jars_are_resolved, java_program, resolve_jars
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -97,7 +97,7 @@ def kafka_jars(settings: Settings) -> Path:
     """
     if not settings.spark_jars:
         try:
-            return jars_of(*_CONNECTOR, "Spark's Kafka connector")
+            return resolve_jars(*_CONNECTOR, "Spark's Kafka connector")
         except JarsError as error:
             raise JarsError(f"{error} Or point FRAUD_SPARK_JARS to a folder of them.") from error
     folder = Path(settings.spark_jars).expanduser().absolute()
@@ -120,7 +120,7 @@ def require_connector(settings: Settings) -> None:
         kafka_jars(settings)
 
 
-def connector_is_there(settings: Settings) -> bool:
+def connector_is_resolved(settings: Settings) -> bool:
     """Whether `require_connector` finds it without Maven.
 
     Raises:
@@ -128,7 +128,7 @@ def connector_is_there(settings: Settings) -> bool:
     """
     if _names_jars(settings):
         return True
-    return bool(kafka_jars(settings)) if settings.spark_jars else are_resolved(*_CONNECTOR)
+    return bool(kafka_jars(settings)) if settings.spark_jars else jars_are_resolved(*_CONNECTOR)
 
 
 def _names_jars(settings: Settings) -> bool:
@@ -143,14 +143,14 @@ def spark_session(settings: Settings) -> Iterator[SparkSession]:
         EngineError: Spark does not start.
         JarsError: there is no Java.
     """
-    session = started(settings)
+    session = start_session(settings)
     try:
         yield session
     finally:
-        stop(session)
+        stop_session(session)
 
 
-def started(
+def start_session(
     settings: Settings,
     config: dict[str, str] | None = None,
     make: Callable[[dict[str, str]], SparkSession] | None = None,
@@ -221,7 +221,7 @@ def require_master(master: str, patience: float) -> None:
         sleep(0.2)
 
 
-def what_started(session: SparkSession) -> Iterator[str]:
+def describe_session(session: SparkSession) -> Iterator[str]:
     """Sentences on a session that was started: where its work is to be seen, and whether there are workers for it."""
     context = session.sparkContext
     place = f", its web UI is at {context.uiWebUrl}" if context.uiWebUrl else ""
@@ -261,7 +261,7 @@ def _not_of_py4j(record: logging.LogRecord) -> bool:
     return Path(record.pathname).parent.name != "py4j"
 
 
-def has_ended(session: SparkSession) -> bool:
+def session_has_ended(session: SparkSession) -> bool:
     """Whether the session was stopped, or its Java machine is gone."""
     from py4j.protocol import Py4JError
 
@@ -271,7 +271,7 @@ def has_ended(session: SparkSession) -> bool:
         return True
 
 
-def stop(session: SparkSession) -> None:
+def stop_session(session: SparkSession) -> None:
     """Ends the session, also one whose Java machine is gone."""
     from py4j.protocol import Py4JError
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from fraud_assets.core.schema import Table
 from fraud_assets.engines.spark.headers import with_headers
-from fraud_assets.lake.data_files import DataFile, Slice, read_slices, slices_of, write_data_files
+from fraud_assets.lake.data_files import DataFile, Slice, list_slices, read_slices, write_data_files
 from fraud_assets.lake.tables import Lake
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def scan(
     def read(slices: Sequence[Slice]) -> Iterator[pa.RecordBatch]:
         return read_slices(place, slices, schema, partition_by, where)
 
-    return each(spark, shared_out(spark, slices_of(handle, files, table)), read, schema)
+    return each(spark, shared_out(spark, list_slices(handle, files, table)), read, schema)
 
 
 def shared_out(spark: SparkSession, slices: Sequence[Slice]) -> list[list[Slice]]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 from fraud_assets.core.schema import TRANSACTION_FEATURES, transaction_features
 from fraud_assets.engines.base import TrainingWindow, Work
 from fraud_assets.engines.spark.tables import each, shared_out
-from fraud_assets.lake.data_files import Slice, read_slices, slices_of
+from fraud_assets.lake.data_files import Slice, list_slices, read_slices
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -26,5 +26,5 @@ def gather(
     def run(slices: Sequence[Slice]) -> Iterator[pa.RecordBatch]:
         return work(read_slices(location, slices, wanted, transaction_features.partition_by, where))
 
-    slices = slices_of(window.handle, window.files, transaction_features)
+    slices = list_slices(window.handle, window.files, transaction_features)
     return each(spark, shared_out(spark, slices), run, schema).toArrow().cast(schema)

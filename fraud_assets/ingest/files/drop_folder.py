@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fraud_assets.errors import passes
+from fraud_assets.errors import is_temporary
 from fraud_assets.printable import printable
 from fraud_assets.settings import Settings
 
@@ -119,7 +119,7 @@ def obstacle(path: Path) -> str:
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        if passes(error) or not path.is_symlink():
+        if is_temporary(error) or not path.is_symlink():
             raise
         return (
             f"It is a symbolic link to {printable(path.readlink())}, which cannot be read ({error.strerror}). Drop the "

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
-from fraud_assets.core.bodies import Rejected, json_object, without_mark
+from fraud_assets.core.bodies import Rejected, json_object, strip_byte_order_mark
 from fraud_assets.core.paths import MISSING, value_at
 from fraud_assets.ingest.files.contents import Contents, UnusableFile
 from fraud_assets.ingest.files.field_names import payload_names
@@ -38,7 +38,7 @@ def examine_json_lines(path: Path, settings: Settings) -> Contents:
     for number, line in _lines(path):
         rows, last = rows + 1, number
         if rows <= _SNIFFED_LINES:
-            first.append(without_mark(line))
+            first.append(strip_byte_order_mark(line))
             objects += first[-1].lstrip().startswith(b"{")
             if rows == 1 and first[-1].lstrip().startswith(b"["):
                 raise UnusableFile("It is a JSON array; write one JSON object per line.")
@@ -111,7 +111,7 @@ class _Names:
             return line
         try:
             payload = json_object(line, LARGEST_ROW)
-            values = _raw_values(without_mark(line))
+            values = _raw_values(strip_byte_order_mark(line))
         except (Rejected, ValueError, RecursionError):  # the parser will say why
             return line
         names = self._names(payload)

@@ -25,10 +25,10 @@ from filelock import FileLock, Timeout
 
 from fraud_assets.core.pseudonyms import keyed_hmac, pseudonymise
 from fraud_assets.core.schema import fraud_labels, raw_transactions
-from fraud_assets.engines.landing_report import LandingReport, merged
+from fraud_assets.engines.landing_report import LandingReport, merge_reports
 from fraud_assets.engines.landing_tables import append_labels
 from fraud_assets.engines.local.landing import never
-from fraud_assets.errors import FraudAssetsError, disk_fault, passes
+from fraud_assets.errors import FraudAssetsError, disk_fault, is_temporary
 from fraud_assets.ingest.files.contents import Contents, UnusableFile, batches
 from fraud_assets.ingest.files.drop_folder import (
     REASON,
@@ -227,7 +227,7 @@ def _faults_of_reading(path: Path) -> Iterator[None]:
             raise FileNotFoundError(path) from error
         raise _StaysError(f"{name_of(path)} stays where it is. {error}") from error
     except OSError as error:
-        if passes(error):
+        if is_temporary(error):
             raise _StaysError(f"{name_of(path)} stays where it is. {disk_fault(error) or error}") from error
         raise UnusableFile(f"It cannot be read ({error.strerror or error}).") from error
     except MemoryError as error:
@@ -370,5 +370,5 @@ def with_files(reports: dict[str, LandingReport], files: list[FileReport]) -> di
                 stuck=stuck,
             ),
         ):
-            reports[part.table] = merged(reports[part.table], part)
+            reports[part.table] = merge_reports(reports[part.table], part)
     return reports

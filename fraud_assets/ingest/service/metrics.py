@@ -148,7 +148,7 @@ class LandingMetrics:
 
 
 @contextmanager
-def served(metrics: LandingMetrics, address: str) -> Iterator[str]:
+def serve_metrics(metrics: LandingMetrics, address: str) -> Iterator[str]:
     """Serves `/metrics` and `/health` (200, or 503 while failing) until the block ends; gives the URL, `""` for none.
 
     Args:

@@ -11,7 +11,7 @@ from pathlib import Path
 from fraud_assets.settings import Settings
 
 
-def landers(settings: Settings) -> dict[int, str]:
+def running_landers(settings: Settings) -> dict[int, str]:
     """The `fraud-assets land` processes that run: process id to the address of `/metrics` and `/health`, or empty."""
     running = {}
     for path in sorted(_folder(settings).glob("*.lander")):
@@ -30,11 +30,11 @@ def landers(settings: Settings) -> dict[int, str]:
 
 def lander_is_running(settings: Settings) -> bool:
     """Whether a `fraud-assets land` process runs."""
-    return bool(landers(settings))
+    return bool(running_landers(settings))
 
 
 @contextmanager
-def presence(settings: Settings, address: str = "") -> Iterator[None]:
+def register_lander(settings: Settings, address: str = "") -> Iterator[None]:
     """Counts this process among the landers until the block ends, at `address` if it has one."""
     path = _folder(settings) / f"{os.getpid()}.lander"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from fraud_assets.engines.landing_report import LandingReport
 from fraud_assets.engines.local.landing import land_new_labels
-from fraud_assets.engines.spark.landing import LandedBatch, PlanAgainError, TopicQuery
-from fraud_assets.engines.spark.session import has_ended
+from fraud_assets.engines.spark.landing import LandedBatch, ReplanError, TopicQuery
+from fraud_assets.engines.spark.session import session_has_ended
 from fraud_assets.errors import BrokerError, EngineError, LakeError, SparkEndedError
 from fraud_assets.ingest.service.metrics import LandingMetrics
 from fraud_assets.ingest.service.status import StatusReporter
@@ -58,10 +58,10 @@ class SparkFollower:
             query = TopicQuery(self.spark, self.lake, self.settings, readers, landed, self.stop.is_set)
             try:
                 query.run(bounded=False, beside=beside)
-            except PlanAgainError:
+            except ReplanError:
                 return True
             except EngineError as error:
-                if has_ended(self.spark):
+                if session_has_ended(self.spark):
                     raise SparkEndedError(f"Spark has ended: {error} Start `fraud-assets land` again.") from error
                 raise
         return True

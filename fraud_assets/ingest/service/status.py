@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from time import monotonic
 
 from fraud_assets.core.schema import fraud_labels, raw_transactions
-from fraud_assets.engines.landing_report import LandingReport, empty_reports, merged
+from fraud_assets.engines.landing_report import LandingReport, empty_reports, merge_reports
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +41,8 @@ class StatusReporter:
         with self._lock:
             for name, report in reports.items():
                 self._total[name] += report.rows
-                self._since_line[name] = merged(self._since_line[name], report)
-                self._unreported[name] = merged(self._unreported[name], report)
+                self._since_line[name] = merge_reports(self._since_line[name], report)
+                self._unreported[name] = merge_reports(self._unreported[name], report)
 
     def recovered(self, source: str) -> None:
         """Landing of a source (`topics` or `files`) works; says so where it did not."""

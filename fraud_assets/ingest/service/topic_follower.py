@@ -17,7 +17,7 @@ from fraud_assets.errors import MessagesLostError, TopicRecreatedError
 from fraud_assets.ingest.service.metrics import LandingMetrics
 from fraud_assets.ingest.service.outages import RetryPolicy
 from fraud_assets.ingest.service.status import StatusReporter
-from fraud_assets.kafka.broker import broker_of
+from fraud_assets.kafka.broker import find_broker
 from fraud_assets.kafka.topic_readers import TopicReaders
 from fraud_assets.lake.known_topics import LogStarts, positions_in
 from fraud_assets.lake.positions import Positions, SourcePartition
@@ -77,7 +77,7 @@ class LocalFollower:
 
     def _land(self, readers: TopicReaders, batch: pa.Table, reached: Positions) -> bool:
         """Whether the batch is in the lake."""
-        if readers.labels.broker.embedded and broker_of(self.settings) != readers.labels.broker:
+        if readers.labels.broker.embedded and find_broker(self.settings) != readers.labels.broker:
             return False
         reports = land_batch(self.lake, self.settings, readers, batch, reached, self.stop.is_set)
         self.was_let_in = True
