@@ -44,7 +44,10 @@ from fraud_assets.stages.features import process_landed
 from fraud_assets_tests.landed import bodies, land
 from fraud_assets_tests.test_crashes import killed, start
 
-RETRY = "from fraud_assets.operations import quarantine\n{}\nquarantine.retry_messages(lake, settings, quarantine.Selection())"
+RETRY = (
+    "from fraud_assets.operations import quarantine\n{}\n"
+    "quarantine.retry_messages(lake, settings, quarantine.Selection())"
+)
 
 
 def other_names(count: int, first_id: int) -> list[bytes]:
