@@ -16,7 +16,7 @@ from fraud_assets.kafka.producer import Message, Producer, produce
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
 from fraud_assets.testing.apache_kafka import Cluster, apache_kafka, why_unavailable
-from fraud_assets_tests.conftest import MakeTopic, topic_maker
+from fraud_assets_tests.support.starting import MakeTopic, topic_maker
 
 
 @pytest.mark.xdist_group("apache")

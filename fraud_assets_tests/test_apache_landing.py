@@ -26,10 +26,10 @@ from fraud_assets.lake.log import row_count
 from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.settings import Settings
 from fraud_assets.testing.apache_kafka import Cluster, apache_kafka, why_unavailable
-from fraud_assets_tests.conftest import MakeTopic, Start
-from fraud_assets_tests.logged import logged
-from fraud_assets_tests.topics import always_on, done, numbers, produce
-from fraud_assets_tests.waiting import until
+from fraud_assets_tests.support.logged import logged
+from fraud_assets_tests.support.starting import MakeTopic, Start
+from fraud_assets_tests.support.topics import always_on, done, numbers, produce
+from fraud_assets_tests.support.waiting import until
 
 pytestmark = pytest.mark.xdist_group("apache")
 

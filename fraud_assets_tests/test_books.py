@@ -27,9 +27,9 @@ from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
 from fraud_assets.stages import features as stage
 from fraud_assets.stages.features import process_landed
-from fraud_assets_tests.conftest import Send, Start
-from fraud_assets_tests.landed import bodies, land
-from fraud_assets_tests.logged import logged
+from fraud_assets_tests.support.landed import bodies, land
+from fraud_assets_tests.support.logged import logged
+from fraud_assets_tests.support.starting import Send, Start
 
 
 class _KilledError(BaseException):

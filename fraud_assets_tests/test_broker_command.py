@@ -18,7 +18,7 @@ from fraud_assets.kafka.broker import Broker, find_broker
 from fraud_assets.kafka.consumer import TopicReader
 from fraud_assets.kafka.producer import Message, produce
 from fraud_assets.settings import Settings
-from fraud_assets_tests.test_errors import assert_one_sentence, run
+from fraud_assets_tests.support.commands import assert_one_sentence, run
 
 
 @contextmanager

@@ -39,8 +39,8 @@ from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.operations.reconciliation import reconcile
 from fraud_assets.operations.setup_home import prepare_home
 from fraud_assets.settings import Settings, load_settings
-from fraud_assets_tests.conftest import sender
-from fraud_assets_tests.logged import land_logged
+from fraud_assets_tests.support.logged import land_logged
+from fraud_assets_tests.support.starting import sender
 
 KEY = "a key of thirty-two characters or more"
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)

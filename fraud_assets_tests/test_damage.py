@@ -41,8 +41,8 @@ from fraud_assets.settings import Settings
 from fraud_assets.stages.features import process_landed, recompute
 from fraud_assets.stages.training import read_features
 from fraud_assets.testing.object_store import ObjectStore
-from fraud_assets_tests.landed import FIRST, bodies, land
-from fraud_assets_tests.test_object_store import client
+from fraud_assets_tests.support.landed import FIRST, bodies, land
+from fraud_assets_tests.support.store_client import client
 
 COMMITS = 3
 Damage = Callable[[Path], None]

@@ -24,9 +24,9 @@ from fraud_assets.settings import Settings
 from fraud_assets.stages.alert_days import BusiestDay
 from fraud_assets.stages.features import process_landed
 from fraud_assets.stages.scoring import ScoringReport
-from fraud_assets_tests.landed import bodies, land
-from fraud_assets_tests.synthetic import FIRST, commit_features, features
-from fraud_assets_tests.test_alert_days import commit_alerts
+from fraud_assets_tests.support.alerts import commit_alerts
+from fraud_assets_tests.support.landed import bodies, land
+from fraud_assets_tests.support.synthetic import FIRST, commit_features, features
 
 REPOSITORY = Path(__file__).parent.parent
 ASSETS = {

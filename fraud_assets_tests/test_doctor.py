@@ -38,10 +38,10 @@ from fraud_assets.settings import Settings
 from fraud_assets.stages.features import process_landed
 from fraud_assets.stages.scoring import score_pending
 from fraud_assets.stages.training import train
-from fraud_assets_tests.conftest import Send
-from fraud_assets_tests.landed import bodies, land
-from fraud_assets_tests.test_quarantine import other_names
-from fraud_assets_tests.test_sensors import Daemon
+from fraud_assets_tests.support.daemon import Daemon
+from fraud_assets_tests.support.landed import bodies, land
+from fraud_assets_tests.support.quarantined import other_names
+from fraud_assets_tests.support.starting import Send
 
 
 def of(findings: list[Finding], name: str) -> Finding:
@@ -407,7 +407,7 @@ def test_a_run_that_failed_until_one_succeeds(
     settings: Settings, lake: Lake, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fraud_assets.stages import features
-    from fraud_assets_tests.test_sensors import fails
+    from fraud_assets_tests.support.daemon import fails
 
     land(lake, bodies(3))
     daemon = Daemon(settings)

@@ -27,8 +27,8 @@ from fraud_assets.lake.tables import Lake
 from fraud_assets.operations.kept_files import rows_in_files
 from fraud_assets.printable import printable
 from fraud_assets.settings import CONTRACT_FIELDS, Settings
-from fraud_assets_tests.logged import land_logged
-from fraud_assets_tests.test_files import drop, land, rows_of
+from fraud_assets_tests.support.dropped import drop, land, rows_of
+from fraud_assets_tests.support.logged import land_logged
 
 GOOD = '{"n": 1}\n'
 KEY = "k" * 32

@@ -17,7 +17,6 @@ from deltalake.exceptions import CommitFailedError
 
 from fraud_assets.cli import cli
 from fraud_assets.core.schema import (
-    FRAUD_PREDICTIONS,
     Table,
     fraud_labels,
     fraud_predictions,
@@ -26,10 +25,10 @@ from fraud_assets.core.schema import (
     transaction_features,
 )
 from fraud_assets.engines.landing_tables import append_labels
-from fraud_assets.lake.append import append_landed, commit_append
+from fraud_assets.lake.append import append_landed
 from fraud_assets.lake.batches import find_pending
 from fraud_assets.lake.log import row_count
-from fraud_assets.lake.positions import SourcePartition, committed_offset, positions_of
+from fraud_assets.lake.positions import SourcePartition, committed_offset
 from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.operations.erasure import ERASED_TABLES, erase_customer, find_holdings
 from fraud_assets.operations.maintenance import maintain_lake
@@ -37,25 +36,13 @@ from fraud_assets.operations.quarantine import Selection, retry_messages
 from fraud_assets.operations.reconciliation import reconcile
 from fraud_assets.settings import Settings
 from fraud_assets.stages.features import process_landed
-from fraud_assets_tests.landed import bodies, land
-from fraud_assets_tests.test_crashes import killed
-from fraud_assets_tests.test_quarantine import label_rows
+from fraud_assets_tests.support.killed import killed
+from fraud_assets_tests.support.landed import bodies, land
+from fraud_assets_tests.support.quarantined import label_rows
+from fraud_assets_tests.support.scored import score_all
 
 WHO = "5"
 ERASE = f"from fraud_assets.operations import erasure\n{{}}\nerasure.erase_customer(lake, settings, {WHO!r})"
-
-
-def score_all(lake: Lake) -> None:
-    """A prediction per feature row, as the scoring stage would append it."""
-    features = dataset_of(lake.open(transaction_features)).to_table()
-    constants = {"score": 0.5, "threshold": 0.6, "is_alert": False, "model_version": 1, "model_run_id": "a" * 32}
-    columns: dict[str, Any] = {
-        name: features[name] for name in FRAUD_PREDICTIONS.names if name in features.column_names
-    }
-    columns |= {name: pa.repeat(pa.scalar(value), features.num_rows) for name, value in constants.items()}
-    columns["scored_at"] = features["ingested_at"]
-    rows = pa.table({name: columns[name] for name in FRAUD_PREDICTIONS.names})
-    commit_append(lake.open(fraud_predictions), fraud_predictions, rows, positions_of(rows))
 
 
 def label(transaction: int | str, flag: str = "1") -> bytes:

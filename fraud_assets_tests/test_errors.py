@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,34 +19,8 @@ from fraud_assets.lake.duckdb_session import connect
 from fraud_assets.lake.log import row_count
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import load_settings
-from fraud_assets_tests.landed import land
-
-
-def run(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`fraud-assets …` in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "fraud_assets.cli", *arguments],
-        env={
-            **os.environ,
-            "FRAUD_HOME": str(home),
-            "DAGSTER_HOME": "",
-            "FRAUD_KAFKA_TIMEOUT_SECONDS": "2",
-            **environment,
-        },
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
-def assert_one_sentence(result: subprocess.CompletedProcess[str], *words: str) -> None:
-    """Failed, in one line without a stack trace, with all the words."""
-    assert result.returncode not in (0, -9), result.stderr
-    assert "Traceback" not in result.stderr
-    line = result.stderr.strip().splitlines()[-1]
-    for word in words:
-        assert word in line
+from fraud_assets_tests.support.commands import assert_one_sentence, run
+from fraud_assets_tests.support.landed import land
 
 
 def test_no_broker(tmp_path: Path) -> None:

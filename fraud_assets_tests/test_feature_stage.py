@@ -27,7 +27,7 @@ from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.operations.reconciliation import reconcile
 from fraud_assets.settings import BatchLimits, Settings
 from fraud_assets.stages.features import process_landed, recompute
-from fraud_assets_tests.landed import land
+from fraud_assets_tests.support.landed import land
 
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -25,7 +25,7 @@ from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.operations.erasure import erase_customer
 from fraud_assets.operations.kept_files import rows_in_files
 from fraud_assets.settings import Settings
-from fraud_assets_tests.test_files import bodies, drop, land, rows_of, transaction
+from fraud_assets_tests.support.dropped import bodies, drop, land, rows_of, transaction
 
 HEADER = "transaction_id,tx_datetime,customer_id,terminal_id,tx_amount"
 TIME = "2026-03-29T02:30:00Z"

@@ -21,10 +21,11 @@ from fraud_assets.core.schema import Table, fraud_labels, quarantined_transactio
 from fraud_assets.engines import landing_tables as landing
 from fraud_assets.ingest.files import json_lines
 from fraud_assets.ingest.files import landing as files
-from fraud_assets.ingest.files.landing import FileReport, land_files, waiting_files
+from fraud_assets.ingest.files.landing import waiting_files
 from fraud_assets.lake.append import append_landed
 from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.settings import Settings
+from fraud_assets_tests.support.dropped import bodies, drop, land, rows_of, transaction
 
 LONG_ID = 9_007_199_254_740_993_123
 """Nineteen digits, which no float holds."""
@@ -34,37 +35,6 @@ HEADER = "TRANSACTION_ID,TX_DATETIME,CUSTOMER_ID,TERMINAL_ID,TX_AMOUNT"
 
 def silent(_: str) -> None:
     """Progress that nobody reads."""
-
-
-def drop(settings: Settings, name: str, content: str | bytes) -> Path:
-    settings.incoming.mkdir(parents=True, exist_ok=True)
-    path = settings.incoming / name
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
-
-
-def land(lake: Lake, settings: Settings) -> list[FileReport]:
-    return land_files(lake, settings)
-
-
-def rows_of(lake: Lake, table: Table) -> list[dict[str, Any]]:
-    rows = dataset_of(lake.open(table)).to_table().to_pylist()
-    return sorted(rows, key=lambda row: (row["topic"], row["offset"]))
-
-
-def bodies(lake: Lake) -> list[bytes]:
-    return [row["value"] for row in rows_of(lake, raw_transactions)]
-
-
-def transaction(number: int, **more: Any) -> dict[str, Any]:
-    return {
-        "transaction_id": number,
-        "tx_datetime": "2024-01-01T02:00:00+02:00",
-        "customer_id": 1,
-        "terminal_id": 2,
-        "tx_amount": 3.5,
-        **more,
-    }
 
 
 def test_json_lines_land_byte_for_byte_once_by_content(settings: Settings, lake: Lake) -> None:

@@ -54,10 +54,10 @@ from fraud_assets.stages.features import process_landed
 from fraud_assets.stages.scoring import score_pending
 from fraud_assets.stages.training import train
 from fraud_assets.testing.apache_kafka import why_unavailable
-from fraud_assets_tests import fuzz
-from fraud_assets_tests.conftest import Send, topic_maker
-from fraud_assets_tests.core.test_parsing import label_table, raw_table
-from fraud_assets_tests.fuzz import Sent
+from fraud_assets_tests.support import fuzz
+from fraud_assets_tests.support.fuzz import Sent
+from fraud_assets_tests.support.messages import label_table, raw_table
+from fraud_assets_tests.support.starting import Send, topic_maker
 
 Make = Callable[..., Settings]
 Place = tuple[int, int]

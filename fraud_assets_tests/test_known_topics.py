@@ -27,9 +27,9 @@ from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
 from fraud_assets.stages.features import process_landed
 from fraud_assets.testing.apache_kafka import Cluster
-from fraud_assets_tests.conftest import Start
-from fraud_assets_tests.topics import always_on, done, numbers, produce
-from fraud_assets_tests.waiting import until
+from fraud_assets_tests.support.starting import Start
+from fraud_assets_tests.support.topics import always_on, done, numbers, produce
+from fraud_assets_tests.support.waiting import until
 
 FIRST, SECOND, THIRD = (SourcePartition("t", "AAECAwQFBgcICQoLDA0ODw", partition) for partition in range(3))
 apache_only = pytest.mark.xdist_group("apache")

@@ -19,9 +19,9 @@ from fraud_assets.lake.log import row_count
 from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.operations.setup_home import prepare_home
 from fraud_assets.settings import Settings
-from fraud_assets_tests.conftest import Start, sender
-from fraud_assets_tests.logged import logged
-from fraud_assets_tests.waiting import until
+from fraud_assets_tests.support.logged import logged
+from fraud_assets_tests.support.starting import Start, sender
+from fraud_assets_tests.support.waiting import until
 
 Send = Callable[..., None]
 

@@ -34,10 +34,10 @@ from fraud_assets.kafka.connection import checked, connection
 from fraud_assets.lake.log import row_count
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
-from fraud_assets_tests.conftest import Send, Start, sender
-from fraud_assets_tests.test_files import drop
-from fraud_assets_tests.topics import always_on
-from fraud_assets_tests.waiting import until
+from fraud_assets_tests.support.dropped import drop
+from fraud_assets_tests.support.starting import Send, Start, sender
+from fraud_assets_tests.support.topics import always_on
+from fraud_assets_tests.support.waiting import until
 
 
 def ask(url: str) -> tuple[int, str]:

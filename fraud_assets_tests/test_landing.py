@@ -17,8 +17,8 @@ from fraud_assets.kafka.broker import Broker, embedded_broker
 from fraud_assets.kafka.topic_readers import TopicReaders
 from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.settings import Settings
-from fraud_assets_tests.conftest import sender
-from fraud_assets_tests.logged import logged
+from fraud_assets_tests.support.logged import logged
+from fraud_assets_tests.support.starting import sender
 
 Send = Callable[..., None]
 

@@ -29,7 +29,7 @@ from fraud_assets.settings import Settings, load_settings
 from fraud_assets.stages.backlog import find_backlog
 from fraud_assets.stages.scoring import score_pending, score_range
 from fraud_assets.stages.training import recalibrate, train
-from fraud_assets_tests.synthetic import FIRST, commit_features, features
+from fraud_assets_tests.support.synthetic import FIRST, commit_features, features
 
 ROWS = 1_200
 Homes = tuple[Settings, Settings, Lake]

@@ -32,9 +32,9 @@ from fraud_assets.stages.features import process_landed
 from fraud_assets.stages.scoring import score_pending
 from fraud_assets.stages.training import train
 from fraud_assets.testing.object_store import object_store
-from fraud_assets_tests.conftest import ROOT
-from fraud_assets_tests.test_crashes import message, positions
-from fraud_assets_tests.test_object_store import assert_one_winner_each, client
+from fraud_assets_tests.support.killed import message, positions
+from fraud_assets_tests.support.starting import ROOT
+from fraud_assets_tests.support.store_client import assert_one_winner_each, client
 
 pytestmark = [pytest.mark.proof, pytest.mark.timeout(1800)]
 
@@ -64,7 +64,7 @@ RACE = """
 import json, sys
 from pathlib import Path
 from fraud_assets.testing.object_store import ObjectStore
-from fraud_assets_tests.test_object_store import client, race_for_keys
+from fraud_assets_tests.support.store_client import client, race_for_keys
 ports, prefix, keys, name = json.loads(sys.argv[1])
 print(json.dumps(race_for_keys(client(ObjectStore(Path(), ports), prefix), keys, name)))
 """

@@ -19,9 +19,9 @@ from fraud_assets.lake.tables import Lake
 from fraud_assets.operations.setup_home import set_up_home
 from fraud_assets.settings import Settings, load_settings
 from fraud_assets.stages.features import process_landed
-from fraud_assets_tests.landed import bodies, land
+from fraud_assets_tests.support.landed import bodies, land
+from fraud_assets_tests.support.odd_paths import WORKS
 
-WORKS = " !\"#$%&'()*+,-.:;<=>@_`{}~" + "éß日🙂\u00a0"
 REFUSED = "?[\\]^|" + "\n\t\r\x01\x7f\x85\u2028\u2029\udcff"
 
 

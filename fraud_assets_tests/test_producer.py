@@ -12,7 +12,7 @@ from fraud_assets.errors import BrokerError, MessagesLostError
 from fraud_assets.kafka import producer as producing
 from fraud_assets.kafka.broker import Broker
 from fraud_assets.kafka.producer import Message, Producer, produce
-from fraud_assets_tests.logged import logged
+from fraud_assets_tests.support.logged import logged
 
 
 def messages(settings, count, size=100, start=0):

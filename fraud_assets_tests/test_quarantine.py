@@ -6,7 +6,6 @@ import base64
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
 
 import dagster as dg
 import pyarrow as pa
@@ -41,18 +40,14 @@ from fraud_assets.resources import PlatformResource
 from fraud_assets.settings import Settings
 from fraud_assets.stages.backlog import find_backlog
 from fraud_assets.stages.features import process_landed
-from fraud_assets_tests.landed import bodies, land
-from fraud_assets_tests.test_crashes import killed, start
+from fraud_assets_tests.support.killed import killed, start
+from fraud_assets_tests.support.landed import bodies, land
+from fraud_assets_tests.support.quarantined import label_rows, other_names
 
 RETRY = (
     "from fraud_assets.operations import quarantine\n{}\n"
     "quarantine.retry_messages(lake, settings, quarantine.Selection())"
 )
-
-
-def other_names(count: int, first_id: int) -> list[bytes]:
-    """Transactions whose amount goes by the name `amt`."""
-    return [body.replace(b"tx_amount", b"amt") for body in bodies(count, first_id=first_id)]
 
 
 @pytest.fixture
@@ -181,23 +176,6 @@ def test_racing_retries_land_nothing_twice(refused: Settings, lake: Lake, monkey
         assert racer.returncode == 0, errors
     assert process_landed(lake, refused).features == 10
     assert balanced(lake, refused)["landed"] == 55
-
-
-def label_rows(values: list[bytes]) -> pa.Table:
-    """Labels as they come from the topic."""
-    count = len(values)
-    columns: dict[str, Any] = {
-        "topic": ["fraud-labels"] * count,
-        "topic_id": ["life"] * count,
-        "partition": [0] * count,
-        "offset": list(range(count)),
-        "timestamp": [None] * count,
-        "key": [None] * count,
-        "value": values,
-        "headers": [None] * count,
-    }
-    return pa.table({name: pa.array(column, raw_transactions.schema.field(name).type)
-                     for name, column in columns.items()})  # fmt: skip
 
 
 def test_bad_labels_are_driven_again_into_the_labels(lake: Lake, settings: Settings) -> None:

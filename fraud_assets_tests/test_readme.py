@@ -19,7 +19,7 @@ from fraud_assets.kafka.broker import Broker
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import CONTRACT_FIELDS, LABEL_FIELDS, Settings, environment_name
 from fraud_assets.stages.features import process_landed
-from fraud_assets_tests.conftest import Send
+from fraud_assets_tests.support.starting import Send
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

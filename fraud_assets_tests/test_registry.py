@@ -7,7 +7,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from datetime import timedelta
 
 import pytest
 
@@ -16,12 +15,12 @@ from fraud_assets.errors import FeatureVersionError, ModelRegistryError, NoChamp
 from fraud_assets.registry import models as registry
 from fraud_assets.registry.files import Recorded, read_model
 from fraud_assets.registry.home import local_path, sqlite_path
-from fraud_assets.registry.models import TrainingFacts, champion, champion_version, register_model, set_champion
+from fraud_assets.registry.models import champion, champion_version, register_model, set_champion
 from fraud_assets.settings import load_settings
-from fraud_assets_tests.synthetic import FIRST, features
+from fraud_assets_tests.support.models import facts
 
 REGISTER = """
-from fraud_assets_tests.test_registry import facts
+from fraud_assets_tests.support.models import facts
 from fraud_assets.core.training import fit
 from fraud_assets.registry.models import register_model, set_champion
 from fraud_assets.settings import load_settings
@@ -29,10 +28,6 @@ settings = load_settings()
 for _ in range(2):
     set_champion(register_model(fit(facts().example, 3), facts(), settings).version, settings)
 """
-
-
-def facts():
-    return TrainingFacts(20, FIRST, FIRST + timedelta(days=1), 3, 42, features(20), {"threshold": 0.6})
 
 
 @pytest.fixture(scope="module")

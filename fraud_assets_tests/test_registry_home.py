@@ -16,7 +16,7 @@ from fraud_assets.registry import home as registry_home
 from fraud_assets.registry.home import local_path, other_homes, relocate_registry
 from fraud_assets.registry.models import _resolve, champion, register_model, set_champion
 from fraud_assets.settings import Settings, load_settings
-from fraud_assets_tests.test_registry import facts
+from fraud_assets_tests.support.models import facts
 
 
 def home_at(path: Path) -> Settings:

@@ -20,8 +20,8 @@ from fraud_assets.kafka.rest import RestProducer
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
 from fraud_assets.testing.apache_kafka import Cluster
-from fraud_assets_tests.rest_server import CLUSTER, KEY, SECRET, RestServer, rest_server
-from fraud_assets_tests.test_errors import assert_one_sentence, run
+from fraud_assets_tests.support.commands import assert_one_sentence, run
+from fraud_assets_tests.support.rest_server import CLUSTER, KEY, SECRET, RestServer, rest_server
 
 pytestmark = pytest.mark.xdist_group("apache")
 

@@ -25,8 +25,8 @@ from fraud_assets.operations.reconciliation import compared_from, pin_versions, 
 from fraud_assets.operations.retention import oldest_waiting
 from fraud_assets.settings import RETAINED_TABLES, Settings
 from fraud_assets.stages.features import process_landed
-from fraud_assets_tests.landed import FIRST, bodies, land
-from fraud_assets_tests.test_erasure import score_all
+from fraud_assets_tests.support.landed import FIRST, bodies, land
+from fraud_assets_tests.support.scored import score_all
 
 DAYS = 5
 LIFE = SourcePartition("transactions", "life", 0)

@@ -12,7 +12,7 @@ from fraud_assets.lake.log import add_actions
 from fraud_assets.lake.scan import files_within, register_view
 from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.settings import load_settings
-from fraud_assets_tests.synthetic import FIRST, commit_features, features
+from fraud_assets_tests.support.synthetic import FIRST, commit_features, features
 
 
 def read(handle, settings, files=None) -> pa.Table:

@@ -36,7 +36,7 @@ from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.operations.reconciliation import reconcile
 from fraud_assets.settings import Settings, load_settings
 from fraud_assets.stages.features import process_landed
-from fraud_assets_tests.landed import land
+from fraud_assets_tests.support.landed import land
 
 Make = Callable[..., Settings]
 Send = Callable[..., None]

@@ -26,9 +26,9 @@ from fraud_assets.stages import scoring
 from fraud_assets.stages.evaluation import evaluate_lake, latest_start
 from fraud_assets.stages.scoring import score_pending, score_range
 from fraud_assets.stages.training import recalibrate, train
-from fraud_assets_tests.logged import logged
-from fraud_assets_tests.synthetic import FIRST, commit_features, commit_labels, features
-from fraud_assets_tests.test_paths import WORKS
+from fraud_assets_tests.support.logged import logged
+from fraud_assets_tests.support.odd_paths import WORKS
+from fraud_assets_tests.support.synthetic import FIRST, commit_features, commit_labels, features
 
 ROWS = 1_200
 

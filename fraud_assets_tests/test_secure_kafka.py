@@ -17,8 +17,8 @@ from fraud_assets.kafka.consumer import TopicReader
 from fraud_assets.kafka.producer import Message, Producer, produce
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
-from fraud_assets_tests.conftest import topic_maker
-from fraud_assets_tests.secure_kafka import (
+from fraud_assets_tests.support.commands import assert_one_sentence, run
+from fraud_assets_tests.support.secure_kafka import (
     KEY_PASSWORD,
     PLAIN_PASSWORD,
     PLAIN_USER,
@@ -28,7 +28,7 @@ from fraud_assets_tests.secure_kafka import (
     by_certificate,
     by_password,
 )
-from fraud_assets_tests.test_errors import assert_one_sentence, run
+from fraud_assets_tests.support.starting import topic_maker
 
 pytestmark = pytest.mark.xdist_group("secure")
 

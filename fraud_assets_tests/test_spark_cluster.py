@@ -29,10 +29,10 @@ from fraud_assets.operations.setup_home import prepare_home
 from fraud_assets.settings import Settings
 from fraud_assets.testing.object_store import ObjectStore
 from fraud_assets.testing.spark_cluster import StandaloneCluster, standalone
-from fraud_assets_tests.conftest import QUICK_JAVA, ROOT, Start
-from fraud_assets_tests.landed import bodies, land
-from fraud_assets_tests.topics import numbers, produce
-from fraud_assets_tests.waiting import until
+from fraud_assets_tests.support.landed import bodies, land
+from fraud_assets_tests.support.starting import QUICK_JAVA, ROOT, Start
+from fraud_assets_tests.support.topics import numbers, produce
+from fraud_assets_tests.support.waiting import until
 
 pytestmark = pytest.mark.xdist_group("spark")
 

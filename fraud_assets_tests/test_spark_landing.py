@@ -27,15 +27,15 @@ from fraud_assets.kafka.java_client import java_client
 from fraud_assets.lake.tables import Lake, read
 from fraud_assets.settings import Settings
 from fraud_assets.testing.apache_kafka import Cluster, apache_kafka
-from fraud_assets_tests.conftest import MakeTopic, Start, topic_maker
-from fraud_assets_tests.secure_kafka import by_certificate, by_password
-from fraud_assets_tests.topics import always_on, done, numbers, produce
-from fraud_assets_tests.waiting import until
+from fraud_assets_tests.support.secure_kafka import by_certificate, by_password
+from fraud_assets_tests.support.starting import MakeTopic, Start, topic_maker
+from fraud_assets_tests.support.topics import always_on, done, numbers, produce
+from fraud_assets_tests.support.waiting import until
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-    from fraud_assets_tests.secure_kafka import SecureKafka
+    from fraud_assets_tests.support.secure_kafka import SecureKafka
 
 pytestmark = pytest.mark.xdist_group("spark")
 

@@ -32,8 +32,8 @@ from fraud_assets.settings import BatchLimits, Settings, load_settings
 from fraud_assets.stages import scoring
 from fraud_assets.stages.scoring import score_pending
 from fraud_assets.stages.training import recalibrate, train, training_rows
-from fraud_assets_tests.logged import logged
-from fraud_assets_tests.synthetic import FIRST, commit_features, features
+from fraud_assets_tests.support.logged import logged
+from fraud_assets_tests.support.synthetic import FIRST, commit_features, features
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

@@ -27,7 +27,7 @@ from fraud_assets.engines.spark.tables import each
 from fraud_assets.errors import EngineError, FraudAssetsError, JarsError, LakeError
 from fraud_assets.settings import Settings
 from fraud_assets.system.ports import free_ports
-from fraud_assets_tests.conftest import QUICK_JAVA, ROOT
+from fraud_assets_tests.support.starting import QUICK_JAVA, ROOT
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

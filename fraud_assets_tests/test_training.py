@@ -16,7 +16,7 @@ from fraud_assets.registry.models import ModelVersion, champion, champion_versio
 from fraud_assets.settings import load_settings
 from fraud_assets.stages import training
 from fraud_assets.stages.training import current_threshold, read_features, recalibrate, train
-from fraud_assets_tests.synthetic import FIRST, commit_features, features
+from fraud_assets_tests.support.synthetic import FIRST, commit_features, features
 
 ROWS = 4_000
 

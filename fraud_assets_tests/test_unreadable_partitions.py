@@ -16,10 +16,10 @@ from fraud_assets.kafka.broker import Broker
 from fraud_assets.lake.tables import Lake, read
 from fraud_assets.settings import Settings
 from fraud_assets.testing.apache_kafka import Cluster
-from fraud_assets_tests.conftest import Send
-from fraud_assets_tests.record_batches import ZSTD, damage, produce_batch, record_batch
-from fraud_assets_tests.topics import always_on, numbers, produce
-from fraud_assets_tests.waiting import until
+from fraud_assets_tests.support.record_batches import ZSTD, damage, produce_batch, record_batch
+from fraud_assets_tests.support.starting import Send
+from fraud_assets_tests.support.topics import always_on, numbers, produce
+from fraud_assets_tests.support.waiting import until
 
 BLANKS = b" " * 900_000
 

@@ -11,7 +11,7 @@ import pytest
 from fraud_assets.core.evaluation import Protocol, card_precision, evaluate, ranking_metrics
 from fraud_assets.errors import NotEnoughDataError
 from fraud_assets.settings import load_settings
-from fraud_assets_tests.synthetic import FIRST, features
+from fraud_assets_tests.support.synthetic import FIRST, features
 
 
 @pytest.fixture(scope="module")

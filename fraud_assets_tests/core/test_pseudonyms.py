@@ -19,8 +19,8 @@ from fraud_assets.core.pseudonyms import keyed_hmac, pseudonymise
 from fraud_assets.core.schema import HEADERS
 from fraud_assets.errors import SettingError
 from fraud_assets.settings import Settings, load_settings
-from fraud_assets_tests.core.test_parsing import REJECTED, raw_table
-from fraud_assets_tests.core.test_parsing import body as transaction
+from fraud_assets_tests.support.messages import REJECTED, raw_table
+from fraud_assets_tests.support.messages import body as transaction
 
 KEY = "0123456789abcdef" * 2
 CARD = 4_111_111_111_111_111

@@ -10,7 +10,7 @@ from fraud_assets.core import scoring
 from fraud_assets.core.schema import FRAUD_PREDICTIONS, MODEL_INPUTS, POSITION_COLUMNS
 from fraud_assets.core.scoring import PREDICTION_INPUTS, matrix, predictions, score
 from fraud_assets.core.training import fit, inputs, score_samples, treelite_form
-from fraud_assets_tests.synthetic import features
+from fraud_assets_tests.support.synthetic import features
 
 
 @pytest.fixture(scope="module")

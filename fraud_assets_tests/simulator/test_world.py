@@ -26,7 +26,7 @@ from fraud_assets.simulator.world import World, days_between, load_world, save_w
 from fraud_assets.stages.features import process_landed
 from fraud_assets.stages.scoring import score_pending
 from fraud_assets.stages.training import train
-from fraud_assets_tests.waiting import until
+from fraud_assets_tests.support.waiting import until
 
 NOON = datetime(2026, 8, 7, 12, 0, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)

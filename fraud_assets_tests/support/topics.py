@@ -12,7 +12,7 @@ from typing import Any
 from confluent_kafka import Producer
 
 from fraud_assets.settings import Settings
-from fraud_assets_tests.logged import logged
+from fraud_assets_tests.support.logged import logged
 
 
 def produce(settings: Settings, values: list[Any], partition: int = -1, topic: str = "", **more: Any) -> None:
