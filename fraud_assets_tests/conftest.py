@@ -22,6 +22,10 @@ from fraud_assets.settings import Settings, load_settings
 from fraud_assets.testing.apache_kafka import Cluster, apache_kafka, why_unavailable
 from fraud_assets.testing.object_store import ObjectStore, object_store
 from fraud_assets.testing.spark_cluster import StandaloneCluster, standalone
+
+# Fixtures of more than one folder.
+from fraud_assets_tests.support.handbook import book, handbook  # noqa: F401
+from fraud_assets_tests.support.spark_cluster_runs import copied, drive, materialize  # noqa: F401
 from fraud_assets_tests.support.starting import QUICK_JAVA, ROOT, MakeTopic, Send, Start, sender, topic_maker
 
 if TYPE_CHECKING:

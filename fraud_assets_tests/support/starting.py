@@ -23,7 +23,7 @@ MakeTopic = Callable[..., str]
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 QUICK_JAVA = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"

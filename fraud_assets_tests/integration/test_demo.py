@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
-import resource
 import signal
 import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pyarrow.compute as pc
 import pytest
@@ -18,7 +15,7 @@ import pytest
 from fraud_assets.core.schema import fraud_predictions, transaction_features
 from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.samples import sample_file
-from fraud_assets.settings import load_settings
+from fraud_assets_tests.support.demo_runs import demo
 
 KEYS = ["landed", "features", "quarantined", "duplicates", "scored", "alerts", "seconds", "lake"]
 
@@ -36,20 +33,6 @@ landing.land_once = stop
 cli.main()
 """
 """A command line whose landing step gets a signal."""
-
-
-def demo(home: Path, *arguments: str) -> dict[str, Any]:
-    """The last line of a demo in a process of its own."""
-    result = subprocess.run(
-        [sys.executable, "-m", "fraud_assets.cli", "demo", "--home", str(home), *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={name: value for name, value in os.environ.items() if not name.startswith(("FRAUD_", "KAFKA_"))},
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stderr.strip() == ""
-    return json.loads(result.stdout.splitlines()[-1])
 
 
 def test_a_whole_demo_in_a_fresh_folder(tmp_path: Path) -> None:
@@ -80,17 +63,3 @@ def test_a_signal_ends_a_run_in_one_sentence(tmp_path: Path, number: int) -> Non
     )
     assert (result.returncode, result.stderr.strip()) == (130, "Interrupted.")
     assert result.stdout.endswith("Landing … failed\n")
-
-
-@pytest.mark.proof
-def test_the_handbook_in_three_minutes_and_two_gigabytes(tmp_path: Path) -> None:
-    """All 1,236,698 rows of the five transaction files, every one accounted for."""
-    data = load_settings().handbook_data.absolute()
-    files = sorted(data.glob("transactions_*.parquet"))
-    if not files:
-        pytest.skip(f"the handbook's data is not at {data} (FRAUD_HANDBOOK_DATA)")
-    summary = demo(tmp_path / "home", *(part for file in files for part in ("--data", str(file))))
-    rows = 1_236_698
-    assert (summary["landed"], summary["features"], summary["scored"]) == (rows, rows, rows)
-    assert summary["seconds"] < 180
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 < 2e9

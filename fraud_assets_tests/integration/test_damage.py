@@ -388,7 +388,7 @@ def test_on_an_object_store(s3_settings: Settings, s3: ObjectStore) -> None:
 # docs/restore.md
 
 
-DOCUMENT = Path(__file__).parent.parent / "docs" / "restore.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "restore.md"
 
 
 def test_the_moves_of_the_document_work_as_typed_and_again(tmp_path: Path) -> None:

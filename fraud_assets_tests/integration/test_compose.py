@@ -12,7 +12,7 @@ import yaml
 
 from fraud_assets.settings import Settings, environment_name
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "compose.yaml").read_text()
 
 

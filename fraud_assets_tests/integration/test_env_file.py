@@ -48,7 +48,7 @@ def test_no_stack_trace_in_any_entry(tmp_path: Path, arguments: tuple[str, ...])
     result = subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=tmp_path,
-        env={**os.environ, "FRAUD_HOME": "home", "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "FRAUD_HOME": "home", "PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True,
         text=True,
         timeout=60,

@@ -29,7 +29,7 @@ def broker_command(home: Path, *arguments: str, **environment: str) -> Iterator[
     process = subprocess.Popen(
         [sys.executable, "-m", "fraud_assets.cli", "broker", *arguments],
         cwd=home,
-        env={**kept, "PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONUNBUFFERED": "1", **environment},
+        env={**kept, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONUNBUFFERED": "1", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import sqlite3
-import subprocess
-import sys
 import time
 
 import pytest
@@ -17,17 +15,7 @@ from fraud_assets.registry.files import Recorded, read_model
 from fraud_assets.registry.home import local_path, sqlite_path
 from fraud_assets.registry.models import champion, champion_version, register_model, set_champion
 from fraud_assets.settings import load_settings
-from fraud_assets_tests.support.models import facts
-
-REGISTER = """
-from fraud_assets_tests.support.models import facts
-from fraud_assets.core.training import fit
-from fraud_assets.registry.models import register_model, set_champion
-from fraud_assets.settings import load_settings
-settings = load_settings()
-for _ in range(2):
-    set_champion(register_model(fit(facts().example, 3), facts(), settings).version, settings)
-"""
+from fraud_assets_tests.support.models import assert_first_trainings_are_quiet, facts, run
 
 
 @pytest.fixture(scope="module")
@@ -233,28 +221,5 @@ def test_nothing_leaks_into_the_environment(settings):
     assert settings.mlflow_uri != mlflow.get_tracking_uri()
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.proof)])
-def test_first_trainings_are_quiet_and_do_not_race(tmp_path, processes):
-    """On a fresh registry one process creates the database, all register, and none prints anything."""
-    settings = load_settings(home=tmp_path, mlflow_tracking_uri="")
-    started = [start(REGISTER, settings) for _ in range(processes)]
-    for process in started:
-        out, err = process.communicate(timeout=100)
-        assert (process.returncode, out, err) == (0, "", "")
-    with sqlite3.connect(sqlite_path(settings.mlflow_uri)) as connection:
-        versions = connection.execute("select version from model_versions order by 1").fetchall()
-    assert versions == [(version,) for version in range(1, 2 * processes + 1)]
-    assert champion_version(settings) >= processes
-
-
-def start(code, settings):
-    environment = {**os.environ, "FRAUD_HOME": str(settings.home_path), "MLFLOW_TRACKING_URI": ""}
-    return subprocess.Popen(
-        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def run(code, settings):
-    process = start(code, settings)
-    out, err = process.communicate(timeout=60)
-    return subprocess.CompletedProcess(code, process.returncode, out, err)
+def test_a_first_training_prints_nothing(tmp_path):
+    assert_first_trainings_are_quiet(tmp_path, 1)

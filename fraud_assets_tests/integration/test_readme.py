@@ -21,11 +21,11 @@ from fraud_assets.settings import CONTRACT_FIELDS, LABEL_FIELDS, Settings, envir
 from fraud_assets.stages.features import process_landed
 from fraud_assets_tests.support.starting import Send
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
-REGENERATE = "python -m fraud_assets_tests.test_readme"
+REGENERATE = "python -m fraud_assets_tests.integration.test_readme"
 BEGIN, END = f"<!-- settings: {REGENERATE} -->\n", "<!-- /settings -->"
 
 
@@ -177,7 +177,7 @@ def test_linked_and_named_files_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_named_tests_exist(page: Path) -> None:
-    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.rglob("test_*.py"))
+    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parents[1].rglob("test_*.py"))
     named = re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8"))
     assert [name for name in named if f"def {name}(" not in tests] == []
 

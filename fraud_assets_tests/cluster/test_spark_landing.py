@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,14 +20,14 @@ from fraud_assets.engines.spark.engine import SparkEngine
 from fraud_assets.engines.spark.messages import messages_of
 from fraud_assets.errors import EngineError, MessagesLostError, SettingError
 from fraud_assets.ingest.service.lander import consumer_group, land_forever
-from fraud_assets.ingest.service.metrics import LandingMetrics
 from fraud_assets.kafka.java_client import java_client
 from fraud_assets.lake.tables import Lake, read
 from fraud_assets.settings import Settings
-from fraud_assets.testing.apache_kafka import Cluster, apache_kafka
+from fraud_assets.testing.apache_kafka import Cluster
 from fraud_assets_tests.support.secure_kafka import by_certificate, by_password
+from fraud_assets_tests.support.spark_landing_runs import MakeSettings, following, landed
 from fraud_assets_tests.support.starting import MakeTopic, Start, topic_maker
-from fraud_assets_tests.support.topics import always_on, done, numbers, produce
+from fraud_assets_tests.support.topics import done, numbers, produce
 from fraud_assets_tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -39,9 +37,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.xdist_group("spark")
 
-MakeSettings = Callable[..., Settings]
-LABEL = {"transaction_id": 1, "is_fraud": 1, "labelled_at": "2026-01-01T00:00:00Z"}
-
 
 @pytest.fixture
 def settings(apache_settings: Settings) -> Settings:
@@ -49,16 +44,12 @@ def settings(apache_settings: Settings) -> Settings:
     return apache_settings.model_copy(update={"kafka_timeout_seconds": 5.0, "land_interval_seconds": 0.1})
 
 
+LABEL = {"transaction_id": 1, "is_fraud": 1, "labelled_at": "2026-01-01T00:00:00Z"}
+
+
 @pytest.fixture
 def admin(apache: Cluster) -> AdminClient:
     return AdminClient({"bootstrap.servers": apache.bootstrap, "log_level": 0})
-
-
-def landed(lake: Lake) -> list[bytes]:
-    """Bodies in the landing table, sorted."""
-    if not lake.exists(raw_transactions):
-        return []
-    return sorted(read(lake.open(raw_transactions), ["value"])["value"].drop_null().to_pylist())
 
 
 def messages(lake: Lake) -> pa.Table:
@@ -83,13 +74,6 @@ def by_spark(spark: SparkSession, lake: Lake, settings: Settings) -> dict[str, L
 
 def by_python(lake: Lake, settings: Settings) -> dict[str, LandingReport]:
     return land_topics(lake, settings)
-
-
-def following(
-    spark: SparkSession, lake: Lake, settings: Settings, metrics: LandingMetrics | None = None
-) -> AbstractContextManager[list[str]]:
-    """A lander on Spark in a thread; gives the lines that it says."""
-    return always_on(lambda stop: land_forever(lake, settings, stop, spark=spark, metrics=metrics))
 
 
 def test_the_same_rows_as_the_python_lander(
@@ -371,69 +355,6 @@ def test_mistakes_are_one_sentence(settings: Settings, start: Start, tmp_path: P
         assert process.returncode != 0
         assert words in errors
         assert len(errors.splitlines()) == 1
-
-
-def process_environment(settings: Settings, **more: str) -> dict[str, str]:
-    return {
-        "KAFKA_BOOTSTRAP_SERVERS": settings.kafka_bootstrap_servers,
-        "FRAUD_TRANSACTIONS_TOPIC": settings.transactions_topic,
-        "FRAUD_LABELS_TOPIC": settings.labels_topic,
-        "FRAUD_SPARK_MASTER": "local[2]",
-        **more,
-    }
-
-
-@pytest.mark.proof
-def test_a_process_that_is_killed_loses_and_repeats_nothing(settings: Settings, lake: Lake, start: Start) -> None:
-    produce(settings, numbers(0, 20_000))
-    for commits in (1, 2, 3):
-        target = lake.open(raw_transactions).version() + commits
-        process = start("land", "--engine", "spark", **process_environment(settings, FRAUD_SPARK_LAND_ROWS="1000"))
-        until(lambda target=target: lake.open(raw_transactions).version() >= target, 90)
-        process.kill()
-        process.wait()
-    count = len(landed(lake))
-    assert count < 20_000
-    last = start("land", **process_environment(settings, FRAUD_ENGINE="spark"))
-    until(lambda: len(landed(lake)) >= 20_000, 90)
-    last.send_signal(signal.SIGTERM)
-    _, lines = last.communicate(timeout=60)
-    assert last.returncode == 0, lines
-    assert "Stopped" in lines.splitlines()[-1]
-    assert "Traceback" not in lines
-    assert landed(lake) == numbers(0, 20_000)
-    assert [path.name for path in (settings.home_path / "spark").iterdir()] == ["driver.log"]
-
-
-@pytest.mark.proof
-def test_an_outage_is_said_once_and_waited_for(
-    spark: SparkSession, kafka_jars: None, tmp_path: Path, make_settings: MakeSettings
-) -> None:
-    with apache_kafka(tmp_path / "kafka") as cluster:
-        make_topic = topic_maker(cluster.bootstrap)
-        settings = make_settings(
-            kafka_bootstrap_servers=cluster.bootstrap,
-            kafka_timeout_seconds=2,
-            land_interval_seconds=0.1,
-            transactions_topic=make_topic(),
-            labels_topic=make_topic(),
-        )
-        lake, metrics = Lake.of(settings), LandingMetrics()
-        with following(spark, lake, settings, metrics) as lines:
-            for turn in range(3):
-                produce(settings, numbers(turn * 10, turn * 10 + 10))
-                until(lambda turn=turn: landed(lake) == numbers(0, turn * 10 + 10), 60)
-                until(lambda: metrics.health()["status"] == "ok")
-                if turn < 2:
-                    cluster.kill()
-                    until(lambda: metrics.health()["status"] == "failing", 60)
-                    assert "No answer from the broker" in metrics.health()["reason"]
-                    cluster.start()
-            # Told to stop while the broker is away, it does not wait for it.
-            cluster.kill()
-    assert sum("No answer" in line for line in lines) == 2
-    assert lines.count("Landing of topics works again.") == 2
-    assert b"".join(landed(lake)) == b"".join(numbers(0, 30))
 
 
 @pytest.mark.parametrize("way", [by_password, by_certificate])

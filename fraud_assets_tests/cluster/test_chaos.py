@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,23 +10,9 @@ from fraud_assets.chaos.traffic import Sent
 from fraud_assets.chaos.verification import verify
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
-from fraud_assets.testing.apache_kafka import why_unavailable
+from fraud_assets_tests.support.chaos_runs import chaos
 
 pytestmark = pytest.mark.xdist_group("apache")
-
-
-def chaos(tmp_path: Path, *arguments: str, seconds: float) -> dict[str, Any]:
-    if reason := why_unavailable():
-        pytest.skip(reason)
-    done = subprocess.run(
-        [sys.executable, "-m", "fraud_assets.cli", "chaos", "--json", *arguments],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout)
 
 
 def test_ten_kills_lose_and_repeat_nothing(tmp_path: Path) -> None:
@@ -38,22 +20,6 @@ def test_ten_kills_lose_and_repeat_nothing(tmp_path: Path) -> None:
     assert outcome["kills"] >= 10
     assert outcome["transactions"] > 2000
     assert all(check["holds"] for check in outcome["checks"])
-
-
-@pytest.mark.proof
-@pytest.mark.timeout(3600)
-def test_two_hundred_kills_on_three_brokers_lose_and_repeat_nothing(tmp_path: Path) -> None:
-    outcome = chaos(tmp_path, "--kills", "200", "--brokers", "3", "--seed", "7", seconds=3500)
-    assert outcome["kills"] >= 200
-    assert len(outcome["faults"]) >= 10
-
-
-@pytest.mark.proof
-@pytest.mark.timeout(1800)
-def test_forty_kills_with_the_lake_on_an_object_store_lose_and_repeat_nothing(tmp_path: Path) -> None:
-    outcome = chaos(tmp_path, "--kills", "40", "--object-store", "--rate", "100", "--seed", "3", seconds=1700)
-    assert outcome["kills"] >= 40
-    assert {"kill_store", "freeze_store"} <= set(outcome["faults"])
 
 
 def test_the_verdict_sees_a_loss_and_a_repetition(lake: Lake, settings: Settings) -> None:

@@ -20,7 +20,7 @@ from urllib3 import Retry
 from fraud_assets.operations.setup_home import prepare_home
 from fraud_assets.settings import Settings
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 WORKSPACE = str(REPOSITORY / "workspace.yaml")
 DEPENDENCIES: dict[str, set[str]] = {
     "raw_transactions": set(),

@@ -28,7 +28,7 @@ from fraud_assets_tests.support.alerts import commit_alerts
 from fraud_assets_tests.support.landed import bodies, land
 from fraud_assets_tests.support.synthetic import FIRST, commit_features, features
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 ASSETS = {
     "raw_transactions",
     "fraud_labels",

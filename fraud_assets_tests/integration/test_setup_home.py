@@ -77,7 +77,7 @@ def test_unusable_home_is_one_sentence(tmp_path):
 
 
 def test_runs_as_module_and_is_quiet_on_stdout(tmp_path):
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     env = {**os.environ, "FRAUD_HOME": "state", "PYTHONPATH": str(root)}
     command = [sys.executable, "-m", "fraud_assets.operations.setup_home"]
     result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from fraud_assets.core.schema import raw_transactions
 from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.errors import BrokerError
 from fraud_assets.kafka.broker import find_broker
 from fraud_assets.kafka.client import find_topic_id
 from fraud_assets.kafka.consumer import TopicReader
-from fraud_assets.kafka.producer import Message, Producer, produce
+from fraud_assets.kafka.producer import Message, produce
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
 from fraud_assets.testing.apache_kafka import Cluster, apache_kafka, why_unavailable
@@ -92,29 +91,3 @@ def test_without_java_or_maven_it_is_said_in_one_line(tmp_path: Path, monkeypatc
     maven.chmod(0o755)
     assert "no repository" in (why_unavailable() or "")
     assert "\n" not in (why_unavailable() or "")
-
-
-@pytest.mark.proof
-@pytest.mark.usefixtures("kafka_jars")
-def test_three_nodes_lose_one_and_no_message(tmp_path: Path, make_settings) -> None:
-    with apache_kafka(tmp_path, 3) as cluster:
-        topic = topic_maker(cluster.bootstrap)("transactions", partitions=3)
-        settings = make_settings(
-            kafka_bootstrap_servers=cluster.bootstrap,
-            transactions_topic=topic,
-            labels_topic=topic_maker(cluster.bootstrap)(),
-            kafka_timeout_seconds=60,
-        )
-        bodies = [b"%d" % number for number in range(3_000)]
-        with Producer(find_broker(settings), settings) as producer:
-            for number, body in enumerate(bodies):
-                producer.send(Message(topic, body, body))
-                if number == 1_000:
-                    producer.flush()
-                    cluster.kill(1)
-        lake = Lake.of(settings)
-        land_topics(lake, settings)
-        landed = lake.open(raw_transactions).to_pyarrow_table(columns=["value"])["value"].to_pylist()
-        assert sorted(landed) == sorted(bodies)
-        cluster.start(1)
-        cluster.kill()

@@ -1,4 +1,4 @@
-"""A real Spark cluster: workers and drivers die, tasks run twice, and every row is in the table once."""
+"""Drivers, workers and assets on a Spark cluster, and what they leave behind."""
 
 from __future__ import annotations
 
@@ -16,27 +16,21 @@ from fraud_assets.chaos.traffic import Traffic
 from fraud_assets.chaos.verification import verify
 from fraud_assets.core.schema import (
     Table,
-    fraud_predictions,
-    quarantined_transactions,
     raw_transactions,
-    transaction_features,
 )
-from fraud_assets.errors import EngineError
 from fraud_assets.lake.log import row_count
 from fraud_assets.lake.tables import Lake, read
-from fraud_assets.operations.maintenance import maintain_lake, maintain_table
+from fraud_assets.operations.maintenance import maintain_table
 from fraud_assets.operations.setup_home import prepare_home
 from fraud_assets.settings import Settings
-from fraud_assets.testing.object_store import ObjectStore
-from fraud_assets.testing.spark_cluster import StandaloneCluster, standalone
+from fraud_assets.testing.spark_cluster import StandaloneCluster
 from fraud_assets_tests.support.landed import bodies, land
-from fraud_assets_tests.support.starting import QUICK_JAVA, ROOT, Start
-from fraud_assets_tests.support.topics import numbers, produce
+from fraud_assets_tests.support.starting import QUICK_JAVA, ROOT
 from fraud_assets_tests.support.waiting import until
 
-pytestmark = pytest.mark.xdist_group("spark")
-
 FILES, ROWS = 4, 100
+
+
 Drive = Callable[..., "subprocess.Popen[str]"]
 
 
@@ -141,99 +135,6 @@ def assert_maintenance_removes_orphans(lake: Lake, settings: Settings) -> None:
     assert_each_once(lake)
 
 
-@pytest.mark.proof
-def test_a_driver_that_dies_before_it_commits_leaves_nothing_behind(
-    drive: Drive, copied: Lake, settings: Settings, spark_cluster: StandaloneCluster
-) -> None:
-    assert told(drive("--die"))[0] == -signal.SIGKILL
-    assert len(on_disk(copied)) == FILES
-    assert not in_log(copied)
-    until(lambda: not spark_cluster.state()["activeapps"])
-    assert told(drive()) == (0, "", "")
-    assert_each_once(copied)
-    assert_maintenance_removes_orphans(copied, settings)
-
-
-@pytest.mark.proof
-def test_a_worker_that_dies_at_work_costs_no_row(
-    drive: Drive, copied: Lake, settings: Settings, spark_cluster: StandaloneCluster, tmp_path: Path
-) -> None:
-    workers = {"worker-1", "worker-2"}
-    driver = drive("--gate", str(tmp_path))
-    until(lambda: workers <= {file.name for file in tmp_path.iterdir()} and len(on_disk(copied)) >= 2, 60)
-    assert len(processes_in(spark_cluster.folder / "worker-1")) > 2
-    spark_cluster.kill_worker(1)
-    assert not processes_in(spark_cluster.folder / "worker-1")
-    (tmp_path / "open").touch()
-    assert told(driver) == (0, "", "")
-    assert_each_once(copied)
-    assert_maintenance_removes_orphans(copied, settings)
-
-
-@pytest.mark.proof
-def test_a_task_that_runs_twice_counts_once(drive: Drive, copied: Lake, tmp_path: Path) -> None:
-    driver = drive(
-        "--late",
-        str(tmp_path),
-        spark_speculation="true",
-        spark_speculation_interval="50ms",
-        spark_speculation_quantile="0.1",
-        spark_speculation_multiplier="1",
-        spark_task_maxFailures="1",
-    )
-    assert told(driver) == (0, "", "")
-    assert (tmp_path / "overtaken").exists()
-    assert_each_once(copied)
-
-
-@pytest.mark.proof
-def test_no_process_outlives_the_block(tmp_path: Path) -> None:
-    def interrupted() -> None:
-        with standalone(tmp_path, workers=1):
-            assert len(processes_in(tmp_path)) == 2
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert not processes_in(tmp_path)
-
-
-@pytest.mark.usefixtures("spark_cluster")
-def test_a_master_that_cannot_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fraud_assets.testing.spark_cluster.QUICK_START", ("-Xmx1k",))
-    with pytest.raises(EngineError, match=r"master of Spark ended at its start.*heap"):
-        with standalone(tmp_path):
-            pass
-
-
-@pytest.mark.proof
-def test_a_lander_without_workers_says_so_and_ends_when_told(
-    spark_cluster: StandaloneCluster, apache_settings: Settings, start: Start
-) -> None:
-    produce(apache_settings, numbers(0, 10))
-    process = start(
-        *("land", "--engine", "spark"),
-        KAFKA_BOOTSTRAP_SERVERS=apache_settings.kafka_bootstrap_servers,
-        FRAUD_TRANSACTIONS_TOPIC=apache_settings.transactions_topic,
-        FRAUD_LABELS_TOPIC=apache_settings.labels_topic,
-        FRAUD_SPARK_MASTER=spark_cluster.master,
-        FRAUD_SPARK_CONF="spark.executor.memory=900g",
-    )
-    assert process.stderr is not None
-    said = next(line for line in process.stderr if "No worker" in line)
-    assert spark_cluster.master in said
-    assert "900g" in said
-    until(lambda: any((apache_settings.home_path / "spark").glob("landing-*/offsets/0")), 60)
-    process.send_signal(signal.SIGTERM)
-    _, lines = process.communicate(timeout=60)
-    assert process.returncode == 0, lines
-    assert "Traceback" not in lines
-    assert not list((apache_settings.home_path / "spark").glob("landing-*"))
-
-
-# --- The whole chain ---------------------------------------------------------------------------------------------
-
-
 Materialize = Callable[..., "subprocess.Popen[bytes]"]
 
 
@@ -301,71 +202,3 @@ def finished(process: subprocess.Popen[bytes], tmp_path: Path) -> None:
 
 def assert_exactly_once(lake: Lake, settings: Settings, traffic: Traffic) -> None:
     assert not [check for check in verify(lake, settings, traffic.sent, []) if not check.holds]
-
-
-@pytest.mark.timeout(400)
-def test_the_whole_chain_on_an_object_store_outlives_a_worker(
-    materialize: Materialize,
-    spark_cluster: StandaloneCluster,
-    apache_settings: Settings,
-    s3: ObjectStore,
-    s3_settings: Settings,
-    tmp_path: Path,
-) -> None:
-    """The workers were started without the store's credentials: these come with their tasks."""
-    settings = apache_settings.model_copy(update={name: getattr(s3_settings, name) for name in s3.settings("")})
-    lake, traffic = Lake.of(settings), Traffic(settings, rate=0, seed=2)
-    spark_cluster.start_worker()
-    traffic.burst(4_000)
-    run = materialize(
-        settings,
-        *("raw_transactions", "fraud_labels", "transaction_features", "quarantined_transactions"),
-        *("isolation_forest", "alert_thresholds", "fraud_predictions"),
-        batch_rows=1_000_000,
-    )
-    in_the_middle(run, lake, raw_transactions, tmp_path)
-    spark_cluster.kill_worker(1)
-    finished(run, tmp_path)
-    assert_exactly_once(lake, settings, traffic)
-
-
-@pytest.mark.proof
-@pytest.mark.timeout(1200)
-def test_the_whole_chain_outlives_workers_and_a_driver(
-    materialize: Materialize, spark_cluster: StandaloneCluster, apache_settings: Settings, tmp_path: Path
-) -> None:
-    settings, lake = apache_settings, Lake.of(apache_settings)
-    traffic = Traffic(settings, rate=0, seed=1)
-
-    spark_cluster.start_worker()
-    traffic.burst(12_000)
-
-    landing = materialize(settings, "raw_transactions", "fraud_labels")
-    in_the_middle(landing, lake, raw_transactions, tmp_path)
-    spark_cluster.kill_worker(1)
-    finished(landing, tmp_path)
-
-    spark_cluster.start_worker()
-    features = materialize(settings, "transaction_features", "quarantined_transactions")
-    in_the_middle(features, lake, transaction_features, tmp_path)
-    kill(features)
-    finished(materialize(settings, "transaction_features", "quarantined_transactions"), tmp_path)
-    finished(materialize(settings, "isolation_forest", "alert_thresholds"), tmp_path)
-
-    scoring = materialize(settings, "fraud_predictions")
-    in_the_middle(scoring, lake, fraud_predictions, tmp_path)
-    spark_cluster.kill_worker(2)
-    finished(scoring, tmp_path)
-    assert_exactly_once(lake, settings, traffic)
-
-    # What comes next is taken up where the last run ended, by the workers that are there.
-    traffic.burst(1_000)
-    again = materialize(settings, "raw_transactions", "fraud_labels", "transaction_features", "fraud_predictions")
-    finished(again, tmp_path)
-    assert_exactly_once(lake, settings, traffic)
-    tables = (raw_transactions, transaction_features, fraud_predictions, quarantined_transactions)
-    orphans = {table: on_disk(lake, table) - in_log(lake, table) for table in tables}
-    make_old(lake)
-    maintain_lake(lake, settings)
-    assert not [table.name for table in tables if orphans[table] & on_disk(lake, table)]
-    assert_exactly_once(lake, settings, traffic)

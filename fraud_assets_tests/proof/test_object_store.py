@@ -36,7 +36,7 @@ from fraud_assets_tests.support.killed import message, positions
 from fraud_assets_tests.support.starting import ROOT
 from fraud_assets_tests.support.store_client import assert_one_winner_each, client
 
-pytestmark = [pytest.mark.proof, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.timeout(1800)]
 
 PROCESSES = 3
 KEYS = 150

@@ -28,7 +28,7 @@ from fraud_assets.system.java import resolve_jars
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-pytestmark = [pytest.mark.xdist_group("spark"), pytest.mark.proof, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.xdist_group("spark"), pytest.mark.timeout(600)]
 
 ROWS = 40
 STREAM = SourcePartition("transactions", "life", 0)
@@ -68,7 +68,7 @@ def as_set(rows: pa.Table, table: Table) -> list[str]:
 def delta_conf() -> str:
     """FRAUD_SPARK_CONF of a session with Delta's own connector."""
     try:
-        jars = resolve_jars("fraud_assets_tests", "delta-spark.pom.xml", "Delta's Spark connector")
+        jars = resolve_jars("fraud_assets_tests.support", "delta-spark.pom.xml", "Delta's Spark connector")
     except JarsError as error:
         pytest.skip(str(error))
     conf = {
@@ -111,7 +111,7 @@ def test_delta_spark_and_we_read_and_append_to_the_same_tables(
     engine: str, lakes: dict[str, Lake], delta_conf: str, spark: SparkSession, settings: Settings, tmp_path: Path
 ) -> None:
     lake = lakes[engine]
-    driver = Path(__file__).with_name("delta_spark_driver.py")
+    driver = Path(__file__).parents[1] / "support" / "delta_spark_driver.py"
     ended = subprocess.run(
         [sys.executable, driver, tmp_path, lake.uri(raw_transactions), *map(lake.uri, TABLES)],
         env={
