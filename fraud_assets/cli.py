@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": "Train and test by the handbook's protocol on what the lake holds.",
     "quarantine": "List what was refused, show it, drive it again after a fix.",
     "erase": "Remove a customer from every table and from kept files.",
+    "upgrade": "Add the columns that tables of an earlier version lack.",
     "doctor": "Check settings, broker, lake, registry and Dagster, with the fix for each fault.",
     "chaos": "Run the platform while everything goes wrong, and count every message.",
     "demo": "Stream to scored predictions in a fresh folder, with a summary.",
