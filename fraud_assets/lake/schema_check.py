@@ -13,6 +13,8 @@ _WAYS_OUT = {
     fraud_predictions.name: "Move that folder away; the next scoring run writes the table again, for all features.",
     alert_thresholds.name: "Move that folder away and train a new champion, which writes the table again.",
 }
+UPGRADED = "fraud_assets.upgraded"
+"""Table property: columns were added, which the data files from before do not have."""
 _FORMER_TOPIC_ID = "lineage"
 _OTHERWISE = "Use the version that wrote it, or point FRAUD_HOME (or FRAUD_LAKE_URI) to a new folder and land again."
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fraud_assets.core.schema import TABLES
 from fraud_assets.lake.append import commit_errors
-from fraud_assets.lake.schema_check import addable_columns
+from fraud_assets.lake.schema_check import UPGRADED, addable_columns
 from fraud_assets.lake.tables import Lake
 
 logger = logging.getLogger(__name__)
@@ -54,6 +54,8 @@ def upgrade_lake(lake: Lake, *, dry_run: bool = False) -> list[TableUpgrade]:
         if dry_run:
             continue
         with commit_errors(handle):
+            # The property first: readers then expect data files without the columns.
+            handle.alter.set_table_properties({UPGRADED: "true"}, raise_if_not_exists=False)
             handle.alter.add_columns(columns)
         lake.find(table)
         logger.info(f"{table.name}: added {', '.join(upgrades[-1].added)}")

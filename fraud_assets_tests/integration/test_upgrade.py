@@ -12,6 +12,8 @@ from deltalake import DeltaTable, write_deltalake
 
 from fraud_assets.core.schema import Table, quarantined_transactions, raw_transactions
 from fraud_assets.errors import LakeError
+from fraud_assets.lake.data_files import list_slices, read_slices
+from fraud_assets.lake.log import add_actions
 from fraud_assets.lake.tables import Lake, read
 from fraud_assets.operations.upgrade import TableUpgrade, upgrade_lake
 from fraud_assets.settings import Settings
@@ -59,6 +61,10 @@ def test_missing_columns_are_added_and_rows_stay(settings: Settings, lake: Lake,
     # The columns that were added come last; every stage reads them by name.
     assert process_landed(lake, settings).features == 6
     assert recompute(lake, settings, FIRST, FIRST + timedelta(days=1)) == 6
+    handle, location = lake.open(raw_transactions), lake.location(raw_transactions)
+    slices = list_slices(handle, add_actions(handle)["path"].to_pylist(), raw_transactions)
+    batches = read_slices(location, slices, raw_transactions.schema, raw_transactions.partition_by)
+    assert sum(batch.num_rows for batch in batches) == 6
 
 
 def test_an_interrupted_upgrade_is_finished_by_the_next(lake: Lake) -> None:
