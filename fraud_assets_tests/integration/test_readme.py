@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
+ROOMS = "|".join(path.parent.name for path in (ROOT / "fraud_assets").glob("*/__init__.py"))
 REGENERATE = "python -m fraud_assets_tests.integration.test_readme"
 BEGIN, END = f"<!-- settings: {REGENERATE} -->\n", "<!-- /settings -->"
 
@@ -124,7 +125,8 @@ def test_every_target_is_mentioned() -> None:
 
 def test_selected_assets_exist() -> None:
     known = {key.to_user_string() for key in defs.resolve_asset_graph().get_all_asset_keys()}
-    for selection in re.findall(r"--select ([\w,]+)", code(README.read_text(encoding="utf-8"))):
+    commands = code(README.read_text(encoding="utf-8")) + (ROOT / "Procfile").read_text(encoding="utf-8")
+    for selection in re.findall(r"--select ([\w,]+)", commands):
         assert set(selection.split(",")) <= known
 
 
@@ -171,7 +173,7 @@ def test_linked_and_named_files_exist(page: Path) -> None:
     links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
     assert [link for link in links if not (page.parent / link).exists()] == []
     named = re.findall(r"`((?:fraud_assets|fraud_assets_tests|docs|benchmarks)/[\w./]*)`", text)
-    named += [f"fraud_assets/{name}" for name in re.findall(r"`((?:core|lake|pipeline|kafka)/[\w/]+\.py)`", text)]
+    named += [f"fraud_assets/{name}" for name in re.findall(rf"`((?:{ROOMS})/[\w/]+\.py)`", text)]
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
