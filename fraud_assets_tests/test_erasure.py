@@ -33,8 +33,9 @@ from fraud_assets.lake.positions import SourcePartition, committed_offset, posit
 from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.operations.erasure import ERASED_TABLES, erase_customer, find_holdings
 from fraud_assets.operations.maintenance import maintain_lake
-from fraud_assets.operations.quarantine import Selection, retry_messages
+from fraud_assets.operations.quarantine import Selection
 from fraud_assets.operations.reconciliation import reconcile
+from fraud_assets.operations.retries import retry_messages
 from fraud_assets.settings import Settings
 from fraud_assets.stages.features import process_landed
 from fraud_assets_tests.landed import bodies, land

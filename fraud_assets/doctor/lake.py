@@ -123,7 +123,8 @@ def check_reconciliation(settings: Settings) -> list[Finding]:
 
 def check_quarantine(settings: Settings) -> list[Finding]:
     """Open messages in quarantine, their share of what landed, and retries that were cut off."""
-    from fraud_assets.operations.quarantine import DUPLICATE, Selection, count_reasons, count_waiting_retries
+    from fraud_assets.operations.quarantine import DUPLICATE, Selection, count_reasons
+    from fraud_assets.operations.retries import count_waiting_retries
 
     try:
         lake = Lake.of(settings)
