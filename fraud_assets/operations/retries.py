@@ -32,6 +32,7 @@ from fraud_assets.core.schema import (
     retried_messages,
 )
 from fraud_assets.engines.landing_tables import append_labels
+from fraud_assets.ingest.files.labels import labels_of_rows
 from fraud_assets.kafka.schemas import label_decoder, transaction_decoder
 from fraud_assets.lake.append import append_landed, commit_append, retry_conflicts
 from fraud_assets.lake.batches import find_pending, read_batch
@@ -207,8 +208,6 @@ def _parse_again(rows: pa.Table, table: Table, settings: Settings) -> tuple[pa.T
 
 def _parse_retried_labels(messages: pa.Table, settings: Settings) -> tuple[pa.Table, pa.Table]:
     """Returns valid and rejected labels. Labels from dropped files are parsed as landing parses files."""
-    from fraud_assets.ingest.files.labels import labels_of_rows
-
     is_from_file = pa.array(
         [_first_position(headers).startswith(FILE_LABELS_TOPIC) for headers in messages["headers"].to_pylist()]
     ).cast(pa.bool_())
