@@ -81,7 +81,7 @@ def run_checks(
         finding
         for name in checks
         for finding in results.get(
-            name, [fail(name, late, "Look whether the service that it asks is overloaded or unreachable.")]
+            name, [fail(name, late, "Check whether the service behind it is overloaded or unreachable.")]
         )
     ]
 

@@ -48,11 +48,8 @@ def check_home(settings: Settings) -> list[Finding]:
     home = settings.home_path
     existing = next(path for path in (home, *home.parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        return [
-            fail(
-                "home", f"{home} cannot be written", "Correct its owner and mount, or set FRAUD_HOME to another folder."
-            )
-        ]
+        fix = "Correct its owner and mount, or set FRAUD_HOME to another folder."
+        return [fail("home", f"{home} cannot be written", fix)]
     free = shutil.disk_usage(existing).free
     text = f"{home}, {free / 1e9:,.1f} GB free"
     if free < _MIN_FREE_BYTES:
@@ -60,13 +57,8 @@ def check_home(settings: Settings) -> list[Finding]:
     if free < _LOW_FREE_BYTES:
         return [warn("home", text, "Free space soon, or set FRAUD_HOME to a folder on another disk.")]
     if not home.exists():
-        return [
-            warn(
-                "home",
-                f"{home} does not exist yet",
-                "The first command that needs it creates it, and so does `make setup`.",
-            )
-        ]
+        fix = "The first command that needs it creates it, and so does `make setup`."
+        return [warn("home", f"{home} does not exist yet", fix)]
     return [ok("home", text)]
 
 
@@ -86,19 +78,10 @@ def check_versions(settings: Settings) -> list[Finding]:
             wrong.append(f"{requirement.name} is {installed}, required is {requirement.specifier}")
     python = ".".join(map(str, sys.version_info[:3]))
     if wrong:
-        return [
-            fail(
-                "versions",
-                "; ".join(wrong),
-                "Run `make setup`, which installs the versions that pyproject.toml requires.",
-            )
-        ]
-    return [
-        ok(
-            "versions",
-            f"fraud_assets {version('fraud_assets')}, Python {python}, {len(required)} libraries as required",
-        )
-    ]
+        fix = "Run `make setup`, which installs the versions that pyproject.toml requires."
+        return [fail("versions", "; ".join(wrong), fix)]
+    text = f"fraud_assets {version('fraud_assets')}, Python {python}, {len(required)} libraries as required"
+    return [ok("versions", text)]
 
 
 def _format_value(value: object) -> str:

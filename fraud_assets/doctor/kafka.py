@@ -124,11 +124,8 @@ def _check_topic(
     if found.ahead:
         beyond = ", ".join(str(source.partition) for source in found.ahead)
         text = f"the lake holds messages that the broker has lost: partitions {beyond}"
-        return [
-            fail(
-                name, text, "Find out what happened to the broker. If you recreate the topic, it lands from its start."
-            )
-        ]
+        fix = "Find out what happened to the broker. If you recreate the topic, it lands from its start."
+        return [fail(name, text, fix)]
     waiting = sum(max(0, high[source.partition] - first) for source, first in found.first.items())
     text = f"{len(partitions)} partitions, {waiting:,} messages to land"
     if waiting > _BEHIND_MESSAGES:

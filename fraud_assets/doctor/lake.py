@@ -92,13 +92,13 @@ def _check_data_files(lake: Lake, handles: Mapping[str, DeltaTable]) -> Finding:
 
 def check_reconciliation(settings: Settings) -> list[Finding]:
     """Checks that every landed message is in exactly one of features and quarantine, or waits for its features."""
-    from fraud_assets.operations.reconciliation import compared_from, pin_versions, totals
+    from fraud_assets.operations.reconciliation import count_totals, find_first_counted_day, pin_versions
 
     try:
         handles = pin_versions(Lake.of(settings))
         if raw_transactions.name not in handles:
             return [skip("reconciliation", f"there is no table {raw_transactions.name} yet")]
-        counts, since = totals(handles, settings), compared_from(handles)
+        counts, since = count_totals(handles, settings), find_first_counted_day(handles)
     except FraudAssetsError as error:
         return [skip("reconciliation", f"the lake cannot be read: {error}")]
     processed = counts["features"] + counts["quarantined"] + counts["duplicates"]
@@ -143,13 +143,8 @@ def check_quarantine(settings: Settings) -> list[Finding]:
     text = f"{total:,} open messages ({share:.2%} of the landed){most}; {others}"
     found = [ok("quarantine", text)]
     if share > _MANY_QUARANTINED:
-        found = [
-            warn(
-                "quarantine",
-                text,
-                "Run `fraud-assets quarantine list`, fix the cause, then run `fraud-assets quarantine retry`.",
-            )
-        ]
+        fix = "Run `fraud-assets quarantine list`, fix the cause, then run `fraud-assets quarantine retry`."
+        found = [warn("quarantine", text, fix)]
     if waiting:
         fix = "Run `fraud-assets quarantine retry` again, or wait for maintenance, which lands them too."
         found.append(warn("quarantine", f"{waiting:,} messages of an interrupted retry wait", fix))

@@ -12,7 +12,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from fraud_assets.core.schema import TABLES, Table
 from fraud_assets.lake.append import WRITER
 from fraud_assets.lake.tables import Lake, table_error
-from fraud_assets.operations.retention import Retired, delete_old_rows, oldest_waiting
+from fraud_assets.operations.retention import NO_ROWS_RETIRED, RetiredRows, delete_old_rows, find_oldest_waiting_day
 from fraud_assets.settings import Settings
 
 _LOG_RETENTION = "delta.logRetentionDuration"
@@ -45,7 +45,9 @@ class MaintenanceReport:
         return {key: round(value, 3) for key, value in asdict(self).items()}
 
 
-def maintain_table(lake: Lake, table: Table, settings: Settings, retired: Retired = Retired()) -> MaintenanceReport:  # noqa: B008
+def maintain_table(
+    lake: Lake, table: Table, settings: Settings, retired: RetiredRows = NO_ROWS_RETIRED
+) -> MaintenanceReport:
     """Compacts small files, shortens the log, and removes unused files that are older than FRAUD_VACUUM_HOURS.
 
     Committed positions stay, and readers that read new rows by position see nothing new.
@@ -113,7 +115,7 @@ def maintain_lake(lake: Lake, settings: Settings, today: date | None = None) -> 
         LakeError: a table cannot be read or written.
     """
     today = today or datetime.now(UTC).date()
-    waiting = oldest_waiting(lake, settings) if settings.retention_days else None
+    waiting = find_oldest_waiting_day(lake, settings) if settings.retention_days else None
     return {
         table.name: maintain_table(lake, table, settings, delete_old_rows(lake, table, settings, today, waiting))
         for table in TABLES

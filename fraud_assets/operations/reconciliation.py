@@ -24,7 +24,8 @@ from fraud_assets.lake.log import add_actions
 from fraud_assets.lake.positions import NOTHING, Positions, SourcePartition, committed_offset
 from fraud_assets.lake.scan import register_view
 from fraud_assets.lake.tables import Lake, read
-from fraud_assets.operations.retention import retained_from
+from fraud_assets.operations.quarantine import DUPLICATE, LABEL_PREFIX
+from fraud_assets.operations.retention import read_retained_from
 from fraud_assets.settings import Settings
 
 _DOWNSTREAM_FIRST = (
@@ -56,28 +57,28 @@ def pin_versions(lake: Lake) -> Handles:
     return {name: handle for name, handle in found.items() if handle is not None}
 
 
-def compared_from(handles: Handles) -> date | None:
-    """Returns the first day of ingest that is counted: retention has removed nothing from that day on.
-
-    Returns:
-        The day; None if all days are counted.
-    """
-    floors = [retained_from(handle) for handle in handles.values()]
+def find_first_counted_day(handles: Handles) -> date | None:
+    """Returns the first day of ingest from which on retention has removed nothing; None if all days are counted."""
+    floors = [read_retained_from(handle) for handle in handles.values()]
     return max((floor for floor in floors if floor is not None), default=None)
 
 
 def reconcile(lake: Lake, settings: Settings) -> dict[str, int]:
-    """Returns the `totals` of the current versions. Raises `LakeError` if a table cannot be read."""
-    return totals(pin_versions(lake), settings)
+    """Counts the totals of the current versions; see `count_totals`.
+
+    Raises:
+        LakeError: a table cannot be read.
+    """
+    return count_totals(pin_versions(lake), settings)
 
 
-def totals(handles: Handles, settings: Settings) -> dict[str, int]:
+def count_totals(handles: Handles, settings: Settings) -> dict[str, int]:
     """Counts the rows of each table, and the rows that wait, in one set of pinned versions.
 
     `landed` = `features` + `quarantined` + `duplicates` + `waiting`, and `features` = `scored` + `unscored`, whatever
-    other processes commit meanwhile. If retention removed rows, only messages that were ingested on or after
-    `compared_from` are counted. Counts come from file statistics, except those of quarantine, which come from its
-    reasons. Bad labels are counted separately.
+    other processes commit meanwhile. If retention removed rows, only messages that were ingested on or after the first
+    counted day are counted. Counts come from file statistics, except those of quarantine, which come from its reasons.
+    Bad labels are counted separately.
 
     Args:
         handles: result of `pin_versions`.
@@ -89,10 +90,10 @@ def totals(handles: Handles, settings: Settings) -> dict[str, int]:
     Raises:
         LakeError: a file cannot be read.
     """
-    since = compared_from(handles)
+    since = find_first_counted_day(handles)
     reasons = _count_reasons(handles, since, settings)
-    labels = sum(count for reason, count in reasons.items() if reason.startswith("label_"))
-    duplicates = reasons.get("duplicate", 0)
+    labels = sum(count for reason, count in reasons.items() if reason.startswith(LABEL_PREFIX))
+    duplicates = reasons.get(DUPLICATE, 0)
     return {
         "landed": _count_rows(handles, raw_transactions, since, settings),
         "features": _count_rows(handles, transaction_features, since, settings),
@@ -125,7 +126,7 @@ def _count_reasons(handles: Handles, since: date | None, settings: Settings) -> 
         reached: dict[SourcePartition, int] = {}
         for topic, topic_id, partition, reason, count, last in counted:
             reasons[reason] = reasons.get(reason, 0) + count
-            if not reason.startswith("label_"):
+            if not reason.startswith(LABEL_PREFIX):
                 source = SourcePartition(topic, topic_id, partition)
                 reached[source] = max(last, reached.get(source, NOTHING))
         ahead = _find_ahead(reached, features)
@@ -136,7 +137,7 @@ def _count_reasons(handles: Handles, since: date | None, settings: Settings) -> 
         waiting = connection.sql(
             f"""select reason, count(*) from (select * from quarantine {recent}) q join ahead
             on q.topic = ahead.topic and q.topic_id = ahead.topic_id and q."partition" = ahead."partition"
-            where q."offset" > ahead."offset" and not starts_with(reason, 'label_') group by 1"""
+            where q."offset" > ahead."offset" and not starts_with(reason, '{LABEL_PREFIX}') group by 1"""
         ).fetchall()
     for reason, count in waiting:
         reasons[reason] -= count

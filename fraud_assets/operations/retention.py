@@ -34,7 +34,7 @@ _RETAINED_FROM = "fraud:retained_from"
 
 
 @dataclass(frozen=True)
-class Retired:
+class RetiredRows:
     """What retention removed from a table: the number of rows and of partition days, all older than `before`."""
 
     rows: int = 0
@@ -42,13 +42,16 @@ class Retired:
     before: date | None = None
 
 
-def retained_from(handle: DeltaTable) -> date | None:
+NO_ROWS_RETIRED = RetiredRows()
+
+
+def read_retained_from(handle: DeltaTable) -> date | None:
     """Returns the first day of ingest that the table contains in full; None if retention has removed nothing."""
     ordinal = handle.transaction_version(_RETAINED_FROM)
     return None if ordinal is None else date.fromordinal(ordinal)
 
 
-def oldest_waiting(lake: Lake, settings: Settings) -> date | None:
+def find_oldest_waiting_day(lake: Lake, settings: Settings) -> date | None:
     """Returns the day of ingest of the oldest message without features or score; None if no message waits."""
     days = []
     for source, target in ((raw_transactions, transaction_features), (transaction_features, fraud_predictions)):
@@ -65,7 +68,7 @@ def oldest_waiting(lake: Lake, settings: Settings) -> date | None:
     return min(days, default=None)
 
 
-def delete_old_rows(lake: Lake, table: Table, settings: Settings, today: date, waiting: date | None) -> Retired:
+def delete_old_rows(lake: Lake, table: Table, settings: Settings, today: date, waiting: date | None) -> RetiredRows:
     """Deletes the table's partitions that are older than its retention. Committed positions stay.
 
     Only metadata is written.
@@ -75,24 +78,27 @@ def delete_old_rows(lake: Lake, table: Table, settings: Settings, today: date, w
         table: to delete from.
         settings: of the retention.
         today: the day from which ages are counted, in UTC.
-        waiting: result of `oldest_waiting`. If it is before `today`, ages are counted from it, because the message
-            that waits needs the rows before it.
+        waiting: result of `find_oldest_waiting_day`. If it is before `today`, ages are counted from it, because the
+            message that waits needs the rows before it.
+
+    Returns:
+        The deleted rows and partition days.
 
     Raises:
         LakeError: the table cannot be written.
     """
     keep, partition = settings.retention_days.get(table.name), table.partition_by
     if keep is None or partition is None:
-        return Retired()
+        return NO_ROWS_RETIRED
     before = min(day for day in (today, waiting) if day is not None) - timedelta(days=keep)
 
     @retry_conflicts
-    def delete() -> Retired:
+    def delete() -> RetiredRows:
         handle = lake.open(table)
-        days = _outdated(handle, partition, before)
+        days = _find_outdated_days(handle, partition, before)
         if not days:
-            return Retired()
-        floor = max(before, retained_from(handle) or before)
+            return NO_ROWS_RETIRED
+        floor = max(before, read_retained_from(handle) or before)
         listed = ", ".join(f"date '{day}'" for day in days)
         # A late row or a compaction may change one of these days meanwhile; `commit_errors` reports a conflict.
         with commit_errors(handle):
@@ -103,12 +109,12 @@ def delete_old_rows(lake: Lake, table: Table, settings: Settings, today: date, w
                     app_transactions=[Transaction(_RETAINED_FROM, floor.toordinal())],
                 ),
             )
-        return Retired(removed["num_deleted_rows"], len(days), before)
+        return RetiredRows(removed["num_deleted_rows"], len(days), before)
 
     return delete()
 
 
-def _outdated(handle: DeltaTable, partition: str, before: date) -> Sequence[date]:
+def _find_outdated_days(handle: DeltaTable, partition: str, before: date) -> Sequence[date]:
     """Returns the partition days before a day whose rows were all ingested before it too, by file statistics."""
     actions = add_actions(handle)
     if not actions.num_rows:
