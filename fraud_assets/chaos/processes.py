@@ -23,7 +23,7 @@ def worker_command(kind: str, *arguments: str) -> tuple[str, ...]:
 
 @dataclass
 class Process:
-    """A process under test. One that `restarts` is started again after it ended."""
+    """A process under test; `restarts` says whether `Processes.maintain` starts it again after it ended."""
 
     name: str
     command: tuple[str, ...]
@@ -57,7 +57,7 @@ class Processes:
     _processes: dict[str, Process] = field(default_factory=dict)
 
     def start(self, name: str, command: tuple[str, ...], *, restarts: bool = True) -> None:
-        """Starts a process. If `restarts`, `maintain` starts it again after it ended."""
+        """Starts a process; with `restarts`, `maintain` starts it again after it ended."""
         log = self.folder / f"{name}.log"
         self._processes[name] = Process(name, command, log, self._popen(command, log), restarts)
 

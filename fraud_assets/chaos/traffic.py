@@ -34,7 +34,7 @@ class Sent:
 
     @property
     def broken(self) -> int:
-        """Number of transactions that are expected in quarantine, without repeated ones."""
+        """Number of transactions that are expected in quarantine because they cannot be parsed."""
         return sum(is_broken(number) for number in self.transactions)
 
     @property

@@ -110,14 +110,14 @@ class Population:
 
 
 def population(customers: int, seed: int) -> Population:
-    """Returns a population of `customers` customers and twice as many terminals; the same for the same arguments."""
+    """Draws a population with twice as many terminals as customers; the same for the same arguments."""
     rng = np.random.default_rng((seed, customers))
     terminals = customers * TERMINALS_PER_CUSTOMER
     mean_amount = _spread(rng, customers, *MEAN_AMOUNT)
     daily_payments = _spread(rng, customers, *DAILY_PAYMENTS)
     # The radius grows as terminals get sparse, so that a customer reaches as many of them as in the handbook.
     radius = BOOK_RADIUS * np.sqrt(BOOK_TERMINALS / terminals)
-    reach, starts = _terminals_within(rng.random((customers, 2)) * SIDE, rng.random((terminals, 2)) * SIDE, radius)
+    reach, starts = _points_within(rng.random((customers, 2)) * SIDE, rng.random((terminals, 2)) * SIDE, radius)
     owners = np.repeat(np.arange(customers), np.diff(starts))
     traffic = np.bincount(reach, weights=(daily_payments / np.diff(starts))[owners], minlength=terminals)
     return Population(
@@ -253,7 +253,7 @@ def _spread(rng: np.random.Generator, count: int, low: float, high: float) -> Fl
     return low + (high - low) * (rng.permutation(count) + rng.random(count)) / count
 
 
-def _terminals_within(centers: Floats, points: Floats, radius: float) -> tuple[Integers, Integers]:
+def _points_within(centers: Floats, points: Floats, radius: float) -> tuple[Integers, Integers]:
     """Finds the points within the radius of each center.
 
     Returns:
@@ -280,7 +280,7 @@ def _squared_distances(centers: Floats, points: Floats) -> Floats:
 
 
 def _ordinary(traffic: NDArray[Any]) -> Integers:
-    """Returns the indexes of those with 0.5 to 1.5 times the mean traffic; an event without payments is no fraud."""
+    """Returns the indexes of those with 0.5 to 1.5 times the mean traffic: an event without payments makes no fraud."""
     mean = traffic.mean()
     return np.nonzero((traffic >= mean / 2) & (traffic <= mean * 1.5))[0]
 

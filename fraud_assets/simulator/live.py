@@ -23,9 +23,9 @@ from fraud_assets.simulator.generator import Population, fraud_labels, payments_
 from fraud_assets.simulator.payment_times import DAY, share_per_second
 
 CATCH_UP_SECONDS = 5.0
-"""Payments of at most this many seconds are sent after a pause, so that a long one causes no burst.
+"""Maximum number of seconds whose payments are sent at once after a pause.
 
-A pause comes from a slow lander or a sleeping laptop.
+A long pause, as of a slow lander or a sleeping laptop, thus causes no burst.
 """
 
 
