@@ -51,8 +51,8 @@ class EventOrder:
     def messages(self, batches: Iterable[Rows]) -> Iterator[Message]:
         """Yields the messages; keeps one batch and the labels that are not due in memory."""
         for batch in batches:
-            labelled = self._labels(batch)
-            if not labelled and not self._pending:
+            labels = self._labels(batch)
+            if not labels and not self._pending:
                 for message in transaction_messages(batch, self.settings):
                     self.transactions += 1
                     yield message
@@ -63,8 +63,8 @@ class EventOrder:
                     yield from self._pop_due(time)
                 self.transactions += 1
                 yield message
-                if row in labelled:
-                    labelled_at, label = labelled[row]
+                if row in labels:
+                    labelled_at, label = labels[row]
                     heapq.heappush(self._pending, (labelled_at, self.transactions, label))
         yield from self._pop_due(round(self.now.timestamp() * 1e6))
         self.labels_not_due = len(self._pending)
