@@ -13,7 +13,7 @@ def lake_maintenance(context: dg.AssetExecutionContext, platform: PlatformResour
     It also deletes the sensors' successful runs after FRAUD_RUN_DAYS.
     """
     from fraud_assets.operations.maintenance import maintain_lake
-    from fraud_assets.operations.quarantine import land_retries
+    from fraud_assets.operations.retries import land_retries
     from fraud_assets.run_history import delete_old_runs, shrink_databases
 
     with reporting(context):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fraud_assets.settings import Settings, load_settings
-from fraud_assets.simulator.outlet import Via, via_option
+from fraud_assets.simulator.destination import Via, via_option
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -189,16 +189,16 @@ def _produced(
     via: Via | None,
     on_wait: Callable[[], object] | None = None,
 ) -> dict[str, Any]:
-    from fraud_assets.simulator.bad import mix_in_bad_messages
+    from fraud_assets.simulator.bad_messages import mix_in_bad_messages
+    from fraud_assets.simulator.destination import open_producer
     from fraud_assets.simulator.event_order import EventOrder
-    from fraud_assets.simulator.outlet import outlet
     from fraud_assets.simulator.pace import pace_messages, show_progress
 
     order = EventOrder(settings)
     messages: Iterable[Message] = order.messages(made.to_batches(20_000))
     if bad:
         messages = mix_in_bad_messages(messages, bad, max(1, made.num_rows // bad), settings)
-    with outlet(settings, via, on_wait) as producer, show_progress(made.num_rows, "simulate") as tick:
+    with open_producer(settings, via, on_wait) as producer, show_progress(made.num_rows, "simulate") as tick:
         for message in pace_messages(iter(messages), rate):
             producer.send(message)
             tick()
@@ -225,11 +225,11 @@ class _LivePlan:
 
 
 def _live(settings: Settings, plan: _LivePlan, via: Via | None) -> dict[str, Any]:
-    from fraud_assets.simulator.bad import mix_in_bad_messages
+    from fraud_assets.simulator.bad_messages import mix_in_bad_messages
+    from fraud_assets.simulator.destination import open_producer
     from fraud_assets.simulator.event_order import EventOrder
     from fraud_assets.simulator.generator import population
     from fraud_assets.simulator.live import LiveTraffic
-    from fraud_assets.simulator.outlet import outlet
     from fraud_assets.simulator.pace import show_progress
     from fraud_assets.simulator.world import WorldKeeper
 
@@ -247,24 +247,24 @@ def _live(settings: Settings, plan: _LivePlan, via: Via | None) -> dict[str, Any
     _tell_live(settings, known, world, people, traffic)
     keeper = WorldKeeper(world, settings, enabled=known is None or known.same_people(world))
     dropped = 0
-    with stop, outlet(settings, via, on_wait=pause) as producer:
-        start, now = world.lived_until, datetime.now(UTC)
+    with stop, open_producer(settings, via, on_wait=pause) as producer:
+        start, now = world.simulated_until, datetime.now(UTC)
         if plan.drop_history:
             dropped = _drop(_past(people, start, now, plan.label_delay, lambda _: stop.raise_if_set()), settings, pause)
         elif plan.history_days:
-            past = _past(people, start, now, plan.label_delay, keeper.lived_to)
+            past = _past(people, start, now, plan.label_delay, keeper.advance_to)
             with show_progress(round(people.payments_per_day * ((now - start) / timedelta(days=1))), "history") as tick:
                 for message in order.messages(past):
                     stop.raise_if_set()
                     producer.send(message)
                     tick()
-        keeper.lived_to(now)
+        keeper.advance_to(now)
         with show_progress(None, "live") as tick:
             for message in mix_in_bad_messages(traffic.messages(), plan.bad, LIVE_BAD_EVERY, settings):
                 producer.send(message)
                 tick()
-                keeper.lived_to(datetime.now(UTC), timedelta(seconds=KEEP_SECONDS))
-        keeper.lived_to(datetime.now(UTC))
+                keeper.advance_to(datetime.now(UTC), timedelta(seconds=KEEP_SECONDS))
+        keeper.advance_to(datetime.now(UTC))
         stop.raise_if_set()
     return {
         "transactions": dropped + order.transactions + traffic.transactions,
@@ -313,11 +313,11 @@ def _live_world(settings: Settings, plan: _LivePlan) -> tuple[World | None, Worl
         return known, World(plan.seed, plan.customers or LIVE_CUSTOMERS, start)
     # An empty lake has nothing of what was sent: it was removed, or the broker ended before anything landed.
     lacks_all = plan.history_days > 0 and lake_is_empty(settings)
-    return known, known.lived_to(start if lacks_all else max(known.lived_until, start))
+    return known, known.advance_to(start if lacks_all else max(known.simulated_until, start))
 
 
 def _tell_live(settings: Settings, known: World | None, world: World, people: Population, traffic: LiveTraffic) -> None:
-    from fraud_assets.simulator.rhythm import DAY
+    from fraud_assets.simulator.payment_times import DAY
     from fraud_assets.simulator.world import why_unusual, world_file
 
     own, rate = people.payments_per_day, traffic.rate_at(datetime.now(UTC))
