@@ -14,7 +14,7 @@ import pytest
 from fraud_assets.core.training import fit
 from fraud_assets.errors import FeatureVersionError, ModelRegistryError, NoChampionError
 from fraud_assets.registry import models as registry
-from fraud_assets.registry.files import Recorded, read_model
+from fraud_assets.registry.files import ModelRecord, read_model
 from fraud_assets.registry.home import local_path, sqlite_path
 from fraud_assets.registry.models import TrainingFacts, champion, champion_version, register_model, set_champion
 from fraud_assets.settings import load_settings
@@ -149,7 +149,7 @@ def test_missing_and_cut_files(copied, tmp_path):
 def test_a_model_without_a_recorded_hash_is_refused(copied):
     folder, _ = copied
     with pytest.raises(ModelRegistryError, match=r"no SHA-256 .*model_sha256.*train a new champion"):
-        read_model(folder, Recorded.of({"feature_version": "1"}))
+        read_model(folder, ModelRecord.of({"feature_version": "1"}))
 
 
 @pytest.mark.parametrize("name", ["model.tl", "model.json"])

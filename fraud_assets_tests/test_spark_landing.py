@@ -19,7 +19,7 @@ from fraud_assets.core.schema import MESSAGES, TIME, fraud_labels, raw_transacti
 from fraud_assets.engines.landing_report import LandingReport
 from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.engines.spark.engine import SparkEngine
-from fraud_assets.engines.spark.messages import messages_of
+from fraud_assets.engines.spark.messages import to_messages
 from fraud_assets.errors import EngineError, MessagesLostError, SettingError
 from fraud_assets.ingest.service.lander import consumer_group, land_forever
 from fraud_assets.ingest.service.metrics import LandingMetrics
@@ -129,7 +129,7 @@ def test_times_that_are_none() -> None:
             "headers": pa.nulls(count, pa.string()),
         }
     )
-    assert messages_of(batch, "life")["timestamp"].to_pylist() == [moment, None, None, None]
+    assert to_messages(batch, "life")["timestamp"].to_pylist() == [moment, None, None, None]
 
 
 def test_a_time_that_spark_cannot_hold_stops_nothing(

@@ -23,7 +23,7 @@ from fraud_assets.engines.spark.session import (
     spark_faults,
     spark_session,
 )
-from fraud_assets.engines.spark.tables import each
+from fraud_assets.engines.spark.tables import run_tasks
 from fraud_assets.errors import EngineError, FraudAssetsError, JarsError, LakeError
 from fraud_assets.settings import Settings
 from fraud_assets.system.ports import free_ports
@@ -111,7 +111,7 @@ def raised_by(spark: SparkSession, settings: Settings, error: Callable[[], Any])
 
     with pytest.raises(FraudAssetsError) as caught:
         with spark_faults(settings):
-            each(spark, [0], work, NUMBERS).collect()
+            run_tasks(spark, [0], work, NUMBERS).collect()
     return caught.value
 
 

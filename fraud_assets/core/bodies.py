@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fraud_assets.core.paths import resolve
+from fraud_assets.core.field_paths import resolve
 
 BODY_REASONS = {
     "tombstone": "The message has a null body: the deletion marker of a compacted topic, no transaction.",
@@ -96,7 +96,7 @@ def json_object(body: bytes | None, max_body_bytes: int, paths: Iterable[str] = 
         raise Rejected("invalid_json", f"the body is not JSON: {error.msg} at character {error.pos}") from None
     except RecursionError:
         raise too_deep from None
-    if levels(payload, MAX_DEPTH) is None:
+    if count_pairs(payload, MAX_DEPTH) is None:
         raise too_deep
     if not isinstance(payload, dict):
         raise Rejected("not_an_object", f"the body is {describe(payload)}; expected an object")
@@ -140,7 +140,7 @@ def check_size(body: bytes | None, max_body_bytes: int) -> None:
         raise Rejected("body_too_large", f"the body has {len(body)} bytes; expected at most {max_body_bytes}")
 
 
-def levels(payload: Any, deepest: int) -> int | None:
+def count_pairs(payload: Any, deepest: int) -> int | None:
     """Number of key-value pairs at all levels, None beyond `deepest` levels. No recursion: the input is hostile."""
     pairs, depth = 0, 0
     level = [payload] if type(payload) in (dict, list) else []
@@ -159,7 +159,7 @@ def levels(payload: Any, deepest: int) -> int | None:
     return pairs
 
 
-def bytes_of(bodies: Any) -> tuple[np.ndarray, np.ndarray]:
+def read_buffers(bodies: Any) -> tuple[np.ndarray, np.ndarray]:
     """All bytes of a binary array, and where each row starts and the last ends."""
     _, starts, content = bodies.buffers()
     offsets = np.frombuffer(starts, dtype=np.int32)[bodies.offset : bodies.offset + len(bodies) + 1]
@@ -169,7 +169,7 @@ def bytes_of(bodies: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.frombuffer(content, dtype=np.uint8)[offsets[0] : offsets[-1]], offsets - offsets[0]
 
 
-def most_pairs(data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+def bound_pair_counts(data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """How many key-value pairs each body has at the most, from its bytes alone.
 
     A colon that ends a key follows a quote or white space. So the colons that do are at least as many as the
@@ -191,7 +191,7 @@ def describe(value: Any) -> str:
     return f"{_cut(_storable(json.dumps(value, ensure_ascii=False)))}, {kinds.get(type(value), 'an object')}"
 
 
-def withheld_body(reason: str, hmac: str, length: int) -> bytes:
+def build_withheld_body(reason: str, hmac: str, length: int) -> bytes:
     """What is stored in place of a body that must not be kept: why it could not be read, its HMAC and its length."""
     return WITHHELD + json.dumps({"reason": reason, "bytes": length, "hmac_sha256": hmac}).encode()
 

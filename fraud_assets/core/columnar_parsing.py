@@ -23,16 +23,16 @@ from fraud_assets.core.bodies import (
     BYTE_ORDER_MARK,
     FAST_DEPTH,
     Rejected,
-    bytes_of,
-    levels,
-    most_pairs,
+    bound_pair_counts,
+    count_pairs,
+    read_buffers,
     strip_byte_order_mark,
 )
 from fraud_assets.core.column_values import ARROW_TYPES, COLUMN_READERS
+from fraud_assets.core.field_paths import MISSING, resolve, value_at
 from fraud_assets.core.formats import Decoder
 from fraud_assets.core.message_contract import MessageContract, ValueKind
 from fraud_assets.core.message_reader import FIRST_TRANSACTION, LAST_TRANSACTION, read_message
-from fraud_assets.core.paths import MISSING, resolve, value_at
 from fraud_assets.core.schema import TIME
 
 _CHUNK_ROWS = 8_192  # few enough that the Python objects of a chunk stay in the processor's cache
@@ -124,7 +124,7 @@ def _fast(bodies: Any, ingested: np.ndarray | None, contract: MessageContract) -
     Takes the rows that have the usual keys of these bodies, no more and no fewer. Decoding into a slotted
     type of those keys costs half of decoding into dicts.
     """
-    data, offsets = bytes_of(bodies)
+    data, offsets = read_buffers(bodies)
     texts = bodies.fill_null(b"").to_numpy(zero_copy_only=False).tolist()
     for index in _marked(data, offsets).tolist():
         texts[index] = strip_byte_order_mark(texts[index])
@@ -223,10 +223,10 @@ def _decoded(texts: list[bytes], decode: Callable[[bytes], Any]) -> tuple[list[A
 
 def _unambiguous(rows: list[Any], width: int, data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """Which rows of `width` keys surely have no repeated key and no deep nesting; `msgspec` tells of neither."""
-    pairs = most_pairs(data, offsets)
+    pairs = bound_pair_counts(data, offsets)
     good: np.ndarray = pairs == width
     for index in np.flatnonzero(pairs > width).tolist():  # objects within, or colons within strings
-        nested = levels(list(astuple(rows[index])), FAST_DEPTH)
+        nested = count_pairs(list(astuple(rows[index])), FAST_DEPTH)
         good[index] = nested is not None and nested + width == pairs[index]
     brackets = np.flatnonzero(data == ord("["))
     if len(brackets) > FAST_DEPTH:

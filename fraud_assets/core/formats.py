@@ -86,7 +86,7 @@ class Decoder:
         self, values: pa.ChunkedArray, headers: pa.ChunkedArray, max_body_bytes: int
     ) -> tuple[pa.Array, dict[int, Rejected]]:
         """All bodies as JSON, null for those that give none, and by row number why not."""
-        found = id_headers(headers)
+        found = find_schema_ids(headers)
         bodies: list[bytes | None] = []
         failed: dict[int, Rejected] = {}
         for row, body in enumerate(values.to_pylist()):
@@ -118,7 +118,7 @@ class Decoder:
             return Rejected("unknown_schema", f"schema {identity} of the registry is no Avro schema: {error}"[:300])
 
 
-def id_headers(headers: pa.ChunkedArray) -> dict[int, bytes]:
+def find_schema_ids(headers: pa.ChunkedArray) -> dict[int, bytes]:
     """The values of the header that holds the schema's id, by row number."""
     if headers.null_count == len(headers):
         return {}

@@ -20,7 +20,7 @@ _DAY = 86_400
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def local_times(times: Any, time_zone: str) -> Any:
+def to_local_times(times: Any, time_zone: str) -> Any:
     """What a clock in the time zone shows at UTC times.
 
     Args:

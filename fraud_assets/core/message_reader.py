@@ -9,9 +9,9 @@ from datetime import datetime
 from typing import Any
 
 from fraud_assets.core.bodies import Rejected, describe, json_object
+from fraud_assets.core.field_paths import MISSING, value_at
 from fraud_assets.core.field_values import EPOCH, MICROSECOND, READERS, WrongValueError
 from fraud_assets.core.message_contract import MessageContract
-from fraud_assets.core.paths import MISSING, value_at
 
 # Windows are compared in nanoseconds, and 64 bits of them reach from 1677 to 2262.
 _FIRST_YEAR, _LAST_YEAR = 1900, 2199

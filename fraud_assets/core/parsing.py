@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from fraud_assets.core.columnar_parsing import parse_messages
 from fraud_assets.core.formats import Decoder
-from fraud_assets.core.local_time import local_times
+from fraud_assets.core.local_time import to_local_times
 from fraud_assets.core.message_contract import label_contract, transaction_contract
 from fraud_assets.core.quarantine_reasons import LABEL_PREFIX
 from fraud_assets.core.schema import (
@@ -68,7 +68,7 @@ def parse_transactions(raw: pa.Table, contract: Contract, decoder: Decoder | Non
     """
     columns, good, reasons, details = parse_messages(raw, transaction_contract(contract), decoder)
     times = columns["tx_datetime"]
-    weekend, night = calendar_flags(times, contract.time_zone)
+    weekend, night = compute_calendar_flags(times, contract.time_zone)
     kept = _filter(raw.select([*POSITION_COLUMNS, "ingested_at"]), good)
     valid = _table(
         {
@@ -103,9 +103,9 @@ def parse_labels(raw: pa.Table, contract: Contract, decoder: Decoder | None = No
     return ParsedMessages(valid, _rejected(raw, good, reasons, details, REJECTED_LABELS))
 
 
-def calendar_flags(times: Any, time_zone: str) -> tuple[Any, Any]:
+def compute_calendar_flags(times: Any, time_zone: str) -> tuple[Any, Any]:
     """Weekend (Saturday, Sunday) and night (hour 0 to 6) of UTC times in a time zone, as int64 0 or 1."""
-    local = local_times(times, time_zone)
+    local = to_local_times(times, time_zone)
     weekend = pc.greater_equal(pc.day_of_week(local), 5)
     night = pc.less_equal(pc.hour(local), 6)
     return weekend.cast(pa.int64()), night.cast(pa.int64())

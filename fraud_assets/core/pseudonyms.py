@@ -21,14 +21,14 @@ from fraud_assets.core.bodies import (
     WITHHELD,
     LongInteger,
     Rejected,
-    bytes_of,
+    bound_pair_counts,
+    build_withheld_body,
     check_size,
+    count_pairs,
     json_object,
-    levels,
-    most_pairs,
-    withheld_body,
+    read_buffers,
 )
-from fraud_assets.core.formats import Decoder, id_headers
+from fraud_assets.core.formats import Decoder, find_schema_ids
 from fraud_assets.settings import PseudonymPolicy
 
 _decode = msgspec.json.Decoder().decode
@@ -155,7 +155,7 @@ def _bodies(
     readable = bodies
     failed: dict[int, Rejected] = {}
     if decoder is not None:
-        ids = id_headers(messages["headers"])
+        ids = find_schema_ids(messages["headers"])
         readable = list(bodies)
         for row, body in enumerate(bodies):
             try:
@@ -163,7 +163,7 @@ def _bodies(
                 readable[row] = decoder.json_body(body, ids.get(row))
             except Rejected as rejected:
                 failed[row] = rejected
-    pairs = most_pairs(*bytes_of(pa.array(readable, pa.binary())))
+    pairs = bound_pair_counts(*read_buffers(pa.array(readable, pa.binary())))
     # What is decoded is larger than what came; the limit is one of what came.
     limit = max_body_bytes if decoder is None else 2**31
     return [
@@ -184,7 +184,7 @@ def _body(
             return _encode(payload)
         return _examined(body, limit, pseudonyms)
     except Rejected as rejected:
-        return withheld_body(rejected.reason, pseudonyms.text_of(original), len(original))
+        return build_withheld_body(rejected.reason, pseudonyms.text_of(original), len(original))
     except (OverflowError, ValueError):  # an integer that msgspec cannot write
         return _examined(body, limit, pseudonyms)
 
@@ -199,7 +199,7 @@ def _plain_object(body: bytes, pairs: int) -> dict[str, Any] | None:
         return None
     if body.find(b"{", 1) < 0 and b"[" not in body:
         return payload if len(payload) == pairs else None
-    return payload if levels(payload, FAST_DEPTH) == pairs else None
+    return payload if count_pairs(payload, FAST_DEPTH) == pairs else None
 
 
 def _examined(body: bytes, limit: int, pseudonyms: _Pseudonyms) -> bytes:

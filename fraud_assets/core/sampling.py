@@ -18,7 +18,7 @@ DRAW = pa.field("draw", pa.int64(), nullable=False)
 _END = 2**63
 
 
-def draws(rows: pa.RecordBatch, seed: int) -> np.ndarray:
+def draw_numbers(rows: pa.RecordBatch, seed: int) -> np.ndarray:
     """A number for each row (with POSITION_COLUMNS), uniform in [0, 2^63), by its source position and `seed`."""
     numbers = np.full(rows.num_rows, seed, np.uint64)
     for name in POSITION_COLUMNS:
@@ -27,17 +27,17 @@ def draws(rows: pa.RecordBatch, seed: int) -> np.ndarray:
     return (numbers >> np.uint64(1)).astype(np.int64)
 
 
-def sample_candidates(rows: pa.RecordBatch, size: int, of: int, seed: int) -> pa.RecordBatch:
+def select_candidates(rows: pa.RecordBatch, size: int, of: int, seed: int) -> pa.RecordBatch:
     """The rows that can be among the `size` smallest draws of a window of `of` rows, with their DRAW."""
     # Six standard deviations more than wanted: too few are left once in a billion samples.
     wanted = size + 6 * math.sqrt(size)
-    numbers = draws(rows, seed)
+    numbers = draw_numbers(rows, seed)
     chosen = rows.append_column(DRAW, pa.array(numbers))
     return chosen if wanted >= of else chosen.filter(pa.array(numbers < int(wanted / of * _END)))
 
 
-def smallest_draws(chosen: pa.Table, size: int) -> pa.Table:
-    """The sample: those of a window's `sample_candidates` with the `size` smallest draws, without DRAW."""
+def select_sample(chosen: pa.Table, size: int) -> pa.Table:
+    """The sample: those of a window's `select_candidates` with the `size` smallest draws, without DRAW."""
     order = [(DRAW.name, "ascending"), *((name, "ascending") for name in POSITION_COLUMNS)]
     return chosen.sort_by(order).slice(0, size).drop_columns([DRAW.name])
 

@@ -19,7 +19,7 @@ CHUNK_ROWS = 65_536
 
 PREDICTION_INPUTS = ("transaction_id", "tx_datetime", *MODEL_INPUTS, "feature_version", *POSITION_COLUMNS,
                      "ingested_at", "tx_date")  # fmt: skip
-"""The columns of TRANSACTION_FEATURES that `predictions` needs."""
+"""The columns of TRANSACTION_FEATURES that `predict` needs."""
 
 _THREADS_FROM_ROWS = 8_192
 _ALL_THREADS = -1
@@ -27,7 +27,7 @@ _ALL_THREADS = -1
 _LARGEST = float(np.finfo(np.float32).max)
 
 
-def matrix(features: pa.Table, dtype: Any = np.float32) -> np.ndarray:
+def to_matrix(features: pa.Table, dtype: Any = np.float32) -> np.ndarray:
     """MODEL_INPUTS of the features, in order: shape (rows, 15).
 
     Values beyond float32 (an amount of 1e39 is a valid one) become its largest: trees only compare, and
@@ -49,14 +49,14 @@ def score(model: treelite.Model, features: pa.Table) -> np.ndarray:
 
     scores = np.empty(features.num_rows, np.float64)
     for first in range(0, features.num_rows, CHUNK_ROWS):
-        inputs = matrix(features.slice(first, CHUNK_ROWS))
+        inputs = to_matrix(features.slice(first, CHUNK_ROWS))
         # Few rows are scored sooner by one thread than others are started.
         threads = _ALL_THREADS if len(inputs) >= _THREADS_FROM_ROWS else 1
         scores[first : first + len(inputs)] = treelite.gtil.predict(model, inputs, nthread=threads).reshape(-1)
     return scores
 
 
-def predictions(
+def predict(
     features: pa.Table,
     model: treelite.Model,
     threshold: float,
@@ -112,4 +112,4 @@ class Scorer:
     def score(self, rows: pa.Table) -> pa.Table:
         """Returns predictions of the rows (columns PREDICTION_INPUTS), in their order."""
         made = self.made
-        return predictions(rows, self.model, self.threshold, made.version, made.run_id, self.scored_at)
+        return predict(rows, self.model, self.threshold, made.version, made.run_id, self.scored_at)

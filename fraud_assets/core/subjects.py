@@ -14,7 +14,7 @@ class _Pairs(list[tuple[str, Any]]):
     """The pairs of an object, of a repeated key all."""
 
 
-def ids_in(body: bytes | None, names: Collection[str]) -> set[str] | None:
+def find_ids(body: bytes | None, names: Collection[str]) -> set[str] | None:
     """The identifiers that an object has under the names, as text; of a repeated key all values.
 
     A name is compared without its case, and `after.id` is also the key `id` within `after`. None where the body is no
@@ -47,7 +47,7 @@ def _values_at(pairs: _Pairs, path: str) -> Iterator[Any]:
             yield from _values_at(value, path[len(name) + 1 :])
 
 
-def mention_of(ids: Collection[str]) -> re.Pattern[bytes]:
+def compile_id_pattern(ids: Collection[str]) -> re.Pattern[bytes]:
     """What finds one of the identifiers in bytes, standing alone: `42` not in `421` or `x42`."""
     words = b"|".join(re.escape(name.encode("utf-8", "surrogateescape")) for name in sorted(ids))
     return re.compile(rb"(?<![0-9A-Za-z_])(?:" + words + rb")(?![0-9A-Za-z_])")

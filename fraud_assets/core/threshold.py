@@ -34,13 +34,13 @@ class ScoredTraffic:
         return int((self.highest >= threshold).sum())
 
 
-def scores_needed(budget_per_day: float, days: float) -> int:
+def count_scores_needed(budget_per_day: float, days: float) -> int:
     """How many of the highest scores the threshold of so many days (at least one) can depend on."""
     return math.floor(budget_per_day * days) + 1
 
 
-def scored_traffic(scores: np.ndarray, tx_datetime: np.ndarray, keep: int) -> ScoredTraffic:
-    """The traffic of some transactions, at least one, with the `keep` highest of its scores (`scores_needed`)."""
+def summarize_traffic(scores: np.ndarray, tx_datetime: np.ndarray, keep: int) -> ScoredTraffic:
+    """The traffic of some transactions, at least one, with the `keep` highest of its scores (`count_scores_needed`)."""
     return ScoredTraffic(len(scores), tx_datetime.min(), tx_datetime.max(), _highest(scores, keep))
 
 
@@ -69,7 +69,7 @@ def calibrate(scores: np.ndarray, tx_datetime: np.ndarray, budget_per_day: float
     """
     if not len(scores):
         raise ValueError("a threshold needs at least one scored transaction")
-    return lowest_threshold(scored_traffic(scores, tx_datetime, len(scores)), budget_per_day, max_rate)
+    return lowest_threshold(summarize_traffic(scores, tx_datetime, len(scores)), budget_per_day, max_rate)
 
 
 def lowest_threshold(traffic: ScoredTraffic, budget_per_day: float, max_rate: float) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from fraud_assets.core.schema import MODEL_INPUTS
-from fraud_assets.core.scoring import matrix
+from fraud_assets.core.scoring import to_matrix
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,11 +18,11 @@ TREES = 100
 SEED = 42
 
 
-def inputs(features: pa.Table, dtype: Any = np.float32) -> pd.DataFrame:
+def to_frame(features: pa.Table, dtype: Any = np.float32) -> pd.DataFrame:
     """MODEL_INPUTS as a frame, so that the forest knows its inputs by name and refuses another order."""
     import pandas as pd
 
-    return pd.DataFrame(matrix(features, dtype), columns=list(MODEL_INPUTS))
+    return pd.DataFrame(to_matrix(features, dtype), columns=list(MODEL_INPUTS))
 
 
 def fit(features: pa.Table, trees: int = TREES, seed: int = SEED, *, scaled: bool = False) -> Any:
@@ -35,21 +35,21 @@ def fit(features: pa.Table, trees: int = TREES, seed: int = SEED, *, scaled: boo
 
     forest = IsolationForest(n_estimators=trees, random_state=seed)
     if not scaled:
-        return forest.fit(inputs(features))
+        return forest.fit(to_frame(features))
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     # In between, plain arrays: the forest behind the scaler never sees the names.
-    return make_pipeline(StandardScaler(), forest).fit(inputs(features, np.float64))
+    return make_pipeline(StandardScaler(), forest).fit(to_frame(features, np.float64))
 
 
 def score_samples(model: Any, features: pa.Table) -> np.ndarray:
     """Scores of what `fit` gave, float64, shape (rows,); a higher score is more suspicious."""
     scaled = hasattr(model, "steps")
-    return -model.score_samples(inputs(features, np.float64 if scaled else np.float32))
+    return -model.score_samples(to_frame(features, np.float64 if scaled else np.float32))
 
 
-def treelite_form(forest: Any) -> treelite.Model:
+def to_treelite(forest: Any) -> treelite.Model:
     """The forest as the platform scores it (`core.scoring.score`)."""
     import treelite.sklearn
 

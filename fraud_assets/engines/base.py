@@ -31,7 +31,7 @@ CLOCKS_DIFFER = timedelta(days=1)
 """A label is younger than its transaction, except if clocks differ by up to this."""
 
 
-def reach(times: pa.ChunkedArray, policy: WindowPolicy) -> tuple[datetime, datetime]:
+def find_history_span(times: pa.ChunkedArray, policy: WindowPolicy) -> tuple[datetime, datetime]:
     """Returns the time after which, and up to which, transactions are in a window of one at these times.
 
     Args:
@@ -136,7 +136,7 @@ class TrainingWindow:
         start: first moment, with zone.
         end: the moment after the last.
         files: the only files that can hold such rows.
-        most_rows: number of rows in `files`, by the log.
+        max_rows: number of rows in `files`, by the log.
     """
 
     lake: Lake
@@ -144,7 +144,7 @@ class TrainingWindow:
     start: datetime
     end: datetime
     files: tuple[str, ...]
-    most_rows: int
+    max_rows: int
 
     @classmethod
     def of(cls, lake: Lake, start: datetime, end: datetime, handle: DeltaTable | None = None) -> TrainingWindow:
@@ -166,7 +166,7 @@ class TrainingWindow:
         )
 
 
-Work: TypeAlias = Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]
+RowFunction: TypeAlias = Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]
 """Work on rows that may be done in parts, on other machines: it can be pickled and ignores how rows are split."""
 
 
@@ -211,7 +211,9 @@ class Engine(Protocol):
         """Scores a batch. Raises `LakeError` and `EngineError`."""
         ...
 
-    def gather(self, window: TrainingWindow, columns: Sequence[str], work: Work, schema: pa.Schema) -> pa.Table:
+    def map_window(
+        self, window: TrainingWindow, columns: Sequence[str], work: RowFunction, schema: pa.Schema
+    ) -> pa.Table:
         """Does some work on the rows of a window and gathers what it yields.
 
         Args:

@@ -32,7 +32,7 @@ class LandingReport:
     stuck: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def has_news(self) -> bool:
+    def has_changes(self) -> bool:
         """Whether rows or files came in, or entries of the drop folder could not be landed."""
         return bool(self.rows or self.files or self.failed or self.stuck)
 
@@ -77,6 +77,6 @@ def merge_reports(first: LandingReport, second: LandingReport) -> LandingReport:
     )
 
 
-def by_partition(numbers: Positions) -> dict[str, int]:
+def key_by_partition(numbers: Positions) -> dict[str, int]:
     """Numbers by `topic/partition`, as reports have them."""
     return {f"{stream.topic}/{stream.partition}": number for stream, number in sorted(numbers.items())}

@@ -26,7 +26,7 @@ def append_transactions(
     What FRAUD_ACCEPT_LOST gave up (`accepted`, see `TopicReader`) is noted in the commit.
     """
     rows = pseudonymise(batch, settings.pseudonym_policy, transaction_decoder(settings))
-    return append_landed(lake, raw_transactions, rows, reached, loss_note(accepted))
+    return append_landed(lake, raw_transactions, rows, reached, build_loss_note(accepted))
 
 
 def append_labels(
@@ -47,13 +47,13 @@ def append_labels(
     return append_landed(lake, fraud_labels, good, reached), refused
 
 
-def loss_note(accepted: Mapping[str, str]) -> dict[str, str]:
+def build_loss_note(accepted: Mapping[str, str]) -> dict[str, str]:
     """What a commit's metadata says of messages that were given up."""
     lost = ", ".join(f"{place}: {offsets}" for place, offsets in sorted(accepted.items()))
     return {"accepted_lost": lost} if lost else {}
 
 
-def payload_bytes(batch: pa.Table) -> int:
+def count_payload_bytes(batch: pa.Table) -> int:
     """Bytes of keys and bodies."""
     lengths = [pc.sum(pc.binary_length(batch[name])).as_py() or 0 for name in ("key", "value")]
     return sum(lengths)

@@ -12,16 +12,16 @@ from fraud_assets.engines.base import ScoringResult
 
 def score_rows(rows: pa.Table, scorer: Scorer) -> ScoringResult:
     """The rows (columns PREDICTION_INPUTS), scored; none of them where one has another feature version."""
-    others = other_versions(rows)
+    others = find_other_versions(rows)
     scored = FRAUD_PREDICTIONS.empty_table() if others else scorer.score(rows)
-    return ScoringResult(scored, alerts_in(scored), others)
+    return ScoringResult(scored, count_alerts(scored), others)
 
 
-def other_versions(rows: pa.Table) -> frozenset[str]:
+def find_other_versions(rows: pa.Table) -> frozenset[str]:
     """Feature versions of the rows that no champion of this release scores."""
     return frozenset(pc.unique(rows["feature_version"]).to_pylist()) - {FEATURE_VERSION}
 
 
-def alerts_in(scored: pa.Table) -> int:
+def count_alerts(scored: pa.Table) -> int:
     """How many of the predictions alert."""
     return pc.sum(scored["is_alert"]).as_py() or 0

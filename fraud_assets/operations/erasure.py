@@ -36,7 +36,7 @@ from fraud_assets.core.schema import (
     retried_messages,
     transaction_features,
 )
-from fraud_assets.core.subjects import ids_in, mention_of
+from fraud_assets.core.subjects import compile_id_pattern, find_ids
 from fraud_assets.kafka.schemas import transaction_decoder
 from fraud_assets.lake.append import commit_errors, retry_conflicts
 from fraud_assets.lake.data_files import BODY_ROWS
@@ -286,7 +286,7 @@ def _of_features(lake: Lake, settings: Settings, ids: Sequence[str]) -> _Owned:
 def _of_bodies(lake: Lake, table: Table, settings: Settings, ids: Sequence[str]) -> tuple[_Owned, pa.Table]:
     """A table's messages that are the customer's, and the positions of those that only mention the id."""
     decoder = transaction_decoder(settings)
-    mention = mention_of(ids)
+    mention = compile_id_pattern(ids)
     owned, mentions = _Owned.empty(), _PLACES.empty_table()
     for batch in _candidates(lake, table, ids, decoder):
         valid, rejected = parse_transactions(batch, settings.contract, decoder)
@@ -342,8 +342,8 @@ def _candidates(lake: Lake, table: Table, ids: Sequence[str], decoder: Decoder |
 def _read_anyhow(row: dict[str, Any], settings: Settings, decoder: Decoder | None) -> tuple[set[str] | None, set[str]]:
     """The customer ids of a body that the parser refuses (None: it names none), and its transaction ids."""
     body = _as_json(row, decoder)
-    customers = ids_in(body, {settings.contract.payload_field("customer_id"), "customer_id"})
-    return customers, ids_in(body, {settings.contract.payload_field("transaction_id"), "transaction_id"}) or set()
+    customers = find_ids(body, {settings.contract.payload_field("customer_id"), "customer_id"})
+    return customers, find_ids(body, {settings.contract.payload_field("transaction_id"), "transaction_id"}) or set()
 
 
 def _as_json(row: dict[str, Any], decoder: Decoder | None) -> bytes | None:
@@ -424,7 +424,7 @@ def _bad_labels_of(lake: Lake, settings: Settings, transactions: pa.Table) -> pa
         places += [
             {name: row[name] for name in POSITION_COLUMNS}
             for row in batch.filter(pc.starts_with(batch.column("reason"), "label_")).to_pylist()
-            if (ids_in(_as_json(row, decoder), names) or set()) & own
+            if (find_ids(_as_json(row, decoder), names) or set()) & own
         ]
     return pa.Table.from_pylist(places, _PLACES)
 

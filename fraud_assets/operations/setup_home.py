@@ -16,7 +16,7 @@ import click
 from fraud_assets.errors import FraudAssetsError, SettingError
 from fraud_assets.registry.home import relocate_registry
 from fraud_assets.settings import Settings, load_settings
-from fraud_assets.system.env_file import quoted
+from fraud_assets.system.env_file import quote_value
 
 FOLDERS = ("incoming", "processed", "failed", "dagster", "mlflow")
 
@@ -125,7 +125,7 @@ def prepare_home(settings: Settings) -> list[str]:
 
 def _set_dagster_home(env_file: Path, dagster_home: Path) -> bool:
     """Whether `env_file` had to change to say `DAGSTER_HOME=<dagster_home>`, once."""
-    wanted = f"DAGSTER_HOME={quoted(str(dagster_home))}"
+    wanted = f"DAGSTER_HOME={quote_value(str(dagster_home))}"
     text = env_file.read_text(encoding="utf-8") if env_file.exists() else ""
     # Not `splitlines`, which also splits at characters that belong to a value.
     lines = text.removesuffix("\n").split("\n") if text else []

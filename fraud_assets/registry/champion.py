@@ -9,7 +9,7 @@ from fraud_assets.errors import LostRegistryError, NoChampionError
 from fraud_assets.lake.log import add_actions
 from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.registry.files import TRAIN
-from fraud_assets.registry.models import ALIAS, Champion, ModelVersion, champion, champion_version, shown
+from fraud_assets.registry.models import ALIAS, Champion, ModelVersion, champion, champion_version, mask_credentials
 from fraud_assets.settings import Settings
 
 
@@ -26,7 +26,7 @@ def load_champion(lake: Lake, settings: Settings) -> Champion:
     try:
         return champion(settings)
     except NoChampionError as error:
-        made = last_model(lake)
+        made = find_last_model(lake)
         if made is None:
             raise
         raise LostRegistryError(_sentence(made, settings)) from error
@@ -42,12 +42,12 @@ def describe_lost_registry(lake: Lake, settings: Settings) -> str:
     try:
         champion_version(settings)
     except NoChampionError:
-        made = last_model(lake)
+        made = find_last_model(lake)
         return _sentence(made, settings) if made else ""
     return ""
 
 
-def last_model(lake: Lake) -> ModelVersion | None:
+def find_last_model(lake: Lake) -> ModelVersion | None:
     """The model of the newest predictions, from the newest data file alone; None where nothing was scored.
 
     Raises:
@@ -67,7 +67,7 @@ def last_model(lake: Lake) -> ModelVersion | None:
 
 def _sentence(made: ModelVersion, settings: Settings) -> str:
     return (
-        f"The model registry {shown(settings.mlflow_uri)} has no version of model {settings.model_name} with the alias "
+        f"The model registry {mask_credentials(settings.mlflow_uri)} has no version of model {settings.model_name} with the alias "
         f"{ALIAS}, but the lake holds predictions of version {made.version} (MLflow run {made.run_id}): the registry "
         "was lost, or MLFLOW_TRACKING_URI, FRAUD_HOME or FRAUD_MODEL_NAME points elsewhere. Point them to that "
         f"model's registry, give the alias {ALIAS} to a version, or train a new champion ({TRAIN})."

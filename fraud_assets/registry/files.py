@@ -25,7 +25,7 @@ _WAY_BACK = f"Restore it from a backup, give the alias champion to another versi
 
 
 @dataclass(frozen=True)
-class Recorded:
+class ModelRecord:
     """What the registry's run recorded of a model, as run parameters, which MLflow never changes."""
 
     sha256: str
@@ -33,7 +33,7 @@ class Recorded:
     features: tuple[str, ...]
 
     @classmethod
-    def of(cls, params: Mapping[str, str]) -> Recorded:
+    def of(cls, params: Mapping[str, str]) -> ModelRecord:
         """From the run's parameters; one that is missing is empty."""
         features = params.get("features", "")
         return cls(
@@ -54,7 +54,7 @@ def write_model(folder: Path, serialized: bytes, facts: Mapping[str, Any]) -> No
     (folder / FACTS_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
 
-def read_model(folder: Path, recorded: Recorded) -> treelite.Model:
+def read_model(folder: Path, recorded: ModelRecord) -> treelite.Model:
     """Read a model whose files are exactly those that were registered.
 
     The bytes are checked before treelite sees them: treelite scores wrongly or hangs on damaged ones.

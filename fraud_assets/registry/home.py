@@ -70,7 +70,7 @@ def local_path(uri: str) -> Path | None:
     return Path(unquote(parts.path) if parts.scheme else uri)
 
 
-def present_location(settings: Settings, uri: str, root: str) -> str:
+def locate_in_home(settings: Settings, uri: str, root: str) -> str:
     """The location of a run's artifacts, below the present home where it belongs to the default registry.
 
     Args:
@@ -107,7 +107,7 @@ def relocate_registry(settings: Settings) -> list[str]:
     path = _own_database(settings)
     if path is None or not other_homes(settings):
         return []
-    with created_by_one(path.parent), _connected(path, "rw") as connection:
+    with lock_registry(path.parent), _connected(path, "rw") as connection:
         connection.execute("begin immediate")
         roots = _other_roots(connection.execute(_ROOTS).fetchall(), settings)
         new = settings.mlflow_artifacts.as_uri()
@@ -125,7 +125,7 @@ def relocate_registry(settings: Settings) -> list[str]:
 
 
 @contextmanager
-def created_by_one(folder: Path) -> Iterator[None]:
+def lock_registry(folder: Path) -> Iterator[None]:
     """Hold the lock of the registry's folder, which one process at a time has; the folder is made where missing.
 
     Raises:

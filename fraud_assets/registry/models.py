@@ -23,11 +23,11 @@ from urllib.parse import urlsplit
 from fraud_assets.core.schema import FEATURE_VERSION, MODEL_INPUTS
 from fraud_assets.core.scoring import ModelVersion
 from fraud_assets.errors import FeatureVersionError, ModelRegistryError, NoChampionError, SettingError
-from fraud_assets.registry.files import MODEL_FOLDER, TRAIN, Recorded, digest, read_model, write_model
+from fraud_assets.registry.files import MODEL_FOLDER, TRAIN, ModelRecord, digest, read_model, write_model
 from fraud_assets.registry.home import (
-    created_by_one,
     local_path,
-    present_location,
+    locate_in_home,
+    lock_registry,
     read_rows,
     relocate_registry,
     remove_misnamed_folder,
@@ -110,7 +110,7 @@ def champion(settings: Settings) -> Champion:
     return Champion(version, run_id, model, recorded.feature_version)
 
 
-def shown(uri: str) -> str:
+def mask_credentials(uri: str) -> str:
     """A registry's URI as people may see it: without user name and password."""
     parts = urlsplit(uri)
     return f"{parts.scheme}://…@{parts.hostname}{parts.path}" if parts.username or parts.password else uri
@@ -144,7 +144,7 @@ def _resolve_by_sqlite(path: Path, settings: Settings) -> tuple[int, str, str] |
     if not rows:
         return None
     version, run_id, artifacts, root = rows[0]
-    return int(version), run_id or "", present_location(settings, artifacts or "", root or "")
+    return int(version), run_id or "", locate_in_home(settings, artifacts or "", root or "")
 
 
 def _resolve_by_client(settings: Settings) -> tuple[int, str, str] | None:
@@ -162,19 +162,19 @@ def _resolve_by_client(settings: Settings) -> tuple[int, str, str] | None:
 
 
 @lru_cache(maxsize=4)
-def _load(uri: str, run_id: str, artifacts: str) -> tuple[treelite.Model, Recorded]:
+def _load(uri: str, run_id: str, artifacts: str) -> tuple[treelite.Model, ModelRecord]:
     """The model of a run and what the run recorded of it; a run's id is unique, so nothing stale is returned."""
     path, folder = sqlite_path(uri), local_path(artifacts) if artifacts else None
     if path is not None and folder is not None:
         query = "select key, value from params where run_uuid = ?"
-        recorded = Recorded.of(dict(read_rows(path, query, run_id)))
+        recorded = ModelRecord.of(dict(read_rows(path, query, run_id)))
         return read_model(folder / MODEL_FOLDER, recorded), recorded
     with TemporaryDirectory() as temporary, _words_of(uri):
         _quiet()
         from mlflow import MlflowClient
 
         client = MlflowClient(uri, uri)
-        recorded = Recorded.of(client.get_run(run_id).data.params)
+        recorded = ModelRecord.of(client.get_run(run_id).data.params)
         return read_model(Path(client.download_artifacts(run_id, MODEL_FOLDER, temporary)), recorded), recorded
 
 
@@ -225,9 +225,9 @@ def _log(
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, Schema
 
-    from fraud_assets.core.training import treelite_form
+    from fraud_assets.core.training import to_treelite
 
-    serialized = treelite_form(forest).serialize_bytes()
+    serialized = to_treelite(forest).serialize_bytes()
     params = {
         "trees": facts.trees,
         "seed": facts.seed,
@@ -313,7 +313,7 @@ def _create_database(settings: Settings) -> None:
     path = sqlite_path(settings.mlflow_uri)
     if path is None:
         return
-    with created_by_one(path.parent):
+    with lock_registry(path.parent):
         _client(settings).search_experiments(max_results=1)
     relocate_registry(settings)
 
@@ -358,7 +358,7 @@ def _words_of(uri: str) -> Iterator[None]:
             cause = cause.replace(password, "…")
         kind = SettingError if isinstance(error, ImportError) else ModelRegistryError
         raise kind(
-            f"The model registry {shown(uri)} failed: {cause}. Check MLFLOW_TRACKING_URI and FRAUD_HOME."
+            f"The model registry {mask_credentials(uri)} failed: {cause}. Check MLFLOW_TRACKING_URI and FRAUD_HOME."
         ) from error
     finally:
         remove_misnamed_folder(uri)

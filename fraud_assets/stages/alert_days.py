@@ -26,7 +26,7 @@ class BusiestDay:
     limit: float
 
     @property
-    def over(self) -> bool:
+    def is_over_limit(self) -> bool:
         """Whether the day has more alerts than the limit."""
         return self.alerts > self.limit
 

@@ -17,7 +17,7 @@ from fraud_assets.lake.tables import Lake
 from fraud_assets.registry.champion import describe_lost_registry
 from fraud_assets.registry.models import champion_version
 from fraud_assets.settings import Settings
-from fraud_assets.stages.training import newest_transaction, read_features
+from fraud_assets.stages.training import find_newest_transaction, read_features
 
 FEATURES: tuple[str, ...] = ("transaction_features", "quarantined_transactions")
 MODEL: tuple[str, ...] = ("isolation_forest", "alert_thresholds")
@@ -95,7 +95,7 @@ def find_backlog(lake: Lake, settings: Settings) -> Backlog:
 
 def _trainable(lake: Lake, settings: Settings) -> int:
     """Rows of the default training window."""
-    newest = newest_transaction(lake)
+    newest = find_newest_transaction(lake)
     if newest is None:
         return 0
     end = newest + timedelta(microseconds=1)

@@ -16,7 +16,7 @@ from fraud_assets.lake.duckdb_session import connect
 from fraud_assets.lake.scan import register_view
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
-from fraud_assets.stages.training import newest_transaction, read_features
+from fraud_assets.stages.training import find_newest_transaction, read_features
 
 logger = logging.getLogger(__name__)
 ModelName = Literal["platform", "book"]
@@ -30,7 +30,7 @@ def latest_start(lake: Lake, settings: Settings, train_days: int, delay_days: in
     Raises:
         NotEnoughDataError: the lake holds no features.
     """
-    newest = newest_transaction(lake)
+    newest = find_newest_transaction(lake)
     if newest is None:
         raise NotEnoughDataError("The lake holds no transaction with features: land some first.")
     test_end = newest.astimezone(UTC).date() - timedelta(days=settings.feedback_delay_days)
@@ -57,7 +57,7 @@ def evaluate_lake(lake: Lake, settings: Settings, protocol: Protocol, model: Mod
     features = read_features(lake, start, end, _COLUMNS)
     rows = int((features["tx_datetime"].to_numpy() < np.datetime64(protocol.train_end)).sum())
     if rows < settings.train_min_rows:
-        newest = newest_transaction(lake)
+        newest = find_newest_transaction(lake)
         held = "no features at all" if newest is None else f"features up to {newest:%Y-%m-%d %H:%M} UTC"
         raise NotEnoughDataError(
             f"Evaluation trains on {protocol.train_start} to before {protocol.train_end} and needs "

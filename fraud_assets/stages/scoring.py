@@ -34,7 +34,7 @@ from fraud_assets.lake.tables import Lake, read
 from fraud_assets.registry.champion import load_champion
 from fraud_assets.settings import Settings
 from fraud_assets.stages.alert_days import BusiestDay, find_busiest_day
-from fraud_assets.stages.training import current_threshold
+from fraud_assets.stages.training import read_threshold
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ def _score_batch(
     work = find_pending(features, lambda stream: committed_offset(handle, stream), settings)
     if not work.target:
         return None
-    scorer = champion_scorer(lake, settings)
+    scorer = load_scorer(lake, settings)
     bounds = next_bounds(work, settings, engine.limits)
     result = engine.score(ScoringBatch(lake, work, bounds, scorer))
     if result.other_versions:
@@ -151,7 +151,7 @@ def _score_batch(
     return report
 
 
-def champion_scorer(lake: Lake, settings: Settings) -> Scorer:
+def load_scorer(lake: Lake, settings: Settings) -> Scorer:
     """Returns a scorer of the present champion, its threshold and this moment.
 
     Raises:
@@ -159,7 +159,7 @@ def champion_scorer(lake: Lake, settings: Settings) -> Scorer:
         LakeError: the champion has no threshold, or it cannot be read.
     """
     current = load_champion(lake, settings)
-    threshold = current_threshold(lake, current, settings)
+    threshold = read_threshold(lake, current, settings)
     return Scorer(current.model, ModelVersion(current.version, current.run_id), threshold, datetime.now(UTC))
 
 
@@ -239,7 +239,7 @@ def _score_day(
     rows = _contained(rows.cast(pa.schema([TRANSACTION_FEATURES.field(n) for n in PREDICTION_INPUTS])), handle)
     if not rows.num_rows:
         return None
-    scorer = champion_scorer(lake, settings)
+    scorer = load_scorer(lake, settings)
     scored = score_rows(rows, scorer)
     if scored.other_versions:
         raise _unknown(scored.other_versions, lake)

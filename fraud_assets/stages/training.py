@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fraud_assets.core.sampling import DRAW, sample_candidates, smallest_draws
+from fraud_assets.core.sampling import DRAW, select_candidates, select_sample
 from fraud_assets.core.schema import (
     ALERT_THRESHOLDS,
     FEATURE_VERSION,
@@ -28,9 +28,15 @@ from fraud_assets.core.schema import (
     transaction_features,
 )
 from fraud_assets.core.scoring import ModelVersion, score
-from fraud_assets.core.threshold import ScoredTraffic, lowest_threshold, merge_traffic, scored_traffic, scores_needed
-from fraud_assets.core.training import fit, treelite_form
-from fraud_assets.engines.base import Engine, TrainingWindow, Work
+from fraud_assets.core.threshold import (
+    ScoredTraffic,
+    count_scores_needed,
+    lowest_threshold,
+    merge_traffic,
+    summarize_traffic,
+)
+from fraud_assets.core.training import fit, to_treelite
+from fraud_assets.engines.base import Engine, RowFunction, TrainingWindow
 from fraud_assets.errors import LakeError, NotEnoughDataError, SettingError
 from fraud_assets.lake.append import commit_append
 from fraud_assets.lake.log import add_actions
@@ -38,7 +44,7 @@ from fraud_assets.lake.tables import Lake, read
 from fraud_assets.registry.champion import describe_lost_registry, load_champion
 from fraud_assets.registry.models import TrainingFacts, register_model, set_champion
 from fraud_assets.settings import Settings
-from fraud_assets.stages.training_window import count, engine_for
+from fraud_assets.stages.training_window import choose_window_engine, measure_window
 
 if TYPE_CHECKING:
     import treelite
@@ -148,18 +154,18 @@ def train(
         logger.info(f"{lost} This run trains one. Version numbers start at 1 again.")
     start, end = _window(lake, settings, start, end)
     window = TrainingWindow.of(lake, start, end)
-    engine = engine_for(window, settings, engine)
-    window_rows, newest = count(window, engine)
+    engine = choose_window_engine(window, settings, engine)
+    window_rows, newest = measure_window(window, engine)
     if newest is None or window_rows < settings.train_min_rows:
         raise NotEnoughDataError(
             f"Training needs {settings.train_min_rows:,} transactions (FRAUD_TRAIN_MIN_ROWS); from "
             f"{start:%Y-%m-%d %H:%M} to before {end:%Y-%m-%d %H:%M} UTC the lake holds {window_rows:,} of "
             f"feature version {FEATURE_VERSION}. Land more, lower the setting, or widen the window (FRAUD_TRAIN_DAYS)."
         )
-    features = training_rows(window, window_rows, settings, engine)
+    features = read_training_rows(window, window_rows, settings, engine)
     logger.info(f"training {settings.train_trees} trees on {features.num_rows:,} of {window_rows:,} transactions")
     forest = fit(features, settings.train_trees, settings.train_seed)
-    calibration = _calibrated(window, newest, treelite_form(forest), ModelVersion(0, ""), settings, engine)
+    calibration = _calibrated(window, newest, to_treelite(forest), ModelVersion(0, ""), settings, engine)
     facts = TrainingFacts(
         rows=features.num_rows,
         window_start=start,
@@ -194,7 +200,7 @@ def train(
     )
 
 
-def training_rows(window: TrainingWindow, rows: int, settings: Settings, engine: Engine) -> pa.Table:
+def read_training_rows(window: TrainingWindow, rows: int, settings: Settings, engine: Engine) -> pa.Table:
     """The rows to train on, in time order: all `rows` of the window, or FRAUD_TRAIN_MAX_ROWS of them, drawn uniformly.
 
     Raises:
@@ -206,9 +212,9 @@ def training_rows(window: TrainingWindow, rows: int, settings: Settings, engine:
 
     def draw(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            yield sample_candidates(batch, size, rows, seed)
+            yield select_candidates(batch, size, rows, seed)
 
-    return _in_time_order(smallest_draws(engine.gather(window, columns, draw, schema), size).select(_COLUMNS))
+    return _in_time_order(select_sample(engine.map_window(window, columns, draw, schema), size).select(_COLUMNS))
 
 
 def recalibrate(lake: Lake, settings: Settings, engine: Engine | None = None) -> CalibrationReport:
@@ -227,8 +233,8 @@ def recalibrate(lake: Lake, settings: Settings, engine: Engine | None = None) ->
     current = load_champion(lake, settings)
     end = _window(lake, settings, None, None)[1]
     window = TrainingWindow.of(lake, end - timedelta(days=CALIBRATION_DAYS), end)
-    engine = engine_for(window, settings, engine)
-    newest = count(window, engine)[1]
+    engine = choose_window_engine(window, settings, engine)
+    newest = measure_window(window, engine)[1]
     if newest is None:
         raise NotEnoughDataError(f"The lake holds no features of version {FEATURE_VERSION}: recompute them first.")
     report = _calibrated(window, newest, current.model, current, settings, engine)
@@ -239,7 +245,7 @@ def recalibrate(lake: Lake, settings: Settings, engine: Engine | None = None) ->
     return report
 
 
-def current_threshold(lake: Lake, model: ModelVersion, settings: Settings) -> float:
+def read_threshold(lake: Lake, model: ModelVersion, settings: Settings) -> float:
     """The newest threshold of a model: of its version and of the MLflow run that made it.
 
     Raises:
@@ -280,7 +286,7 @@ def _in_time_order(rows: pa.Table) -> pa.Table:
     return rows.sort_by([("tx_datetime", "ascending"), ("transaction_id", "ascending")])
 
 
-def newest_transaction(lake: Lake) -> datetime | None:
+def find_newest_transaction(lake: Lake) -> datetime | None:
     """Largest `tx_datetime` that has features; None if there are none."""
     handle = lake.open(transaction_features)
     actions = add_actions(handle)
@@ -296,7 +302,7 @@ def _window(lake: Lake, settings: Settings, start: datetime | None, end: datetim
     if any(edge is not None and edge.tzinfo is None for edge in (start, end)):
         raise SettingError(f"The window from {start} to {end} has no zone: give UTC times.")
     if end is None:
-        newest = newest_transaction(lake)
+        newest = find_newest_transaction(lake)
         if newest is None:
             raise NotEnoughDataError(
                 f"Training needs {settings.train_min_rows:,} transactions (FRAUD_TRAIN_MIN_ROWS); the lake holds 0. "
@@ -321,9 +327,9 @@ def _calibrated(
     """The threshold on the last CALIBRATION_DAYS of all the traffic in the window, up to its newest transaction."""
     since = newest - timedelta(days=CALIBRATION_DAYS) + timedelta(microseconds=1)
     recent = TrainingWindow.of(window.lake, max(window.start, since), window.end, window.handle)
-    keep = scores_needed(settings.alert_budget_per_day, CALIBRATION_DAYS)
+    keep = count_scores_needed(settings.alert_budget_per_day, CALIBRATION_DAYS)
     columns = ("tx_datetime", *MODEL_INPUTS)
-    parts = engine_for(recent, settings, engine).gather(
+    parts = choose_window_engine(recent, settings, engine).map_window(
         recent, columns, _scoring(model.serialize_bytes(), keep), _TRAFFIC
     )
     traffic = merge_traffic((_traffic(part) for part in parts.to_pylist()), keep)
@@ -342,7 +348,7 @@ def _calibrated(
     )
 
 
-def _scoring(serialised: bytes, keep: int) -> Work:
+def _scoring(serialised: bytes, keep: int) -> RowFunction:
     """Scores rows by the model of these bytes; a row of _TRAFFIC comes of them, if there are any."""
 
     def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -353,7 +359,7 @@ def _scoring(serialised: bytes, keep: int) -> Work:
         for batch in batches:
             if batch.num_rows:
                 rows = pa.Table.from_batches([batch])
-                part = scored_traffic(score(model, rows), rows["tx_datetime"].to_numpy(), keep)
+                part = summarize_traffic(score(model, rows), rows["tx_datetime"].to_numpy(), keep)
                 known = [merge_traffic([*known, part], keep)]
         for traffic in known:
             first, last = (int(moment.astype("datetime64[us]").astype(int)) for moment in (traffic.first, traffic.last))

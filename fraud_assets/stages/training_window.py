@@ -16,14 +16,14 @@ from fraud_assets.settings import Settings
 _COUNT = pa.schema([pa.field("rows", pa.int64()), pa.field("newest", TIME)])
 
 
-def engine_for(window: TrainingWindow, settings: Settings, engine: Engine | None) -> Engine:
+def choose_window_engine(window: TrainingWindow, settings: Settings, engine: Engine | None) -> Engine:
     """Returns the engine, or this process for a window that fits into its memory: FRAUD_TRAIN_MAX_ROWS at most."""
-    if engine is None or window.most_rows <= settings.train_max_rows:
+    if engine is None or window.max_rows <= settings.train_max_rows:
         return LocalEngine(settings)
     return engine
 
 
-def count(window: TrainingWindow, engine: Engine) -> tuple[int, datetime | None]:
+def measure_window(window: TrainingWindow, engine: Engine) -> tuple[int, datetime | None]:
     """How many rows the window has, and the `tx_datetime` of the newest."""
 
     def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -31,5 +31,5 @@ def count(window: TrainingWindow, engine: Engine) -> tuple[int, datetime | None]
             found = {"rows": [batch.num_rows], "newest": [pc.max(batch["tx_datetime"]).as_py()]}
             yield pa.RecordBatch.from_pydict(found, schema=_COUNT)
 
-    counts = engine.gather(window, ["tx_datetime"], work, _COUNT)
+    counts = engine.map_window(window, ["tx_datetime"], work, _COUNT)
     return pc.sum(counts["rows"]).as_py() or 0, pc.max(counts["newest"]).as_py()

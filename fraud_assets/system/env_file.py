@@ -10,7 +10,7 @@ from fraud_assets.errors import SettingError
 _PLAIN_VALUE = re.compile(r"[\w@%+=:,./-]+")
 
 
-def quoted(value: str) -> str:
+def quote_value(value: str) -> str:
     """A value as python-dotenv (Dagster, pydantic) and honcho both read it."""
     if _PLAIN_VALUE.fullmatch(value):
         return value

@@ -79,7 +79,7 @@ def _text(package: str, pom: str) -> bytes:
     return resources.files(package).joinpath(pom).read_bytes()
 
 
-def telling(output: bytes) -> str:
+def summarize_output(output: bytes) -> str:
     """What a Java program's output says of its failure, in one line, for an error."""
     lines = [line.strip() for line in output.decode(errors="replace").splitlines() if line.strip()]
     failures = [line for line in lines if re.search(r"ERROR|Exception|Error:", line)]

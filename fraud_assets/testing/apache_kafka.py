@@ -17,7 +17,7 @@ from time import monotonic, sleep
 from uuid import uuid4
 
 from fraud_assets.errors import BrokerError, DiskError, JarsError
-from fraud_assets.system.java import QUICK_START, java_program, resolve_jars, telling
+from fraud_assets.system.java import QUICK_START, java_program, resolve_jars, summarize_output
 from fraud_assets.system.ports import free_ports, is_free
 
 _PRODUCT = "Apache Kafka"
@@ -288,7 +288,9 @@ def _format(nodes: Mapping[int, _Node], command: list[str], id_file: Path, scram
         for node, process in zip(new, running, strict=True):
             told = process.communicate(timeout=_FORMAT_SECONDS)[0]
             if process.returncode:
-                raise BrokerError(f"{node.folder / 'data'} cannot be prepared for Apache Kafka: {telling(told)}")
+                raise BrokerError(
+                    f"{node.folder / 'data'} cannot be prepared for Apache Kafka: {summarize_output(told)}"
+                )
     except subprocess.TimeoutExpired:
         raise BrokerError(f"Apache Kafka did not prepare its folders within {_FORMAT_SECONDS} s. Try again.") from None
     finally:
@@ -310,7 +312,7 @@ def _escaped(value: object) -> str:
 
 def _last_words(node: _Node) -> str:
     """The end of a node's log, for an error."""
-    return f"The log {node.log} says: {telling(node.log.read_bytes())}"
+    return f"The log {node.log} says: {summarize_output(node.log.read_bytes())}"
 
 
 def _refuse_taken(port: int) -> None:

@@ -16,7 +16,7 @@ from time import monotonic, sleep
 from typing import Any
 
 from fraud_assets.errors import DiskError, EngineError
-from fraud_assets.system.java import QUICK_START, java_program, telling
+from fraud_assets.system.java import QUICK_START, java_program, summarize_output
 from fraud_assets.system.ports import free_ports
 
 _PRODUCT = "Spark"
@@ -235,4 +235,4 @@ def _session(leader: int) -> list[int]:
 
 
 def _last_words(daemon: _Daemon) -> str:
-    return f"The log {daemon.log} says: {telling(daemon.log.read_bytes())}"
+    return f"The log {daemon.log} says: {summarize_output(daemon.log.read_bytes())}"

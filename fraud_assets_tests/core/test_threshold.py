@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fraud_assets.core.threshold import calibrate, lowest_threshold, merge_traffic, scored_traffic, scores_needed
+from fraud_assets.core.threshold import (
+    calibrate,
+    count_scores_needed,
+    lowest_threshold,
+    merge_traffic,
+    summarize_traffic,
+)
 
 
 def times(rows: int, days: float) -> np.ndarray:
@@ -62,7 +68,7 @@ def test_empty_window():
 )
 def test_never_beyond_either_limit_and_never_one_step_too_high(scores, budget, rate, days):
     values, at = np.array(scores), times(len(scores), days)
-    limit = min(budget * scored_traffic(values, at, 1).days, rate * len(values))
+    limit = min(budget * summarize_traffic(values, at, 1).days, rate * len(values))
     threshold = calibrate(values, at, budget, rate)
     assert (values >= threshold).sum() <= limit
     lower = values[values < threshold]
@@ -78,9 +84,9 @@ def test_never_beyond_either_limit_and_never_one_step_too_high(scores, budget, r
 )
 def test_scored_in_parts_it_is_the_same_threshold(scores, budget, rate, days, size):
     values, at = np.array(scores), times(len(scores), days)
-    keep = scores_needed(budget, 7)
+    keep = count_scores_needed(budget, 7)
     parts = [
-        scored_traffic(values[first : first + size], at[first : first + size], keep)
+        summarize_traffic(values[first : first + size], at[first : first + size], keep)
         for first in range(0, len(values), size)
     ]
     traffic = merge_traffic(parts, keep)

@@ -13,10 +13,10 @@ from fraud_assets.engines.base import (
     FeatureBatch,
     FeatureResult,
     RecomputedRange,
+    RowFunction,
     ScoringBatch,
     ScoringResult,
     TrainingWindow,
-    Work,
 )
 from fraud_assets.engines.landing_report import LandingReport
 from fraud_assets.engines.local.features import compute_features, recompute_features
@@ -57,7 +57,9 @@ class LocalEngine:
         """See `Engine.score`."""
         return score_rows(rows_within(batch.work, batch.bounds, self._settings, PREDICTION_INPUTS), batch.scorer)
 
-    def gather(self, window: TrainingWindow, columns: Sequence[str], work: Work, schema: pa.Schema) -> pa.Table:
-        """See `Engine.gather`. A few batches of rows are in memory at a time."""
+    def map_window(
+        self, window: TrainingWindow, columns: Sequence[str], work: RowFunction, schema: pa.Schema
+    ) -> pa.Table:
+        """See `Engine.map_window`. A few batches of rows are in memory at a time."""
         rows = batches(window.handle, columns, window.files, window.where)
         return pa.Table.from_batches([batch.cast(schema) for batch in work(rows)], schema)

@@ -20,7 +20,7 @@ from fraud_assets.core.schema import (
     TRANSACTION_FEATURES,
     fraud_labels,
 )
-from fraud_assets.engines.base import CLOCKS_DIFFER, FeatureBatch, FeatureResult, RecomputedRange, reach
+from fraud_assets.engines.base import CLOCKS_DIFFER, FeatureBatch, FeatureResult, RecomputedRange, find_history_span
 from fraud_assets.engines.local.windows import compute_windows
 from fraud_assets.kafka.schemas import transaction_decoder
 from fraud_assets.lake.batches import LANDING_ORDER, rows_within
@@ -186,7 +186,7 @@ def _features(
 
 def _history(rows: pa.Table, features: DeltaTable, settings: Settings, *, recomputed: bool) -> pa.Table:
     """Earlier transactions of the rows' customers and terminals, as far back as their windows reach."""
-    since, last = reach(rows["tx_datetime"], settings.window_policy)
+    since, last = find_history_span(rows["tx_datetime"], settings.window_policy)
     near = files_within(features, {"tx_date": (since.date(), last.date()), "tx_datetime": (since, last)})
     columns = (*TRANSACTION.names, *POSITION_COLUMNS, "ingested_at")
     others = (
@@ -234,7 +234,7 @@ def _labels(known: pa.Table, labels: DeltaTable, rows: pa.Table, settings: Setti
 
     A label that came later is in no window.
     """
-    since, last = reach(rows["tx_datetime"], settings.window_policy)
+    since, last = find_history_span(rows["tx_datetime"], settings.window_policy)
     since -= CLOCKS_DIFFER
     recent = files_within(labels, {"labelled_at": (since, last)})
     within = f"epoch_us(labelled_at) between {_microseconds(since)} and {_microseconds(last)}"

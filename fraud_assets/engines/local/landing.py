@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from fraud_assets.core.pseudonyms import pseudonymise
 from fraud_assets.core.schema import Table, fraud_labels, raw_transactions
-from fraud_assets.engines.landing_report import LandingReport, by_partition, empty_reports
-from fraud_assets.engines.landing_tables import append_labels, append_transactions, loss_note, payload_bytes
+from fraud_assets.engines.landing_report import LandingReport, empty_reports, key_by_partition
+from fraud_assets.engines.landing_tables import append_labels, append_transactions, build_loss_note, count_payload_bytes
 from fraud_assets.kafka.consumer import TopicReader
 from fraud_assets.kafka.schemas import label_decoder
 from fraud_assets.kafka.topic_readers import TopicReaders
@@ -118,9 +118,9 @@ def land_batch(
         reports[raw_transactions.name] = LandingReport(
             raw_transactions.name,
             rows,
-            payload_bytes(batch) if rows else 0,
+            count_payload_bytes(batch) if rows else 0,
             seconds=monotonic() - begun,
-            offsets=by_partition(reached),
+            offsets=key_by_partition(reached),
         )
     return reports
 
@@ -165,7 +165,7 @@ def _drain(
                 rows, quarantined = rows + kept, quarantined + refused
                 known = {**known, **positions_of(batch)}
                 if kept or refused:
-                    size += payload_bytes(batch)
+                    size += count_payload_bytes(batch)
                     logger.info(f"{table.name}: {rows:,} rows landed from {reader.topic}")
                 if stop():
                     break
@@ -173,10 +173,10 @@ def _drain(
                     ahead = True
                     break
         if ahead:
-            known = committed_offsets(lake, table, ends)
+            known = read_committed_offsets(lake, table, ends)
     if tails := reader.tails(known):
         reader.check_topic_id(next(iter(tails)).topic_id)
-        append_landed(lake, table, table.schema.empty_table(), tails, loss_note(reader.accepted))
+        append_landed(lake, table, table.schema.empty_table(), tails, build_loss_note(reader.accepted))
         known = {**known, **tails}
     return LandingReport(
         table.name,
@@ -184,12 +184,12 @@ def _drain(
         size,
         quarantined,
         monotonic() - begun,
-        by_partition(known),
-        by_partition({stream: max(0, end - known[stream]) for stream, end in ends.items()}),
+        key_by_partition(known),
+        key_by_partition({stream: max(0, end - known[stream]) for stream, end in ends.items()}),
     )
 
 
-def committed_offsets(lake: Lake, table: Table, streams: Iterable[SourcePartition]) -> dict[SourcePartition, int]:
+def read_committed_offsets(lake: Lake, table: Table, streams: Iterable[SourcePartition]) -> dict[SourcePartition, int]:
     """Last offset of each stream that the table holds now; -1 if none."""
     handle = lake.open(table)
     return {stream: committed_offset(handle, stream) for stream in streams}

@@ -12,10 +12,10 @@ from fraud_assets.engines.base import (
     FeatureBatch,
     FeatureResult,
     RecomputedRange,
+    RowFunction,
     ScoringBatch,
     ScoringResult,
     TrainingWindow,
-    Work,
 )
 from fraud_assets.engines.landing_report import LandingReport
 from fraud_assets.engines.local.landing import land_topics, never
@@ -23,7 +23,7 @@ from fraud_assets.engines.spark.features import compute_features, recompute_feat
 from fraud_assets.engines.spark.landing import drain_topics
 from fraud_assets.engines.spark.scoring import score_batch
 from fraud_assets.engines.spark.session import require_connector, spark_faults
-from fraud_assets.engines.spark.training import gather
+from fraud_assets.engines.spark.training import map_window
 from fraud_assets.kafka.broker import uses_external_broker
 from fraud_assets.kafka.topic_readers import TopicReaders
 from fraud_assets.lake.tables import Lake
@@ -87,7 +87,9 @@ class SparkEngine:
                 self._models[run_id] = spark.sparkContext.broadcast(batch.scorer.model.serialize_bytes())
             return score_batch(spark, batch, self._models[run_id])
 
-    def gather(self, window: TrainingWindow, columns: Sequence[str], work: Work, schema: pa.Schema) -> pa.Table:
-        """See `Engine.gather`."""
+    def map_window(
+        self, window: TrainingWindow, columns: Sequence[str], work: RowFunction, schema: pa.Schema
+    ) -> pa.Table:
+        """See `Engine.map_window`."""
         with spark_faults(self._settings):
-            return gather(self._session(), window, columns, work, schema)
+            return map_window(self._session(), window, columns, work, schema)

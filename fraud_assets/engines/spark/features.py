@@ -27,9 +27,9 @@ from fraud_assets.core.schema import (
     raw_transactions,
     transaction_features,
 )
-from fraud_assets.engines.base import CLOCKS_DIFFER, FeatureBatch, FeatureResult, RecomputedRange, reach
+from fraud_assets.engines.base import CLOCKS_DIFFER, FeatureBatch, FeatureResult, RecomputedRange, find_history_span
 from fraud_assets.engines.spark.headers import text_headers, with_text
-from fraud_assets.engines.spark.tables import each, scan, shared_out, write
+from fraud_assets.engines.spark.tables import group_slices, run_tasks, scan, write
 from fraud_assets.kafka.schemas import transaction_decoder
 from fraud_assets.lake.batches import Bounds, Pending
 from fraud_assets.lake.data_files import Slice, list_slices, read_slices
@@ -74,7 +74,7 @@ def recompute_features(
         first, last, count = edges.to_pylist()[0].values()
         if not count:
             return RecomputedRange([], 0)
-        since, until = reach(pa.chunked_array([pa.array([first, last], TIME)]), settings.window_policy)
+        since, until = find_history_span(pa.chunked_array([pa.array([first, last], TIME)]), settings.window_policy)
         history = _history(spark, lake, handle, rows, since, until)
         history = None if history is None else history.where(~again)
         table = _windowed(spark, lake, settings, rows, history, (since, until), partial(_kept, kept=kept))
@@ -116,7 +116,7 @@ def compute_features(spark: SparkSession, batch: FeatureBatch, settings: Setting
         features = []
         if good is not None and good["rows"] > reasons.get(DUPLICATE, 0):
             times = pa.chunked_array([pa.array([good["first"], good["last"]], TIME)])
-            since, last = reach(times, settings.window_policy)
+            since, last = find_history_span(times, settings.window_policy)
             history = _history(spark, lake, batch.features, valid, since, last)
             rows = _windowed(spark, lake, settings, valid, history, (since, last), partial(_kept, kept=kept))
             features = write(rows.hint("rebalance", "tx_date"), lake, transaction_features)
@@ -166,7 +166,7 @@ def _within(
             if chosen.num_rows:
                 yield from change(chosen)
 
-    return each(spark, shared_out(spark, list_slices(work.source, work.files, table)), read, schema)
+    return run_tasks(spark, group_slices(spark, list_slices(work.source, work.files, table)), read, schema)
 
 
 def _held(spark: SparkSession, batch: FeatureBatch) -> DataFrame | None:
@@ -183,7 +183,7 @@ def _held(spark: SparkSession, batch: FeatureBatch) -> DataFrame | None:
         for rows in read_slices(place, slices, schema, table.partition_by):
             yield rows_between(rows, bounds.start, bounds.target)
 
-    return each(spark, shared_out(spark, list_slices(batch.held.source, batch.held.files, table)), read, schema)
+    return run_tasks(spark, group_slices(spark, list_slices(batch.held.source, batch.held.files, table)), read, schema)
 
 
 def _doubles(

@@ -22,9 +22,9 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from fraud_assets.core.schema import fraud_labels, raw_transactions
-from fraud_assets.engines.landing_report import LandingReport, by_partition, empty_reports, merge_reports
-from fraud_assets.engines.landing_tables import loss_note
-from fraud_assets.engines.local.landing import committed_offsets, land_new_labels, land_transactions
+from fraud_assets.engines.landing_report import LandingReport, empty_reports, key_by_partition, merge_reports
+from fraud_assets.engines.landing_tables import build_loss_note
+from fraud_assets.engines.local.landing import land_new_labels, land_transactions, read_committed_offsets
 from fraud_assets.engines.spark.messages import Landing, Written
 from fraud_assets.engines.spark.session import spark_faults
 from fraud_assets.errors import BrokerError, CommitConflictError, EngineError
@@ -111,7 +111,7 @@ def drain_topics(
             if reports[raw_transactions.name].rows == rows_at_failure:
                 raise
             rows_at_failure = reports[raw_transactions.name].rows
-    known = committed_offsets(lake, raw_transactions, ends)
+    known = read_committed_offsets(lake, raw_transactions, ends)
     lag = {stream: max(0, end - known[stream]) for stream, end in ends.items()}
     total = reports[raw_transactions.name]
     reports[raw_transactions.name] = LandingReport(
@@ -119,8 +119,8 @@ def drain_topics(
         total.rows,
         total.bytes,
         seconds=monotonic() - begun,
-        offsets=by_partition(known),
-        lag=by_partition(lag),
+        offsets=key_by_partition(known),
+        lag=key_by_partition(lag),
     )
     return reports
 
@@ -259,8 +259,8 @@ class TopicQuery:
             raise ReplanError("the topic has other partitions than the query was planned for")
         if begins != self._next:
             raise EngineError(
-                f"Spark's batch {number} begins at {by_partition(begins)}, and the last one ended at "
-                f"{by_partition(self._next)}. Nothing of it was landed; it is read again."
+                f"Spark's batch {number} begins at {key_by_partition(begins)}, and the last one ended at "
+                f"{key_by_partition(self._next)}. Nothing of it was landed; it is read again."
             )
         return ends
 
@@ -316,7 +316,7 @@ class TopicQuery:
         if not ahead:
             self._held = reached
             return LandedBatch(reports, reached)
-        note = {"rows": written.rows, **loss_note(readers.transactions.accepted)}
+        note = {"rows": written.rows, **build_loss_note(readers.transactions.accepted)}
         try:
             # All that was read by now was of this topic id, or nothing of it is landed.
             readers.transactions.check_topic_id(self._topic_id)
@@ -330,7 +330,7 @@ class TopicQuery:
             written.rows,
             written.bytes,
             seconds=monotonic() - begun,
-            offsets=by_partition(reached),
+            offsets=key_by_partition(reached),
         )
         return LandedBatch(reports, reached, written.newest)
 
@@ -354,7 +354,7 @@ class TopicQuery:
         targets = {stream: end - 1 for stream, end in ends.items()}
         reader = self._readers.transactions
         report = land_transactions(self._lake, self._settings, reader, targets, self._stop)
-        self._held = committed_offsets(self._lake, raw_transactions, ends)
+        self._held = read_committed_offsets(self._lake, raw_transactions, ends)
         if self._stop():
             raise ReplanError("it was stopped")
         return LandedBatch({**reports, raw_transactions.name: report}, self._held)

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from fraud_assets.core.pseudonyms import pseudonymise
 from fraud_assets.core.schema import MESSAGES, TIME, raw_transactions
-from fraud_assets.engines.landing_tables import payload_bytes
+from fraud_assets.engines.landing_tables import count_payload_bytes
 from fraud_assets.engines.spark.headers import headers_from_text
 from fraud_assets.engines.spark.tables import DATA_FILE
 from fraud_assets.kafka.message_batch import LATEST
@@ -98,10 +98,10 @@ class Landing:
         def rows() -> Iterator[pa.RecordBatch]:
             nonlocal size, newest
             for batch in batches:
-                messages = messages_of(batch, self.topic_id)
+                messages = to_messages(batch, self.topic_id)
                 fresh = rows_after(messages, self.held)
                 if fresh.num_rows:
-                    size += payload_bytes(fresh)
+                    size += count_payload_bytes(fresh)
                     newest = max(filter(None, (newest, pc.max(fresh["timestamp"]).as_py())), default=None)
                     treated = pseudonymise(fresh, self.settings.pseudonym_policy, decoder)
                     yield from stamp_ingest(treated, raw_transactions, self.moment).to_batches()
@@ -111,7 +111,7 @@ class Landing:
         return pa.RecordBatch.from_pylist([report], schema=_REPORT)
 
 
-def messages_of(batch: pa.RecordBatch, topic_id: str) -> pa.Table:
+def to_messages(batch: pa.RecordBatch, topic_id: str) -> pa.Table:
     """Rows of Spark's Kafka source, with headers as Spark's JSON, as `MESSAGES`."""
     milliseconds = pc.divide(batch["timestamp"].cast(pa.int64()), 1000)
     has_time = pc.and_(

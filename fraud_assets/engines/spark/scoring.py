@@ -13,8 +13,8 @@ from pyarrow.dataset import field as column
 from fraud_assets.core.schema import TRANSACTION_FEATURES, fraud_predictions, transaction_features
 from fraud_assets.core.scoring import PREDICTION_INPUTS
 from fraud_assets.engines.base import ScoringBatch, ScoringResult
-from fraud_assets.engines.scoring import alerts_in, other_versions
-from fraud_assets.engines.spark.tables import DATA_FILE, each
+from fraud_assets.engines.scoring import count_alerts, find_other_versions
+from fraud_assets.engines.spark.tables import DATA_FILE, run_tasks
 from fraud_assets.lake.data_files import DataFile, Slice, list_slices, read_slices, write_data_files
 from fraud_assets.lake.positions import rows_between
 from fraud_assets.lake.scan import files_within
@@ -56,10 +56,10 @@ def score_batch(spark: SparkSession, batch: ScoringBatch, model: Broadcast[bytes
             nonlocal alerts
             for read in read_slices(source_place, slices, _INPUTS, transaction_features.partition_by, where):
                 rows = pa.Table.from_batches([rows_between(read, bounds.start, bounds.target)])
-                others.update(other_versions(rows))
+                others.update(find_other_versions(rows))
                 if not others:
                     predictions = scorer.score(rows)
-                    alerts += alerts_in(predictions)
+                    alerts += count_alerts(predictions)
                     yield from predictions.to_batches()
 
         files = list(write_data_files(target_place, fraud_predictions, scored()))
@@ -68,7 +68,7 @@ def score_batch(spark: SparkSession, batch: ScoringBatch, model: Broadcast[bytes
 
     near = set(files_within(source, {"offset": (first, last)}))
     slices = list_slices(source, [path for path in batch.work.files if path in near], transaction_features)
-    reports = each(spark, shared_out_by_day(spark, slices), score, _REPORT).toArrow().to_pylist()
+    reports = run_tasks(spark, group_slices_by_day(spark, slices), score, _REPORT).toArrow().to_pylist()
     return ScoringResult(
         [DataFile(**file) for report in reports for file in report["files"]],
         sum(report["alerts"] for report in reports),
@@ -76,7 +76,7 @@ def score_batch(spark: SparkSession, batch: ScoringBatch, model: Broadcast[bytes
     )
 
 
-def shared_out_by_day(spark: SparkSession, slices: Sequence[Slice]) -> list[list[Slice]]:
+def group_slices_by_day(spark: SparkSession, slices: Sequence[Slice]) -> list[list[Slice]]:
     """The slices as the work of tasks, each with about the same bytes and with neighbouring days.
 
     A task writes a file for every day that it meets, so that of D days and T tasks come fewer than D + T files, and

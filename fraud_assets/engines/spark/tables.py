@@ -34,7 +34,7 @@ DATA_FILE = pa.schema(
 )
 
 
-def each(
+def run_tasks(
     spark: SparkSession,
     parts: Sequence[Part],
     work: Callable[[Part], Iterator[pa.RecordBatch]],
@@ -67,10 +67,10 @@ def scan(
     def read(slices: Sequence[Slice]) -> Iterator[pa.RecordBatch]:
         return read_slices(place, slices, schema, partition_by, where)
 
-    return each(spark, shared_out(spark, list_slices(handle, files, table)), read, schema)
+    return run_tasks(spark, group_slices(spark, list_slices(handle, files, table)), read, schema)
 
 
-def shared_out(spark: SparkSession, slices: Sequence[Slice]) -> list[list[Slice]]:
+def group_slices(spark: SparkSession, slices: Sequence[Slice]) -> list[list[Slice]]:
     """The slices as the work of so many tasks as keep the cores busy, each with about the same bytes."""
     tasks = min(len(slices), _TASKS_PER_CORE * spark.sparkContext.defaultParallelism)
     groups: list[list[Slice]] = [[] for _ in range(tasks)]

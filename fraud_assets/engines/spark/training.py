@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from fraud_assets.core.schema import TRANSACTION_FEATURES, transaction_features
-from fraud_assets.engines.base import TrainingWindow, Work
-from fraud_assets.engines.spark.tables import each, shared_out
+from fraud_assets.engines.base import RowFunction, TrainingWindow
+from fraud_assets.engines.spark.tables import group_slices, run_tasks
 from fraud_assets.lake.data_files import Slice, list_slices, read_slices
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 
-def gather(
-    spark: SparkSession, window: TrainingWindow, columns: Sequence[str], work: Work, schema: pa.Schema
+def map_window(
+    spark: SparkSession, window: TrainingWindow, columns: Sequence[str], work: RowFunction, schema: pa.Schema
 ) -> pa.Table:
-    """Does the work on each part of the window, a task each; see `Engine.gather`."""
+    """Does the work on each part of the window, a task each; see `Engine.map_window`."""
     location, where = window.lake.location(transaction_features), window.where
     wanted = pa.schema([TRANSACTION_FEATURES.field(name) for name in columns])
 
@@ -27,4 +27,4 @@ def gather(
         return work(read_slices(location, slices, wanted, transaction_features.partition_by, where))
 
     slices = list_slices(window.handle, window.files, transaction_features)
-    return each(spark, shared_out(spark, slices), run, schema).toArrow().cast(schema)
+    return run_tasks(spark, group_slices(spark, slices), run, schema).toArrow().cast(schema)
