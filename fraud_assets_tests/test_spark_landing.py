@@ -231,7 +231,7 @@ def test_a_topic_made_anew_under_the_query_mixes_nothing(
     spark: SparkSession, settings: Settings, lake: Lake, admin: AdminClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the plan and the first batch, where neither partitions nor offsets show it."""
-    from fraud_assets.engines.spark.landing import TopicQuery
+    from fraud_assets.engines.spark.topic_query import TopicQuery
 
     produce(settings, numbers(0, 10), partition=0)
     by_python(lake, settings)
@@ -278,7 +278,7 @@ def test_messages_below_the_log_start_stop_it_until_they_are_given_up(
 def test_messages_that_go_while_it_reads_stop_it(
     spark: SparkSession, settings: Settings, lake: Lake, admin: AdminClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fraud_assets.engines.spark.landing import TopicQuery
+    from fraud_assets.engines.spark.topic_query import TopicQuery
 
     produce(settings, numbers(0, 10), partition=0)
     by_python(lake, settings)
@@ -312,11 +312,11 @@ def test_pseudonyms(spark: SparkSession, settings: Settings, lake: Lake, make_se
 def test_a_job_that_fails_is_one_sentence(
     spark: SparkSession, settings: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fraud_assets.engines.spark import landing
+    from fraud_assets.engines.spark import topic_query
 
     produce(settings, numbers(0, 10))
     monkeypatch.setattr(
-        landing, "java_client", lambda settings: {**java_client(settings), "bootstrap.servers": "127.0.0.1:1"}
+        topic_query, "java_client", lambda settings: {**java_client(settings), "bootstrap.servers": "127.0.0.1:1"}
     )
     with pytest.raises(EngineError, match="A job on Spark failed") as failed:
         by_spark(spark, lake, settings.model_copy(update={"kafka_timeout_seconds": 1.0}))

@@ -1,4 +1,4 @@
-"""The engine that works in this process."""
+"""The engine that computes in this process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class LocalEngine:
-    """Does the work in this process, with DuckDB and Arrow. Implements `Engine`."""
+    """Computes in this process with DuckDB and Arrow. Implements `Engine`."""
 
     recompute_days = 1
 
@@ -55,11 +55,12 @@ class LocalEngine:
 
     def score(self, batch: ScoringBatch) -> ScoringResult:
         """See `Engine.score`."""
-        return score_rows(rows_within(batch.work, batch.bounds, self._settings, PREDICTION_INPUTS), batch.scorer)
+        rows = rows_within(batch.pending, batch.bounds, self._settings, PREDICTION_INPUTS)
+        return score_rows(rows, batch.scorer)
 
     def map_window(
-        self, window: TrainingWindow, columns: Sequence[str], work: RowFunction, schema: pa.Schema
+        self, window: TrainingWindow, columns: Sequence[str], function: RowFunction, schema: pa.Schema
     ) -> pa.Table:
-        """See `Engine.map_window`. A few batches of rows are in memory at a time."""
+        """See `Engine.map_window`. Only a few batches of rows are in memory at a time."""
         rows = batches(window.handle, columns, window.files, window.where)
-        return pa.Table.from_batches([batch.cast(schema) for batch in work(rows)], schema)
+        return pa.Table.from_batches([batch.cast(schema) for batch in function(rows)], schema)

@@ -1,4 +1,4 @@
-"""The engine that works on Spark."""
+"""The engine that computes on Spark."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 
 
 class SparkEngine:
-    """Does the work on Spark's executors. Implements `Engine`.
+    """Computes on Spark's executors. Implements `Engine`.
 
     Args:
-        settings: the contract, the topics and the limits of a batch.
-        session: called for the session when there is something to do.
+        settings: The message contract, the topics and the limits of a batch.
+        session: Returns the Spark session; called only if there is work.
     """
 
     recompute_days = 31
@@ -54,12 +54,12 @@ class SparkEngine:
     def land_topics(
         self, lake: Lake, *, transactions: bool = True, stop: Callable[[], bool] = never
     ) -> dict[str, LandingReport]:
-        """See `Engine.land_topics`. This process reads an embedded broker, which does not answer Java's clients.
+        """See `Engine.land_topics`. The embedded broker does not support Java clients; this process reads it itself.
 
         Raises:
-            EngineError: a job failed, twice.
-            JarsError: Spark's Kafka connector cannot be had.
-            BrokerError, MessagesLostError, LakeError: nothing is skipped; what was committed stays.
+            EngineError: A job failed twice without progress.
+            JarsError: Spark's Kafka connector cannot be resolved.
+            BrokerError, MessagesLostError, LakeError: Nothing is skipped, and committed batches stay.
         """
         settings = self._settings
         if not transactions or not uses_external_broker(settings):
@@ -74,7 +74,7 @@ class SparkEngine:
             return compute_features(self._session(), batch, self._settings)
 
     def recompute_features(self, lake: Lake, handle: DeltaTable, start: datetime, end: datetime) -> RecomputedRange:
-        """See `Engine.recompute_features`. Whole days are written, with the rows outside the range as they were."""
+        """See `Engine.recompute_features`. It writes whole days, with unchanged rows outside the range."""
         with spark_faults(self._settings):
             return recompute_features(self._session(), lake, handle, start, end, self._settings)
 
@@ -88,8 +88,8 @@ class SparkEngine:
             return score_batch(spark, batch, self._models[run_id])
 
     def map_window(
-        self, window: TrainingWindow, columns: Sequence[str], work: RowFunction, schema: pa.Schema
+        self, window: TrainingWindow, columns: Sequence[str], function: RowFunction, schema: pa.Schema
     ) -> pa.Table:
         """See `Engine.map_window`."""
         with spark_faults(self._settings):
-            return map_window(self._session(), window, columns, work, schema)
+            return map_window(self._session(), window, columns, function, schema)

@@ -27,7 +27,8 @@ from fraud_assets.core.schema import (
     raw_transactions,
     transaction_features,
 )
-from fraud_assets.engines.base import CLOCKS_DIFFER, FeatureBatch, FeatureResult, RecomputedRange, find_history_span
+from fraud_assets.engines.base import FeatureBatch, FeatureResult, RecomputedRange
+from fraud_assets.engines.history import CLOCKS_DIFFER, find_history_span
 from fraud_assets.engines.spark.headers import text_headers, with_text
 from fraud_assets.engines.spark.tables import group_slices, run_tasks, scan, write
 from fraud_assets.kafka.schemas import transaction_decoder
@@ -145,7 +146,7 @@ def _judged(spark: SparkSession, batch: FeatureBatch, settings: Settings) -> Dat
         for rows in (good, with_text(bad)):
             yield from _padded(rows, _JUDGED).to_batches()
 
-    return _within(spark, batch.lake, batch.work, batch.bounds, parse, _JUDGED)
+    return _within(spark, batch.lake, batch.pending, batch.bounds, parse, _JUDGED)
 
 
 def _within(
@@ -171,9 +172,9 @@ def _within(
 
 def _held(spark: SparkSession, batch: FeatureBatch) -> DataFrame | None:
     """Position and reason of what quarantine holds of the batch."""
-    if batch.held is None or not batch.held.target:
+    if batch.quarantined is None or not batch.quarantined.target:
         return None
-    bounds = batch.held_bounds
+    bounds = batch.quarantined_bounds
     columns = (*POSITION_COLUMNS, "reason")
     table = quarantined_transactions
     schema = pa.schema([table.schema.field(name) for name in columns])
@@ -183,7 +184,9 @@ def _held(spark: SparkSession, batch: FeatureBatch) -> DataFrame | None:
         for rows in read_slices(place, slices, schema, table.partition_by):
             yield rows_between(rows, bounds.start, bounds.target)
 
-    return run_tasks(spark, group_slices(spark, list_slices(batch.held.source, batch.held.files, table)), read, schema)
+    return run_tasks(
+        spark, group_slices(spark, list_slices(batch.quarantined.source, batch.quarantined.files, table)), read, schema
+    )
 
 
 def _doubles(
@@ -235,7 +238,7 @@ def _bodies(spark: SparkSession, batch: FeatureBatch, doubles: DataFrame) -> Dat
     def as_is(rows: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         yield from with_text(pa.Table.from_batches([rows])).to_batches()
 
-    messages = _within(spark, batch.lake, batch.work, batch.bounds, as_is, text_headers(raw_transactions.schema))
+    messages = _within(spark, batch.lake, batch.pending, batch.bounds, as_is, text_headers(raw_transactions.schema))
     found = messages.join(doubles, list(POSITION_COLUMNS)).withColumn("reason", F.lit(DUPLICATE))
     return found.select(*QUARANTINED_TRANSACTIONS.names)
 

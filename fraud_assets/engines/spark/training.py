@@ -1,4 +1,4 @@
-"""Work on the rows of a training window, done by Spark's executors."""
+"""Processes the rows of a training window on Spark's executors."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def map_window(
-    spark: SparkSession, window: TrainingWindow, columns: Sequence[str], work: RowFunction, schema: pa.Schema
+    spark: SparkSession, window: TrainingWindow, columns: Sequence[str], function: RowFunction, schema: pa.Schema
 ) -> pa.Table:
-    """Does the work on each part of the window, a task each; see `Engine.map_window`."""
+    """Runs a function on each part of the window, in a task each. See `Engine.map_window`."""
     location, where = window.lake.location(transaction_features), window.where
-    wanted = pa.schema([TRANSACTION_FEATURES.field(name) for name in columns])
+    inputs = pa.schema([TRANSACTION_FEATURES.field(name) for name in columns])
 
     def run(slices: Sequence[Slice]) -> Iterator[pa.RecordBatch]:
-        return work(read_slices(location, slices, wanted, transaction_features.partition_by, where))
+        return function(read_slices(location, slices, inputs, transaction_features.partition_by, where))
 
     slices = list_slices(window.handle, window.files, transaction_features)
     return run_tasks(spark, group_slices(spark, slices), run, schema).toArrow().cast(schema)
