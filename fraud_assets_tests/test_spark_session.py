@@ -92,7 +92,7 @@ def refusal(settings: Settings) -> str:
 def test_a_master_that_is_not_there_is_given_up(make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fraud_assets.engines.spark.session._MASTER_SECONDS", 0.1)
     master = f"spark://127.0.0.1:{free_ports(['master'])['master']}"
-    assert f"No Spark master answers at FRAUD_SPARK_MASTER '{master}'" in refusal(make_settings(spark_master=master))
+    assert f"No Spark master responds at FRAUD_SPARK_MASTER '{master}'" in refusal(make_settings(spark_master=master))
     assert "names no port" in refusal(make_settings(spark_master="spark://head"))
 
 
@@ -255,7 +255,7 @@ def test_a_session_writes_nothing_to_the_terminal_not_even_when_java_dies(settin
     assert (code, errors) == (0, "")
     failed, died = output.splitlines()
     assert failed == f"A job on Spark failed: ValueError: bad row. More is in {log} and in Spark's web UI."
-    assert died.startswith("Spark ended in the middle of a job, as it does without memory: FRAUD_SPARK_MEMORY is '2g'.")
+    assert died.startswith("Spark ended in the middle of a job, probably because it ran out of memory: FRAUD_SPARK_MEM")
     assert "bad row" in log.read_text()
 
 
