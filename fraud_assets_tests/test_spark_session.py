@@ -254,7 +254,7 @@ def test_a_session_writes_nothing_to_the_terminal_not_even_when_java_dies(settin
     code, output, errors = in_its_own_process(QUIET, settings)
     assert (code, errors) == (0, "")
     failed, died = output.splitlines()
-    assert failed == f"A job on Spark failed: ValueError: bad row. More is in {log} and in Spark's web UI."
+    assert failed == f"A job on Spark failed: ValueError: bad row. For details see {log} and Spark's web UI."
     assert died.startswith("Spark ended in the middle of a job, probably because it ran out of memory: FRAUD_SPARK_MEM")
     assert "bad row" in log.read_text()
 

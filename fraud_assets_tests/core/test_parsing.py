@@ -421,7 +421,7 @@ def test_clean_rows_take_the_fast_path() -> None:
     for feed in feeds:
         mapped = load_settings(_env_file=None, field_mapping=NESTED if b"after" in feed[0] else {})
         contract = transaction_contract(mapped.contract)
-        _, good = columnar_parsing._fast(pa.array(feed, pa.binary()), ingested, contract)
+        _, good = columnar_parsing._parse_fast(pa.array(feed, pa.binary()), ingested, contract)
         assert good.all()
 
 
