@@ -94,7 +94,7 @@ def test_a_database_that_is_being_created_or_is_none(tmp_path):
 
 def test_another_feature_version_names_the_remedy(settings, monkeypatch):
     monkeypatch.setattr(registry, "FEATURE_VERSION", "2")
-    with pytest.raises(FeatureVersionError, match=r"Version 2 .*feature version 1, .*of version 2: train a new"):
+    with pytest.raises(FeatureVersionError, match=r"Version 2 .*feature version 1, .*have version 2. Train a new"):
         champion(settings)
     assert champion_version(settings) == 2
 

@@ -209,7 +209,9 @@ def test_features_of_another_version_stop_the_chain_with_the_same_sentence(
     commit_features(lake, rows.set_column(index, rows.schema.field(index), pa.array(["0", "00"] * 5)))
     said = []
     for engine in (on_spark, LocalEngine(settings)):
-        with pytest.raises(LakeError, match=r"feature version 0, 00, the champion scores version 1") as refused:
+        with pytest.raises(
+            LakeError, match=r"feature version 0, 00, but the champion supports only version 1"
+        ) as refused:
             score_pending(lake, settings, engine)
         said.append(str(refused.value))
     assert said[0] == said[1]

@@ -15,7 +15,8 @@ from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.registry.models import ModelVersion, champion, champion_version
 from fraud_assets.settings import load_settings
 from fraud_assets.stages import training
-from fraud_assets.stages.training import read_features, read_threshold, recalibrate, train
+from fraud_assets.stages.training import read_threshold, recalibrate, train
+from fraud_assets.stages.training_window import read_features
 from fraud_assets_tests.synthetic import FIRST, commit_features, features
 
 ROWS = 4_000

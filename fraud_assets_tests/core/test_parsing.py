@@ -543,12 +543,12 @@ _often = settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow]
 @given(st.lists(_bodies(GOOD), min_size=1, max_size=8), st.sampled_from([0, 1]))
 def test_fast_path_agrees_on_transactions(bodies: list[bytes | None], fewest: int) -> None:
     """Every answer on a batch of transactions is that of the authority, with and without further shapes."""
-    before, columnar_parsing._FEWEST_ROWS = columnar_parsing._FEWEST_ROWS, 1 if fewest else 64
+    before, columnar_parsing._MIN_ROWS = columnar_parsing._MIN_ROWS, 1 if fewest else 64
     try:
         ingested = round(INGESTED.timestamp() * 1_000_000)
         _check(bodies, raw_table(bodies), transaction_contract(SETTINGS.contract), ingested)
     finally:
-        columnar_parsing._FEWEST_ROWS = before
+        columnar_parsing._MIN_ROWS = before
 
 
 @_often
