@@ -81,7 +81,7 @@ def locate_in_home(settings: Settings, uri: str, root: str) -> str:
     Returns:
         The location in the present home, or `uri` for another registry.
     """
-    if _own_database(settings) is None or not _is_root(settings, root) or not uri.startswith(f"{root}/"):
+    if _default_database(settings) is None or not _is_root(settings, root) or not uri.startswith(f"{root}/"):
         return uri
     return settings.mlflow_artifacts.as_uri() + uri[len(root) :]
 

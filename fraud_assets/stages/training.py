@@ -156,7 +156,8 @@ def train(
         raise NotEnoughDataError(
             f"Training needs {settings.train_min_rows:,} transactions (FRAUD_TRAIN_MIN_ROWS); from "
             f"{window.start:%Y-%m-%d %H:%M} to before {window.end:%Y-%m-%d %H:%M} UTC the lake holds {window_rows:,} "
-            f"of feature version {FEATURE_VERSION}. Land more, lower the setting, or widen the window (FRAUD_TRAIN_DAYS)."
+            f"of feature version {FEATURE_VERSION}. Land more, lower the setting, or widen the window "
+            "(FRAUD_TRAIN_DAYS)."
         )
     features = read_training_rows(window, window_rows, settings, engine)
     logger.info(f"training {settings.train_trees} trees on {features.num_rows:,} of {window_rows:,} transactions")
