@@ -132,7 +132,7 @@ def test_rows_of_another_feature_version_are_not_trained_on(tmp_path):
 
 def test_a_version_without_threshold_says_what_to_do(home):
     settings, lake, _ = home
-    with pytest.raises(LakeError, match=r"Version 99 .*\(MLflow run r\) has no .* materialize alert_thresholds"):
+    with pytest.raises(LakeError, match=r"Version 99 .*\(MLflow run r\) has no .* Materialize only alert_thresholds"):
         read_threshold(lake, ModelVersion(99, "r"), settings)
 
 

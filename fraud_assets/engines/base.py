@@ -242,7 +242,7 @@ class TrainingWindow:
 
     @property
     def where(self) -> Expression:
-        """The condition that the rows fulfil. It uses only columns that the files themselves contain."""
+        """The condition that the rows meet. It uses only columns that the files themselves contain."""
         return (
             (pc.field("tx_datetime") >= pa.scalar(self.start, TIME))
             & (pc.field("tx_datetime") < pa.scalar(self.end, TIME))

@@ -84,7 +84,7 @@ class Settings(
 
     @property
     def contract(self) -> Contract:
-        """The contract that messages must fulfil."""
+        """The contract that messages must meet."""
         return Contract(self.field_mapping, self.max_body_bytes, self.future_skew_seconds, self.time_zone)
 
     @property

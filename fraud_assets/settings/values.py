@@ -23,7 +23,7 @@ class BatchLimits:
 
 @dataclass(frozen=True)
 class Contract:
-    """The contract that messages must fulfil.
+    """The contract that messages must meet.
 
     Attributes:
         field_mapping: Payload field by contract field, for fields with another name.

@@ -20,6 +20,7 @@ from fraud_assets.engines.spark.topic_query import TopicQuery
 from fraud_assets.errors import EngineError
 from fraud_assets.kafka.topic_readers import TopicReaders
 from fraud_assets.lake.known_topics import positions_in
+from fraud_assets.lake.positions import Positions
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
 
@@ -78,15 +79,20 @@ def drain_topics(
             if reports[raw_transactions.name].rows == rows_at_failure:
                 raise
             rows_at_failure = reports[raw_transactions.name].rows
+    total = reports[raw_transactions.name]
+    reports[raw_transactions.name] = _complete_report(total, lake, ends, monotonic() - started)
+    return reports
+
+
+def _complete_report(total: LandingReport, lake: Lake, ends: Positions, seconds: float) -> LandingReport:
+    """Returns the report on the transactions with the duration, and the offsets and the lag of all partitions."""
     known = read_committed_offsets(lake, raw_transactions, ends)
     lag = {source: max(0, end - known[source]) for source, end in ends.items()}
-    total = reports[raw_transactions.name]
-    reports[raw_transactions.name] = LandingReport(
+    return LandingReport(
         total.table,
         total.rows,
         total.bytes,
-        seconds=monotonic() - started,
+        seconds=seconds,
         offsets=key_by_partition(known),
         lag=key_by_partition(lag),
     )
-    return reports

@@ -79,7 +79,7 @@ def scan(
         handle: The version of the table.
         files: The files to read.
         columns: The columns to read; default: all.
-        where: The condition that the rows fulfil; default: none.
+        where: The condition that the rows meet; default: none.
     """
     schema = table.schema if columns is None else pa.schema([table.schema.field(name) for name in columns])
     location, partition_by = lake.location(table), table.partition_by
