@@ -140,7 +140,7 @@ def test_an_unknown_error_is_told_by_its_innermost_cause(spark: SparkSession, se
 
     told = raised_by(spark, settings, lambda: ZeroDivisionError("a mean of nothing"))
     assert type(told) is EngineError
-    assert str(told).startswith("A job on Spark failed: ZeroDivisionError: a mean of nothing. More is in ")
+    assert str(told).startswith("A job on Spark failed: ZeroDivisionError: a mean of nothing. For details see ")
     assert "failed: RuntimeError: the task failed. More" in str(raised_by(spark, settings, caused))
 
 
