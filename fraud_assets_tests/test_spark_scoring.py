@@ -101,7 +101,7 @@ def test_the_same_bits_and_the_same_report(
         report = score_pending(lake, bounded, SparkEngine(bounded, lambda: spark))
     expected = score_pending(other, bounded)
     assert (report.rows, report.batches, report.alerts) == (ROWS, 3, expected.alerts)
-    assert lines[0].startswith("1,500 of 4,000 ")
+    assert lines[0].startswith("scored 1,500 of 4,000 ")
     assert predictions(lake).equals(predictions(other))
     assert files(lake) == committed(lake)
     facts = [commit["model_version"] for commit in lake.open(fraud_predictions).history() if "model_version" in commit]
