@@ -78,7 +78,7 @@ def test_every_feature_row_once_in_bounded_batches(lake, settings):
     assert metadata["alert_rate"] == round(report.alerts / ROWS, 6)
     assert (metadata["model_version"], metadata["model_run_id"]) == (1, champion(settings).run_id)
     assert 0 < report.alert_rate <= settings.alert_max_rate
-    assert lines[0].startswith("500 of 1,200 ")
+    assert lines[0].startswith("scored 500 of 1,200 ")
     assert positions(lake, fraud_predictions) == positions(lake, transaction_features)
     again = score_pending(lake, settings)
     # What a run without rows does not know is left out: a plot shows no point then, and no zero.
