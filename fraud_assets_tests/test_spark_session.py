@@ -141,7 +141,7 @@ def test_an_unknown_error_is_told_by_its_innermost_cause(spark: SparkSession, se
     told = raised_by(spark, settings, lambda: ZeroDivisionError("a mean of nothing"))
     assert type(told) is EngineError
     assert str(told).startswith("A job on Spark failed: ZeroDivisionError: a mean of nothing. For details see ")
-    assert "failed: RuntimeError: the task failed. More" in str(raised_by(spark, settings, caused))
+    assert "failed: RuntimeError: the task failed. For details" in str(raised_by(spark, settings, caused))
 
 
 def test_a_task_that_the_system_kills_is_told(spark: SparkSession, settings: Settings) -> None:
@@ -263,14 +263,14 @@ GONE_AT_ITS_END = """
 from types import SimpleNamespace
 from py4j.protocol import Py4JError
 from pyspark import SparkContext
-from fraud_assets.engines.spark.session import stop
+from fraud_assets.engines.spark.session import stop_session
 
 def gone():
     raise Py4JError("Answer from Java side is empty")
 
 session = SparkContext.__new__(SparkContext)
 session._jsc = SimpleNamespace(stop=gone)
-stop(session)
+stop_session(session)
 """
 
 
