@@ -10,7 +10,7 @@ from pathlib import Path
 import _lakes as lakes
 
 from fraud_assets.core.schema import MODEL_INPUTS, fraud_predictions, transaction_features
-from fraud_assets.core.scoring import matrix
+from fraud_assets.core.scoring import to_matrix
 from fraud_assets.core.training import fit, score_samples
 from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.registry.models import champion
@@ -35,7 +35,7 @@ def main() -> None:
         process_landed(lake, settings)
         train(lake, settings)
         features = dataset_of(lake.open(transaction_features)).to_table(columns=list(MODEL_INPUTS))
-        inputs, model = matrix(features), champion(settings).model
+        inputs, model = to_matrix(features), champion(settings).model
         threads = len(os.sched_getaffinity(0))
         used: dict[str, list[float]] = {"stage": [], "alone": []}
 

@@ -24,7 +24,7 @@ def report_landed(settings: Settings, reports: Mapping[str, LandingReport]) -> N
     What landed has landed, whether Dagster hears of it or not.
     """
     home = dagster_home(settings)
-    landed = {table: report for table, report in reports.items() if report.has_news}
+    landed = {table: report for table, report in reports.items() if report.has_changes}
     if home is None or not landed:
         return
     import dagster as dg

@@ -1,7 +1,7 @@
-"""Errors that a person can act upon, each with one sentence.
+"""Exceptions with a message that a user or operator can act on.
 
-A message names the setting or file, its value and the fix. The command line prints it without a stack trace and exits
-with `exit_code`; assets raise it as a Dagster `Failure`.
+A message names the setting or file, its value and the fix. The command line prints the message without a stack trace
+and exits with `exit_code`. Assets raise it as a Dagster `Failure`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fraud_assets.printable import printable
 
 
 class FraudAssetsError(Exception):
-    """Base of all errors that a person can act upon."""
+    """Base class of all errors that a user or operator can act on."""
 
     exit_code = 1
 
@@ -30,23 +30,23 @@ class BrokerError(FraudAssetsError):
 
 
 class MessagesLostError(BrokerError):
-    """The broker no longer has messages that were not landed yet."""
+    """The broker deleted messages before they landed."""
 
 
 class UnreadableError(BrokerError):
-    """The broker has messages of a partition that the client cannot read."""
+    """The broker holds messages that the client cannot read."""
 
 
 class TopicRecreatedError(BrokerError):
-    """The topic was deleted and created again while it was read."""
+    """The topic was deleted and recreated while it was read."""
 
 
 class SchemaRegistryError(BrokerError):
-    """The schema registry cannot be read or written. Landing treats it as an outage: it retries and skips nothing."""
+    """The schema registry cannot be read or written. Landing treats this as an outage: it retries and skips nothing."""
 
 
 class BrokerRefusedError(BrokerError):
-    """The broker refuses the connection: wrong credentials, an unknown authority or another protocol."""
+    """The broker refuses the connection: wrong credentials, an unknown certificate authority or another protocol."""
 
 
 class LakeError(FraudAssetsError):
@@ -54,15 +54,15 @@ class LakeError(FraudAssetsError):
 
 
 class DamagedFileError(LakeError):
-    """A file of a table is missing, cut or empty; the message names it and the way back."""
+    """A file of a table is missing, truncated or empty. The message names the file and how to restore the table."""
 
 
 class CommitConflictError(LakeError):
-    """Another writer committed first. Read the committed offsets again and start over."""
+    """Another writer committed first. The caller reads the committed offsets again and starts over."""
 
 
 class UnknownMessageError(FraudAssetsError):
-    """No quarantined message has the position, or more than one has."""
+    """No quarantined message has the given position, or more than one has."""
 
 
 class NotEnoughDataError(FraudAssetsError):
@@ -70,73 +70,76 @@ class NotEnoughDataError(FraudAssetsError):
 
 
 class NoChampionError(FraudAssetsError):
-    """No model version carries the champion alias yet."""
+    """No model version has the champion alias yet."""
 
 
 class LostRegistryError(NoChampionError):
-    """No version carries the champion alias, but a champion has scored this lake."""
+    """No model version has the champion alias, but the lake holds predictions of an earlier champion."""
 
 
 class ModelRegistryError(FraudAssetsError):
-    """The model registry, or the files of a model, cannot be read or written."""
+    """The model registry or the files of a model cannot be read or written."""
 
 
 class FeatureVersionError(FraudAssetsError):
-    """The champion was trained on features of another version."""
+    """The champion was trained on another feature version."""
 
 
 class JarsError(FraudAssetsError):
-    """Jars that are needed are not there and cannot be had."""
+    """Required jars are missing and cannot be resolved."""
 
 
 class EngineError(FraudAssetsError):
-    """Spark cannot be started, or a job on it failed."""
+    """Spark cannot be started, or a Spark job failed."""
 
 
 class SparkEndedError(EngineError):
-    """The Spark session has ended; only a new process gets another."""
+    """The Spark session has ended. Only a new process can start another one."""
 
 
 class DiskError(FraudAssetsError):
     """A file or folder of the platform cannot be read or written."""
 
 
-_DISK_FAULTS = frozenset(
+_DISK_ERRORS = frozenset(
     {
         errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOTDIR, errno.ELOOP,
         errno.ESTALE, errno.EBUSY,
     }
 )  # fmt: skip
 _TOO_MANY_FILES = frozenset({errno.EMFILE, errno.ENFILE})
-_PASSING = _TOO_MANY_FILES | {errno.ENOMEM, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ESTALE}
+_TEMPORARY = _TOO_MANY_FILES | {errno.ENOMEM, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ESTALE}
 
 
 def is_temporary(error: OSError) -> bool:
-    """Whether the fault is one of the machine at this moment, and not of the file: the same call may work later."""
-    return error.errno in _PASSING
+    """Returns whether the cause is the state of the machine and not the file, so that the same call may work later."""
+    return error.errno in _TEMPORARY
 
 
 def disk_fault(error: OSError) -> DiskError | None:
-    """The sentence for a disk that is full, read-only or closed to us, and for a process with too many open files.
+    """Converts an `OSError` of a full, read-only or inaccessible disk, or of too many open files, to a `DiskError`.
 
     Returns:
-        The error with that sentence; None where it is something else.
+        The `DiskError`, or None if the error has another cause.
     """
     if error.errno in _TOO_MANY_FILES:
         return DiskError(
-            f"No further file or connection can be opened ({error.strerror}). Close some, or raise the limit of open "
-            "files (`ulimit -n`, or LimitNOFILE of a systemd service)."
+            f"The process cannot open another file or connection ({error.strerror}). Close some, or raise the limit of "
+            "open files (`ulimit -n`, or LimitNOFILE of a systemd service)."
         )
-    if error.errno not in _DISK_FAULTS:
+    if error.errno not in _DISK_ERRORS:
         return None
-    place = printable(error.filename) if error.filename else "A file of the platform"
+    path = printable(error.filename) if error.filename else "A file of the platform"
     return DiskError(
-        f"{place} cannot be used: {error.strerror}. Free or unlock that disk, or point FRAUD_HOME to another folder."
+        f"{path} cannot be used: {error.strerror}. Free or unlock that disk, or point FRAUD_HOME to another folder."
     )
 
 
 def too_many_open_files() -> DiskError | None:
-    """The sentence where this process cannot open a single file now, which libraries tell in misleading words."""
+    """Returns a `DiskError` if this process cannot open a file now, else None.
+
+    Libraries report this condition with misleading messages, so callers test for it directly.
+    """
     try:
         with Path(os.devnull).open("rb"):
             return None

@@ -50,6 +50,6 @@ def fraud_predictions(
                 tell = context.log.warning if isinstance(error, LostRegistryError) else context.log.info
                 tell(f"Scoring skipped, it catches up later: {error}")
                 return
-        if report.busiest and report.busiest.over:
+        if report.busiest and report.busiest.is_over_limit:
             context.log.warning(f"{describe_busy_day(report.busiest, settings)}. {REMEDY}")
         yield dg.MaterializeResult(metadata=report.metadata())

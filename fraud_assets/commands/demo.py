@@ -21,7 +21,7 @@ from fraud_assets.commands.console import show_warnings_only
 from fraud_assets.errors import FraudAssetsError
 from fraud_assets.samples import FIELD_MAPPINGS, sample_file
 from fraud_assets.settings import Settings, load_settings
-from fraud_assets.system.env_file import quoted
+from fraud_assets.system.env_file import quote_value
 
 DAYS = 60
 BAD_MESSAGES = 26
@@ -165,7 +165,7 @@ def _remember(settings: Settings) -> None:
     # Relative: a copy of the demo's folder is a home of its own.
     values["FRAUD_HOME"] = "."
     values["DAGSTER_HOME"] = str(settings.home_path / "dagster")
-    lines = [f"{name}={quoted(value)}\n" for name, value in values.items()]
+    lines = [f"{name}={quote_value(value)}\n" for name, value in values.items()]
     (settings.home_path / ".env").write_text("".join(lines), encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Bytes in a field that may be an identifier, as Avro and Parquet store them: text where they are text."""
+"""Converts binary values of Avro and Parquet, which may be identifiers, to text or JSON."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import re
 from uuid import UUID
 
 _NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-"""Control characters: bytes that hold them are a number or a code that is valid UTF-8 by chance."""
+"""Control characters. Bytes with one of them are a number or a code that happens to be valid UTF-8."""
 
 
 def text_of_bytes(data: bytes) -> str | None:
-    """The bytes as UTF-8 text, None where they are no text."""
+    """Decodes bytes as UTF-8 text. Returns None if they are not text."""
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
@@ -19,14 +19,14 @@ def text_of_bytes(data: bytes) -> str | None:
 
 
 def json_of_bytes(data: bytes) -> str | dict[str, str]:
-    """What stands in JSON for bytes: their text, or an object with their hexadecimal digits.
+    """Converts bytes to a JSON value: their text, or an object with their hexadecimal digits.
 
-    An object is no identifier, so that the parser refuses it and its detail shows the digits.
+    The parser rejects an object as an identifier, and the detail of the rejection shows the digits.
     """
     text = text_of_bytes(data)
     return {"bytes": data.hex()} if text is None else text
 
 
 def uuid_text(data: bytes) -> str:
-    """The text of a UUID of 16 bytes."""
+    """Returns the text of a UUID from its 16 bytes."""
     return str(UUID(bytes=data))

@@ -1,4 +1,4 @@
-"""One message body: its bytes to a JSON object, or the reason why they are none."""
+"""Parses one message body to a JSON object, or gives the reason why it is rejected."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fraud_assets.core.paths import resolve
+from fraud_assets.core.field_paths import resolve
 
 BODY_REASONS = {
     "tombstone": "The message has a null body: the deletion marker of a compacted topic, no transaction.",
@@ -22,28 +22,33 @@ BODY_REASONS = {
     "duplicate_key": "A key occurs more than once in the object, so that its value is ambiguous.",
     "wrong_type": "A field holds a value of the wrong type.",
 }
-"""Why a body gives no JSON object: each reason with one sentence for a person."""
+"""Reasons to reject a body, each with a sentence for operators."""
 
 FAST_DEPTH = 40
-"""Levels of lists and objects, each, that the fast paths take; their sum stays below MAX_DEPTH."""
+"""Maximum levels of lists, and of objects, that the fast paths accept. The sum stays below MAX_DEPTH."""
 
 MAX_DEPTH = 100
-"""Levels of lists and objects; a fixed limit, for the interpreter's own depends on how deep the caller is."""
+"""Maximum levels of lists and objects. It is fixed, because the interpreter's limit depends on the caller's depth."""
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-"""UTF-8's byte order mark, which .NET and some editors write first. It is no part of the JSON and is ignored."""
+"""Byte order mark of UTF-8, which .NET and some editors write first. It is not part of the JSON and is ignored."""
 
 WITHHELD = b"withheld "
-"""How a body starts whose bytes were not kept (see `core.pseudonyms`); no JSON and no registry's frame does."""
+"""Prefix of a stored body whose bytes were not kept (see `core.pseudonyms`). No JSON and no frame starts like this."""
 
 MAGIC = b"\0"
-"""How a body starts that a schema registry's serializer framed; four bytes with the schema's id follow."""
+"""First byte of a body framed by a schema registry's serializer. Four bytes with the schema's id follow."""
 
 _SHOWN_CHARACTERS = 80
 
 
 class Rejected(Exception):
-    """A message cannot be taken; `reason` is a key of `REASONS` before any `label_`, `detail` a sentence."""
+    """A message is rejected.
+
+    Attributes:
+        reason: A key of `core.quarantine_reasons.REASONS`, without the prefix `label_`.
+        detail: A sentence with the rejected value and the expected one.
+    """
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)
@@ -52,24 +57,24 @@ class Rejected(Exception):
 
 
 class LongInteger(str):
-    """Digits of an integer that is too long for Python to convert."""
+    """Digits of an integer that Python refuses to convert because it is too long."""
 
 
 def json_object(body: bytes | None, max_body_bytes: int, paths: Iterable[str] = ()) -> dict[str, Any]:
-    """The JSON object that a body holds.
+    """Parses a body to a JSON object.
 
     Args:
-        body: the message's bytes.
-        max_body_bytes: a larger body is refused.
-        paths: fields that are read; no key on the way to one of them may occur twice.
+        body: The bytes of the message body.
+        max_body_bytes: A larger body is rejected.
+        paths: Paths of the fields that the caller reads. No key along these paths may occur twice.
 
     Raises:
-        Rejected: with the first thing that is wrong; the detail may quote the body.
+        Rejected: The body is not acceptable. It gives the first problem; the detail may quote the body.
     """
     check_size(body, max_body_bytes)
     assert body is not None
     if body.startswith(WITHHELD):
-        raise _withheld(body)
+        raise _read_withheld(body)
     if body.startswith(MAGIC):
         detail = "it has a schema registry's frame; expected JSON (FRAUD_TRANSACTIONS_FORMAT, FRAUD_LABELS_FORMAT)"
         raise Rejected("invalid_json", detail)
@@ -77,61 +82,66 @@ def json_object(body: bytes | None, max_body_bytes: int, paths: Iterable[str] = 
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        place = error.start + len(body) - len(content)
-        detail = f"byte {place} of the body is 0x{content[error.start]:02x}; expected UTF-8"
+        index = error.start + len(body) - len(content)
+        detail = f"byte {index} of the body is 0x{content[error.start]:02x}; expected UTF-8"
         raise Rejected("invalid_utf8", detail) from None
 
     repeated: list[tuple[dict[str, Any], list[tuple[str, Any]]]] = []
 
-    def keep(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        if len(made) < len(pairs):
-            repeated.append((made, pairs))
-        return made
+    def build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        item = dict(pairs)
+        if len(item) < len(pairs):
+            repeated.append((item, pairs))
+        return item
 
     too_deep = Rejected("invalid_json", f"the body is nested too deeply; expected at most {MAX_DEPTH} levels")
     try:
-        payload = json.loads(text, object_pairs_hook=keep, parse_int=_integer)
+        payload = json.loads(text, object_pairs_hook=build_object, parse_int=_parse_integer)
     except json.JSONDecodeError as error:
         raise Rejected("invalid_json", f"the body is not JSON: {error.msg} at character {error.pos}") from None
     except RecursionError:
         raise too_deep from None
-    if levels(payload, MAX_DEPTH) is None:
+    if count_pairs(payload, MAX_DEPTH) is None:
         raise too_deep
     if not isinstance(payload, dict):
         raise Rejected("not_an_object", f"the body is {describe(payload)}; expected an object")
     if repeated:
-        _refuse_repeated(payload, repeated, paths)
+        _check_repeated_keys(payload, repeated, paths)
     return payload
 
 
-def _refuse_repeated(
+def _check_repeated_keys(
     payload: dict[str, Any], repeated: list[tuple[dict[str, Any], list[tuple[str, Any]]]], paths: Iterable[str]
 ) -> None:
-    """Raises `Rejected` where the object, or one on the way to a path, has a key more than once."""
+    """Raises `Rejected` if the object, or an object along one of the paths, has a repeated key."""
     read: list[Any] = [payload]
     for path in paths:
         inner: Any = payload
-        below = path
-        while type(inner) is dict and (found := resolve(inner, below)) is not None and found[1]:
-            inner, below = inner[found[0]], found[1]
+        rest = path
+        while type(inner) is dict and (found := resolve(inner, rest)) is not None and found[1]:
+            inner, rest = inner[found[0]], found[1]
             read.append(inner)
-    for made, pairs in repeated:
-        if any(item is made for item in read):
+    for parsed, pairs in repeated:
+        if any(item is parsed for item in read):
             seen: set[str] = set()
             for key, _ in pairs:
                 if key in seen:
-                    raise Rejected("duplicate_key", f"the key {_cut(_storable(json.dumps(key)))} occurs more than once")
+                    shown = _shorten(_to_storable(json.dumps(key)))
+                    raise Rejected("duplicate_key", f"the key {shown} occurs more than once")
                 seen.add(key)
 
 
 def strip_byte_order_mark(body: bytes) -> bytes:
-    """The body without a byte order mark at its start."""
+    """Returns the body without a leading byte order mark."""
     return body.removeprefix(BYTE_ORDER_MARK)
 
 
 def check_size(body: bytes | None, max_body_bytes: int) -> None:
-    """Raises `Rejected` for a body that is not there, is empty or is too large to be looked at."""
+    """Checks the size of a body before it is parsed.
+
+    Raises:
+        Rejected: The body is null, empty or too large.
+    """
     if body is None:
         raise Rejected("tombstone", "the message has a null body: a deletion marker")
     if not body:
@@ -140,27 +150,35 @@ def check_size(body: bytes | None, max_body_bytes: int) -> None:
         raise Rejected("body_too_large", f"the body has {len(body)} bytes; expected at most {max_body_bytes}")
 
 
-def levels(payload: Any, deepest: int) -> int | None:
-    """Number of key-value pairs at all levels, None beyond `deepest` levels. No recursion: the input is hostile."""
+def count_pairs(payload: Any, max_depth: int) -> int | None:
+    """Counts the key-value pairs at all levels. Returns None if the payload has more than `max_depth` levels.
+
+    It does not recurse, because the input may be hostile.
+    """
     pairs, depth = 0, 0
     level = [payload] if type(payload) in (dict, list) else []
     while level:
         depth += 1
-        if depth > deepest:
+        if depth > max_depth:
             return None
-        below: list[Any] = []
+        next_level: list[Any] = []
         for item in level:
             children = item
             if type(item) is dict:
                 pairs += len(item)
                 children = item.values()
-            below += [child for child in children if type(child) in (dict, list)]
-        level = below
+            next_level += [child for child in children if type(child) in (dict, list)]
+        level = next_level
     return pairs
 
 
-def bytes_of(bodies: Any) -> tuple[np.ndarray, np.ndarray]:
-    """All bytes of a binary array, and where each row starts and the last ends."""
+def read_buffers(bodies: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Reads the buffers of a binary array without a copy.
+
+    Returns:
+        The bytes of all rows (uint8), and the offsets (int64, shape (rows + 1,)) at which each row starts and the last
+        one ends.
+    """
     _, starts, content = bodies.buffers()
     offsets = np.frombuffer(starts, dtype=np.int32)[bodies.offset : bodies.offset + len(bodies) + 1]
     offsets = offsets.astype(np.int64)
@@ -169,11 +187,11 @@ def bytes_of(bodies: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.frombuffer(content, dtype=np.uint8)[offsets[0] : offsets[-1]], offsets - offsets[0]
 
 
-def most_pairs(data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """How many key-value pairs each body has at the most, from its bytes alone.
+def bound_pair_counts(data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Returns an upper bound of the number of key-value pairs of each body, from its bytes alone.
 
-    A colon that ends a key follows a quote or white space. So the colons that do are at least as many as the
-    pairs written, and a body that has that many pairs after decoding lost none to a repeated key.
+    A colon that ends a key follows a quote or white space. Such colons are at least as many as the pairs in the text.
+    If a decoded body has that many pairs, it lost none to a repeated key.
     """
     colons = np.flatnonzero(data == ord(":"))
     before = data[colons - 1]
@@ -182,40 +200,42 @@ def most_pairs(data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
 
 
 def describe(value: Any) -> str:
-    """A value and its type for a person, short and storable."""
+    """Describes a value and its type in a short text that can be stored."""
     if value is None:
         return "null"
     if isinstance(value, LongInteger):
-        return f"{_cut(value)}, an integer of {len(value.lstrip('-'))} digits"
+        return f"{_shorten(value)}, an integer of {len(value.lstrip('-'))} digits"
     kinds = {bool: "a boolean", int: "an integer", float: "a number", str: "a string", list: "an array"}
-    return f"{_cut(_storable(json.dumps(value, ensure_ascii=False)))}, {kinds.get(type(value), 'an object')}"
+    return f"{_shorten(_to_storable(json.dumps(value, ensure_ascii=False)))}, {kinds.get(type(value), 'an object')}"
 
 
-def withheld_body(reason: str, hmac: str, length: int) -> bytes:
-    """What is stored in place of a body that must not be kept: why it could not be read, its HMAC and its length."""
+def build_withheld_body(reason: str, hmac: str, length: int) -> bytes:
+    """Builds the replacement of a body that must not be stored: the reason, its HMAC and its length."""
     return WITHHELD + json.dumps({"reason": reason, "bytes": length, "hmac_sha256": hmac}).encode()
 
 
-def _withheld(body: bytes) -> Rejected:
+def _read_withheld(body: bytes) -> Rejected:
+    """Returns the rejection that a withheld body records."""
     try:
         marker = json.loads(body.removeprefix(WITHHELD))
         reason, length = marker["reason"], int(marker["bytes"])
         sentence = BODY_REASONS[reason]
-    except (ValueError, TypeError, KeyError, RecursionError):  # somebody else's bytes that start alike
+    # A producer can send a body that starts with the same bytes.
+    except (ValueError, TypeError, KeyError, RecursionError):
         return Rejected("invalid_json", "the body is not JSON: it starts like one that was withheld")
     return Rejected(reason, f"{sentence} Its {length} bytes were withheld, as FRAUD_PSEUDONYMISE says")
 
 
-def _integer(digits: str) -> int | LongInteger:
+def _parse_integer(digits: str) -> int | LongInteger:
     try:
         return int(digits)
-    except ValueError:  # Python converts no more than about 4300 digits
+    except ValueError:  # Python converts at most about 4300 digits.
         return LongInteger(digits)
 
 
-def _cut(text: str) -> str:
+def _shorten(text: str) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
 
 
-def _storable(text: str) -> str:
+def _to_storable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

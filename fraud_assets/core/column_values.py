@@ -1,4 +1,4 @@
-"""Reads a column of values of one field; single values go through `core.field_values`."""
+"""Reads a column of values of one field. Values that are not plain go through `core.field_values` one by one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fraud_assets.core.schema import TIME
 
 ARROW_TYPES: dict[ValueKind, Any] = {"id": pa.string(), "time": pa.int64(), "amount": pa.float64(), "flag": pa.bool_()}
 
-# Narrow, because a time that Arrow cannot cast sends its whole chunk to the reader of single values.
+# The pattern is narrow, because a time that Arrow cannot cast sends its whole chunk to the reader of single values.
 _PLAIN_TIME = (
     r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
     r"[T ]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?"
@@ -26,11 +26,11 @@ _PLAIN_LOCAL = _PLAIN_TIME + r"$"
 _PLAIN_ZONED = _PLAIN_TIME + r"(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"
 
 
-# Columns of the fast path: an Arrow array, null where a value is not plainly fine, and which values are;
-# None instead of the latter when all are. Single values go through the readers of the authority.
+# Each reader returns an Arrow array, with nulls for values that are not certainly valid, and a mask of the valid values
+# (None if all are valid).
 
 
-def _id_column(values: Sequence[Any]) -> tuple[Any, np.ndarray | None]:
+def _read_ids(values: Sequence[Any]) -> tuple[Any, np.ndarray | None]:
     types = set(map(type, values))
     if types == {int}:
         try:
@@ -42,13 +42,14 @@ def _id_column(values: Sequence[Any]) -> tuple[Any, np.ndarray | None]:
     return _read_column("id", values)
 
 
-def _amount_column(values: Sequence[Any]) -> tuple[Any, np.ndarray]:
+def _read_amounts(values: Sequence[Any]) -> tuple[Any, np.ndarray]:
     plain = set(map(type, values)) <= {float, int}
     try:
         amounts = np.array(values if plain else list(map(_amount_or_nan, values)), dtype=np.float64)
     except OverflowError:
         amounts = np.array(list(map(_amount_or_nan, values)), dtype=np.float64)
-    return pa.array(amounts + 0.0), np.isfinite(amounts) & (amounts >= 0)  # + 0.0 makes 0.0 of -0.0
+    # Adding 0.0 turns -0.0 into 0.0.
+    return pa.array(amounts + 0.0), np.isfinite(amounts) & (amounts >= 0)
 
 
 def _amount_or_nan(value: Any) -> float:
@@ -58,7 +59,7 @@ def _amount_or_nan(value: Any) -> float:
         return math.nan
 
 
-def _time_column(values: Sequence[Any]) -> tuple[Any, np.ndarray | None]:
+def _read_times(values: Sequence[Any]) -> tuple[Any, np.ndarray | None]:
     if set(map(type, values)) != {str}:
         values = [value if type(value) is str else None for value in values]
     texts = pa.array(values, pa.string())
@@ -68,7 +69,7 @@ def _time_column(values: Sequence[Any]) -> tuple[Any, np.ndarray | None]:
             continue
         try:
             times = pc.if_else(plain, texts, None).cast(kind).cast(pa.int64())
-        except pa.ArrowInvalid:  # a day that does not exist: find it value by value
+        except pa.ArrowInvalid:  # One of the days does not exist; the reader of single values finds it.
             continue
         within = pc.and_(pc.greater_equal(times, EARLIEST), pc.less_equal(times, LATEST))
         times = pc.if_else(within, times, None)
@@ -81,7 +82,7 @@ def _time_column(values: Sequence[Any]) -> tuple[Any, np.ndarray | None]:
     return _read_column("time", values)
 
 
-def _flag_column(values: Sequence[Any]) -> tuple[Any, np.ndarray | None]:
+def _read_flags(values: Sequence[Any]) -> tuple[Any, np.ndarray | None]:
     if set(map(type, values)) == {bool}:
         return pa.array(values, pa.bool_()), None
     return _read_column("flag", values)
@@ -102,8 +103,8 @@ def _read_or_none(reader: Callable[[Any], Any], value: Any) -> Any:
 
 
 COLUMN_READERS: dict[ValueKind, Callable[[Sequence[Any]], tuple[Any, np.ndarray | None]]] = {
-    "id": _id_column,
-    "time": _time_column,
-    "amount": _amount_column,
-    "flag": _flag_column,
+    "id": _read_ids,
+    "time": _read_times,
+    "amount": _read_amounts,
+    "flag": _read_flags,
 }

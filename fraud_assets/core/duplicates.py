@@ -1,4 +1,4 @@
-"""Which transactions repeat an id: the first that landed counts, for as long as the horizon lasts."""
+"""Finds transactions with a repeated id. Within the horizon, the first one that landed counts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class LandedTransaction(NamedTuple):
-    """A transaction id and where and when (microseconds since 1970) it landed."""
+    """A transaction id, its landing time (microseconds since 1970) and its source position."""
 
     transaction_id: str
     landed_us: int
@@ -19,18 +19,26 @@ class LandedTransaction(NamedTuple):
 def find_duplicates(
     known: Iterable[LandedTransaction], landed: Iterable[LandedTransaction], horizon_us: int
 ) -> list[str | None]:
-    """For each of `landed` the sentence that says where its id landed first, None where it is the first itself.
+    """Finds the rows of `landed` that repeat an id.
 
-    Both are in landing order, `known` before `landed`; all rows of an id must be there. One by one, for a row is
-    judged by the last one accepted before it, which may be of this very batch.
+    Rows are compared one by one, because each is compared with the last accepted row of its id, which may be part of
+    the same batch.
+
+    Args:
+        known: All earlier rows of the ids in `landed`, in landing order.
+        landed: The new rows, in landing order, all after `known`.
+        horizon_us: Microseconds within which a repeated id is a duplicate.
+
+    Returns:
+        For each row of `landed`, a sentence that names the first position of its id, or None if it is not a duplicate.
     """
     accepted = {row.transaction_id: row for row in known}
-    verdicts: list[str | None] = []
+    details: list[str | None] = []
     for row in landed:
         before = accepted.get(row.transaction_id)
         if before is not None and row.landed_us - before.landed_us <= horizon_us:
-            verdicts.append(f"its transaction_id landed first as {before.topic} {before.partition}/{before.offset}")
+            details.append(f"its transaction_id landed first as {before.topic} {before.partition}/{before.offset}")
         else:
             accepted[row.transaction_id] = row
-            verdicts.append(None)
-    return verdicts
+            details.append(None)
+    return details

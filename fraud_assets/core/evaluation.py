@@ -1,4 +1,4 @@
-"""The handbook's protocol and metrics for a detector of card fraud.
+"""Evaluates a fraud detector with the protocol and the metrics of the Fraud Detection Handbook.
 
 Source: Le Borgne, Siblini, Lebichot, Bontempi, "Reproducible Machine Learning for Credit Card Fraud
 Detection - Practical Handbook" (2022), chapters 3 (protocol), 4 (card precision) and 7 (Isolation Forest).
@@ -22,7 +22,7 @@ BOOK_TREES, BOOK_SEED = 10, 42
 
 @dataclass(frozen=True)
 class Protocol:
-    """Train on `train_days` from `train_start` (UTC), wait `delay_days` for labels, test on `test_days`."""
+    """The days of an evaluation, in UTC: `train_days` from `train_start`, `delay_days` for labels, then `test_days`."""
 
     train_start: date
     train_days: int = 7
@@ -31,23 +31,23 @@ class Protocol:
 
     @property
     def train_end(self) -> date:
-        """First day after training."""
+        """The day after the last training day."""
         return self.train_start + timedelta(days=self.train_days)
 
     @property
     def test_start(self) -> date:
-        """First day of the test."""
+        """The first test day."""
         return self.train_end + timedelta(days=self.delay_days)
 
     @property
     def test_end(self) -> date:
-        """First day after the test."""
+        """The day after the last test day."""
         return self.test_start + timedelta(days=self.test_days)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics and what they were computed from; `test_*` without the cards known as compromised."""
+    """Metrics and the counts behind them. `test_*` exclude the cards that are known to be compromised."""
 
     auc_roc: float
     average_precision: float
@@ -59,25 +59,26 @@ class Evaluation:
     test_rows_of_compromised_cards: int
 
     def metadata(self) -> dict[str, float | int]:
-        """Flat, for JSON."""
+        """Returns the fields as a flat mapping, for JSON."""
         return asdict(self)
 
 
 def evaluate(labelled: pa.Table, protocol: Protocol, trees: int, seed: int, *, scaled: bool = False) -> Evaluation:
-    """Train and test by the protocol.
+    """Trains and tests a model with the protocol.
 
     Args:
-        labelled: rows of [train_start, test_end) with MODEL_INPUTS, transaction_id, customer_id, tx_datetime
-            and is_fraud (bool); in any order. The days of the delay are there for their frauds.
-        protocol: the days.
-        trees: number of trees.
-        seed: random seed.
-        scaled: standardise with the training days' mean and deviation, as the book does.
+        labelled: Rows of [train_start, test_end) with MODEL_INPUTS, transaction_id, customer_id, tx_datetime
+            and is_fraud (bool), in any order. The days of the delay are included for their frauds.
+        protocol: The days to train and test on.
+        trees: Number of trees.
+        seed: Random seed.
+        scaled: Whether to standardize with the mean and deviation of the training days, as the handbook does.
 
     Raises:
-        NotEnoughDataError: no rows to train on, or not both frauds and genuine transactions to test on.
+        NotEnoughDataError: There are no rows to train on, or the test days do not have both frauds and genuine
+            transactions.
     """
-    # One order whatever the source's, so that trees draw the same samples and ties fall the same way.
+    # The order does not depend on the source, so that trees draw the same samples and ties are broken in the same way.
     labelled = labelled.sort_by([("tx_datetime", "ascending"), ("transaction_id", "ascending")])
     days = labelled["tx_datetime"].to_numpy().astype("datetime64[D]")
     fraud = labelled["is_fraud"].to_numpy().astype(bool)
@@ -91,13 +92,13 @@ def evaluate(labelled: pa.Table, protocol: Protocol, trees: int, seed: int, *, s
     test_rows, test_frauds = int(in_test.sum()), int(fraud[in_test].sum())
     if train_rows < 2:
         raise NotEnoughDataError(
-            f"There are {train_rows} transactions to train on from {protocol.train_start} to before "
-            f"{protocol.train_end}; 2 are needed at least. Choose another --train-start."
+            f"From {protocol.train_start} to before {protocol.train_end} there are {train_rows} transactions to train "
+            "on; at least 2 are needed. Choose another --train-start."
         )
     if test_frauds == 0 or test_frauds == test_rows:
         raise NotEnoughDataError(
             f"From {protocol.test_start} to before {protocol.test_end} there are {test_rows:,} transactions to test "
-            f"on, {test_frauds:,} of them fraud ({int(known.sum()):,} of known compromised cards left out); both "
+            f"on, {test_frauds:,} of them fraud ({int(known.sum()):,} of known compromised cards are excluded); both "
             "frauds and genuine ones are needed. Choose another --train-start, or land the labels of those days."
         )
     model = fit(labelled.filter(pa.array(in_train)), trees, seed, scaled=scaled)
@@ -116,7 +117,12 @@ def evaluate(labelled: pa.Table, protocol: Protocol, trees: int, seed: int, *, s
 
 
 def ranking_metrics(scores: np.ndarray, fraud: np.ndarray) -> tuple[float, float]:
-    """Area under the ROC curve, and average precision, of scores (float64) against truth (bool)."""
+    """Computes the area under the ROC curve and the average precision.
+
+    Args:
+        scores: float64, shape (rows,).
+        fraud: bool, shape (rows,).
+    """
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     return float(roc_auc_score(fraud, scores)), float(average_precision_score(fraud, scores))
@@ -130,10 +136,18 @@ def card_precision(
     test_days: int,
     cards_per_day: int = CARDS_PER_DAY,
 ) -> float:
-    """Mean over the test days of the share of compromised cards among the `cards_per_day` most suspicious.
+    """Computes the card precision: the mean share of compromised cards among the most suspicious cards of each day.
 
-    A card's score of a day is its largest; it is compromised that day if it has a fraud. Cards found are
-    dropped on the days after. A day without transactions counts as zero. Handbook, chapter 4.
+    The score of a card on a day is its highest score. A card is compromised on a day if it has a fraud that day. Cards
+    that were found are excluded on later days. A day without transactions counts as zero. Source: handbook, chapter 4.
+
+    Args:
+        scores: float64, shape (rows,).
+        fraud: bool, shape (rows,).
+        cards: Card of each row, shape (rows,).
+        days: datetime64[D], shape (rows,).
+        test_days: Number of test days.
+        cards_per_day: Number of most suspicious cards per day.
     """
     import pandas as pd
 
@@ -150,9 +164,10 @@ def card_precision(
 
 
 def _known_compromised(days: np.ndarray, fraud: np.ndarray, cards: np.ndarray, protocol: Protocol) -> np.ndarray:
-    """Whether a row's card had a fraud, from the first training day on, that its delay made known before the row's day.
+    """Returns a mask of the rows whose card is known to be compromised on the row's day.
 
-    On test day d those are frauds of days before d - delay_days: the whole training, and one more day each day.
+    On test day d, a card is known if it had a fraud from the first training day to before d - delay_days: in all
+    training days, and in one more day for each further test day.
     """
     import pandas as pd
 
@@ -161,4 +176,4 @@ def _known_compromised(days: np.ndarray, fraud: np.ndarray, cards: np.ndarray, p
     known_from = pd.Series(cards).map(first_fraud).to_numpy("datetime64[D]") + np.timedelta64(
         protocol.delay_days + 1, "D"
     )
-    return days >= known_from  # a card without fraud has no such day (NaT), which no day is after
+    return days >= known_from  # For a card without fraud this is NaT, and the comparison is false.

@@ -1,4 +1,4 @@
-"""Reads a single value of a field: an identifier, a time, an amount or a flag."""
+"""Reads single values of a field: identifiers, times, amounts and flags."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _TIME = re.compile(
     r"(?:([Zz])|([+-])([0-9]{2})(?::?([0-9]{2}))?)?"
 )
 _FLAGS = {"false": False, "true": True}
-_FLAG_NUMBER = re.compile(r"([01])(?:\.0*)?")  # with a fraction, as pandas writes a column with missing values
+_FLAG_NUMBER = re.compile(r"([01])(?:\.0*)?")  # pandas writes a fraction if the column has missing values.
 
 
 class WrongValueError(Exception):
-    """A value cannot be read; carries the reason and what was expected instead."""
+    """A value cannot be read. It carries the reason and the expected value."""
 
     def __init__(self, reason: str, expected: str) -> None:
         super().__init__(reason, expected)
@@ -54,7 +54,11 @@ def _read_id(value: Any) -> str:
 
 
 def read_amount(value: Any) -> float:
-    """Returns a finite amount of zero or more. Raises `WrongValueError`."""
+    """Reads a finite amount of zero or more.
+
+    Raises:
+        WrongValueError: The value is no such amount.
+    """
     kind = type(value)
     if kind is float:
         amount = float(value)
@@ -75,11 +79,11 @@ def read_amount(value: Any) -> float:
         raise WrongValueError("not_finite", "a finite number")
     if amount < 0:
         raise WrongValueError("negative_amount", "zero or more")
-    return amount + 0.0  # makes 0.0 of -0.0
+    return amount + 0.0  # Adding 0.0 turns -0.0 into 0.0.
 
 
 def _read_time(value: Any) -> int:
-    """Microseconds since 1970 UTC; digits beyond the microsecond are cut."""
+    """Reads a time as microseconds since 1970 in UTC. Digits beyond the microsecond are dropped."""
     if type(value) is not str:
         raise WrongValueError("wrong_type", "an ISO 8601 string such as 2018-04-01T00:00:31Z")
     match = _TIME.fullmatch(value)

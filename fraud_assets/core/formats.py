@@ -1,8 +1,8 @@
-"""Bodies that a schema registry's serializer framed (Avro, JSON Schema) to the JSON that the one parser reads.
+"""Decodes bodies that a schema registry's serializer framed (Avro, JSON Schema) to JSON for the shared parser.
 
 A frame is a zero byte and the schema's id in four bytes before the payload, or the id in the header
-`__value_schema_id`. What carries neither is JSON already, whatever its topic's format: rows of dropped files, bodies
-that were pseudonymised.
+`__value_schema_id`. A body with neither is JSON already, whatever the format of its topic: rows of dropped files and
+pseudonymized bodies.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fraud_assets.core.binary import json_of_bytes, uuid_text
 from fraud_assets.core.bodies import MAGIC, Rejected, check_size
 
 SchemaId = int | UUID
-"""Number of a schema in its registry, or its GUID where the producer puts the id into a header."""
+"""The number of a schema in its registry, or its GUID if the producer puts the id into a header."""
 
 ID_HEADER = "__value_schema_id"
 _GUID_MAGIC = b"\1"
@@ -35,7 +35,13 @@ _encode = msgspec.json.Encoder().encode
 
 @dataclass(frozen=True)
 class WriterSchema:
-    """A schema as the registry has it: its kind, its text, and the texts that it refers to, in order of need."""
+    """A schema of the registry.
+
+    Attributes:
+        kind: The registry's name of the format, `AVRO` or `JSON`.
+        text: The schema.
+        references: The schemas that it refers to; each one follows those that it needs.
+    """
 
     kind: str
     text: str
@@ -43,12 +49,12 @@ class WriterSchema:
 
 
 class Decoder:
-    """Reads the framed bodies of one topic.
+    """Decodes the framed bodies of one topic.
 
     Args:
-        kind: the registry's name of the topic's format.
-        schema_of: gives the schema of an id, None for one that the registry does not know, and raises where the
-            registry cannot be asked. Asked once an id; a new id is asked for when it is first met.
+        kind: The registry's name of the topic's format.
+        schema_of: Returns the schema of an id, or None if the registry has none. It raises an error if the registry
+            is unavailable. It is called once per id, when the id first occurs.
     """
 
     def __init__(self, kind: Literal["AVRO", "JSON"], schema_of: Callable[[SchemaId], WriterSchema | None]) -> None:
@@ -57,27 +63,27 @@ class Decoder:
         self._readers: dict[SchemaId, Callable[[bytes], bytes] | Rejected] = {}
 
     def json_body(self, body: bytes, header: bytes | None = None) -> bytes:
-        """The body as JSON; as it is where it has no frame.
+        """Decodes a body to JSON. A body without a frame is returned unchanged.
 
         Args:
-            body: the message's bytes.
-            header: the value of its header `__value_schema_id`.
+            body: The bytes of the message body.
+            header: The value of the header `__value_schema_id`.
 
         Raises:
-            Rejected: the registry knows no such schema, or the body does not follow it.
+            Rejected: The registry has no such schema, or the body does not follow it.
         """
-        identity = _id(header)
+        identity = _read_id(header)
         payload = body
         if identity is None:
             if not body.startswith(MAGIC):
                 return body
-            identity = _id(body[:5])
+            identity = _read_id(body[:5])
             if identity is None:
                 raise Rejected("invalid_avro", f"the body ends after {len(body)} bytes; expected a frame of 5")
             payload = body[5:]
         reader = self._readers.get(identity)
         if reader is None:
-            reader = self._readers[identity] = self._reader(identity)
+            reader = self._readers[identity] = self._make_reader(identity)
         if isinstance(reader, Rejected):
             raise Rejected(reader.reason, reader.detail)
         return reader(payload)
@@ -85,8 +91,12 @@ class Decoder:
     def json_bodies(
         self, values: pa.ChunkedArray, headers: pa.ChunkedArray, max_body_bytes: int
     ) -> tuple[pa.Array, dict[int, Rejected]]:
-        """All bodies as JSON, null for those that give none, and by row number why not."""
-        found = id_headers(headers)
+        """Decodes all bodies to JSON.
+
+        Returns:
+            The bodies, null for rejected ones, and the rejections by row number.
+        """
+        found = find_schema_ids(headers)
         bodies: list[bytes | None] = []
         failed: dict[int, Rejected] = {}
         for row, body in enumerate(values.to_pylist()):
@@ -98,7 +108,7 @@ class Decoder:
                 failed[row] = rejected
         return pa.array(bodies, pa.binary()), failed
 
-    def _reader(self, identity: SchemaId) -> Callable[[bytes], bytes] | Rejected:
+    def _make_reader(self, identity: SchemaId) -> Callable[[bytes], bytes] | Rejected:
         schema = self._schema_of(identity)
         if schema is None:
             return Rejected("unknown_schema", f"the schema registry has no schema {identity}")
@@ -106,20 +116,21 @@ class Decoder:
             detail = f"schema {identity} of the registry is {schema.kind}; expected {self._kind}"
             return Rejected("unknown_schema", detail)
         if schema.kind == "JSON":
-            # Not validated, as by default in Confluent's Java deserializer: the contract judges all formats alike.
+            # JSON is not validated against its schema, like by default in Confluent's Java deserializer: the contract
+            # checks all formats in the same way.
             return bytes
         try:
-            return _avro_reader(schema)
-        except _EndlessArray:
+            return _make_avro_reader(schema)
+        except _EndlessArrayError:
             detail = f"schema {identity} of the registry has an array of items without bytes, which may be endless"
             return Rejected("unknown_schema", detail)
-        # Of a text that is no schema fastavro raises whatever its own look at it hits upon.
+        # fastavro can raise any exception for an invalid schema.
         except Exception as error:  # noqa: BLE001
             return Rejected("unknown_schema", f"schema {identity} of the registry is no Avro schema: {error}"[:300])
 
 
-def id_headers(headers: pa.ChunkedArray) -> dict[int, bytes]:
-    """The values of the header that holds the schema's id, by row number."""
+def find_schema_ids(headers: pa.ChunkedArray) -> dict[int, bytes]:
+    """Returns the values of the header with the schema's id, by row number."""
     if headers.null_count == len(headers):
         return {}
     return {
@@ -130,8 +141,8 @@ def id_headers(headers: pa.ChunkedArray) -> dict[int, bytes]:
     }
 
 
-def _id(frame: bytes | None) -> SchemaId | None:
-    """The id in a frame, None where it is no frame."""
+def _read_id(frame: bytes | None) -> SchemaId | None:
+    """Returns the schema id of a frame, or None if the bytes are not a frame."""
     if frame is None:
         return None
     if len(frame) == 5 and frame.startswith(MAGIC):
@@ -141,35 +152,36 @@ def _id(frame: bytes | None) -> SchemaId | None:
     return None
 
 
-class _EndlessArray(Exception):
-    """A few bytes of a body could stand for any number of such items."""
+class _EndlessArrayError(Exception):
+    """A few bytes of a body could represent any number of array items."""
 
 
-def _avro_reader(schema: WriterSchema) -> Callable[[bytes], bytes]:
+def _make_avro_reader(schema: WriterSchema) -> Callable[[bytes], bytes]:
+    """Creates a function that decodes a payload of this schema to JSON."""
     from fastavro import _read_py, parse_schema, read
 
-    # The Avro specification has both since 1.12; fastavro reads a plain number and plain bytes.
+    # Both logical types are in the Avro specification since 1.12, but fastavro returns a number and bytes for them.
     read.LOGICAL_READERS.setdefault("long-timestamp-nanos", _from_nanoseconds)
     read.LOGICAL_READERS.setdefault("fixed-uuid", _from_uuid)
     named: dict[str, Any] = {}
     for text in schema.references:
         parse_schema(json.loads(text), named)
-    writer = parse_schema(_schema_of_text(schema.text), named)
-    # A body may nest a record within itself as deep as it likes: compiled code overflows the stack there, and the
-    # process is gone, where Python raises.
-    schemaless_reader = _read_py.schemaless_reader if _holds_itself(writer, named) else read.schemaless_reader
-    # msgspec writes bytes in its own way.
+    writer = parse_schema(_parse_schema_text(schema.text), named)
+    # A body may nest a recursive record to any depth. The compiled reader then overflows the stack and kills the
+    # process, whereas the Python reader raises an error.
+    schemaless_reader = _read_py.schemaless_reader if _is_recursive(writer, named) else read.schemaless_reader
+    # msgspec encodes bytes as base64, so schemas with bytes need the other encoder.
     texts = (schema.text, *schema.references)
-    write = _careful_json if any('"bytes"' in text or '"fixed"' in text for text in texts) else _quick_json
+    write = _encode_carefully if any('"bytes"' in text or '"fixed"' in text for text in texts) else _encode_fast
 
     def reader(payload: bytes) -> bytes:
         stream = BytesIO(payload)
         try:
             datum = schemaless_reader(stream, writer, None)
             text = write(datum)
-        # Of bytes that do not follow the schema fastavro raises whatever its reading hits upon.
+        # fastavro can raise any exception for bytes that do not follow the schema.
         except Exception as error:  # noqa: BLE001
-            # Its words may quote the body.
+            # The message of the exception may quote the body, so the detail names only its type.
             detail = f"the body does not follow its schema ({type(error).__name__})"
             raise Rejected("invalid_avro", detail) from None
         if stream.tell() != len(payload):
@@ -180,51 +192,53 @@ def _avro_reader(schema: WriterSchema) -> Callable[[bytes], bytes]:
     return reader
 
 
-def _holds_itself(schema: Any, named: dict[str, Any]) -> bool:
-    """Whether a record can occur within itself.
+def _is_recursive(schema: Any, named: dict[str, Any]) -> bool:
+    """Returns whether a record can contain itself.
 
     Raises:
-        _EndlessArray: the items of an array may take no bytes.
+        _EndlessArrayError: The items of an array may have no bytes.
     """
     seen: dict[str, bool] = {}
 
-    def holds(part: Any) -> bool:
+    def is_recursive(part: Any) -> bool:
         if isinstance(part, list):
-            return True in set(map(holds, part))  # all of them are looked at: none may hold an endless array
+            # The set evaluates all branches, because each of them is checked for endless arrays.
+            return True in set(map(is_recursive, part))
         if not isinstance(part, dict):
-            return holds(named[part]) if part in named else False
+            return is_recursive(named[part]) if part in named else False
         kind = part["type"]
         if kind == "array":
-            if _takes_no_bytes(part["items"], named):
-                raise _EndlessArray
-            return holds(part["items"])
+            if _has_no_bytes(part["items"], named):
+                raise _EndlessArrayError
+            return is_recursive(part["items"])
         if kind == "map":
-            return holds(part["values"])
+            return is_recursive(part["values"])
         if kind not in ("record", "error"):
-            return holds(kind)
+            return is_recursive(kind)
         if part["name"] not in seen:
-            seen[part["name"]] = True  # found again before its fields are through: it holds itself
-            seen[part["name"]] = True in {holds(field["type"]) for field in part["fields"]}
+            seen[part["name"]] = True  # A record that occurs again while its fields are checked contains itself.
+            seen[part["name"]] = True in {is_recursive(field["type"]) for field in part["fields"]}
         return seen[part["name"]]
 
-    return holds(schema)
+    return is_recursive(schema)
 
 
-def _takes_no_bytes(schema: Any, named: dict[str, Any], within: tuple[str, ...] = ()) -> bool:
+def _has_no_bytes(schema: Any, named: dict[str, Any], within: tuple[str, ...] = ()) -> bool:
+    """Returns whether all values of a schema are encoded in zero bytes."""
     if isinstance(schema, list):
-        return False  # the number of its branch
+        return False  # A union encodes the number of its branch.
     if not isinstance(schema, dict):
-        return schema == "null" or (schema in named and _takes_no_bytes(named[schema], named, within))
+        return schema == "null" or (schema in named and _has_no_bytes(named[schema], named, within))
     if schema["type"] not in ("record", "error"):
         return schema["type"] == "null" or (schema["type"] == "fixed" and schema["size"] == 0)
     name = schema["name"]
     return name not in within and all(
-        _takes_no_bytes(field["type"], named, (*within, name)) for field in schema["fields"]
+        _has_no_bytes(field["type"], named, (*within, name)) for field in schema["fields"]
     )
 
 
-def _schema_of_text(text: str) -> Any:
-    # The registry keeps the schema of a primitive type as its bare name.
+def _parse_schema_text(text: str) -> Any:
+    # The registry stores the schema of a primitive type as its bare name.
     return text if re.fullmatch(r"[a-z]+", text) else json.loads(text)
 
 
@@ -236,18 +250,18 @@ def _from_uuid(data: bytes, *_: Any) -> str | bytes:
     return uuid_text(data) if len(data) == 16 else data
 
 
-def _quick_json(datum: Any) -> bytes:
+def _encode_fast(datum: Any) -> bytes:
     text = _encode(datum)
-    # What msgspec writes as null may be a number that is none, which the parser tells apart.
-    return _careful_json(datum) if b"null" in text else text
+    # msgspec writes NaN and infinity as null, which the parser must distinguish.
+    return _encode_carefully(datum) if b"null" in text else text
 
 
-def _careful_json(datum: Any) -> bytes:
-    return json.dumps(datum, ensure_ascii=False, default=_plain).encode()
+def _encode_carefully(datum: Any) -> bytes:
+    return json.dumps(datum, ensure_ascii=False, default=_to_json_value).encode()
 
 
-def _plain(value: Any) -> Any:
-    """What JSON has no type for: times as ISO 8601, decimals exact, bytes as text where they are text."""
+def _to_json_value(value: Any) -> Any:
+    """Converts a value without a JSON type: times to ISO 8601, decimals to exact text, bytes to text if possible."""
     if isinstance(value, datetime | date | time):
         return value.isoformat().replace("+00:00", "Z")
     if isinstance(value, Decimal):
@@ -256,4 +270,4 @@ def _plain(value: Any) -> Any:
         return str(value)
     if isinstance(value, bytes):
         return json_of_bytes(value)
-    raise TypeError(f"{type(value).__name__} has no form in JSON")
+    raise TypeError(f"{type(value).__name__} cannot be converted to JSON")

@@ -1,7 +1,7 @@
-"""Times as text and as the clocks of a time zone show them, without Arrow's own time zone database.
+"""Converts times to text and to local times, without Arrow's own time zone database.
 
-Arrow reads the database of the operating system, which slim containers lack, even for UTC. `zoneinfo` falls back to the
-`tzdata` package, so that both find the same zones everywhere.
+Arrow needs the database of the operating system, even for UTC, and slim containers lack it. `zoneinfo` falls back to
+the `tzdata` package, so that the same zones are found everywhere.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ _DAY = 86_400
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def local_times(times: Any, time_zone: str) -> Any:
-    """What a clock in the time zone shows at UTC times.
+def to_local_times(times: Any, time_zone: str) -> Any:
+    """Converts UTC times to the local times of a time zone.
 
     Args:
         times: Arrow array of `timestamp[us, UTC]`, without nulls.
         time_zone: IANA name.
 
     Returns:
-        Array of `timestamp[us]` without a zone, in the same order.
+        Array of `timestamp[us]` without a time zone, in the same order.
     """
     naive = times.cast(pa.timestamp("us"))
     if time_zone == "UTC" or not len(naive):
         return naive
     utc = naive.cast(pa.int64()).to_numpy(zero_copy_only=False)
     days, day_of_row = np.unique(utc // (_DAY * _SECOND), return_inverse=True)
-    before, change, after = np.array([_day(time_zone, day) for day in days.tolist()], np.int64).T
+    before, change, after = np.array([_find_offsets(time_zone, day) for day in days.tolist()], np.int64).T
     seconds = np.where(utc < change[day_of_row] * _SECOND, before[day_of_row], after[day_of_row])
     return pc.add(naive, pa.array(seconds * _SECOND, pa.duration("us")))
 
 
 def iso_text(times: Any) -> Any:
-    """ISO 8601 text of Arrow times, cut to microseconds: in UTC with a Z if their type has a zone.
+    """Converts Arrow times to ISO 8601 text, cut to microseconds: in UTC with a Z if their type has a time zone.
 
-    A time outside the years that Arrow can write stays what Arrow makes of it.
+    For a time outside the years that Arrow can format, the result is Arrow's own text.
     """
     text = times.cast(pa.timestamp("us"), safe=False).cast(pa.string())
     zone = "Z" if times.type.tz else ""
@@ -51,10 +51,12 @@ def iso_text(times: Any) -> Any:
 
 
 @lru_cache(maxsize=65_536)
-def _day(time_zone: str, day: int) -> tuple[int, int, int]:
-    """A UTC day (number since 1970): its first offset, the moment of the change, and the offset from then on.
+def _find_offsets(time_zone: str, day: int) -> tuple[int, int, int]:
+    """Finds the offsets of a UTC day (number since 1970). No time zone changes its offset twice within a day.
 
-    Offsets are in seconds east of UTC, the moment in seconds since 1970. No zone changes twice within a day.
+    Returns:
+        The first offset and the offset after a change, in seconds east of UTC; between them the time of the change, in
+        seconds since 1970.
     """
     zone = ZoneInfo(time_zone)
     low, high = day * _DAY, (day + 1) * _DAY
@@ -71,6 +73,6 @@ def _day(time_zone: str, day: int) -> tuple[int, int, int]:
 
 
 def _offset(zone: ZoneInfo, second: int) -> int:
-    """Seconds east of UTC at a moment, given in seconds since 1970."""
+    """Returns the seconds east of UTC at a time, given in seconds since 1970."""
     offset = (_EPOCH + timedelta(seconds=second)).astimezone(zone).utcoffset()
     return 0 if offset is None else round(offset.total_seconds())

@@ -1,4 +1,4 @@
-"""What a message must hold: its fields, their kinds and limits."""
+"""The contract of transactions and labels: their fields, the kinds of the values and the limits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 from fraud_assets.settings import CONTRACT_FIELDS, LABEL_FIELDS, Contract
 
 _LONGEST_SKEW_SECONDS = 1e12
-"""Longer than all of time; keeps sums of microseconds within int64."""
+"""Longer than the range of all valid times. It keeps sums of microseconds within int64."""
 
 ValueKind = Literal["id", "time", "amount", "flag"]
 
@@ -23,13 +23,19 @@ class ContractField:
 
     @property
     def shown(self) -> str:
-        """How messages name the field."""
+        """The name of the field in messages to users."""
         return self.name if self.name == self.payload else f"{self.payload} ({self.name})"
 
 
 @dataclass(frozen=True)
 class MessageContract:
-    """What a message must hold. `skew` in microseconds; None means that times are not judged."""
+    """The contract of one kind of message.
+
+    Attributes:
+        fields: The required fields.
+        max_body_bytes: Maximum bytes of a body.
+        skew: Maximum microseconds by which a time may be later than the landing; None if times are not checked.
+    """
 
     fields: tuple[ContractField, ...]
     max_body_bytes: int
@@ -47,7 +53,7 @@ _LABEL_KINDS: dict[str, ValueKind] = {"transaction_id": "id", "is_fraud": "flag"
 
 
 def transaction_contract(contract: Contract) -> MessageContract:
-    """Returns what a transaction must hold."""
+    """Returns the contract of transactions."""
     fields = tuple(
         ContractField(name, contract.payload_field(name), _TRANSACTION_KINDS[name]) for name in CONTRACT_FIELDS
     )
@@ -56,6 +62,6 @@ def transaction_contract(contract: Contract) -> MessageContract:
 
 
 def label_contract(contract: Contract) -> MessageContract:
-    """Returns what a fraud label must hold. Its times are not compared with the landing."""
+    """Returns the contract of fraud labels. Their times are not compared with the landing."""
     fields = tuple(ContractField(name, contract.payload_field(name), _LABEL_KINDS[name]) for name in LABEL_FIELDS)
     return MessageContract(fields, contract.max_body_bytes, None)

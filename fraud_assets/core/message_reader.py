@@ -1,6 +1,6 @@
-"""Reads a single message: the authority on what a transaction or a label is, and why a message is rejected.
+"""Reads a single message. This module defines which messages are valid and why others are rejected.
 
-`core.columnar_parsing` must never accept what this module rejects, nor read another value.
+`core.columnar_parsing` must never accept a message that this module rejects, nor read another value.
 """
 
 from __future__ import annotations
@@ -9,21 +9,29 @@ from datetime import datetime
 from typing import Any
 
 from fraud_assets.core.bodies import Rejected, describe, json_object
+from fraud_assets.core.field_paths import MISSING, value_at
 from fraud_assets.core.field_values import EPOCH, MICROSECOND, READERS, WrongValueError
 from fraud_assets.core.message_contract import MessageContract
-from fraud_assets.core.paths import MISSING, value_at
 
-# Windows are compared in nanoseconds, and 64 bits of them reach from 1677 to 2262.
+# Windows are compared in nanoseconds, and 64-bit nanoseconds cover 1677 to 2262.
 _FIRST_YEAR, _LAST_YEAR = 1900, 2199
 FIRST_TRANSACTION = (datetime(_FIRST_YEAR, 1, 1) - EPOCH) // MICROSECOND  # noqa: DTZ001
 LAST_TRANSACTION = (datetime(_LAST_YEAR + 1, 1, 1) - EPOCH) // MICROSECOND - 1  # noqa: DTZ001
 
 
 def read_message(body: bytes | None, ingested_at: int | None, contract: MessageContract) -> tuple[Any, ...]:
-    """The values of one message in the order of the contract; times in microseconds since 1970 UTC.
+    """Reads the values of one message.
+
+    Args:
+        body: The bytes of the message body.
+        ingested_at: The landing time in microseconds since 1970; None if it is unknown.
+        contract: The required fields and limits.
+
+    Returns:
+        The values in the order of the contract. Times are microseconds since 1970 in UTC.
 
     Raises:
-        Rejected: with the first thing that is wrong.
+        Rejected: The message is invalid. It gives the first problem.
     """
     payload = json_object(body, contract.max_body_bytes, [field.payload for field in contract.fields])
     found = [value_at(payload, field.payload) for field in contract.fields]
@@ -40,11 +48,11 @@ def read_message(body: bytes | None, ingested_at: int | None, contract: MessageC
     if contract.skew is not None:
         for field, written, value in zip(contract.fields, found, values, strict=True):
             if field.kind == "time":
-                _judge_time(value, ingested_at, contract.skew, f"{field.shown} is {describe(written)}")
+                _check_time(value, ingested_at, contract.skew, f"{field.shown} is {describe(written)}")
     return tuple(values)
 
 
-def _judge_time(time: int, ingested_at: int | None, skew: int, shown: str) -> None:
+def _check_time(time: int, ingested_at: int | None, skew: int, shown: str) -> None:
     if ingested_at is not None and time > ingested_at + skew:
         landed = (EPOCH + ingested_at * MICROSECOND).isoformat()
         allowed = f"at most {skew / 1_000_000:g} s after its landing at {landed}Z"

@@ -1,8 +1,8 @@
-"""Named payload fields to keyed HMAC-SHA-256, before anything of a message is written.
+"""Replaces named payload fields by keyed HMAC-SHA-256 before any part of a message is written.
 
 The same value has the same pseudonym as a number or as text, in every topic, field, key and file, so that customers
-and cards still join. A body is read and written anew, never edited in place: a repeated key, an escape or an odd
-spelling could carry the value past an edit. What cannot be read is replaced by its HMAC and length.
+and cards still join. A body is parsed and encoded again, never edited in place: a repeated key, an escape or an unusual
+spelling could hide the value from an edit. A body that cannot be parsed is replaced by its HMAC and length.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from fraud_assets.core.bodies import (
     WITHHELD,
     LongInteger,
     Rejected,
-    bytes_of,
+    bound_pair_counts,
+    build_withheld_body,
     check_size,
+    count_pairs,
     json_object,
-    levels,
-    most_pairs,
-    withheld_body,
+    read_buffers,
 )
-from fraud_assets.core.formats import Decoder, id_headers
+from fraud_assets.core.formats import Decoder, find_schema_ids
 from fraud_assets.settings import PseudonymPolicy
 
 _decode = msgspec.json.Decoder().decode
@@ -36,40 +36,40 @@ _encode = msgspec.json.Encoder().encode
 
 
 def pseudonymise(messages: pa.Table, policy: PseudonymPolicy, decoder: Decoder | None = None) -> pa.Table:
-    """The same messages with treated bodies, keys and header values; as they are without FRAUD_PSEUDONYMISE.
+    """Pseudonymizes bodies, keys and header values. Without FRAUD_PSEUDONYMISE, messages stay unchanged.
 
-    A key and a header value become the HMAC of their bytes, whatever they hold: a key that is the text of a named
-    field has that field's pseudonym. Names of fields and headers stay. A null or empty body stays, too.
+    A key or a header value becomes the HMAC of its bytes, whatever they contain. So a key that is the text of a named
+    field gets that field's pseudonym. Names of fields and headers stay, and so do null and empty bodies.
 
     Args:
-        messages: rows with `key`, `value` and `headers`, as they come from Kafka or a dropped file.
-        policy: the fields and the key.
-        decoder: reads bodies that a schema registry's serializer framed; they become JSON.
+        messages: Rows with `key`, `value` and `headers`, from Kafka or a dropped file.
+        policy: The fields and the key.
+        decoder: Decodes bodies that a schema registry's serializer framed; they become JSON.
 
     Raises:
-        SchemaRegistryError: from the decoder.
+        SchemaRegistryError: The decoder cannot reach the schema registry.
     """
     if not policy.fields:
         return messages
     pseudonyms = _Pseudonyms.of(policy)
-    treated = {
+    columns = {
         "key": pa.array((pseudonyms.of_bytes(key) for key in messages["key"].to_pylist()), pa.binary()),
-        "value": pa.array(_bodies(messages, pseudonyms, policy.contract.max_body_bytes, decoder), pa.binary()),
-        "headers": _headers(messages["headers"], pseudonyms),
+        "value": pa.array(_replace_bodies(messages, pseudonyms, policy.contract.max_body_bytes, decoder), pa.binary()),
+        "headers": _replace_headers(messages["headers"], pseudonyms),
     }
-    for name, column in treated.items():
+    for name, column in columns.items():
         messages = messages.set_column(messages.column_names.index(name), messages.schema.field(name), column)
     return messages
 
 
 def keyed_hmac(data: bytes, policy: PseudonymPolicy) -> str:
-    """HMAC-SHA-256 of bytes under FRAUD_PSEUDONYM_KEY, in hexadecimal."""
+    """Returns the HMAC-SHA-256 of bytes with FRAUD_PSEUDONYM_KEY, in hexadecimal digits."""
     return _Pseudonyms.of(policy).text_of(data)
 
 
 @dataclass
 class _Pseudonyms:
-    """HMACs under one key, and which fields of a payload want them. Remembers them, for values repeat."""
+    """Computes HMACs with one key and applies them to the named fields. It caches them, because values repeat."""
 
     key: bytes = field(repr=False)
     paths: tuple[str, ...]
@@ -92,22 +92,22 @@ class _Pseudonyms:
         return self.text_of(data).encode() if data else data
 
     def treat(self, payload: dict[str, Any], paths: tuple[str, ...] | None = None) -> None:
-        """Replaces the named fields of an object, in place. Field names are compared without their case."""
+        """Replaces the named fields of an object in place. The case of field names is ignored."""
         if paths is not None:
-            found = _named(payload, paths)
+            found = _find_named_keys(payload, paths)
         else:
             shape = tuple(payload)
             known = self._shapes.get(shape)
-            found = self._shapes[shape] = _named(payload, self.paths) if known is None else known
-        for name, below in found:
-            if not below:
-                payload[name] = self._value(payload[name])
+            found = self._shapes[shape] = _find_named_keys(payload, self.paths) if known is None else known
+        for name, rest in found:
+            if not rest:
+                payload[name] = self._replace(payload[name])
             else:
-                for item in _objects(payload[name]):
-                    self.treat(item, (below,))
+                for item in _iterate_objects(payload[name]):
+                    self.treat(item, (rest,))
 
-    def _value(self, value: Any) -> Any:
-        """The pseudonym of a value. What is no identifier does not become one: the parser judges it as before."""
+    def _replace(self, value: Any) -> Any:
+        """Returns the pseudonym of a value. An invalid identifier stays invalid, so the parser still rejects it."""
         if type(value) is str:
             return self.text_of(value.encode("utf-8", "surrogatepass")) if value and not value.isspace() else value
         if type(value) is int:
@@ -115,17 +115,20 @@ class _Pseudonyms:
         if value is None or type(value) is bool:
             return value
         if type(value) is list:
-            return [self._value(item) for item in value]
+            return [self._replace(item) for item in value]
         if type(value) is float:
             digits = str(int(value)) if value.is_integer() else repr(value)
             return {"number": self.text_of(digits.encode())}
         return {"object": self.text_of(json.dumps(value, sort_keys=True).encode())}
 
 
-def _named(payload: dict[str, Any], paths: tuple[str, ...]) -> list[tuple[str, str]]:
-    """The keys of an object that a path names, each with what the path names below it (nothing: the key itself).
+def _find_named_keys(payload: dict[str, Any], paths: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Finds the keys of an object at which a path starts.
 
-    A path `card.number` names the key `card.number` as well as `number` within `card`.
+    The path `card.number` names the key `card.number` and also the key `number` of the object `card`.
+
+    Returns:
+        The keys, each with the rest of its path, which is empty for the key itself.
     """
     found = []
     for name in payload:
@@ -135,27 +138,27 @@ def _named(payload: dict[str, Any], paths: tuple[str, ...]) -> list[tuple[str, s
                 found.append((name, ""))
             elif path.startswith(f"{lowered}."):
                 found.append((name, path[len(lowered) + 1 :]))
-    # The whole first: nothing of what it holds is left to look for.
+    # Keys that are replaced as a whole come first; then there is nothing within them to look for.
     return sorted(found, key=lambda pair: pair[1] != "")
 
 
-def _objects(value: Any) -> Iterator[dict[str, Any]]:
-    """The object, or all objects of an array, or of arrays in it."""
+def _iterate_objects(value: Any) -> Iterator[dict[str, Any]]:
+    """Yields the object itself, or all objects of an array and of nested arrays."""
     if type(value) is dict:
         yield value
     elif type(value) is list:
         for item in value:
-            yield from _objects(item)
+            yield from _iterate_objects(item)
 
 
-def _bodies(
+def _replace_bodies(
     messages: pa.Table, pseudonyms: _Pseudonyms, max_body_bytes: int, decoder: Decoder | None
 ) -> list[bytes | None]:
     bodies = messages["value"].to_pylist()
     readable = bodies
     failed: dict[int, Rejected] = {}
     if decoder is not None:
-        ids = id_headers(messages["headers"])
+        ids = find_schema_ids(messages["headers"])
         readable = list(bodies)
         for row, body in enumerate(bodies):
             try:
@@ -163,34 +166,36 @@ def _bodies(
                 readable[row] = decoder.json_body(body, ids.get(row))
             except Rejected as rejected:
                 failed[row] = rejected
-    pairs = most_pairs(*bytes_of(pa.array(readable, pa.binary())))
-    # What is decoded is larger than what came; the limit is one of what came.
+    pairs = bound_pair_counts(*read_buffers(pa.array(readable, pa.binary())))
+    # A decoded body is larger than the received one, and the limit applies to the received body.
     limit = max_body_bytes if decoder is None else 2**31
     return [
-        _body(original, readable[row], int(pairs[row]), limit, pseudonyms, failed.get(row)) if original else original
+        _replace_body(original, readable[row], int(pairs[row]), limit, pseudonyms, failed.get(row))
+        if original
+        else original
         for row, original in enumerate(bodies)
     ]
 
 
-def _body(
+def _replace_body(
     original: bytes, body: bytes, pairs: int, limit: int, pseudonyms: _Pseudonyms, failed: Rejected | None
 ) -> bytes:
     try:
         if failed is not None:
             raise failed
-        payload = _plain_object(body, pairs) if len(body) <= limit else None
+        payload = _decode_plain_object(body, pairs) if len(body) <= limit else None
         if payload is not None:
             pseudonyms.treat(payload)
             return _encode(payload)
-        return _examined(body, limit, pseudonyms)
+        return _replace_carefully(body, limit, pseudonyms)
     except Rejected as rejected:
-        return withheld_body(rejected.reason, pseudonyms.text_of(original), len(original))
-    except (OverflowError, ValueError):  # an integer that msgspec cannot write
-        return _examined(body, limit, pseudonyms)
+        return build_withheld_body(rejected.reason, pseudonyms.text_of(original), len(original))
+    except (OverflowError, ValueError):  # msgspec cannot encode one of the integers.
+        return _replace_carefully(body, limit, pseudonyms)
 
 
-def _plain_object(body: bytes, pairs: int) -> dict[str, Any] | None:
-    """The object of a body that is surely read alike by every reader, None for one to look at more closely."""
+def _decode_plain_object(body: bytes, pairs: int) -> dict[str, Any] | None:
+    """Decodes a body that every JSON reader certainly reads in the same way. Returns None for other bodies."""
     try:
         payload = _decode(body)
     except (ValueError, RecursionError):
@@ -199,12 +204,14 @@ def _plain_object(body: bytes, pairs: int) -> dict[str, Any] | None:
         return None
     if body.find(b"{", 1) < 0 and b"[" not in body:
         return payload if len(payload) == pairs else None
-    return payload if levels(payload, FAST_DEPTH) == pairs else None
+    return payload if count_pairs(payload, FAST_DEPTH) == pairs else None
 
 
-def _examined(body: bytes, limit: int, pseudonyms: _Pseudonyms) -> bytes:
+def _replace_carefully(body: bytes, limit: int, pseudonyms: _Pseudonyms) -> bytes:
+    """Pseudonymizes a body with the parser of single messages."""
     if body.startswith(WITHHELD):
-        raise Rejected("invalid_json", "the body is not JSON")  # nobody outside says what was withheld
+        # Only the platform may write this prefix, so a producer's body with it is rejected.
+        raise Rejected("invalid_json", "the body is not JSON")
     payload = json_object(body, limit)
     if _has_long_integer(payload):
         raise Rejected("wrong_type", "the body has an integer of too many digits")
@@ -212,21 +219,21 @@ def _examined(body: bytes, limit: int, pseudonyms: _Pseudonyms) -> bytes:
     text = json.dumps(payload, ensure_ascii=False)
     try:
         return text.encode()
-    except UnicodeEncodeError:  # a lone surrogate, which only an escape can carry
+    except UnicodeEncodeError:  # The text has a lone surrogate, which only an escape can represent.
         return json.dumps(payload).encode()
 
 
 def _has_long_integer(payload: Any) -> bool:
-    waiting = [payload]
-    while waiting:
-        item = waiting.pop()
+    stack = [payload]
+    while stack:
+        item = stack.pop()
         if type(item) is LongInteger:
             return True
-        waiting += item.values() if type(item) is dict else item if type(item) is list else ()
+        stack += item.values() if type(item) is dict else item if type(item) is list else ()
     return False
 
 
-def _headers(headers: pa.ChunkedArray, pseudonyms: _Pseudonyms) -> pa.ChunkedArray | pa.Array:
+def _replace_headers(headers: pa.ChunkedArray, pseudonyms: _Pseudonyms) -> pa.ChunkedArray | pa.Array:
     if headers.null_count == len(headers):
         return headers
     rows = [

@@ -1,4 +1,4 @@
-"""Why a message is quarantined: each reason with one sentence for a person."""
+"""Reasons to quarantine a message, each with a sentence for operators."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The training sample: which rows it holds depends on their source positions and a seed, and on nothing else.
+"""Draws the training sample, which depends only on the source positions of the rows and on a seed.
 
-Each row draws a number by hashing its position, and the rows with the smallest numbers are the sample: the same
-ones whatever the engine, the files and their order.
+Each row gets a pseudorandom number from a hash of its position, and the rows with the smallest numbers are the sample.
+So the sample does not depend on the engine, the files or their order.
 """
 
 from __future__ import annotations
@@ -18,32 +18,40 @@ DRAW = pa.field("draw", pa.int64(), nullable=False)
 _END = 2**63
 
 
-def draws(rows: pa.RecordBatch, seed: int) -> np.ndarray:
-    """A number for each row (with POSITION_COLUMNS), uniform in [0, 2^63), by its source position and `seed`."""
+def draw_numbers(rows: pa.RecordBatch, seed: int) -> np.ndarray:
+    """Draws a pseudorandom number for each row from its source position and the seed.
+
+    Args:
+        rows: Rows with POSITION_COLUMNS.
+        seed: Random seed.
+
+    Returns:
+        Numbers uniform in [0, 2^63), int64, shape (rows,).
+    """
     numbers = np.full(rows.num_rows, seed, np.uint64)
     for name in POSITION_COLUMNS:
-        numbers = _mixed(numbers + _integers(rows[name]))
+        numbers = _mix(numbers + _to_integers(rows[name]))
     # Spark has no unsigned integers.
     return (numbers >> np.uint64(1)).astype(np.int64)
 
 
-def sample_candidates(rows: pa.RecordBatch, size: int, of: int, seed: int) -> pa.RecordBatch:
-    """The rows that can be among the `size` smallest draws of a window of `of` rows, with their DRAW."""
-    # Six standard deviations more than wanted: too few are left once in a billion samples.
+def select_candidates(rows: pa.RecordBatch, size: int, of: int, seed: int) -> pa.RecordBatch:
+    """Selects the rows that can be among the `size` smallest numbers of a window of `of` rows, and adds DRAW."""
+    # The margin is six standard deviations: one sample in a billion gets too few rows.
     wanted = size + 6 * math.sqrt(size)
-    numbers = draws(rows, seed)
+    numbers = draw_numbers(rows, seed)
     chosen = rows.append_column(DRAW, pa.array(numbers))
     return chosen if wanted >= of else chosen.filter(pa.array(numbers < int(wanted / of * _END)))
 
 
-def smallest_draws(chosen: pa.Table, size: int) -> pa.Table:
-    """The sample: those of a window's `sample_candidates` with the `size` smallest draws, without DRAW."""
+def select_sample(chosen: pa.Table, size: int) -> pa.Table:
+    """Selects the `size` smallest numbers among all `select_candidates` of a window, and removes DRAW."""
     order = [(DRAW.name, "ascending"), *((name, "ascending") for name in POSITION_COLUMNS)]
     return chosen.sort_by(order).slice(0, size).drop_columns([DRAW.name])
 
 
-def _integers(values: pa.Array) -> np.ndarray:
-    """Integers as they are, texts by a hash of each that is the same in every process."""
+def _to_integers(values: pa.Array) -> np.ndarray:
+    """Returns integers unchanged, and a hash of each text that is the same in every process."""
     if not pa.types.is_string(values.type):
         return values.to_numpy(zero_copy_only=False).astype(np.uint64)
     coded = values.dictionary_encode()
@@ -52,8 +60,8 @@ def _integers(values: pa.Array) -> np.ndarray:
     return np.array(hashes, np.uint64)[coded.indices.to_numpy()]
 
 
-def _mixed(numbers: np.ndarray) -> np.ndarray:
-    """SplitMix64's output function, a bijection that spreads neighbours over all of uint64.
+def _mix(numbers: np.ndarray) -> np.ndarray:
+    """Applies SplitMix64's output function, a bijection that spreads adjacent numbers over all of uint64.
 
     Source: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators" (2014), with Stafford's constants.
     """

@@ -1,7 +1,7 @@
-"""The tables: every Arrow schema, key and feature name of the platform, written once.
+"""Declares every table once: Arrow schemas, keys and feature names.
 
-All times are `timestamp[us, UTC]`; every write is cast to these schemas, so that no table ever holds a
-naive timestamp or a column of nulls without a type.
+All times are `timestamp[us, UTC]`. Every write is cast to these schemas, so that no table contains a naive timestamp
+or a column of nulls without a type.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ RAW_TRANSACTIONS = pa.schema(
 )
 
 MESSAGES = pa.schema([field for field in RAW_TRANSACTIONS if field.name not in ("ingested_at", "ingest_date")])
-"""What a batch of messages looks like: the landing schema without the moment of landing."""
+"""Schema of a batch of messages: the landing schema without the landing time."""
 
 LABELS_PARSED = pa.schema(
     [
@@ -64,7 +64,7 @@ QUARANTINED_TRANSACTIONS = pa.schema(
         INGEST_DATE,
     ]
 )
-"""Reasons are the keys of `core.quarantine_reasons.REASONS`; `duplicate` is a repeated transaction id."""
+"""`reason` is a key of `core.quarantine_reasons.REASONS`; `duplicate` is a repeated transaction id."""
 
 TRANSACTION = pa.schema(
     [
@@ -82,13 +82,13 @@ DERIVED_FEATURES = (
     *(f"customer_id_{kind}_{days}day_window" for days in WINDOW_DAYS for kind in ("nb_tx", "avg_amount")),
     *(f"terminal_id_{kind}_{days}day_window" for days in WINDOW_DAYS for kind in ("nb_tx", "risk")),
 )
-"""The handbook's fourteen derived features (chapter 3), in its order and with its names in lower case."""
+"""The fourteen derived features of the handbook (chapter 3), in its order and with its names in lower case."""
 
 MODEL_INPUTS = ("tx_amount", *DERIVED_FEATURES)
-"""The fifteen inputs of the model, in the order in which it sees them."""
+"""The fifteen inputs of the model, in their order."""
 
 FEATURE_VERSION = "1"
-"""Raised whenever the meaning of a model input changes; a model scores only its own version."""
+"""Version of the features. It increases if the meaning of a model input changes; a model scores only its version."""
 
 _INTEGER_FEATURES = tuple(name for name in DERIVED_FEATURES if "_nb_tx_" in name or "_during_" in name)
 
@@ -122,8 +122,7 @@ FRAUD_PREDICTIONS = pa.schema(
         pa.field("tx_date", pa.date32(), nullable=False),
     ]
 )
-
-"""`model_run_id` is the MLflow run that made the model: two registries may both have a version 1."""
+"""`model_run_id` is the MLflow run that trained the model: two registries may both have a version 1."""
 
 RETRIED_MESSAGES = pa.schema(
     [
@@ -133,7 +132,7 @@ RETRIED_MESSAGES = pa.schema(
         INGESTED_AT,
     ]
 )
-"""Quarantined messages that were retried: their new position and, as `origin_…`, that in quarantine."""
+"""Quarantined messages that were retried: their new position and, as `origin_…`, their position in quarantine."""
 
 ALERT_THRESHOLDS = pa.schema(
     [
@@ -151,7 +150,7 @@ ALERT_THRESHOLDS = pa.schema(
 
 @dataclass(frozen=True)
 class Table:
-    """A Delta table: its name (also its asset key), schema, partition column and the columns with statistics."""
+    """A Delta table: its name (also its asset key), schema, partition column and columns with statistics."""
 
     name: str
     schema: pa.Schema

@@ -1,4 +1,4 @@
-"""Scores: an Isolation Forest in its treelite form on the model inputs, the same bits for one row or a million."""
+"""Scores rows with an Isolation Forest in its treelite form. Scores are bit-equal for one row or a million."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
     import treelite
 
 CHUNK_ROWS = 65_536
-"""Rows scored at a time: 4 MB of inputs, whatever the size of the batch."""
+"""Rows that are scored at a time: 4 MB of inputs, whatever the size of the batch."""
 
 PREDICTION_INPUTS = ("transaction_id", "tx_datetime", *MODEL_INPUTS, "feature_version", *POSITION_COLUMNS,
                      "ingested_at", "tx_date")  # fmt: skip
-"""The columns of TRANSACTION_FEATURES that `predictions` needs."""
+"""The columns of TRANSACTION_FEATURES that `predict` needs."""
 
 _THREADS_FROM_ROWS = 8_192
 _ALL_THREADS = -1
-"""As many as OpenMP allows: OMP_NUM_THREADS, which Spark sets for its tasks, or else the cores of this process."""
+"""The number of threads that OpenMP allows: OMP_NUM_THREADS, which Spark sets for its tasks, else the cores."""
 _LARGEST = float(np.finfo(np.float32).max)
 
 
-def matrix(features: pa.Table, dtype: Any = np.float32) -> np.ndarray:
-    """MODEL_INPUTS of the features, in order: shape (rows, 15).
+def to_matrix(features: pa.Table, dtype: Any = np.float32) -> np.ndarray:
+    """Returns MODEL_INPUTS of the features in order, shape (rows, 15).
 
-    Values beyond float32 (an amount of 1e39 is a valid one) become its largest: trees only compare, and
-    scikit-learn refuses infinity.
+    Values beyond float32, such as a valid amount of 1e39, become its largest value: trees only compare, and
+    scikit-learn rejects infinity.
     """
     inputs = np.empty((features.num_rows, len(MODEL_INPUTS)), dtype)
     for column, name in enumerate(MODEL_INPUTS):
@@ -40,23 +40,26 @@ def matrix(features: pa.Table, dtype: Any = np.float32) -> np.ndarray:
 
 
 def score(model: treelite.Model, features: pa.Table) -> np.ndarray:
-    """Anomaly scores in (0, 1], float64, shape (rows,); a higher score is more suspicious.
+    """Computes anomaly scores; a higher score is more suspicious.
 
-    Equal to `-score_samples` of the scikit-learn forest that the model was made from, to 1e-8: the score
-    2^(-E[h(x)] / c(n)) of Liu, Ting and Zhou, "Isolation Forest" (2008), eq. 2.
+    The score is 2^(-E[h(x)] / c(n)) of Liu, Ting and Zhou, "Isolation Forest" (2008), eq. 2. It equals
+    `-score_samples` of the original scikit-learn forest to 1e-8.
+
+    Returns:
+        Scores in (0, 1], float64, shape (rows,).
     """
     import treelite.gtil
 
     scores = np.empty(features.num_rows, np.float64)
     for first in range(0, features.num_rows, CHUNK_ROWS):
-        inputs = matrix(features.slice(first, CHUNK_ROWS))
-        # Few rows are scored sooner by one thread than others are started.
+        inputs = to_matrix(features.slice(first, CHUNK_ROWS))
+        # For a few rows, starting threads takes longer than scoring.
         threads = _ALL_THREADS if len(inputs) >= _THREADS_FROM_ROWS else 1
         scores[first : first + len(inputs)] = treelite.gtil.predict(model, inputs, nthread=threads).reshape(-1)
     return scores
 
 
-def predictions(
+def predict(
     features: pa.Table,
     model: treelite.Model,
     threshold: float,
@@ -64,15 +67,18 @@ def predictions(
     model_run_id: str,
     scored_at: datetime,
 ) -> pa.Table:
-    """A row of FRAUD_PREDICTIONS per row of `features` (columns PREDICTION_INPUTS), in their order.
+    """Scores feature rows.
 
     Args:
-        features: the rows to score.
-        model: scores them.
-        threshold: a score at or above it alerts.
-        model_version: the model's version in its registry.
-        model_run_id: the MLflow run that made the model.
-        scored_at: the time of scoring, with zone.
+        features: Rows with the columns PREDICTION_INPUTS.
+        model: The model.
+        threshold: A row with this score or a higher one alerts.
+        model_version: The model's version in its registry.
+        model_run_id: The MLflow run that trained the model.
+        scored_at: The time of scoring, with time zone.
+
+    Returns:
+        A row of FRAUD_PREDICTIONS for each feature row, in their order.
     """
     scores = score(model, features)
     rows = features.num_rows
@@ -91,7 +97,7 @@ def predictions(
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """A registered model: `version` of FRAUD_MODEL_NAME, made by the MLflow run `run_id`.
+    """A registered model: `version` of FRAUD_MODEL_NAME, trained by the MLflow run `run_id`.
 
     Two registries may both have a version 1; the run id is unique.
     """
@@ -102,7 +108,7 @@ class ModelVersion:
 
 @dataclass(frozen=True)
 class Scorer:
-    """Scores rows: a model, its version and its threshold, at one time of scoring."""
+    """Scores rows with a model, its version, its threshold and one time of scoring."""
 
     model: treelite.Model
     made: ModelVersion
@@ -110,6 +116,6 @@ class Scorer:
     scored_at: datetime
 
     def score(self, rows: pa.Table) -> pa.Table:
-        """Returns predictions of the rows (columns PREDICTION_INPUTS), in their order."""
+        """Returns the predictions of rows with the columns PREDICTION_INPUTS, in their order."""
         made = self.made
-        return predictions(rows, self.model, self.threshold, made.version, made.run_id, self.scored_at)
+        return predict(rows, self.model, self.threshold, made.version, made.run_id, self.scored_at)

@@ -1,4 +1,4 @@
-"""Whose data a body holds, read as tolerantly as one can: for erasing what the parser itself would refuse."""
+"""Finds the identifiers in a body. It reads tolerantly, so that erasure also covers bodies that the parser rejects."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from fraud_assets.core.bodies import strip_byte_order_mark
 
 
 class _Pairs(list[tuple[str, Any]]):
-    """The pairs of an object, of a repeated key all."""
+    """The pairs of an object, including all pairs of a repeated key."""
 
 
-def ids_in(body: bytes | None, names: Collection[str]) -> set[str] | None:
-    """The identifiers that an object has under the names, as text; of a repeated key all values.
+def find_ids(body: bytes | None, names: Collection[str]) -> set[str] | None:
+    """Finds the identifiers that a body has under some names, including all values of a repeated key.
 
-    A name is compared without its case, and `after.id` is also the key `id` within `after`. None where the body is no
-    JSON object or has none of the names.
+    Args:
+        body: The bytes of the message body.
+        names: Names of fields; case is ignored. `after.id` is also the key `id` of the object `after`.
+
+    Returns:
+        The identifiers as text, or None if the body is not a JSON object or has none of the names.
     """
     if not body:
         return None
@@ -47,7 +51,7 @@ def _values_at(pairs: _Pairs, path: str) -> Iterator[Any]:
             yield from _values_at(value, path[len(name) + 1 :])
 
 
-def mention_of(ids: Collection[str]) -> re.Pattern[bytes]:
-    """What finds one of the identifiers in bytes, standing alone: `42` not in `421` or `x42`."""
+def compile_id_pattern(ids: Collection[str]) -> re.Pattern[bytes]:
+    """Compiles a pattern that finds the identifiers in bytes as whole words: `42`, but not in `421` or `x42`."""
     words = b"|".join(re.escape(name.encode("utf-8", "surrogateescape")) for name in sorted(ids))
     return re.compile(rb"(?<![0-9A-Za-z_])(?:" + words + rb")(?![0-9A-Za-z_])")

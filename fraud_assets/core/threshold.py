@@ -1,4 +1,4 @@
-"""The alert threshold: from what the analysts can review in a day, not from the model's `contamination`."""
+"""Finds the alert threshold from the number of alerts that analysts can review, not from `contamination`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ _DAY = np.timedelta64(1, "D") / np.timedelta64(1, "us")
 
 @dataclass(frozen=True)
 class ScoredTraffic:
-    """What of scored transactions a threshold depends on, whatever their number.
+    """The summary of scored transactions from which a threshold follows. Its size does not depend on their number.
 
-    `first` and `last` are times (datetime64[us]), `highest` are the highest scores, ascending.
+    Attributes:
+        rows: Number of transactions.
+        first: Earliest time, datetime64[us].
+        last: Latest time, datetime64[us].
+        highest: The highest scores, ascending, float64.
     """
 
     rows: int
@@ -26,61 +30,54 @@ class ScoredTraffic:
     @property
     def days(self) -> float:
         """Days between the first and the last transaction, at least one."""
-        # As long as less than a day is known, its traffic counts as that of a whole day: the budget is a day's.
+        # The traffic of less than a day counts as that of a whole day, because the budget is per day.
         return float(max(1.0, float((self.last - self.first) / np.timedelta64(1, "us")) / _DAY))
 
     def alerts(self, threshold: float) -> int:
-        """Transactions with a score of at least a threshold that `lowest_threshold` gave."""
+        """Counts the transactions that alert at a threshold from `lowest_threshold`."""
         return int((self.highest >= threshold).sum())
 
 
-def scores_needed(budget_per_day: float, days: float) -> int:
-    """How many of the highest scores the threshold of so many days (at least one) can depend on."""
+def count_scores_needed(budget_per_day: float, days: float) -> int:
+    """Returns the number of highest scores on which the threshold of `days` (at least one) can depend."""
     return math.floor(budget_per_day * days) + 1
 
 
-def scored_traffic(scores: np.ndarray, tx_datetime: np.ndarray, keep: int) -> ScoredTraffic:
-    """The traffic of some transactions, at least one, with the `keep` highest of its scores (`scores_needed`)."""
-    return ScoredTraffic(len(scores), tx_datetime.min(), tx_datetime.max(), _highest(scores, keep))
+def summarize_traffic(scores: np.ndarray, tx_datetime: np.ndarray, keep: int) -> ScoredTraffic:
+    """Summarizes scored transactions.
+
+    Args:
+        scores: float64, shape (rows,), at least one row.
+        tx_datetime: datetime64[us], shape (rows,), in any order.
+        keep: Number of highest scores to keep; see `count_scores_needed`.
+    """
+    return ScoredTraffic(len(scores), tx_datetime.min(), tx_datetime.max(), _select_highest(scores, keep))
 
 
 def merge_traffic(parts: Iterable[ScoredTraffic], keep: int) -> ScoredTraffic:
-    """The traffic of all parts, at least one."""
+    """Merges the summaries of at least one part, with the `keep` highest scores."""
     known = list(parts)
     return ScoredTraffic(
         sum(part.rows for part in known),
         min(part.first for part in known),
         max(part.last for part in known),
-        _highest(np.concatenate([part.highest for part in known]), keep),
+        _select_highest(np.concatenate([part.highest for part in known]), keep),
     )
 
 
-def calibrate(scores: np.ndarray, tx_datetime: np.ndarray, budget_per_day: float, max_rate: float) -> float:
-    """`lowest_threshold` of transactions that are all in memory.
+def lowest_threshold(traffic: ScoredTraffic, budget_per_day: float, max_rate: float) -> float:
+    """Returns the lowest threshold at which the alerts of this traffic (score >= threshold) keep both limits.
+
+    The mean number of alerts per day is at most `budget_per_day`. Alerts are at most the share `max_rate` of the
+    transactions, so that traffic below the budget does not alert completely.
+
+    Equal scores alert together or not at all: if they would exceed a limit, the next higher score is the threshold. If
+    nothing may alert, the threshold is just above the highest score.
 
     Args:
-        scores: float64, shape (rows,).
-        tx_datetime: datetime64[us], shape (rows,); in any order.
-        budget_per_day: alerts per day.
-        max_rate: share, 0 < max_rate <= 1.
-
-    Raises:
-        ValueError: the window is empty.
-    """
-    if not len(scores):
-        raise ValueError("a threshold needs at least one scored transaction")
-    return lowest_threshold(scored_traffic(scores, tx_datetime, len(scores)), budget_per_day, max_rate)
-
-
-def lowest_threshold(traffic: ScoredTraffic, budget_per_day: float, max_rate: float) -> float:
-    """The lowest threshold at which, in this traffic, alerts (score >= threshold) keep to both limits.
-
-    - their mean per day is at most `budget_per_day`;
-    - they are at most `max_rate` of the transactions, so that a stream with less traffic than the budget does
-      not alert everything.
-
-    Equal scores alert together or not at all: where they would exceed a limit, the next higher score is the
-    threshold. Where nothing may alert, it lies just above the highest score.
+        traffic: The scored transactions.
+        budget_per_day: Alerts per day.
+        max_rate: Share of the transactions, 0 < max_rate <= 1.
     """
     allowed = math.floor(min(budget_per_day * traffic.days, max_rate * traffic.rows))
     ordered = traffic.highest
@@ -96,7 +93,7 @@ def lowest_threshold(traffic: ScoredTraffic, budget_per_day: float, max_rate: fl
     return float(higher[0]) if len(higher) else above
 
 
-def _highest(scores: np.ndarray, keep: int) -> np.ndarray:
+def _select_highest(scores: np.ndarray, keep: int) -> np.ndarray:
     if len(scores) > keep:
         scores = np.partition(scores, len(scores) - keep)[-keep:]
     return np.sort(scores)

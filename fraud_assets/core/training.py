@@ -1,4 +1,4 @@
-"""Fits the Isolation Forest, unsupervised: fraud labels are known days late and to evaluation only."""
+"""Fits the Isolation Forest without labels: fraud labels arrive days late, and only evaluation uses them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from fraud_assets.core.schema import MODEL_INPUTS
-from fraud_assets.core.scoring import matrix
+from fraud_assets.core.scoring import to_matrix
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,39 +18,44 @@ TREES = 100
 SEED = 42
 
 
-def inputs(features: pa.Table, dtype: Any = np.float32) -> pd.DataFrame:
-    """MODEL_INPUTS as a frame, so that the forest knows its inputs by name and refuses another order."""
+def to_frame(features: pa.Table, dtype: Any = np.float32) -> pd.DataFrame:
+    """Returns MODEL_INPUTS as a DataFrame, so that the forest knows its inputs by name and rejects another order."""
     import pandas as pd
 
-    return pd.DataFrame(matrix(features, dtype), columns=list(MODEL_INPUTS))
+    return pd.DataFrame(to_matrix(features, dtype), columns=list(MODEL_INPUTS))
 
 
 def fit(features: pa.Table, trees: int = TREES, seed: int = SEED, *, scaled: bool = False) -> Any:
-    """A scikit-learn `IsolationForest` on the unscaled float32 inputs, as treelite scores them.
+    """Fits a scikit-learn `IsolationForest` on the unscaled float32 inputs, which treelite scores too.
 
-    With `scaled`, a pipeline that first standardises with the mean and deviation of `features`: the handbook's
-    form (chapter 7). Scaling does not change what a tree can tell apart, so the platform's model does without.
+    Args:
+        features: Rows with MODEL_INPUTS.
+        trees: Number of trees.
+        seed: Random seed.
+        scaled: Whether to fit a pipeline that first standardizes with the mean and deviation of `features`, as the
+            handbook does (chapter 7). Scaling does not change which rows a tree can separate, so the platform's model
+            does not use it.
     """
     from sklearn.ensemble import IsolationForest
 
     forest = IsolationForest(n_estimators=trees, random_state=seed)
     if not scaled:
-        return forest.fit(inputs(features))
+        return forest.fit(to_frame(features))
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    # In between, plain arrays: the forest behind the scaler never sees the names.
-    return make_pipeline(StandardScaler(), forest).fit(inputs(features, np.float64))
+    # The scaler returns plain arrays, so the forest does not get the names.
+    return make_pipeline(StandardScaler(), forest).fit(to_frame(features, np.float64))
 
 
 def score_samples(model: Any, features: pa.Table) -> np.ndarray:
-    """Scores of what `fit` gave, float64, shape (rows,); a higher score is more suspicious."""
+    """Scores rows with a model from `fit`: float64, shape (rows,); a higher score is more suspicious."""
     scaled = hasattr(model, "steps")
-    return -model.score_samples(inputs(features, np.float64 if scaled else np.float32))
+    return -model.score_samples(to_frame(features, np.float64 if scaled else np.float32))
 
 
-def treelite_form(forest: Any) -> treelite.Model:
-    """The forest as the platform scores it (`core.scoring.score`)."""
+def to_treelite(forest: Any) -> treelite.Model:
+    """Converts the forest to the form that `core.scoring.score` uses."""
     import treelite.sklearn
 
     return treelite.sklearn.import_model(forest)

@@ -20,7 +20,7 @@ def check_alerts(settings: Settings) -> list[Finding]:
         return [skip("alerts", f"the lake cannot be read: {error}")]
     if busiest is None:
         return [ok("alerts", "nothing is scored yet")]
-    if busiest.over:
+    if busiest.is_over_limit:
         return [warn("alerts", describe_busy_day(busiest, settings), REMEDY)]
     budget = f"the budget is {settings.alert_budget_per_day:g}"
     return [ok("alerts", f"at most {busiest.alerts:,} on a day of the newest {COUNTED_DAYS} ({budget})")]

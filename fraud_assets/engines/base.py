@@ -1,13 +1,14 @@
-"""What an engine does: it lands topics, computes features, scores, and reads a training window.
+"""The interface of a compute engine.
 
-A stage reads what is pending, hands a batch to the engine and commits the result.
+A stage reads the pending rows of its source table, gives a batch to an `Engine` and commits the result. Engines differ
+in speed, never in results: `engines.local` computes in this process, `engines.spark` on Spark's executors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import pyarrow as pa
@@ -21,63 +22,136 @@ from fraud_assets.lake.data_files import Rows
 from fraud_assets.lake.log import add_actions
 from fraud_assets.lake.scan import files_within
 from fraud_assets.lake.tables import Lake
-from fraud_assets.settings import BatchLimits, WindowPolicy
+from fraud_assets.settings import BatchLimits
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
     from pyarrow.dataset import Expression
 
-CLOCKS_DIFFER = timedelta(days=1)
-"""A label is younger than its transaction, except if clocks differ by up to this."""
+RowFunction: TypeAlias = Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]
+"""A function on rows. It can be pickled, and its result does not depend on how the rows are split into batches."""
 
 
-def reach(times: pa.ChunkedArray, policy: WindowPolicy) -> tuple[datetime, datetime]:
-    """Returns the time after which, and up to which, transactions are in a window of one at these times.
+class Engine(Protocol):
+    """Lands topics, computes features, scores rows and reads training windows.
 
-    Args:
-        times: `tx_datetime` of one transaction or more, timestamp[us, UTC].
-        policy: how far windows reach back.
+    Attributes:
+        limits: Maximum size of a batch.
+        recompute_days: Maximum number of days of one call of `recompute_features`.
     """
-    first, last = (edge.as_py() for edge in pc.min_max(times).values())
-    return first - timedelta(days=policy.history_days), last
+
+    limits: BatchLimits
+    recompute_days: int
+
+    def land_topics(
+        self, lake: Lake, *, transactions: bool = True, stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, LandingReport]:
+        """Drains both topics up to their ends at the time of the call, labels first.
+
+        Args:
+            lake: The lake to land into.
+            transactions: Whether to drain the transactions topic. If false, only the labels topic is drained.
+            stop: Called between commits. Once it returns true, landing ends; committed batches stay.
+
+        Returns:
+            A report for each landing table, by table name.
+
+        Raises:
+            BrokerError, MessagesLostError, LakeError, EngineError: Nothing is skipped, and committed batches stay.
+        """
+        ...
+
+    def compute_features(self, batch: FeatureBatch) -> FeatureResult:
+        """Computes the features and the quarantine of a batch.
+
+        Raises:
+            LakeError: A table cannot be read, or memory and disk do not suffice.
+            EngineError: A job failed.
+        """
+        ...
+
+    def recompute_features(self, lake: Lake, handle: DeltaTable, start: datetime, end: datetime) -> RecomputedRange:
+        """Recomputes the features of `tx_datetime` in [start, end) with the present history and labels.
+
+        Args:
+            lake: The lake with the labels.
+            handle: The version of the features that the result replaces.
+            start: First time, with time zone.
+            end: The time after the last one.
+
+        Raises:
+            LakeError: A table cannot be read, or memory and disk do not suffice.
+            EngineError: A job failed.
+        """
+        ...
+
+    def score(self, batch: ScoringBatch) -> ScoringResult:
+        """Scores a batch.
+
+        Raises:
+            LakeError: A table cannot be read.
+            EngineError: A job failed.
+        """
+        ...
+
+    def map_window(
+        self, window: TrainingWindow, columns: Sequence[str], function: RowFunction, schema: pa.Schema
+    ) -> pa.Table:
+        """Runs a function on the rows of a training window and collects its output.
+
+        Args:
+            window: The rows.
+            columns: The columns that the function needs.
+            function: Called once or more, each time with a part of the rows.
+            schema: The schema of the batches that the function yields.
+
+        Returns:
+            The rows that all calls yielded, in any order.
+
+        Raises:
+            LakeError: A file cannot be read.
+            EngineError: A job failed.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class FeatureBatch:
-    """Landed messages to compute features of.
+    """Landed messages whose features are computed.
 
     Attributes:
-        lake: the tables.
-        work: the pending messages.
-        bounds: the part of them that is in this batch.
-        features: the handle that the features will be committed with.
-        quarantine: the handle that the quarantine will be committed with.
-        held: what quarantine already holds of the batch, if a run was killed between its two commits.
+        lake: The lake.
+        pending: All pending messages.
+        bounds: The part of them that belongs to this batch.
+        features: The handle that commits the features.
+        quarantine: The handle that commits the quarantine.
+        quarantined: Rows of the batch that quarantine already holds, if a run was killed between its two commits.
     """
 
     lake: Lake
-    work: Pending
+    pending: Pending
     bounds: Bounds
     features: DeltaTable
     quarantine: DeltaTable
-    held: Pending | None
+    quarantined: Pending | None
 
     @property
-    def held_bounds(self) -> Bounds:
-        """The part of the bounds in which quarantine holds rows."""
-        partitions = [one for one in (self.held.target if self.held else ()) if one in self.bounds.target]
+    def quarantined_bounds(self) -> Bounds:
+        """The part of the bounds in which quarantine already holds rows."""
+        held = self.quarantined.target if self.quarantined else ()
+        partitions = [source for source in held if source in self.bounds.target]
         return Bounds({p: self.bounds.start[p] for p in partitions}, {p: self.bounds.target[p] for p in partitions})
 
 
 @dataclass(frozen=True)
 class FeatureResult:
-    """Features and quarantine of a batch, ready to be committed.
+    """Features and quarantine of a batch, ready to commit.
 
     Attributes:
-        landed: number of messages of the batch.
-        features: new rows of `transaction_features`.
-        rejected: new rows of `quarantined_transactions`.
-        reasons: number of quarantined messages by reason, those that quarantine held before included.
+        landed: Number of messages of the batch.
+        features: New rows of `transaction_features`.
+        rejected: New rows of `quarantined_transactions`.
+        reasons: Number of quarantined messages by reason, including those that quarantine already held.
     """
 
     landed: int
@@ -91,9 +165,9 @@ class RecomputedRange:
     """Features that replace those of a range.
 
     Attributes:
-        rows: a table of the range, or data files of the whole `days`.
-        count: number of rows in the range.
-        days: values of `tx_date` that data files replace.
+        rows: A table with the rows of the range, or data files with all rows of `days`.
+        count: Number of rows in the range.
+        days: Values of `tx_date` that the data files replace.
     """
 
     rows: Rows
@@ -103,22 +177,22 @@ class RecomputedRange:
 
 @dataclass(frozen=True)
 class ScoringBatch:
-    """Feature rows to score: those within the `bounds` of `work`."""
+    """Feature rows to score: the rows of `pending` within `bounds`."""
 
     lake: Lake
-    work: Pending
+    pending: Pending
     bounds: Bounds
     scorer: Scorer
 
 
 @dataclass(frozen=True)
 class ScoringResult:
-    """Predictions ready to be committed.
+    """Predictions, ready to commit.
 
     Attributes:
-        rows: new rows of `fraud_predictions`.
-        alerts: how many of them alert.
-        other_versions: feature versions that the model does not know; if there are any, the rows are incomplete.
+        rows: New rows of `fraud_predictions`.
+        alerts: Number of rows that alert.
+        other_versions: Feature versions that the model does not support. If there are any, the rows are incomplete.
     """
 
     rows: Rows
@@ -128,15 +202,15 @@ class ScoringResult:
 
 @dataclass(frozen=True)
 class TrainingWindow:
-    """The features of [start, end) and this FEATURE_VERSION, in a pinned version of their table.
+    """The features of `tx_datetime` in [start, end) with the present FEATURE_VERSION, in a pinned table version.
 
     Attributes:
-        lake: the tables.
-        handle: that version.
-        start: first moment, with zone.
-        end: the moment after the last.
-        files: the only files that can hold such rows.
-        most_rows: number of rows in `files`, by the log.
+        lake: The lake.
+        handle: The pinned version of `transaction_features`.
+        start: First time, with time zone.
+        end: The time after the last one.
+        files: The files that can hold such rows.
+        max_rows: Number of rows in `files`, from the table's log.
     """
 
     lake: Lake
@@ -144,86 +218,33 @@ class TrainingWindow:
     start: datetime
     end: datetime
     files: tuple[str, ...]
-    most_rows: int
+    max_rows: int
 
     @classmethod
     def of(cls, lake: Lake, start: datetime, end: datetime, handle: DeltaTable | None = None) -> TrainingWindow:
-        """Returns the window of the newest version, or of the handle's. No file is read. Raises `LakeError`."""
+        """Creates the window from the table's log. It reads no data file.
+
+        Args:
+            lake: The lake.
+            start: First time, with time zone.
+            end: The time after the last one.
+            handle: The version of `transaction_features`; default: the newest.
+
+        Raises:
+            LakeError: The table cannot be read.
+        """
         handle = handle or lake.open(transaction_features)
         days = (start.astimezone(UTC).date(), end.astimezone(UTC).date())
         files = tuple(files_within(handle, {"tx_date": days, "tx_datetime": (start, end)}))
         actions = add_actions(handle)
-        held = dict(zip(actions["path"].to_pylist(), actions["num_records"].to_pylist(), strict=True))
-        return cls(lake, handle, start, end, files, sum(held[path] for path in files))
+        rows = dict(zip(actions["path"].to_pylist(), actions["num_records"].to_pylist(), strict=True))
+        return cls(lake, handle, start, end, files, sum(rows[path] for path in files))
 
     @property
     def where(self) -> Expression:
-        """What the rows meet, by columns that are in the files themselves."""
+        """The condition that the rows meet. It uses only columns that the files themselves contain."""
         return (
             (pc.field("tx_datetime") >= pa.scalar(self.start, TIME))
             & (pc.field("tx_datetime") < pa.scalar(self.end, TIME))
             & (pc.field("feature_version") == FEATURE_VERSION)
         )
-
-
-Work: TypeAlias = Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]
-"""Work on rows that may be done in parts, on other machines: it can be pickled and ignores how rows are split."""
-
-
-class Engine(Protocol):
-    """Does the heavy work of a stage. Engines differ in speed, never in result.
-
-    Attributes:
-        limits: the largest batch that the engine takes.
-        recompute_days: days that one call of `recompute_features` covers at most.
-    """
-
-    limits: BatchLimits
-    recompute_days: int
-
-    def land_topics(
-        self, lake: Lake, *, transactions: bool = True, stop: Callable[[], bool] = lambda: False
-    ) -> dict[str, LandingReport]:
-        """Drains both topics to the ends that they have at the start, labels first.
-
-        Args:
-            lake: the lake to land into.
-            transactions: if false, only the labels topic is drained.
-            stop: called between commits; once it returns true, what is committed stays and the rest waits.
-
-        Returns:
-            A report for each landing table, by table name.
-
-        Raises:
-            BrokerError, MessagesLostError, LakeError, EngineError: nothing is skipped; what was committed stays.
-        """
-        ...
-
-    def compute_features(self, batch: FeatureBatch) -> FeatureResult:
-        """Computes the features and the quarantine of a batch. Raises `LakeError` and `EngineError`."""
-        ...
-
-    def recompute_features(self, lake: Lake, handle: DeltaTable, start: datetime, end: datetime) -> RecomputedRange:
-        """Computes the features of `tx_datetime` in [start, end) again. Raises `LakeError` and `EngineError`."""
-        ...
-
-    def score(self, batch: ScoringBatch) -> ScoringResult:
-        """Scores a batch. Raises `LakeError` and `EngineError`."""
-        ...
-
-    def gather(self, window: TrainingWindow, columns: Sequence[str], work: Work, schema: pa.Schema) -> pa.Table:
-        """Does some work on the rows of a window and gathers what it yields.
-
-        Args:
-            window: the rows.
-            columns: the columns that the work needs.
-            work: called once or more, each time with a part of the rows.
-            schema: schema of the batches that the work yields.
-
-        Returns:
-            The rows that all calls yielded, in any order.
-
-        Raises:
-            LakeError, EngineError: a file cannot be read, or a job failed.
-        """
-        ...

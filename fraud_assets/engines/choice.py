@@ -1,4 +1,4 @@
-"""Chooses the engine."""
+"""Chooses the compute engine."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def choose_engine(settings: Settings, session: Callable[[], SparkSession]) -> En
     """Returns the engine that FRAUD_ENGINE names.
 
     Args:
-        settings: FRAUD_ENGINE and what the engine reads.
-        session: called for the Spark session when there is something to do.
+        settings: FRAUD_ENGINE and the settings of the engine.
+        session: Returns the Spark session; called only if there is work.
     """
     if settings.engine == "duckdb":
         return LocalEngine(settings)

@@ -1,4 +1,4 @@
-"""What one landing did to a table, for Dagster, the command line and metrics."""
+"""Reports of landing, for Dagster, the command line and metrics."""
 
 from __future__ import annotations
 
@@ -12,12 +12,19 @@ from fraud_assets.lake.positions import Positions
 
 @dataclass(frozen=True)
 class LandingReport:
-    """What one landing did to one table.
+    """The result of one landing for one table.
 
-    `rows` are those that this call committed, `bytes` those of keys and bodies that it read for them,
-    `quarantined` the labels that it refused. `offsets` and `lag` are per `topic/partition`: the last offset
-    in the table, and the messages up to the end seen at the start that are not in it. `failed` are dropped files that
-    went to `failed/`, and `stuck` entries of the drop folder that could not be taken and are still there, with reasons.
+    Attributes:
+        table: Name of the table.
+        rows: Number of rows that this landing committed.
+        bytes: Bytes of their keys and bodies.
+        quarantined: Number of labels that it rejected.
+        seconds: Duration.
+        offsets: Last offset in the table, by `topic/partition`.
+        lag: Messages up to the end of the topic at the start that are not in the table, by `topic/partition`.
+        files: Rows by dropped file.
+        failed: Reason by dropped file that was moved to `failed/`.
+        stuck: Reason by entry of the drop folder that could not be processed and is still there.
     """
 
     table: str
@@ -32,12 +39,12 @@ class LandingReport:
     stuck: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def has_news(self) -> bool:
-        """Whether rows or files came in, or entries of the drop folder could not be landed."""
+    def has_changes(self) -> bool:
+        """Whether rows or files landed, or entries of the drop folder could not land."""
         return bool(self.rows or self.files or self.failed or self.stuck)
 
     def metadata(self) -> dict[str, Any]:
-        """The report as JSON values, for Dagster and the command line."""
+        """Returns the report as JSON values, for Dagster and the command line."""
         values: dict[str, Any] = {
             "rows": self.rows,
             "bytes": self.bytes,
@@ -56,13 +63,13 @@ class LandingReport:
 
 
 def empty_reports(*, transactions: bool = True) -> dict[str, LandingReport]:
-    """A report of nothing for each landing table, labels first."""
+    """Returns an empty report for each landing table, labels first; only for labels if `transactions` is false."""
     tables = (fraud_labels, raw_transactions) if transactions else (fraud_labels,)
     return {table.name: LandingReport(table.name) for table in tables}
 
 
 def merge_reports(first: LandingReport, second: LandingReport) -> LandingReport:
-    """Two reports on one table as one."""
+    """Merges two reports on one table."""
     return LandingReport(
         first.table,
         first.rows + second.rows,
@@ -77,6 +84,6 @@ def merge_reports(first: LandingReport, second: LandingReport) -> LandingReport:
     )
 
 
-def by_partition(numbers: Positions) -> dict[str, int]:
-    """Numbers by `topic/partition`, as reports have them."""
-    return {f"{stream.topic}/{stream.partition}": number for stream, number in sorted(numbers.items())}
+def key_by_partition(numbers: Positions) -> dict[str, int]:
+    """Converts numbers by source partition to numbers by `topic/partition`, for reports."""
+    return {f"{source.topic}/{source.partition}": number for source, number in sorted(numbers.items())}

@@ -20,13 +20,20 @@ from fraud_assets.settings import Settings
 def append_transactions(
     lake: Lake, settings: Settings, batch: pa.Table, accepted: Mapping[str, str], reached: Positions | None = None
 ) -> int:
-    """Appends a batch of messages to `raw_transactions`; gives the rows that it did not hold yet.
+    """Appends a batch of messages to `raw_transactions`.
 
-    `reached` are the positions that go with it (default: those of its rows).
-    What FRAUD_ACCEPT_LOST gave up (`accepted`, see `TopicReader`) is noted in the commit.
+    Args:
+        lake: The lake.
+        settings: The settings of pseudonyms and formats.
+        batch: The messages.
+        accepted: Offsets that FRAUD_ACCEPT_LOST gives up, by partition; see `TopicReader`. The commit records them.
+        reached: The positions to commit with the batch; default: those of its rows.
+
+    Returns:
+        The number of rows that the table did not hold yet.
     """
     rows = pseudonymise(batch, settings.pseudonym_policy, transaction_decoder(settings))
-    return append_landed(lake, raw_transactions, rows, reached, loss_note(accepted))
+    return append_landed(lake, raw_transactions, rows, reached, build_loss_note(accepted))
 
 
 def append_labels(
@@ -36,10 +43,20 @@ def append_labels(
     parsed: tuple[pa.Table, pa.Table] | None = None,
     positions: Positions | None = None,
 ) -> tuple[int, int]:
-    """Appends a batch of labels: bad ones to quarantine first, then the good; gives rows of good and of bad.
+    """Appends a batch of labels: rejected ones to quarantine first, then valid ones to `fraud_labels`.
 
-    `raw` are messages, of which `parsed` are the good and the rejected labels (default: `parse_labels`).
-    A retry after a kill in between parses the same messages the same way and finds the quarantine done.
+    If the process is killed between the two commits, a retry parses the same messages to the same result and finds
+    that quarantine already holds them.
+
+    Args:
+        lake: The lake.
+        settings: The message contract and formats.
+        raw: The messages.
+        parsed: The valid and the rejected labels of `raw`; default: those of `parse_labels`.
+        positions: The positions to commit with the batch; default: those of its rows.
+
+    Returns:
+        The number of valid and of rejected labels that the tables did not hold yet.
     """
     good, rejected = parsed or parse_labels(raw, settings.contract, label_decoder(settings))
     reached = positions_of(raw) if positions is None else positions
@@ -47,13 +64,13 @@ def append_labels(
     return append_landed(lake, fraud_labels, good, reached), refused
 
 
-def loss_note(accepted: Mapping[str, str]) -> dict[str, str]:
-    """What a commit's metadata says of messages that were given up."""
-    lost = ", ".join(f"{place}: {offsets}" for place, offsets in sorted(accepted.items()))
+def build_loss_note(accepted: Mapping[str, str]) -> dict[str, str]:
+    """Builds the commit metadata about messages that were given up."""
+    lost = ", ".join(f"{partition}: {offsets}" for partition, offsets in sorted(accepted.items()))
     return {"accepted_lost": lost} if lost else {}
 
 
-def payload_bytes(batch: pa.Table) -> int:
-    """Bytes of keys and bodies."""
+def count_payload_bytes(batch: pa.Table) -> int:
+    """Counts the bytes of keys and bodies."""
     lengths = [pc.sum(pc.binary_length(batch[name])).as_py() or 0 for name in ("key", "value")]
     return sum(lengths)

@@ -1,4 +1,4 @@
-"""Scores rows in memory; both engines use it."""
+"""Scores rows in memory, for both engines."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from fraud_assets.engines.base import ScoringResult
 
 
 def score_rows(rows: pa.Table, scorer: Scorer) -> ScoringResult:
-    """The rows (columns PREDICTION_INPUTS), scored; none of them where one has another feature version."""
-    others = other_versions(rows)
+    """Scores rows with the columns PREDICTION_INPUTS. If one has another feature version, no row is scored."""
+    others = find_other_versions(rows)
     scored = FRAUD_PREDICTIONS.empty_table() if others else scorer.score(rows)
-    return ScoringResult(scored, alerts_in(scored), others)
+    return ScoringResult(scored, count_alerts(scored), others)
 
 
-def other_versions(rows: pa.Table) -> frozenset[str]:
-    """Feature versions of the rows that no champion of this release scores."""
+def find_other_versions(rows: pa.Table) -> frozenset[str]:
+    """Returns the feature versions of the rows that this release cannot score."""
     return frozenset(pc.unique(rows["feature_version"]).to_pylist()) - {FEATURE_VERSION}
 
 
-def alerts_in(scored: pa.Table) -> int:
-    """How many of the predictions alert."""
+def count_alerts(scored: pa.Table) -> int:
+    """Counts the predictions that alert."""
     return pc.sum(scored["is_alert"]).as_py() or 0

@@ -32,7 +32,7 @@ from fraud_assets.core.schema import (
     retried_messages,
     transaction_features,
 )
-from fraud_assets.core.subjects import ids_in, mention_of
+from fraud_assets.core.subjects import compile_id_pattern, find_ids
 from fraud_assets.kafka.schemas import label_decoder, transaction_decoder
 from fraud_assets.lake.data_files import BODY_ROWS
 from fraud_assets.lake.duckdb_session import connect
@@ -187,7 +187,7 @@ def _find_in_features(lake: Lake, settings: Settings, ids: Sequence[str]) -> _Ow
 def _find_in_bodies(lake: Lake, table: Table, settings: Settings, ids: Sequence[str]) -> tuple[_Owned, pa.Table]:
     """Returns the customer's messages, and the positions of messages that cannot be parsed but mention the id."""
     decoder = transaction_decoder(settings)
-    mention = mention_of(ids)
+    mention = compile_id_pattern(ids)
     owned, mentions = _Owned.empty(), POSITIONS.empty_table()
     for batch in _read_candidates(lake, table, ids, decoder):
         valid, rejected = parse_transactions(batch, settings.contract, decoder)
@@ -245,8 +245,8 @@ def _read_rejected(
 ) -> tuple[set[str] | None, set[str]]:
     """Returns the customer ids (None if there are none) and transaction ids of a body that the parser rejects."""
     body = _json_body(row, decoder)
-    customers = ids_in(body, {settings.contract.payload_field("customer_id"), "customer_id"})
-    return customers, ids_in(body, {settings.contract.payload_field("transaction_id"), "transaction_id"}) or set()
+    customers = find_ids(body, {settings.contract.payload_field("customer_id"), "customer_id"})
+    return customers, find_ids(body, {settings.contract.payload_field("transaction_id"), "transaction_id"}) or set()
 
 
 def _json_body(row: dict[str, Any], decoder: Decoder | None) -> bytes | None:
@@ -331,7 +331,7 @@ def _find_bad_labels(lake: Lake, settings: Settings, transactions: pa.Table) -> 
         positions += [
             {name: row[name] for name in POSITION_COLUMNS}
             for row in batch.filter(pc.starts_with(batch.column("reason"), LABEL_PREFIX)).to_pylist()
-            if (ids_in(_json_body(row, decoder), names) or set()) & own
+            if (find_ids(_json_body(row, decoder), names) or set()) & own
         ]
     return pa.Table.from_pylist(positions, POSITIONS)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fraud_assets.core.subjects import ids_in, mention_of
+from fraud_assets.core.subjects import compile_id_pattern, find_ids
 from fraud_assets.errors import LakeError
 from fraud_assets.ingest.files.csv_file import CsvFile, csv_file
 from fraud_assets.ingest.files.parquet_file import column_at, open_parquet, paths_within
@@ -157,14 +157,14 @@ def _format_errors() -> tuple[type[BaseException], ...]:
 def _classify_lines(path: Path, settings: Settings, ids: Collection[str]) -> Iterator[tuple[bytes, str]]:
     """Yields each line with "customer" if it is the customer's, "mention" if it only mentions the id, else ""."""
     names = {settings.contract.payload_field("customer_id"), "customer_id"}
-    mention = mention_of(ids)
+    mention = compile_id_pattern(ids)
     # The id may be written with escaped characters, so a line with a backslash is parsed too.
     needles = [name.encode() for name in ids] + [b"\\"]
     with path.open("rb") as file:
         for line in file:
             kind = ""
             if any(needle in line for needle in needles):
-                found = ids_in(line, names)
+                found = find_ids(line, names)
                 if found is not None:
                     kind = "customer" if found & set(ids) else ""
                 elif mention.search(line):

@@ -16,7 +16,7 @@ import click
 from fraud_assets.errors import FraudAssetsError, SettingError
 from fraud_assets.registry.home import relocate_registry
 from fraud_assets.settings import Settings, load_settings
-from fraud_assets.system.env_file import quoted
+from fraud_assets.system.env_file import quote_value
 
 FOLDERS = ("incoming", "processed", "failed", "dagster", "mlflow")
 
@@ -128,7 +128,7 @@ def prepare_home(settings: Settings) -> list[str]:
 
 def _set_dagster_home(env_file: Path, dagster_home: Path) -> bool:
     """Sets `DAGSTER_HOME` in `env_file` exactly once; returns whether the file changed."""
-    wanted = f"DAGSTER_HOME={quoted(str(dagster_home))}"
+    wanted = f"DAGSTER_HOME={quote_value(str(dagster_home))}"
     text = env_file.read_text(encoding="utf-8") if env_file.exists() else ""
     # `splitlines` would also split at characters that may be part of a value.
     lines = text.removesuffix("\n").split("\n") if text else []

@@ -1,4 +1,4 @@
-"""A registry without a champion although the lake holds predictions: it was lost, or the settings name another one."""
+"""Loads the champion, and detects a lost registry: one without a champion although the lake holds predictions."""
 
 from __future__ import annotations
 
@@ -9,49 +9,49 @@ from fraud_assets.errors import LostRegistryError, NoChampionError
 from fraud_assets.lake.log import add_actions
 from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.registry.files import TRAIN
-from fraud_assets.registry.models import ALIAS, Champion, ModelVersion, champion, champion_version, shown
+from fraud_assets.registry.models import ALIAS, Champion, ModelVersion, champion, champion_version, mask_credentials
 from fraud_assets.settings import Settings
 
 
 def load_champion(lake: Lake, settings: Settings) -> Champion:
-    """The champion of this moment.
+    """Loads the current champion.
 
     Raises:
-        LostRegistryError: there is none, but the lake holds predictions of one.
-        NoChampionError: there is none yet.
-        FeatureVersionError: it was trained on another feature version.
-        ModelRegistryError: the registry or the model's files cannot be read.
-        LakeError: the predictions cannot be read.
+        LostRegistryError: There is no champion, but the lake holds predictions of one.
+        NoChampionError: There is no champion yet.
+        FeatureVersionError: The champion was trained on another feature version.
+        ModelRegistryError: The registry or the model's files cannot be read.
+        LakeError: The predictions cannot be read.
     """
     try:
         return champion(settings)
     except NoChampionError as error:
-        made = last_model(lake)
+        made = find_last_model(lake)
         if made is None:
             raise
-        raise LostRegistryError(_sentence(made, settings)) from error
+        raise LostRegistryError(_describe(made, settings)) from error
 
 
 def describe_lost_registry(lake: Lake, settings: Settings) -> str:
-    """The sentence that says so where the registry was lost; empty where it has a champion or never had one.
+    """Describes a lost registry. Returns an empty text if the registry has a champion or never had one.
 
     Raises:
-        ModelRegistryError: the registry cannot be read.
-        LakeError: the predictions cannot be read.
+        ModelRegistryError: The registry cannot be read.
+        LakeError: The predictions cannot be read.
     """
     try:
         champion_version(settings)
     except NoChampionError:
-        made = last_model(lake)
-        return _sentence(made, settings) if made else ""
+        made = find_last_model(lake)
+        return _describe(made, settings) if made else ""
     return ""
 
 
-def last_model(lake: Lake) -> ModelVersion | None:
-    """The model of the newest predictions, from the newest data file alone; None where nothing was scored.
+def find_last_model(lake: Lake) -> ModelVersion | None:
+    """Finds the model of the newest predictions; it reads only the newest data file. Returns None without predictions.
 
     Raises:
-        LakeError: the predictions cannot be read.
+        LakeError: The predictions cannot be read.
     """
     if not lake.exists(fraud_predictions):
         return None
@@ -65,10 +65,10 @@ def last_model(lake: Lake) -> ModelVersion | None:
     return ModelVersion(rows["model_version"][last].as_py(), rows["model_run_id"][last].as_py())
 
 
-def _sentence(made: ModelVersion, settings: Settings) -> str:
+def _describe(made: ModelVersion, settings: Settings) -> str:
     return (
-        f"The model registry {shown(settings.mlflow_uri)} has no version of model {settings.model_name} with the alias "
-        f"{ALIAS}, but the lake holds predictions of version {made.version} (MLflow run {made.run_id}): the registry "
-        "was lost, or MLFLOW_TRACKING_URI, FRAUD_HOME or FRAUD_MODEL_NAME points elsewhere. Point them to that "
-        f"model's registry, give the alias {ALIAS} to a version, or train a new champion ({TRAIN})."
+        f"The model registry {mask_credentials(settings.mlflow_uri)} has no version of model {settings.model_name} "
+        f"with the alias {ALIAS}, but the lake holds predictions of version {made.version} (MLflow run {made.run_id}): "
+        "the registry was lost, or MLFLOW_TRACKING_URI, FRAUD_HOME or FRAUD_MODEL_NAME points elsewhere. Point them to "
+        f"that model's registry, give the alias {ALIAS} to a version, or train a new champion ({TRAIN})."
     )

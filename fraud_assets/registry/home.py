@@ -1,7 +1,7 @@
-"""The default registry, in SQLite under FRAUD_HOME, belongs to its home and moves with it.
+"""Keeps the default registry (SQLite under FRAUD_HOME) usable if its home folder is moved or copied.
 
-MLflow stores the absolute location of every file. A home that was moved or copied thus names the folder of another
-home. Readers map these locations to the present home; before the platform writes, it changes the stored ones.
+MLflow stores the absolute location of every file, so a moved or copied home still names the folder of another home.
+Readers map these locations to the present home. Before the platform writes, it updates the stored locations.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ _LOCATIONS = (
     ("model_versions", "source"),
     ("model_versions", "storage_location"),
 )
-"""Where MLflow's database stores locations: table and column."""
+"""Tables and columns in which MLflow's database stores locations."""
 _ROOTS = "select distinct artifact_location from experiments"
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """The database file of a SQLite registry, None for any other URI."""
+    """Returns the database file of a SQLite registry, or None for any other URI."""
     return Path(unquote(uri.removeprefix(_SQLITE).split("?", 1)[0])) if uri.startswith(_SQLITE) else None
 
 
 def remove_misnamed_folder(uri: str) -> None:
-    """Remove the empty folder that MLflow makes of a SQLite registry's encoded URI, which it does not decode."""
+    """Removes the empty folder that MLflow creates because it does not decode the URI of a SQLite registry."""
     path, misnamed = sqlite_path(uri), Path(uri.removeprefix(_SQLITE)).parent
     if path is not None and path.parent != misnamed:
-        with suppress(OSError):  # not there, or not empty and so not MLflow's
+        with suppress(OSError):  # The folder does not exist, or it is not empty and so not MLflow's.
             misnamed.rmdir()
             misnamed.parent.rmdir()
 
 
 def read_rows(path: Path, query: str, *values: str) -> list[Any]:
-    """Rows of a SQLite registry; none where it does not exist or MLflow is creating it at this moment.
+    """Queries a SQLite registry. Returns no rows if it does not exist or MLflow is just creating it.
 
     Raises:
-        ModelRegistryError: the database cannot be read.
+        ModelRegistryError: The database cannot be read.
     """
     if not path.exists():
         return []
-    with _connected(path, "ro") as connection:
+    with _connect(path, "ro") as connection:
         try:
             return connection.execute(query, values).fetchall()
         except sqlite3.OperationalError as error:
@@ -63,53 +63,56 @@ def read_rows(path: Path, query: str, *values: str) -> list[Any]:
 
 
 def local_path(uri: str) -> Path | None:
-    """The path that a location names, None where it is not a local one."""
+    """Returns the path of a location, or None if the location is not local."""
     parts = urlsplit(uri)
     if parts.scheme not in ("", "file"):
         return None
     return Path(unquote(parts.path) if parts.scheme else uri)
 
 
-def present_location(settings: Settings, uri: str, root: str) -> str:
-    """The location of a run's artifacts, below the present home where it belongs to the default registry.
+def locate_in_home(settings: Settings, uri: str, root: str) -> str:
+    """Maps the location of a run's artifacts to the present home, if the run belongs to the default registry.
 
     Args:
-        settings: of the registry and the home.
-        uri: the run's location, as MLflow stored it.
-        root: the location of the run's experiment, as MLflow stored it.
+        settings: The settings of the registry and the home.
+        uri: The location of the run, as MLflow stored it.
+        root: The location of the run's experiment, as MLflow stored it.
+
+    Returns:
+        The location in the present home, or `uri` for another registry.
     """
-    if _own_database(settings) is None or not _is_root(settings, root) or not uri.startswith(f"{root}/"):
+    if _default_database(settings) is None or not _is_root(settings, root) or not uri.startswith(f"{root}/"):
         return uri
     return settings.mlflow_artifacts.as_uri() + uri[len(root) :]
 
 
 def other_homes(settings: Settings) -> list[str]:
-    """Artifact folders of other homes that the default registry still names; empty for any other registry.
+    """Returns the artifact folders of other homes that the default registry still names; empty for another registry.
 
     Raises:
-        ModelRegistryError: the database cannot be read.
+        ModelRegistryError: The database cannot be read.
     """
-    path = _own_database(settings)
+    path = _default_database(settings)
     if path is None:
         return []
-    return _other_roots(read_rows(path, _ROOTS), settings)
+    return _select_other_roots(read_rows(path, _ROOTS), settings)
 
 
 def relocate_registry(settings: Settings) -> list[str]:
-    """Change the stored locations of the default registry to the present home, all in one transaction.
+    """Updates the stored locations of the default registry to the present home, in one transaction.
 
     Returns:
-        The artifact folders that were named before; empty where nothing had to change.
+        The previous artifact folders; empty if nothing had to change.
 
     Raises:
-        ModelRegistryError: the database cannot be read or written; nothing was changed.
+        ModelRegistryError: The database cannot be read or written. Nothing was changed.
     """
-    path = _own_database(settings)
+    path = _default_database(settings)
     if path is None or not other_homes(settings):
         return []
-    with created_by_one(path.parent), _connected(path, "rw") as connection:
+    with lock_registry(path.parent), _connect(path, "rw") as connection:
         connection.execute("begin immediate")
-        roots = _other_roots(connection.execute(_ROOTS).fetchall(), settings)
+        roots = _select_other_roots(connection.execute(_ROOTS).fetchall(), settings)
         new = settings.mlflow_artifacts.as_uri()
         for table, column in _LOCATIONS:
             if not connection.execute("select 1 from pragma_table_info(?) where name = ?", (table, column)).fetchall():
@@ -125,11 +128,11 @@ def relocate_registry(settings: Settings) -> list[str]:
 
 
 @contextmanager
-def created_by_one(folder: Path) -> Iterator[None]:
-    """Hold the lock of the registry's folder, which one process at a time has; the folder is made where missing.
+def lock_registry(folder: Path) -> Iterator[None]:
+    """Holds the lock of the registry's folder, so that one process at a time changes it. Creates a missing folder.
 
     Raises:
-        ModelRegistryError: the folder cannot be written.
+        ModelRegistryError: The folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -137,13 +140,13 @@ def created_by_one(folder: Path) -> Iterator[None]:
             yield
     except OSError as error:
         raise ModelRegistryError(
-            f"The model registry in {folder} cannot be written: {error}. Check the folder, or point FRAUD_HOME "
-            "elsewhere."
+            f"The model registry in {folder} cannot be written: {error}. Check the folder, or point FRAUD_HOME to "
+            "another one."
         ) from error
 
 
 @contextmanager
-def _connected(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
+def _connect(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
     try:
         uri = f"{path.absolute().as_uri()}?mode={mode}"
         with closing(sqlite3.connect(uri, uri=True, timeout=_LOCK_SECONDS, isolation_level=None)) as connection:
@@ -156,26 +159,26 @@ def _connected(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
         ) from error
 
 
-def _own_database(settings: Settings) -> Path | None:
-    """The database of the default registry, None where the settings name another one."""
+def _default_database(settings: Settings) -> Path | None:
+    """Returns the database of the default registry, or None if the settings name another one."""
     path = sqlite_path(settings.mlflow_uri)
     return path if path is not None and path.absolute() == settings.mlflow_database else None
 
 
 def _is_root(settings: Settings, location: str) -> bool:
-    """Whether a location is the artifact folder of a home, of this one or of another."""
+    """Returns whether a location is the artifact folder of this or another home."""
     path = local_path(location)
     ending = settings.mlflow_artifacts.relative_to(settings.home_path).parts
     return path is not None and path.parts[-len(ending) :] == ending
 
 
-def _other_roots(rows: Sequence[tuple[str | None]], settings: Settings) -> list[str]:
+def _select_other_roots(rows: Sequence[tuple[str | None]], settings: Settings) -> list[str]:
     present = settings.mlflow_artifacts
-    return [root for (root,) in rows if root and _is_root(settings, root) and not _same(local_path(root), present)]
+    return [root for (root,) in rows if root and _is_root(settings, root) and not _is_same(local_path(root), present)]
 
 
-def _same(path: Path | None, other: Path) -> bool:
-    """Whether both are the same folder, also by way of a link."""
+def _is_same(path: Path | None, other: Path) -> bool:
+    """Returns whether both are the same folder, also through a link."""
     if path is None or path == other:
         return True
     return path.exists() and other.exists() and path.samefile(other)

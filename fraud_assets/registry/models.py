@@ -1,8 +1,8 @@
-"""The model registry: MLflow, with a cheap way to the champion.
+"""Registers models in MLflow and reads the champion cheaply.
 
-Training writes through MLflow's client. Scoring and the sensor ask for the champion every few seconds: for
-the default SQLite registry that reads three rows and one file, and imports neither MLflow (6 s) nor
-scikit-learn. Nothing here touches MLflow's global state, which would leak MLFLOW_TRACKING_URI into the process.
+Training writes through MLflow's client. Scoring and the sensor read the champion every few seconds. With the default
+SQLite registry this reads three rows and one file, and imports neither MLflow (6 s) nor scikit-learn. This module does
+not change MLflow's global state, which would leak MLFLOW_TRACKING_URI into the process.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from urllib.parse import urlsplit
 from fraud_assets.core.schema import FEATURE_VERSION, MODEL_INPUTS
 from fraud_assets.core.scoring import ModelVersion
 from fraud_assets.errors import FeatureVersionError, ModelRegistryError, NoChampionError, SettingError
-from fraud_assets.registry.files import MODEL_FOLDER, TRAIN, Recorded, digest, read_model, write_model
+from fraud_assets.registry.files import MODEL_FOLDER, TRAIN, ModelRecord, digest, read_model, write_model
 from fraud_assets.registry.home import (
-    created_by_one,
     local_path,
-    present_location,
+    locate_in_home,
+    lock_registry,
     read_rows,
     relocate_registry,
     remove_misnamed_folder,
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 ALIAS = "champion"
 KIND_TAG = "mlflow.experimentKind"
 MACHINE_LEARNING = "custom_model_development"
-"""The kind of an experiment that trains models. MLflow 3.17's UI asks the browser first which page to open."""
+"""The kind of an experiment that trains models. The UI of MLflow 3.17 first uses the page that the browser stored."""
 
 _REQUIREMENTS = ("scikit-learn", "skops", "numpy", "pandas")
 
@@ -59,9 +59,17 @@ class Champion(ModelVersion):
 
 @dataclass(frozen=True)
 class TrainingFacts:
-    """What a model was trained on: `rows` of the `window_rows` (None: all) of a half-open window.
+    """The facts about a training that the registry records.
 
-    `example` is a few feature rows; `seed` that of the sample and of the forest.
+    Attributes:
+        rows: Number of training rows.
+        window_start: First time of the training window.
+        window_end: The time after the last one.
+        trees: Number of trees.
+        seed: Random seed of the sample and of the forest.
+        example: A few feature rows.
+        metrics: Metrics of the training run.
+        window_rows: Number of rows of the window; None if all of them are training rows.
     """
 
     rows: int
@@ -78,52 +86,54 @@ class TrainingFacts:
 
 
 def champion_version(settings: Settings) -> int:
-    """Version number of the champion; the model is not loaded.
+    """Returns the version number of the champion, without loading the model.
 
     Raises:
-        NoChampionError: no version carries the alias yet.
-        ModelRegistryError: the registry cannot be read.
+        NoChampionError: No version has the alias yet.
+        ModelRegistryError: The registry cannot be read.
     """
     return _resolve(settings)[0]
 
 
 def champion(settings: Settings) -> Champion:
-    """The champion of this moment. A version never changes, so its model is loaded once a process.
+    """Returns the current champion. A version never changes, so its model is loaded once per process.
 
     Raises:
-        NoChampionError: no version carries the alias yet.
-        FeatureVersionError: it was trained on another feature version.
-        ModelRegistryError: the registry or the model's files cannot be read.
+        NoChampionError: No version has the alias yet.
+        FeatureVersionError: The champion was trained on another feature version.
+        ModelRegistryError: The registry or the model's files cannot be read.
     """
     version, run_id, artifacts = _resolve(settings)
     if not run_id:
         raise ModelRegistryError(
-            f"Version {version} of model {settings.model_name} names no MLflow run, so that its files are unknown. "
+            f"Version {version} of model {settings.model_name} names no MLflow run, so its files are unknown. "
             f"Give the alias {ALIAS} to a version that the platform registered, or train a new champion ({TRAIN})."
         )
     model, recorded = _load(settings.mlflow_uri, run_id, artifacts)
     if recorded.feature_version != FEATURE_VERSION or recorded.features != MODEL_INPUTS:
         raise FeatureVersionError(
             f"Version {version} of model {settings.model_name} was trained on feature version "
-            f"{recorded.feature_version}, the features are of version {FEATURE_VERSION}: train a new one ({TRAIN})."
+            f"{recorded.feature_version}, but the features have version {FEATURE_VERSION}. Train a new champion "
+            f"({TRAIN})."
         )
     return Champion(version, run_id, model, recorded.feature_version)
 
 
-def shown(uri: str) -> str:
-    """A registry's URI as people may see it: without user name and password."""
+def mask_credentials(uri: str) -> str:
+    """Returns the URI of a registry without user name and password, for messages."""
     parts = urlsplit(uri)
     return f"{parts.scheme}://…@{parts.hostname}{parts.path}" if parts.username or parts.password else uri
 
 
 def _resolve(settings: Settings) -> tuple[int, str, str]:
-    """Version, run and artifact URI of the champion; the URI is empty where the client is to look it up."""
+    """Finds version, run and artifact URI of the champion. The URI is empty if MLflow's client has to look it up."""
     path = sqlite_path(settings.mlflow_uri)
     found = _resolve_by_client(settings) if path is None else _resolve_by_sqlite(path, settings)
     if found is None:
         raise NoChampionError(
-            f"No version of model {settings.model_name} has the alias {ALIAS} yet: it is trained once the lake holds "
-            f"{settings.train_min_rows:,} transactions (FRAUD_TRAIN_MIN_ROWS), or when isolation_forest is run."
+            f"No version of model {settings.model_name} has the alias {ALIAS} yet. The first model is trained once the "
+            f"lake holds {settings.train_min_rows:,} transactions (FRAUD_TRAIN_MIN_ROWS); to train it now, materialize "
+            "isolation_forest."
         )
     return found
 
@@ -144,17 +154,17 @@ def _resolve_by_sqlite(path: Path, settings: Settings) -> tuple[int, str, str] |
     if not rows:
         return None
     version, run_id, artifacts, root = rows[0]
-    return int(version), run_id or "", present_location(settings, artifacts or "", root or "")
+    return int(version), run_id or "", locate_in_home(settings, artifacts or "", root or "")
 
 
 def _resolve_by_client(settings: Settings) -> tuple[int, str, str] | None:
     from mlflow.exceptions import MlflowException
 
-    with _words(settings):
+    with _translate_errors(settings.mlflow_uri):
         try:
             found = _client(settings).get_model_version_by_alias(settings.model_name, ALIAS)
         except MlflowException as error:
-            # A registry says INVALID_PARAMETER_VALUE where the model exists and the alias does not.
+            # A registry returns INVALID_PARAMETER_VALUE if the model exists and the alias does not.
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
             raise
@@ -162,19 +172,19 @@ def _resolve_by_client(settings: Settings) -> tuple[int, str, str] | None:
 
 
 @lru_cache(maxsize=4)
-def _load(uri: str, run_id: str, artifacts: str) -> tuple[treelite.Model, Recorded]:
-    """The model of a run and what the run recorded of it; a run's id is unique, so nothing stale is returned."""
+def _load(uri: str, run_id: str, artifacts: str) -> tuple[treelite.Model, ModelRecord]:
+    """Loads the model of a run and its record. The id of a run is unique, so the cache never returns an old model."""
     path, folder = sqlite_path(uri), local_path(artifacts) if artifacts else None
     if path is not None and folder is not None:
         query = "select key, value from params where run_uuid = ?"
-        recorded = Recorded.of(dict(read_rows(path, query, run_id)))
+        recorded = ModelRecord.of(dict(read_rows(path, query, run_id)))
         return read_model(folder / MODEL_FOLDER, recorded), recorded
-    with TemporaryDirectory() as temporary, _words_of(uri):
-        _quiet()
+    with TemporaryDirectory() as temporary, _translate_errors(uri):
+        _silence_mlflow()
         from mlflow import MlflowClient
 
         client = MlflowClient(uri, uri)
-        recorded = Recorded.of(client.get_run(run_id).data.params)
+        recorded = ModelRecord.of(client.get_run(run_id).data.params)
         return read_model(Path(client.download_artifacts(run_id, MODEL_FOLDER, temporary)), recorded), recorded
 
 
@@ -182,21 +192,29 @@ def _load(uri: str, run_id: str, artifacts: str) -> tuple[treelite.Model, Record
 
 
 def register_model(forest: Any, facts: TrainingFacts, settings: Settings) -> ModelVersion:
-    """Track a training run, store its model in both forms and register it; returns the new version.
+    """Tracks a training run, stores its model in both forms and registers it. The alias does not move.
 
-    The scikit-learn form (skops, no pickle) is for people: `mlflow.sklearn.load_model("models:/…@champion")`; its
-    `-score_samples` are the platform's scores. The treelite form is what scores. The alias does not move.
+    The scikit-learn form (skops, no pickle) is for analysis with `mlflow.sklearn.load_model("models:/…@champion")`; its
+    `-score_samples` equal the platform's scores. The platform scores with the treelite form.
+
+    Args:
+        forest: The scikit-learn model.
+        facts: The facts to record.
+        settings: The settings of the registry.
+
+    Returns:
+        The new version.
 
     Raises:
-        ModelRegistryError: the registry cannot be written; nothing is registered then.
+        ModelRegistryError: The registry cannot be written. Nothing is registered.
     """
-    with _words(settings):
+    with _translate_errors(settings.mlflow_uri):
         _create_database(settings)
         client = _client(settings)
         run = client.create_run(_experiment(client, settings), run_name=f"{settings.model_name}-{facts.rows}")
         run_id = run.info.run_id
         try:
-            source, model_id = _log(client, run.info.experiment_id, run_id, forest, facts, settings)
+            source, model_id = _log_run(client, run.info.experiment_id, run_id, forest, facts, settings)
             _registered_model(client, settings.model_name)
             version = client.create_model_version(settings.model_name, source, run_id, model_id=model_id)
         except BaseException:
@@ -207,27 +225,24 @@ def register_model(forest: Any, facts: TrainingFacts, settings: Settings) -> Mod
 
 
 def set_champion(version: int, settings: Settings) -> None:
-    """Give the alias to a version; whatever scores from now on uses it.
+    """Gives the champion alias to a version. Scoring uses it from now on.
 
     Raises:
-        ModelRegistryError: the registry cannot be written.
+        ModelRegistryError: The registry cannot be written.
     """
-    with _words(settings):
+    with _translate_errors(settings.mlflow_uri):
         _client(settings).set_registered_model_alias(settings.model_name, ALIAS, str(version))
 
 
-def _log(
+def _log_run(
     client: MlflowClient, experiment_id: str, run_id: str, forest: Any, facts: TrainingFacts, settings: Settings
 ) -> tuple[str, str]:
-    """Parameters, metrics and both forms of the model; gives the model's location and MLflow's id of it."""
-    import mlflow.sklearn
+    """Logs parameters, metrics and both forms of the model. Returns the model's location and its id in MLflow."""
     from mlflow.entities import LoggedModelOutput, Metric, Param
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, Schema
 
-    from fraud_assets.core.training import treelite_form
+    from fraud_assets.core.training import to_treelite
 
-    serialized = treelite_form(forest).serialize_bytes()
+    serialized = to_treelite(forest).serialize_bytes()
     params = {
         "trees": facts.trees,
         "seed": facts.seed,
@@ -245,22 +260,9 @@ def _log(
     logged = client.create_logged_model(
         experiment_id, name=settings.model_name, source_run_id=run_id, params=texts, model_type="IsolationForest"
     )
-    # The tables' own types: MLflow refuses integers where a signature says float.
-    example = facts.example.select(MODEL_INPUTS).to_pandas()
-    columns = [ColSpec("long" if kind == "int64" else "double", name) for name, kind in example.dtypes.items()]
     with TemporaryDirectory() as temporary:
         sklearn_folder, treelite_folder = Path(temporary) / "sklearn", Path(temporary) / MODEL_FOLDER
-        mlflow.sklearn.save_model(
-            forest,
-            str(sklearn_folder),
-            mlflow_model=Model(run_id=run_id, model_id=logged.model_id),
-            serialization_format="skops",
-            skops_trusted_types=["sklearn.tree._tree.Tree"],
-            signature=ModelSignature(Schema(columns), Schema([ColSpec("long", "prediction")])),
-            input_example=example,
-            # Explicit: MLflow's own inference imports the model in a new process and picks up test tools.
-            pip_requirements=[f"{name}=={installed(name)}" for name in _REQUIREMENTS],
-        )
+        _save_sklearn_form(forest, sklearn_folder, run_id, logged.model_id, facts.example)
         client.log_model_artifacts(logged.model_id, str(sklearn_folder))
         write_model(treelite_folder, serialized, {**params, "features": list(MODEL_INPUTS)})
         client.log_artifacts(run_id, str(treelite_folder), MODEL_FOLDER)
@@ -269,19 +271,42 @@ def _log(
     return logged.artifact_location, logged.model_id
 
 
+def _save_sklearn_form(forest: Any, folder: Path, run_id: str, model_id: str, rows: pa.Table) -> None:
+    """Saves the scikit-learn form of a model to a folder, with a few feature rows as its example."""
+    import mlflow.sklearn
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    # The signature has the tables' own types, because MLflow rejects integers for a float column.
+    example = rows.select(MODEL_INPUTS).to_pandas()
+    columns = [ColSpec("long" if kind == "int64" else "double", name) for name, kind in example.dtypes.items()]
+    mlflow.sklearn.save_model(
+        forest,
+        str(folder),
+        mlflow_model=Model(run_id=run_id, model_id=model_id),
+        serialization_format="skops",
+        skops_trusted_types=["sklearn.tree._tree.Tree"],
+        signature=ModelSignature(Schema(columns), Schema([ColSpec("long", "prediction")])),
+        input_example=example,
+        # The requirements are explicit: MLflow's inference imports the model in a new process and adds test tools.
+        pip_requirements=[f"{name}=={installed(name)}" for name in _REQUIREMENTS],
+    )
+
+
 def _experiment(client: MlflowClient, settings: Settings) -> str:
+    """Returns the id of the experiment, and creates it if it does not exist."""
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(settings.model_name)
     if found is not None:
-        # A kind that a person has chosen stays; one that MLflow's page inferred is no choice.
+        # A kind that a user has chosen stays. A kind that MLflow's page inferred is replaced.
         kind = found.tags.get(KIND_TAG, "")
         if not kind or "infer" in kind:
             client.set_experiment_tag(found.experiment_id, KIND_TAG, MACHINE_LEARNING)
         return found.experiment_id
     location = None
     if sqlite_path(settings.mlflow_uri) is not None:
-        # Without it MLflow writes `mlruns/` into whatever the current folder is.
+        # Without a location, MLflow writes `mlruns/` into the current folder.
         settings.mlflow_artifacts.mkdir(parents=True, exist_ok=True)
         location = settings.mlflow_artifacts.as_uri()
     try:
@@ -289,13 +314,15 @@ def _experiment(client: MlflowClient, settings: Settings) -> str:
             settings.model_name, artifact_location=location, tags={KIND_TAG: MACHINE_LEARNING}
         )
     except MlflowException:
-        found = client.get_experiment_by_name(settings.model_name)  # another training created it meanwhile
+        # Another training may have created it meanwhile.
+        found = client.get_experiment_by_name(settings.model_name)
         if found is None:
             raise
         return found.experiment_id
 
 
 def _registered_model(client: MlflowClient, name: str) -> None:
+    """Creates the registered model if it does not exist."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -306,27 +333,27 @@ def _registered_model(client: MlflowClient, name: str) -> None:
 
 
 def _create_database(settings: Settings) -> None:
-    """Create folder and tables of a SQLite registry, and bring the locations of the default one home.
+    """Creates folder and tables of a SQLite registry, and updates the locations of the default registry.
 
-    One process at a time creates it: MLflow's migrations cannot race.
+    One process at a time creates the tables, because MLflow's migrations cannot run concurrently.
     """
     path = sqlite_path(settings.mlflow_uri)
     if path is None:
         return
-    with created_by_one(path.parent):
+    with lock_registry(path.parent):
         _client(settings).search_experiments(max_results=1)
     relocate_registry(settings)
 
 
 def _client(settings: Settings) -> MlflowClient:
-    _quiet()
+    _silence_mlflow()
     from mlflow import MlflowClient
 
     return MlflowClient(settings.mlflow_uri, settings.mlflow_uri)
 
 
-def _quiet() -> None:
-    """No progress bars, migration notes, git hints or usage reports; set before MLflow is imported."""
+def _silence_mlflow() -> None:
+    """Disables progress bars, migration messages, git hints and usage reports, before MLflow is imported."""
     for name, value in {
         "GIT_PYTHON_REFRESH": "quiet",
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -339,14 +366,10 @@ def _quiet() -> None:
         logging.getLogger(logger).setLevel(logging.WARNING)
 
 
-def _words(settings: Settings) -> Any:
-    return _words_of(settings.mlflow_uri)
-
-
 @contextmanager
-def _words_of(uri: str) -> Iterator[None]:
-    """Failures of MLflow in one sentence, which never shows a password in the URI."""
-    _quiet()
+def _translate_errors(uri: str) -> Iterator[None]:
+    """Translates failures of MLflow to errors whose messages never contain the password of the URI."""
+    _silence_mlflow()
     from mlflow.exceptions import MlflowException
 
     password = urlsplit(uri).password
@@ -358,7 +381,7 @@ def _words_of(uri: str) -> Iterator[None]:
             cause = cause.replace(password, "…")
         kind = SettingError if isinstance(error, ImportError) else ModelRegistryError
         raise kind(
-            f"The model registry {shown(uri)} failed: {cause}. Check MLFLOW_TRACKING_URI and FRAUD_HOME."
+            f"The model registry {mask_credentials(uri)} failed: {cause}. Check MLFLOW_TRACKING_URI and FRAUD_HOME."
         ) from error
     finally:
         remove_misnamed_folder(uri)

@@ -1,7 +1,7 @@
-"""Every setting once: its name, default, meaning and limits, read from the environment or `.env`.
+"""Declares every setting once, with name, default, meaning and limits, and reads it from the environment or `.env`.
 
-`Settings` composes the groups. Tests and the command line pass overrides as arguments. A test holds the table in the
-README to these classes.
+`Settings` composes the groups. Tests and the command line pass overrides as arguments. A test checks that the table in
+the README matches these classes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 
-# Fields come from the last base to the first; a group is validated after those below it.
+# pydantic orders the fields from the last base class to the first. Each group is validated after the groups below it.
 class Settings(
     LogSettings,
     OperationSettings,
@@ -63,46 +63,49 @@ class Settings(
     EngineSettings,
     StorageSettings,
 ):
-    """The platform's settings; immutable. Raises `SettingError` through `load_settings`."""
+    """All settings of the platform; immutable. `load_settings` reports invalid values as `SettingError`."""
 
     @property
     def mlflow_uri(self) -> str:
-        """MLflow tracking and registry URI."""
-        # SQLAlchemy decodes the path of a URI, and a question mark would end it.
+        """URI of MLflow's tracking server and model registry."""
+        # SQLAlchemy decodes the path of a URI, and a question mark would end the path.
         path = str(self.mlflow_database).replace("%", "%25").replace("?", "%3F")
         return self.mlflow_tracking_uri or f"sqlite:///{path}"
 
     @property
     def mlflow_database(self) -> Path:
-        """Database of the default registry."""
+        """SQLite database of the default model registry."""
         return self.home_path / "mlflow" / "mlflow.db"
 
     @property
     def mlflow_artifacts(self) -> Path:
-        """Artifact folder of a SQLite registry."""
+        """Artifact folder of a SQLite model registry."""
         return self.home_path / "mlflow" / "artifacts"
 
     @property
     def contract(self) -> Contract:
-        """What a message must hold."""
+        """The contract that messages must meet."""
         return Contract(self.field_mapping, self.max_body_bytes, self.future_skew_seconds, self.time_zone)
 
     @property
     def pseudonym_policy(self) -> PseudonymPolicy:
-        """What is stored as a pseudonym only."""
+        """The fields that are stored as pseudonyms only, and the key of the pseudonyms."""
         return PseudonymPolicy(self.pseudonymise, self.pseudonym_key.get_secret_value().encode(), self.contract)
 
 
 def environment_name(field: str) -> str:
-    """Environment variable of a setting, e.g. `FRAUD_HOME` of `home`."""
+    """Returns the environment variable of a setting, for example `FRAUD_HOME` for `home`."""
     return Settings.model_fields[field].alias or f"FRAUD_{field.upper()}"
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Settings of the environment, with `overrides` by field name.
+    """Loads the settings from the environment and `.env`.
+
+    Args:
+        **overrides: Values by field name. They take precedence.
 
     Raises:
-        SettingError: naming the variable, its value and what is allowed.
+        SettingError: A value is invalid. The message names the variable, its value and the allowed values.
     """
     env_file = overrides.get("_env_file", Settings.model_config.get("env_file"))
     if env_file is not None:

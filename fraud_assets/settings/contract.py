@@ -1,4 +1,4 @@
-"""What a message must hold, and what of it is stored as a pseudonym."""
+"""Settings of the message contract and of pseudonyms."""
 
 from __future__ import annotations
 
@@ -12,32 +12,40 @@ from fraud_assets.settings.source import GroupSettings
 from fraud_assets.settings.values import CONTRACT_FIELDS, LABEL_FIELDS
 
 SHORTEST_KEY = 32
-"""Fewest characters of FRAUD_PSEUDONYM_KEY: as many as a pseudonym has bytes."""
+"""Minimum number of characters of FRAUD_PSEUDONYM_KEY: the number of bytes of a pseudonym."""
 
 _MAPPING = KeyValuePairs("contract_field=payload_field", value=r"[^=]*")
 
 
 class ContractSettings(GroupSettings):
-    """What a message must hold, and what of it is stored as a pseudonym."""
+    """Settings of the message contract and of pseudonyms."""
 
     field_mapping: Annotated[dict[str, str], NoDecode, _MAPPING] = Field(
         default_factory=dict,
-        description="Payload field of a contract field, as `transaction_id=trans_num,tx_amount=amt`; `after.id` is "
-        "`id` within the object `after`, or a field of that very name.",
+        description="Payload fields of the contract fields, for example `transaction_id=trans_num,tx_amount=amt`. "
+        "`after.id` is the field `after.id` or, if there is none, the field `id` of the object `after`.",
     )
     pseudonymise: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="Payload fields that are stored as keyed HMAC-SHA-256 only, as `cc_num,card.number`; message keys, "
-        "header values, bodies that cannot be parsed and dropped files are then not kept in clear either.",
+        description="Payload fields that are stored only as keyed HMAC-SHA-256, for example `cc_num,card.number`. "
+        "Message keys, header values, bodies that cannot be parsed and dropped files are then not kept in clear "
+        "text either.",
     )
     pseudonym_key: SecretStr = Field(
         SecretStr(""),
         validate_default=True,
-        description="Key of FRAUD_PSEUDONYMISE, 32 characters or more, as `openssl rand -hex 32` makes them. Keep it: "
-        "with another key the same card has another pseudonym.",
+        description="Key for FRAUD_PSEUDONYMISE, at least 32 characters, for example from `openssl rand -hex 32`. Keep "
+        "it: with another key, the same card gets another pseudonym.",
     )
-    max_body_bytes: int = Field(100_000, ge=1, description="A larger message body is quarantined.")
-    future_skew_seconds: float = Field(600.0, ge=0, description="How far `tx_datetime` may lie after the landing time.")
+    max_body_bytes: int = Field(
+        100_000, ge=1, description="Maximum bytes of a message body. A larger body is quarantined."
+    )
+    future_skew_seconds: float = Field(
+        600.0,
+        ge=0,
+        description="Maximum seconds by which `tx_datetime` may be later than the landing time. A later transaction is "
+        "quarantined.",
+    )
 
     @field_validator("pseudonymise", mode="before")
     @classmethod
@@ -46,36 +54,38 @@ class ContractSettings(GroupSettings):
 
     @field_validator("pseudonymise")
     @classmethod
-    def _identifiers_only(cls, value: tuple[str, ...], others: ValidationInfo) -> tuple[str, ...]:
+    def _check_only_identifiers(cls, value: tuple[str, ...], others: ValidationInfo) -> tuple[str, ...]:
         mapping = others.data.get("field_mapping", {})
         for field in ("tx_datetime", "tx_amount", "is_fraud", "labelled_at"):
             if {field, mapping.get(field, field)} & set(value):
-                raise ValueError(f"{field} is needed as it is; name identifiers only")
+                raise ValueError(f"{field} must stay readable; name only identifiers")
         for field, path in mapping.items():
-            for whole in value:
-                if path.lower().startswith(f"{whole.lower()}."):
-                    raise ValueError(f"{whole} holds {field} ({path}), which is needed; name fields within {whole}")
+            for name in value:
+                if path.lower().startswith(f"{name.lower()}."):
+                    raise ValueError(
+                        f"{name} contains {field} ({path}), which must stay readable; name fields within {name}"
+                    )
         return value
 
     @field_validator("pseudonym_key")
     @classmethod
-    def _long_key(cls, value: SecretStr, others: ValidationInfo) -> SecretStr:
+    def _check_key_length(cls, value: SecretStr, others: ValidationInfo) -> SecretStr:
         length = len(value.get_secret_value())
         if others.data.get("pseudonymise") and length < SHORTEST_KEY:
             raise ValueError(
-                f"it has {length} characters and FRAUD_PSEUDONYMISE needs {SHORTEST_KEY} or more; make one with "
+                f"it has {length} characters, and FRAUD_PSEUDONYMISE needs at least {SHORTEST_KEY}; create one with "
                 "`openssl rand -hex 32`"
             )
         return value
 
     @field_validator("field_mapping")
     @classmethod
-    def _known_fields(cls, value: dict[str, str]) -> dict[str, str]:
+    def _check_fields(cls, value: dict[str, str]) -> dict[str, str]:
         known = {*CONTRACT_FIELDS, *LABEL_FIELDS}
         unknown = sorted(set(value) - known)
         if unknown:
-            raise ValueError(f"{', '.join(unknown)} is no contract field; choose from {', '.join(sorted(known))}")
+            raise ValueError(f"{', '.join(unknown)} is not a contract field; choose from {', '.join(sorted(known))}")
         for field, path in value.items():
             if not all(path.split(".")):
-                raise ValueError(f"{field} has a path with an empty part, {path!r}; write it as after.id")
+                raise ValueError(f"the path of {field}, {path!r}, has an empty part; write it as after.id")
         return value

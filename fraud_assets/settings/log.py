@@ -1,4 +1,4 @@
-"""How the commands log."""
+"""Settings of the log."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from fraud_assets.settings.source import GroupSettings
 
 
 class LogSettings(GroupSettings):
-    """How the commands log. Can be read alone, so that a mistake in another setting is logged as it should be."""
+    """Settings of the log. This group can be loaded alone, so that errors in other settings use the right format."""
 
     log_format: Literal["text", "json"] = Field(
-        "text", description="Format of the commands' log on standard error: `text`, or `json` with one object a line."
+        "text",
+        description="Log format of the commands on standard error: `text`, or `json` with one object per line.",
     )

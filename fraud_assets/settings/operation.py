@@ -1,4 +1,4 @@
-"""Sensors, maintenance and retention."""
+"""Settings of sensors, maintenance and retention."""
 
 from __future__ import annotations
 
@@ -24,60 +24,66 @@ _DAYS = KeyValuePairs("table=days", key=r"\w+", value=r"[0-9]{1,6}")
 
 
 class OperationSettings(GroupSettings):
-    """Sensors, maintenance and retention. Retention is checked against the groups that come before this one."""
+    """Settings of sensors, maintenance and retention. Retention is validated against settings of earlier groups."""
 
-    sensor_interval_seconds: int = Field(5, ge=1, description="Pause between two looks of the sensors.")
-    sensor_attempts: int = Field(3, ge=1, description="Failed runs in a row before the sensor stops and says so.")
+    sensor_interval_seconds: int = Field(5, ge=1, description="Seconds between two evaluations of a sensor.")
+    sensor_attempts: int = Field(
+        3, ge=1, description="Number of consecutive failed runs after which a sensor stops and reports an error."
+    )
     run_silent_seconds: int = Field(
-        600, ge=60, description="A run of the sensors without any event for so long was killed: it is marked failed."
+        600,
+        ge=60,
+        description="Seconds without an event after which a sensor's run counts as killed and is marked as failed.",
     )
     run_days: int = Field(
         1,
         ge=1,
-        description="Days for which maintenance keeps successful runs of the sensors in Dagster's history. Failed "
-        "runs, the last run of each asset, and runs that a person started stay.",
+        description="Days for which maintenance keeps successful runs of the sensors in Dagster's history. It always "
+        "keeps failed runs, the last run of each asset, and runs started by a user.",
     )
     vacuum_hours: int = Field(
-        168, ge=24, description="Age at which maintenance removes files that no table version uses."
+        168, ge=24, description="Age in hours at which maintenance removes files that no table version uses."
     )
     log_hours: int = Field(
         2,
         ge=1,
-        description="Hours of table versions that maintenance keeps for time travel. At a commit a second, more of "
-        "them make every commit slower.",
+        description="Hours of table versions that maintenance keeps for time travel. At one commit per second, more "
+        "versions make every commit slower.",
     )
     compact_target_bytes: int = Field(
-        134_217_728, ge=1_000_000, description="Size that maintenance compacts small files to."
+        134_217_728, ge=1_000_000, description="Target size in bytes of files that maintenance compacts."
     )
     retention_days: Annotated[dict[str, int], NoDecode, _DAYS] = Field(
         default_factory=dict,
-        description="Days for which maintenance keeps rows of a table, as "
-        "`raw_transactions=400,quarantined_transactions=90`; other tables are kept for ever.",
+        description="Days for which maintenance keeps the rows of a table, for example "
+        "`raw_transactions=400,quarantined_transactions=90`. Rows of other tables are kept forever.",
     )
     handbook_data: Path = Field(
-        Path("../shared/data/handbook"), description="The handbook's data, for proofs and benchmarks only."
+        Path("../shared/data/handbook"),
+        description="Folder of the handbook's data, used only by proofs and benchmarks.",
     )
 
     @field_validator("retention_days")
     @classmethod
-    def _long_enough(cls, value: dict[str, int], others: ValidationInfo) -> dict[str, int]:
+    def _check_retention(cls, value: dict[str, int], others: ValidationInfo) -> dict[str, int]:
         if not value:
             return value
         unknown = sorted(set(value) - set(RETAINED_TABLES))
         if unknown:
-            raise ValueError(f"{', '.join(unknown)} is no table with a retention; choose from "
+            raise ValueError(f"{', '.join(unknown)} is not a table with a retention; choose from "
                              f"{', '.join(RETAINED_TABLES)}")  # fmt: skip
         policy = WindowPolicy(others.data.get("feedback_delay_days", 0), others.data.get("duplicate_horizon_days", 0))
         windows = policy.history_days + 1
-        needs = {
+        minimum_days = {
             "transaction_features": max(
                 windows, policy.duplicate_horizon_days + 1, others.data.get("train_days", 0) + 1
             ),
             "fraud_labels": windows,
         }
         for table, days in value.items():
-            if days < needs.get(table, 1):
+            if days < minimum_days.get(table, 1):
                 raise ValueError(
-                    f"{table} is needed for {needs.get(table, 1)} days (windows, duplicates, training); keep it as long"
+                    f"windows, duplicate detection and training need {table} for {minimum_days.get(table, 1)} days; "
+                    "keep it at least that long"
                 )
         return value

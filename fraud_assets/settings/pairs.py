@@ -1,4 +1,4 @@
-"""Settings that hold several `key=value` pairs in one text."""
+"""Parses settings that consist of several `key=value` pairs."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _SEPARATORS = {",": "commas", ";": "semicolons"}
 
 @dataclass(frozen=True)
 class KeyValuePairs:
-    """Reads `key=value` pairs from text; a mapping stays as it is. Annotates the type of a setting.
+    """Parses `key=value` pairs from text. It annotates the type of a setting; a mapping passes unchanged.
 
     Args:
-        form: how a pair is written, for the error message.
-        key: regular expression that each key matches.
-        value: regular expression that each value matches.
-        separator: character between two pairs.
+        form: The form of a pair, for the error message.
+        key: Regular expression that each key must match.
+        value: Regular expression that each value must match.
+        separator: Character between two pairs.
     """
 
     form: str
@@ -29,10 +29,10 @@ class KeyValuePairs:
     separator: str = ","
 
     def parse(self, text: str) -> dict[str, str]:
-        """Returns the pairs of a text, without the blanks around keys and values.
+        """Returns the pairs of a text. White space around keys and values is removed.
 
         Raises:
-            ValueError: a pair has another form.
+            ValueError: A pair has another form.
         """
         pairs = {}
         for part in filter(None, map(str.strip, text.split(self.separator))):
@@ -43,7 +43,7 @@ class KeyValuePairs:
         return pairs
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """See pydantic's documentation on custom types."""
+        """Returns the validator of the annotated type; see pydantic's documentation on custom types."""
         return core_schema.no_info_before_validator_function(
             lambda value: self.parse(value) if isinstance(value, str) else value, handler(source)
         )

@@ -1,4 +1,4 @@
-"""Where state is kept: the home folder, Dagster's folder and the lake."""
+"""Settings of storage: the home folder, Dagster's folder and the lake."""
 
 from __future__ import annotations
 
@@ -17,72 +17,76 @@ _LAKE_OPTIONS = KeyValuePairs("key=value")
 
 
 class StorageSettings(GroupSettings):
-    """Where state is kept: the home folder, Dagster's folder and the lake."""
+    """Settings of storage: the home folder, Dagster's folder and the lake."""
 
     home: Path = Field(
         Path(".fraud"),
         validate_default=True,
-        description="Folder of all state: lake, registry, Dagster, drop folder.",
+        description="Folder of all state: lake, model registry, Dagster and drop folder.",
     )
     dagster_home: str = Field(
         "",
         alias="DAGSTER_HOME",
-        description="Dagster's own folder of runs and history, which `make setup` writes into `.env`; empty means "
-        "`dagster` under FRAUD_HOME.",
+        description="Folder of Dagster's runs and event history. `make setup` writes it into `.env`. If empty, the "
+        "folder `dagster` under FRAUD_HOME.",
     )
     lake_uri: str = Field(
         "",
-        description="Where the Delta tables are: a folder, or a URI as `s3://bucket/prefix`, `gs://…`, `abfss://…`; "
-        "empty means `lake` under FRAUD_HOME.",
+        description="Location of the Delta tables: a folder, or a URI such as `s3://bucket/prefix`, `gs://…` or "
+        "`abfss://…`. If empty, the folder `lake` under FRAUD_HOME.",
     )
     aws_endpoint_url: str = Field(
         "",
         alias="AWS_ENDPOINT_URL",
-        description="S3 endpoint of a lake on `s3://…`, where it is not AWS's own; `http://…` is not encrypted.",
+        description="S3 endpoint of a lake on `s3://…`, if it is not AWS's own. A connection to `http://…` is not "
+        "encrypted.",
     )
     aws_region: str = Field(
-        "", alias="AWS_REGION", description="Region of the bucket. What of AWS_… is empty is left to delta-rs."
+        "",
+        alias="AWS_REGION",
+        description="Region of the bucket. Any empty AWS_… setting falls back to delta-rs's own lookup.",
     )
     aws_access_key_id: str = Field(
         "",
         alias="AWS_ACCESS_KEY_ID",
-        description="Access key; empty means what delta-rs finds: profile, web identity, role of the machine.",
+        description="Access key id. If empty, delta-rs looks for a profile, a web identity or the role of the machine.",
     )
     aws_secret_access_key: SecretStr = Field(
-        SecretStr(""), alias="AWS_SECRET_ACCESS_KEY", description="The key's secret."
+        SecretStr(""), alias="AWS_SECRET_ACCESS_KEY", description="Secret of the access key."
     )
     aws_session_token: SecretStr = Field(
-        SecretStr(""), alias="AWS_SESSION_TOKEN", description="Its session token, where the key is temporary."
+        SecretStr(""), alias="AWS_SESSION_TOKEN", description="Session token of a temporary access key."
     )
     lake_options: SecretStr = Field(
         SecretStr(""),
-        description="Further options of delta-rs for the object store, as `key=value,…`, such as "
-        "`azure_storage_account_name=…`; they win over the others.",
+        description="Additional delta-rs options for the object store, as `key=value,…`, for example "
+        "`azure_storage_account_name=…`. They take precedence over the other settings.",
     )
     lake_timeout_seconds: float = Field(
         15.0,
         gt=0,
-        description="How long to try again where the object store does not answer; one try takes 30 s at most.",
+        description="Seconds for which requests are retried if the object store does not respond. One attempt takes at "
+        "most 30 s.",
     )
     lake_cache_bytes: int = Field(
         10_000_000_000,
         ge=0,
-        description="Disk under FRAUD_HOME for copies of the object store's files; the least recently used go first, "
-        "all that were unused for a day go anyway, and what is being read stays.",
+        description="Maximum bytes under FRAUD_HOME for local copies of the object store's files. The least recently "
+        "used copies are removed first, and all copies unused for a day are removed. Copies that are being read stay.",
     )
 
     @field_validator("lake_options")
     @classmethod
-    def _pairs(cls, value: SecretStr) -> SecretStr:
+    def _check_pairs(cls, value: SecretStr) -> SecretStr:
         _LAKE_OPTIONS.parse(value.get_secret_value())
         return value
 
     @field_validator("aws_endpoint_url")
     @classmethod
-    def _http(cls, value: str) -> str:
+    def _check_endpoint(cls, value: str) -> str:
         if "@" in value:
-            # A plain ValueError would show the value, and with it the password.
-            raise SettingError("Setting AWS_ENDPOINT_URL holds credentials: put them into AWS_ACCESS_KEY_ID and "
+            # The message of a ValueError would show the value with the password.
+            raise SettingError("Setting AWS_ENDPOINT_URL contains credentials. Put them into AWS_ACCESS_KEY_ID and "
                                "AWS_SECRET_ACCESS_KEY.")  # fmt: skip
         if value and not re.fullmatch(r"https?://\S+", value):
             raise ValueError("write it as https://host:port")
@@ -90,34 +94,34 @@ class StorageSettings(GroupSettings):
 
     @field_validator("home", "dagster_home", "lake_uri")
     @classmethod
-    def _plain_path(cls, value: Path | str) -> Path | str:
-        place = str(value)
-        if is_uri(place):
-            check_characters(place)
-        elif place:
-            folder_path(place)
+    def _check_location(cls, value: Path | str) -> Path | str:
+        location = str(value)
+        if is_uri(location):
+            check_characters(location)
+        elif location:
+            folder_path(location)
         return value
 
     @cached_property
     def home_path(self) -> Path:
-        """`FRAUD_HOME`, absolute."""
+        """Absolute path of `FRAUD_HOME`."""
         return folder_path(str(self.home))
 
     @property
     def lake(self) -> str:
-        """URI of an object store or absolute folder of the Delta tables."""
+        """Location of the Delta tables: the URI of an object store, or an absolute folder."""
         if is_uri(self.lake_uri):
             return self.lake_uri
         return str(folder_path(self.lake_uri) if self.lake_uri else self.home_path / "lake")
 
     @property
     def dagster_path(self) -> Path:
-        """`DAGSTER_HOME`, absolute."""
+        """Absolute path of `DAGSTER_HOME`."""
         return folder_path(self.dagster_home) if self.dagster_home else self.home_path / "dagster"
 
     @property
     def lake_options_by_name(self) -> dict[str, str]:
-        """FRAUD_LAKE_OPTIONS as a mapping. Its values may be secrets."""
+        """FRAUD_LAKE_OPTIONS as a mapping. The values may be secrets."""
         return _LAKE_OPTIONS.parse(self.lake_options.get_secret_value())
 
     @property
@@ -127,15 +131,15 @@ class StorageSettings(GroupSettings):
 
     @property
     def processed(self) -> Path:
-        """Where landed files go."""
+        """Folder of landed files."""
         return self.home_path / "processed"
 
     @property
     def failed(self) -> Path:
-        """Where files go that cannot be landed, each with its reason beside it."""
+        """Folder of files that could not land, each with a file that gives the reason."""
         return self.home_path / "failed"
 
     @property
     def broker_file(self) -> Path:
-        """Where the embedded broker says how to reach it."""
+        """File in which the embedded broker publishes its address."""
         return self.home_path / "broker.json"

@@ -1,4 +1,4 @@
-"""Small values that pure functions take in place of all settings."""
+"""Value types that pure functions accept instead of all settings."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 CONTRACT_FIELDS = ("transaction_id", "tx_datetime", "customer_id", "terminal_id", "tx_amount")
-"""Fields that a transaction must hold."""
+"""Required fields of a transaction."""
 LABEL_FIELDS = ("transaction_id", "is_fraud", "labelled_at")
-"""Fields that a fraud label must hold."""
+"""Required fields of a fraud label."""
 WINDOW_DAYS = (1, 7, 30)
-"""Lengths of the windows of customers and terminals, in days."""
+"""Lengths of the customer and terminal windows, in days."""
 
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """The most rows, and bytes of message bodies, that a stage takes at a time."""
+    """The maximum number of rows, and of bytes of message bodies, that a stage processes in one batch."""
 
     rows: int
     bytes: int
@@ -23,13 +23,13 @@ class BatchLimits:
 
 @dataclass(frozen=True)
 class Contract:
-    """What a message must hold.
+    """The contract that messages must meet.
 
     Attributes:
-        field_mapping: payload field of a contract field, where it has another name.
-        max_body_bytes: a larger body is quarantined.
-        future_skew_seconds: how far `tx_datetime` may lie after the landing.
-        time_zone: IANA name; weekend and night of a transaction are those of this zone.
+        field_mapping: Payload field by contract field, for fields with another name.
+        max_body_bytes: Maximum bytes of a message body. A larger body is quarantined.
+        future_skew_seconds: Maximum seconds by which `tx_datetime` may be later than the landing time.
+        time_zone: IANA name of the time zone of the weekend and night features.
     """
 
     field_mapping: Mapping[str, str] = field(default_factory=dict)
@@ -38,18 +38,18 @@ class Contract:
     time_zone: str = "UTC"
 
     def payload_field(self, name: str) -> str:
-        """Returns the name that a contract field has in the payload."""
+        """Returns the name of a contract field in the payload."""
         return self.field_mapping.get(name, name)
 
 
 @dataclass(frozen=True)
 class PseudonymPolicy:
-    """Which fields are stored as pseudonyms only.
+    """The fields that are stored as pseudonyms only.
 
     Attributes:
-        fields: names of payload or contract fields; empty: none.
-        key: key of the HMAC.
-        contract: maps contract fields to payload fields, and limits the size of a body.
+        fields: Names of payload or contract fields. If empty, no field is pseudonymized.
+        key: Key of the HMAC.
+        contract: Maps contract fields to payload fields, and limits the size of a body.
     """
 
     fields: tuple[str, ...]
@@ -59,11 +59,11 @@ class PseudonymPolicy:
 
 @dataclass(frozen=True)
 class WindowPolicy:
-    """How far windows and duplicates reach back.
+    """How far feature windows and duplicate detection reach back.
 
     Attributes:
-        feedback_delay_days: days until a transaction without a label counts as genuine.
-        duplicate_horizon_days: days of ingest within which a transaction id counts as repeated.
+        feedback_delay_days: Days after which a transaction without a label counts as genuine.
+        duplicate_horizon_days: Days after landing within which another transaction with the same id is a duplicate.
     """
 
     feedback_delay_days: int
@@ -71,5 +71,5 @@ class WindowPolicy:
 
     @property
     def history_days(self) -> int:
-        """Days before a transaction that its windows reach back: the longest window and the feedback delay."""
+        """Days that the windows of a transaction reach back: the longest window plus the feedback delay."""
         return max(WINDOW_DAYS) + self.feedback_delay_days

@@ -16,7 +16,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from fraud_assets.core.bodies import strip_byte_order_mark
-from fraud_assets.core.paths import MISSING, value_at
+from fraud_assets.core.field_paths import MISSING, value_at
 from fraud_assets.errors import FraudAssetsError, SettingError
 from fraud_assets.ingest.files.csv_file import MISSING_VALUES
 from fraud_assets.ingest.files.parquet_file import column_at, open_parquet, paths_within

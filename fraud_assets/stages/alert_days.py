@@ -1,4 +1,4 @@
-"""How many alerts a day has, beside the budget of the analysts."""
+"""Compares the alerts of a day with the budget of the analysts."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from fraud_assets.lake.tables import read
 from fraud_assets.settings import Settings
 
 COUNTED_DAYS = 7
-"""Of the days in question only the newest are counted: reading them costs little, however long the history is."""
+"""Only this number of newest days is counted, so that the cost does not depend on the length of the history."""
 
 
 @dataclass(frozen=True)
 class BusiestDay:
-    """The day of `tx_datetime` (UTC) with the most alerts, and the number above which people are warned."""
+    """The day of `tx_datetime` (UTC) with the most alerts, and the limit above which a warning is given."""
 
     day: date
     alerts: int
     limit: float
 
     @property
-    def over(self) -> bool:
+    def is_over_limit(self) -> bool:
         """Whether the day has more alerts than the limit."""
         return self.alerts > self.limit
 
     def metadata(self) -> dict[str, str | int | float]:
-        """Plain values, for plots in the web UI."""
+        """Returns plain values, for plots in the web UI."""
         return {
             "busiest_day": self.day.isoformat(),
             "alerts_on_busiest_day": self.alerts,
@@ -42,12 +42,20 @@ class BusiestDay:
 def find_busiest_day(
     predictions: DeltaTable, settings: Settings, days: Iterable[date] | None = None
 ) -> BusiestDay | None:
-    """The busiest of the newest `days` (default: of all days with predictions); None where there are none.
+    """Finds the day with the most alerts among the newest days.
 
-    Only two columns of these days' files are read.
+    It reads only two columns of the files of these days.
+
+    Args:
+        predictions: The version of `fraud_predictions`.
+        settings: The alert budget.
+        days: The days to consider; default: all days with predictions.
+
+    Returns:
+        The busiest of the newest COUNTED_DAYS days, or None if there are no days.
 
     Raises:
-        LakeError: a file cannot be read.
+        LakeError: A file cannot be read.
     """
     if days is None:
         files = add_actions(predictions)
@@ -65,7 +73,7 @@ def find_busiest_day(
 
 
 def describe_busy_day(busiest: BusiestDay, settings: Settings) -> str:
-    """What is wrong with a day over the limit, in words."""
+    """Describes a day over the limit, for a warning."""
     return (
         f"{busiest.day} has {busiest.alerts:,} alerts, more than {settings.alert_budget_warn_factor:g} times "
         f"(FRAUD_ALERT_BUDGET_WARN_FACTOR) the {settings.alert_budget_per_day:g} that the analysts can review in a day "
@@ -73,5 +81,5 @@ def describe_busy_day(busiest: BusiestDay, settings: Settings) -> str:
     )
 
 
-REMEDY = "Materialize alert_thresholds alone, which calibrates on the traffic of the last days, or raise the budget."
-"""What to do about too many alerts."""
+REMEDY = "Materialize only alert_thresholds, which calibrates on the traffic of the last days, or raise the budget."
+"""The fix for too many alerts."""

@@ -1,4 +1,4 @@
-"""What is left to do between landing and predictions, derived from the tables alone."""
+"""Derives the pending work between landing and predictions from the tables alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fraud_assets.lake.tables import Lake
 from fraud_assets.registry.champion import describe_lost_registry
 from fraud_assets.registry.models import champion_version
 from fraud_assets.settings import Settings
-from fraud_assets.stages.training import newest_transaction, read_features
+from fraud_assets.stages.training_window import find_newest_transaction, read_features
 
 FEATURES: tuple[str, ...] = ("transaction_features", "quarantined_transactions")
 MODEL: tuple[str, ...] = ("isolation_forest", "alert_thresholds")
@@ -26,10 +26,14 @@ PREDICTIONS: tuple[str, ...] = ("fraud_predictions",)
 
 @dataclass(frozen=True)
 class Backlog:
-    """Assets to materialize (empty: none) and why.
+    """The pending work.
 
-    `progress` says how far each stage with work is, as a text that changes when the stage commits and not when
-    more lands; `target` names the positions that the work leads to.
+    Attributes:
+        assets: The assets to materialize; empty if there is no work.
+        reason: A sentence that explains it.
+        progress: The progress of each stage with work, as a text that changes if the stage commits and that does not
+            change if more messages land.
+        target: A text that identifies the positions at which the work ends.
     """
 
     assets: tuple[str, ...]
@@ -39,12 +43,16 @@ class Backlog:
 
     @property
     def training(self) -> bool:
-        """Whether the first training is part of it."""
+        """Whether the work includes the first training."""
         return MODEL[0] in self.assets
 
 
 def has_champion(settings: Settings) -> bool:
-    """Whether any model can score yet. Raises `ModelRegistryError`."""
+    """Returns whether there is a champion.
+
+    Raises:
+        ModelRegistryError: The registry cannot be read.
+    """
     try:
         champion_version(settings)
     except NoChampionError:
@@ -53,23 +61,28 @@ def has_champion(settings: Settings) -> bool:
 
 
 def find_backlog(lake: Lake, settings: Settings) -> Backlog:
-    """Landed messages without features, features without a score, and a missing champion that could be trained."""
+    """Finds landed messages without features, features without a score, and a missing champion that can be trained.
+
+    Raises:
+        LakeError: A table cannot be read.
+        ModelRegistryError: The registry cannot be read.
+    """
     if not lake.exists(raw_transactions):
         return Backlog((), "Nothing has landed yet.")
     features, predictions = lake.open(transaction_features), lake.open(fraud_predictions)
-    landed = find_pending(lake.open(raw_transactions), lambda stream: committed_offset(features, stream), settings)
-    unscored = find_pending(features, lambda stream: committed_offset(predictions, stream), settings)
+    landed = find_pending(lake.open(raw_transactions), lambda source: committed_offset(features, source), settings)
+    unscored = find_pending(features, lambda source: committed_offset(predictions, source), settings)
     if not landed.rows and not unscored.rows:
         return Backlog((), "Everything that landed is scored.")
     assets: tuple[str, ...] = FEATURES if landed.rows else ()
     trainable = 0
-    ready = has_champion(settings)
-    # A person decides whether to train again: this may be the wrong registry.
-    lost = "" if ready else describe_lost_registry(lake, settings)
-    if ready:
+    is_ready = has_champion(settings)
+    # Training does not start by itself if the registry was lost: the settings may name the wrong registry.
+    lost = "" if is_ready else describe_lost_registry(lake, settings)
+    if is_ready:
         assets += PREDICTIONS
     elif not lost:
-        trainable = _trainable(lake, settings)
+        trainable = _count_trainable_rows(lake, settings)
         if trainable + landed.rows >= settings.train_min_rows:
             assets += MODEL + PREDICTIONS
     if not assets:
@@ -93,9 +106,9 @@ def find_backlog(lake: Lake, settings: Settings) -> Backlog:
     )
 
 
-def _trainable(lake: Lake, settings: Settings) -> int:
-    """Rows of the default training window."""
-    newest = newest_transaction(lake)
+def _count_trainable_rows(lake: Lake, settings: Settings) -> int:
+    """Counts the rows of the default training window."""
+    newest = find_newest_transaction(lake)
     if newest is None:
         return 0
     end = newest + timedelta(microseconds=1)
@@ -104,6 +117,6 @@ def _trainable(lake: Lake, settings: Settings) -> int:
     ).num_rows
 
 
-def _progress(target: DeltaTable, work: Pending) -> str:
-    """The target's identity (a lake recreated starts anew) and the source rows that it has taken."""
-    return f"{str(target.metadata().id)[:8]}:{row_count(work.source) - work.rows}"
+def _progress(target: DeltaTable, pending: Pending) -> str:
+    """Returns the id of the target, which changes if the lake is recreated, and its number of processed source rows."""
+    return f"{str(target.metadata().id)[:8]}:{row_count(pending.source) - pending.rows}"

@@ -1,4 +1,4 @@
-"""The handbook's evaluation on what the lake holds; it registers nothing."""
+"""Runs the handbook's evaluation on the lake's features and labels. It registers no model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fraud_assets.lake.duckdb_session import connect
 from fraud_assets.lake.scan import register_view
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
-from fraud_assets.stages.training import newest_transaction, read_features
+from fraud_assets.stages.training_window import find_newest_transaction, read_features
 
 logger = logging.getLogger(__name__)
 ModelName = Literal["platform", "book"]
@@ -25,53 +25,54 @@ _COLUMNS = ("transaction_id", "tx_datetime", "customer_id", *MODEL_INPUTS)
 
 
 def latest_start(lake: Lake, settings: Settings, train_days: int, delay_days: int, test_days: int) -> date:
-    """First training day of the newest protocol whose test days are as old as the feedback delay.
+    """Returns the first training day of the newest protocol whose test days are older than the feedback delay.
 
     Raises:
-        NotEnoughDataError: the lake holds no features.
+        NotEnoughDataError: The lake has no features.
     """
-    newest = newest_transaction(lake)
+    newest = find_newest_transaction(lake)
     if newest is None:
-        raise NotEnoughDataError("The lake holds no transaction with features: land some first.")
+        raise NotEnoughDataError("The lake has no transactions with features. Land some first.")
     test_end = newest.astimezone(UTC).date() - timedelta(days=settings.feedback_delay_days)
     return test_end - timedelta(days=train_days + delay_days + test_days)
 
 
 def evaluate_lake(lake: Lake, settings: Settings, protocol: Protocol, model: ModelName) -> Evaluation:
-    """Train and test on the lake's features and labels.
+    """Trains and tests a model on the lake's features and labels.
 
-    The latest label of a transaction counts (by `labelled_at`, then landing order); without one it is genuine.
+    The latest label of a transaction counts (by `labelled_at`, then by landing order). A transaction without a label is
+    genuine.
 
     Args:
-        lake: the tables.
-        settings: `train_min_rows`, and trees and seed of the platform's model.
-        protocol: the days, UTC.
-        model: "platform" (unscaled, FRAUD_TRAIN_TREES) or "book" (10 trees on standardised inputs).
+        lake: The lake.
+        settings: FRAUD_TRAIN_MIN_ROWS, and the trees and the seed of the platform's model.
+        protocol: The days to train and test on, in UTC.
+        model: "platform" (unscaled, FRAUD_TRAIN_TREES) or "book" (10 trees on standardized inputs).
 
     Raises:
-        NotEnoughDataError: the window has too few rows or no frauds.
-        LakeError: a table cannot be read.
+        NotEnoughDataError: The window has too few rows or no frauds.
+        LakeError: A table cannot be read.
     """
     start, end = _midnight(protocol.train_start), _midnight(protocol.test_end)
     logger.info(f"reading {protocol.train_start} to before {protocol.test_end}")
     features = read_features(lake, start, end, _COLUMNS)
     rows = int((features["tx_datetime"].to_numpy() < np.datetime64(protocol.train_end)).sum())
     if rows < settings.train_min_rows:
-        newest = newest_transaction(lake)
+        newest = find_newest_transaction(lake)
         held = "no features at all" if newest is None else f"features up to {newest:%Y-%m-%d %H:%M} UTC"
         raise NotEnoughDataError(
             f"Evaluation trains on {protocol.train_start} to before {protocol.train_end} and needs "
             f"{settings.train_min_rows:,} transactions there (FRAUD_TRAIN_MIN_ROWS); the lake holds {rows:,} ({held}). "
             "Choose another --train-start, or land more."
         )
-    labelled = features.append_column("is_fraud", _verdicts(features, lake, settings))
+    labelled = features.append_column("is_fraud", _read_verdicts(features, lake, settings))
     trees, seed = (BOOK_TREES, BOOK_SEED) if model == "book" else (settings.train_trees, settings.train_seed)
     logger.info(f"training {trees} trees on {rows:,} transactions, testing from {protocol.test_start}")
     return evaluate(labelled, protocol, trees, seed, scaled=model == "book")
 
 
-def _verdicts(features: pa.Table, lake: Lake, settings: Settings) -> pa.Array:
-    """Whether each row is a fraud by its latest label, in the order of the rows."""
+def _read_verdicts(features: pa.Table, lake: Lake, settings: Settings) -> pa.Array:
+    """Reads whether each row is a fraud by its latest label, in the order of the rows."""
     with connect(settings) as connection:
         numbers = pa.array(range(features.num_rows), pa.int64())
         connection.register("ids", features.select(["transaction_id"]).append_column("number", numbers))

@@ -1,8 +1,8 @@
-"""Turns what landed into features and quarantine, exactly once.
+"""Turns landed messages into features and quarantine, exactly once.
 
-Quarantine is committed first and features last. If a run is killed in between, the next one takes the same messages
-again, in parts if they are more than a batch by now: what quarantine holds of them stays there, all others become
-features.
+Quarantine is committed first and features last. If a run is killed in between, the next one processes the same messages
+again, in parts if they no longer fit into one batch: messages that quarantine already holds stay there, and all others
+become features.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FeatureReport:
-    """Counts of one run; `landed` = `features` + `quarantined` + `duplicates`."""
+    """Counts of one run. `landed` is the sum of `features`, `quarantined` and `duplicates`."""
 
     landed: int = 0
     features: int = 0
@@ -42,8 +42,8 @@ class FeatureReport:
     seconds: float = 0.0
     reasons: dict[str, int] = field(default_factory=dict)
 
-    def plus(self, landed: int, features: int, reasons: dict[str, int]) -> FeatureReport:
-        """The report with one more batch."""
+    def add_batch(self, landed: int, features: int, reasons: dict[str, int]) -> FeatureReport:
+        """Returns the report with one more batch."""
         total = {key: self.reasons.get(key, 0) + reasons.get(key, 0) for key in {*self.reasons, *reasons}}
         duplicates = total.get(DUPLICATE, 0)
         return replace(
@@ -58,24 +58,24 @@ class FeatureReport:
 
 
 def process_landed(lake: Lake, settings: Settings, engine: Engine | None = None) -> FeatureReport:
-    """Takes everything that has landed by now, batch by batch, in landing order.
+    """Processes all messages that have landed so far, batch by batch, in landing order.
 
     Args:
-        lake: the tables.
-        settings: DuckDB's memory.
-        engine: computes the batches; default: this process.
+        lake: The lake.
+        settings: The settings of DuckDB.
+        engine: The engine that computes the batches; default: this process.
 
     Returns:
         Counts of this run.
 
     Raises:
-        LakeError: a table cannot be read or written; the batches before stay committed.
-        EngineError: a job of the engine failed; the batches before stay committed.
+        LakeError: A table cannot be read or written. Earlier batches stay committed.
+        EngineError: A job of the engine failed. Earlier batches stay committed.
     """
-    began = time.monotonic()
+    started = time.monotonic()
     engine = engine or LocalEngine(settings)
     report = FeatureReport()
-    # Pinned: a run ends at what had landed at its start, however fast more comes in.
+    # The version is pinned, so that a run ends even if messages land faster than it processes them.
     landed = lake.open(raw_transactions)
 
     @retry_conflicts
@@ -84,66 +84,70 @@ def process_landed(lake: Lake, settings: Settings, engine: Engine | None = None)
 
     while (after := process_batch()) is not None:
         report = after
-    return replace(report, seconds=time.monotonic() - began)
+    return replace(report, seconds=time.monotonic() - started)
 
 
 def _process_batch(
     lake: Lake, settings: Settings, engine: Engine, landed: DeltaTable, report: FeatureReport
 ) -> FeatureReport | None:
-    """Computes and commits the next batch; gives the report with it, or None if nothing is pending."""
+    """Computes and commits the next batch.
+
+    Returns:
+        The report with this batch, or None if nothing is pending.
+    """
     features, quarantine = lake.open(transaction_features), lake.open(quarantined_transactions)
-    work = find_pending(landed, lambda stream: committed_offset(features, stream), settings)
-    if not work.target:
+    pending = find_pending(landed, lambda source: committed_offset(features, source), settings)
+    if not pending.target:
         return None
-    begun = _begun(work, quarantine)
-    bounds = next_bounds(work, settings, engine.limits, begun or None)
-    held = _held(quarantine, bounds, settings) if begun else None
-    result = engine.compute_features(FeatureBatch(lake, work, bounds, features, quarantine, held))
+    started = _find_started(pending, quarantine)
+    bounds = next_bounds(pending, settings, engine.limits, started or None)
+    quarantined = _find_quarantined(quarantine, bounds, settings) if started else None
+    result = engine.compute_features(FeatureBatch(lake, pending, bounds, features, quarantine, quarantined))
     counts = {"landed": result.landed, "features": count_rows(result.features), **result.reasons}
-    waiting = {quarantined_transactions: result.rejected, transaction_features: result.features}
+    uncommitted = {quarantined_transactions: result.rejected, transaction_features: result.features}
     try:
-        if count_rows(result.rejected) or not begun:
-            # Quarantine may be ahead: of a batch that a killed run began, this one may be the first part.
-            reached = {stream: max(offset, begun.get(stream, offset)) for stream, offset in bounds.target.items()}
+        if count_rows(result.rejected) or not started:
+            # Quarantine may be ahead: this batch may be the first part of a batch that a killed run started.
+            reached = {source: max(offset, started.get(source, offset)) for source, offset in bounds.target.items()}
             commit_append(quarantine, quarantined_transactions, result.rejected, reached, counts)
-            del waiting[quarantined_transactions]
+            del uncommitted[quarantined_transactions]
         commit_append(features, transaction_features, result.features, bounds.target, counts)
     except CommitConflictError:
-        for table, rows in waiting.items():
+        for table, rows in uncommitted.items():
             discard(lake, table, rows)
-        logger.info("Another writer committed first; the batch starts over from what the tables hold now.")
+        logger.info("Another writer committed first; the batch starts over from the current table versions")
         raise
-    report = report.plus(result.landed, count_rows(result.features), result.reasons)
+    report = report.add_batch(result.landed, count_rows(result.features), result.reasons)
     logger.info(
-        f"{report.landed:,} of {report.landed + work.rows - result.landed:,} messages: "
+        f"processed {report.landed:,} of {report.landed + pending.rows - result.landed:,} messages: "
         f"{report.features:,} features, {report.quarantined:,} quarantined, {report.duplicates:,} duplicates"
     )
     return report
 
 
 def recompute(lake: Lake, settings: Settings, start: datetime, end: datetime, engine: Engine | None = None) -> int:
-    """Computes the features of `tx_datetime` in [start, end) again, with all history and labels of now.
+    """Recomputes the features of `tx_datetime` in [start, end) with the present history and labels.
 
-    Positions do not move, so predictions do not take these rows for new; score the range again on its own request.
-    The windows of later rows are not refreshed.
+    The committed offsets do not change, so these rows are not pending for scoring; the range has to be rescored
+    explicitly. The windows of later rows are not recomputed.
 
     Args:
-        lake: the tables.
-        settings: DuckDB's memory.
-        start: first moment, with zone.
-        end: the moment after the last.
-        engine: computes the range; default: this process.
+        lake: The lake.
+        settings: The settings of DuckDB.
+        start: First time, with time zone.
+        end: The time after the last one.
+        engine: The engine that computes the range; default: this process.
 
     Returns:
-        The number of rows that were recomputed.
+        The number of recomputed rows.
 
     Raises:
-        SettingError: the range is empty or has no zone.
-        LakeError: a table cannot be read or written; what was committed before stays.
-        EngineError: a job of the engine failed; what was committed before stays.
+        SettingError: The range is empty or has no time zone.
+        LakeError: A table cannot be read or written. Earlier commits stay.
+        EngineError: A job of the engine failed. Earlier commits stay.
     """
     if start.tzinfo is None or end.tzinfo is None or start >= end:
-        raise SettingError(f"The range from {start} to {end} is empty or without a zone: give start < end, in UTC.")
+        raise SettingError(f"The range from {start} to {end} is empty or has no time zone. Give start < end, in UTC.")
     engine = engine or LocalEngine(settings)
     low = datetime(start.year, start.month, start.day, tzinfo=UTC)
     step = timedelta(days=engine.recompute_days)
@@ -175,12 +179,12 @@ def _recompute_range(lake: Lake, engine: Engine, low: datetime, high: datetime) 
     return result.count
 
 
-def _begun(work: Pending, quarantine: DeltaTable) -> dict[SourcePartition, int]:
-    """How far a killed run got with quarantine beyond features; empty if it did not."""
-    ahead = {stream: committed_offset(quarantine, stream) for stream in work.target}
-    return {stream: offset for stream, offset in ahead.items() if offset > work.start[stream]}
+def _find_started(pending: Pending, quarantine: DeltaTable) -> dict[SourcePartition, int]:
+    """Returns the offsets up to which a killed run committed quarantine but not features; empty if there are none."""
+    committed = {source: committed_offset(quarantine, source) for source in pending.target}
+    return {source: offset for source, offset in committed.items() if offset > pending.start[source]}
 
 
-def _held(quarantine: DeltaTable, bounds: Bounds, settings: Settings) -> Pending:
-    """Rows of the batch that quarantine already holds."""
-    return find_pending(quarantine, lambda stream: bounds.start.get(stream, 2**62), settings)
+def _find_quarantined(quarantine: DeltaTable, bounds: Bounds, settings: Settings) -> Pending:
+    """Finds the rows of the batch that quarantine already holds."""
+    return find_pending(quarantine, lambda source: bounds.start.get(source, 2**62), settings)

@@ -1,4 +1,4 @@
-"""Predictions: every feature row scored exactly once by the champion of its moment; a range again on request."""
+"""Scores every feature row exactly once with the current champion, and rescores a range on request."""
 
 from __future__ import annotations
 
@@ -34,14 +34,24 @@ from fraud_assets.lake.tables import Lake, read
 from fraud_assets.registry.champion import load_champion
 from fraud_assets.settings import Settings
 from fraud_assets.stages.alert_days import BusiestDay, find_busiest_day
-from fraud_assets.stages.training import current_threshold
+from fraud_assets.stages.training import read_threshold
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ScoringReport:
-    """What one run scored: `model` is that of the last batch, `days` are those of `tx_datetime`, in UTC."""
+    """The result of one run.
+
+    Attributes:
+        rows: Number of scored rows.
+        alerts: Number of rows that alert.
+        model: The model of the last batch.
+        batches: Number of batches.
+        seconds: Duration.
+        days: Days of `tx_datetime` of the rows, in UTC.
+        busiest: The day with the most alerts.
+    """
 
     rows: int = 0
     alerts: int = 0
@@ -53,29 +63,29 @@ class ScoringReport:
 
     @property
     def alert_rate(self) -> float:
-        """Share of the rows that alerted."""
+        """Share of the rows that alert."""
         return self.alerts / self.rows if self.rows else 0.0
 
-    def plus(self, scored: ScoringResult, model: ModelVersion) -> ScoringReport:
-        """The report with one more batch."""
+    def add_batch(self, scored: ScoringResult, model: ModelVersion) -> ScoringReport:
+        """Returns the report with one more batch."""
         return replace(
             self,
             rows=self.rows + count_rows(scored.rows),
             alerts=self.alerts + scored.alerts,
             model=model,
             batches=self.batches + 1,
-            days=self.days | _days_of(scored.rows),
+            days=self.days | _find_days(scored.rows),
         )
 
-    def ended(self, lake: Lake, settings: Settings, seconds: float) -> ScoringReport:
-        """The report of a run that has ended, with the busiest of its days."""
+    def finish(self, lake: Lake, settings: Settings, seconds: float) -> ScoringReport:
+        """Returns the report of a finished run, with the busiest of its days."""
         busiest = find_busiest_day(lake.open(fraud_predictions), settings, self.days) if self.days else None
         return replace(self, seconds=seconds, busiest=busiest)
 
     def metadata(self) -> dict[str, str | int | float]:
-        """Plain values, for plots in the web UI.
+        """Returns plain values, for plots in the web UI.
 
-        What a run without rows does not know (rate, model, days) is left out: a plot then has no point, not a zero.
+        A run without rows omits the rate, the model and the days, so that plots have no point instead of a zero.
         """
         values: dict[str, str | int | float] = {
             "rows": self.rows,
@@ -96,22 +106,22 @@ def score_pending(lake: Lake, settings: Settings, engine: Engine | None = None) 
     Champion and threshold are read again for each batch, so that a long backlog follows a change of champion.
 
     Args:
-        lake: the tables.
-        settings: the registry and DuckDB's memory.
-        engine: scores the batches, called only if there is something to score; default: this process.
+        lake: The lake.
+        settings: The settings of the registry and DuckDB.
+        engine: The engine that scores the batches; called only if there are pending rows; default: this process.
 
     Returns:
         Counts of this run.
 
     Raises:
-        NoChampionError: there is no champion yet; nothing was scored.
-        LakeError: a table cannot be read or written; the batches before stay committed.
-        EngineError: a job of the engine failed; the batches before stay committed.
+        NoChampionError: There is no champion yet. Nothing was scored.
+        LakeError: A table cannot be read or written. Earlier batches stay committed.
+        EngineError: A job of the engine failed. Earlier batches stay committed.
     """
-    began = time.monotonic()
+    started = time.monotonic()
     engine = engine or LocalEngine(settings)
     report = ScoringReport()
-    # Pinned: a run ends at the features of its start, however fast more come in.
+    # The version is pinned, so that a run ends even if features arrive faster than it scores them.
     features = lake.open(transaction_features)
 
     @retry_conflicts
@@ -120,80 +130,93 @@ def score_pending(lake: Lake, settings: Settings, engine: Engine | None = None) 
 
     while (after := score_batch()) is not None:
         report = after
-    return report.ended(lake, settings, time.monotonic() - began)
+    return report.finish(lake, settings, time.monotonic() - started)
 
 
 def _score_batch(
     lake: Lake, settings: Settings, engine: Engine, features: DeltaTable, report: ScoringReport
 ) -> ScoringReport | None:
-    """Scores and commits the next batch; gives the report with it, or None if nothing is pending."""
+    """Scores and commits the next batch.
+
+    Returns:
+        The report with this batch, or None if nothing is pending.
+    """
     handle = lake.open(fraud_predictions)
-    work = find_pending(features, lambda stream: committed_offset(handle, stream), settings)
-    if not work.target:
+    pending = find_pending(features, lambda source: committed_offset(handle, source), settings)
+    if not pending.target:
         return None
-    scorer = champion_scorer(lake, settings)
-    bounds = next_bounds(work, settings, engine.limits)
-    result = engine.score(ScoringBatch(lake, work, bounds, scorer))
+    scorer = load_scorer(lake, settings)
+    bounds = next_bounds(pending, settings, engine.limits)
+    result = engine.score(ScoringBatch(lake, pending, bounds, scorer))
     if result.other_versions:
         discard(lake, fraud_predictions, result.rows)
-        raise _unknown(result.other_versions, lake)
+        raise _make_version_error(result.other_versions, lake)
     try:
-        commit_append(handle, fraud_predictions, result.rows, bounds.target, _facts(result, scorer.made))
+        commit_append(handle, fraud_predictions, result.rows, bounds.target, _commit_info(result, scorer.made))
     except CommitConflictError:
         discard(lake, fraud_predictions, result.rows)
-        logger.info("Another writer committed first; the batch starts over from what the tables hold now.")
+        logger.info("Another writer committed first; the batch starts over from the current table versions")
         raise
-    report = report.plus(result, scorer.made)
+    report = report.add_batch(result, scorer.made)
     logger.info(
-        f"{report.rows:,} of {report.rows + work.rows - count_rows(result.rows):,} transactions scored: "
+        f"scored {report.rows:,} of {report.rows + pending.rows - count_rows(result.rows):,} transactions: "
         f"{report.alerts:,} alerts"
     )
     return report
 
 
-def champion_scorer(lake: Lake, settings: Settings) -> Scorer:
-    """Returns a scorer of the present champion, its threshold and this moment.
+def load_scorer(lake: Lake, settings: Settings) -> Scorer:
+    """Loads the current champion and its threshold. The time of scoring is now.
 
     Raises:
-        NoChampionError: there is no champion yet.
-        LakeError: the champion has no threshold, or it cannot be read.
+        NoChampionError: There is no champion yet.
+        LakeError: The champion has no threshold, or the threshold cannot be read.
     """
     current = load_champion(lake, settings)
-    threshold = current_threshold(lake, current, settings)
+    threshold = read_threshold(lake, current, settings)
     return Scorer(current.model, ModelVersion(current.version, current.run_id), threshold, datetime.now(UTC))
 
 
 def score_range(lake: Lake, settings: Settings, start: datetime, end: datetime) -> ScoringReport:
-    """Score `tx_datetime` in [start, end) again, with the champion, threshold and features of now.
+    """Rescores `tx_datetime` in [start, end) with the current champion, threshold and features.
 
-    Day by day, each in one commit. Rows that wait for their first score are left to `score_pending`. Always in this
-    process, whatever the engine: that a day's rows take the place of others by a predicate is delta-rs's own writing.
+    Each day is one commit. Rows without a first score are left to `score_pending`. This process always scores the
+    range, whatever the engine, because only delta-rs itself can replace rows by a predicate.
+
+    Args:
+        lake: The lake.
+        settings: The settings of the registry and DuckDB.
+        start: First time, with time zone.
+        end: The time after the last one.
+
+    Returns:
+        Counts of this run.
 
     Raises:
-        SettingError: the range is empty or has no zone.
-        NoChampionError: there is no champion yet.
-        LakeError: a table cannot be read or written; the days before stay committed.
+        SettingError: The range is empty or has no time zone.
+        NoChampionError: There is no champion yet.
+        LakeError: A table cannot be read or written. Earlier days stay committed.
     """
     if start.tzinfo is None or end.tzinfo is None or start >= end:
-        raise SettingError(f"The range from {start} to {end} is empty or without a zone: give start < end, in UTC.")
-    began = time.monotonic()
+        raise SettingError(f"The range from {start} to {end} is empty or has no time zone. Give start < end, in UTC.")
+    started = time.monotonic()
     report = ScoringReport()
-    for low, high in _days(lake.open(transaction_features), start.astimezone(UTC), end.astimezone(UTC)):
+    for low, high in _split_by_day(lake.open(transaction_features), start.astimezone(UTC), end.astimezone(UTC)):
         day = _score_day(lake, settings, low, high)
         if day is not None:
-            report = report.plus(*day)
-            logger.info(f"scored again up to {high:%Y-%m-%d %H:%M}: {report.rows:,} transactions")
-    return report.ended(lake, settings, time.monotonic() - began)
+            report = report.add_batch(*day)
+            logger.info(f"rescored up to {high:%Y-%m-%d %H:%M}: {report.rows:,} transactions")
+    return report.finish(lake, settings, time.monotonic() - started)
 
 
-def _unknown(versions: frozenset[str], lake: Lake) -> LakeError:
+def _make_version_error(versions: frozenset[str], lake: Lake) -> LakeError:
     return LakeError(
-        f"Rows of {lake.uri(transaction_features)} have feature version {', '.join(sorted(versions))}, the champion "
-        f"scores version {FEATURE_VERSION}: recompute their range of tx_datetime first."
+        f"Rows of {lake.uri(transaction_features)} have feature version {', '.join(sorted(versions))}, but the "
+        f"champion supports only version {FEATURE_VERSION}. Recompute their range of tx_datetime first."
     )
 
 
-def _facts(scored: ScoringResult, made: ModelVersion) -> dict[str, object]:
+def _commit_info(scored: ScoringResult, made: ModelVersion) -> dict[str, object]:
     return {
         "rows": count_rows(scored.rows),
         "alerts": scored.alerts,
@@ -202,19 +225,19 @@ def _facts(scored: ScoringResult, made: ModelVersion) -> dict[str, object]:
     }
 
 
-def _days_of(rows: Rows) -> frozenset[date]:
-    """Days of `tx_datetime` of the predictions."""
+def _find_days(rows: Rows) -> frozenset[date]:
+    """Returns the days of `tx_datetime` of the predictions."""
     if isinstance(rows, pa.Table):
         return frozenset(pc.unique(rows["tx_date"]).to_pylist())
     return frozenset(date.fromisoformat(file.partition) for file in rows if file.partition)
 
 
-def _days(features: DeltaTable, start: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
-    """The range cut at midnight, only days that hold features: a range of years costs what is in it."""
+def _split_by_day(features: DeltaTable, start: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
+    """Splits a range at midnight, and drops days without features, so that the cost depends only on the data."""
     actions = add_actions(features)
-    held = sorted(pc.unique(actions["partition.tx_date"]).to_pylist()) if actions.num_rows else []
+    days_with_rows = sorted(pc.unique(actions["partition.tx_date"]).to_pylist()) if actions.num_rows else []
     days = []
-    for day in held:
+    for day in days_with_rows:
         midnight = datetime(day.year, day.month, day.day, tzinfo=UTC)
         low, high = max(midnight, start), min(midnight + timedelta(days=1), end)
         if low < high:
@@ -226,40 +249,44 @@ def _days(features: DeltaTable, start: datetime, end: datetime) -> list[tuple[da
 def _score_day(
     lake: Lake, settings: Settings, low: datetime, high: datetime
 ) -> tuple[ScoringResult, ModelVersion] | None:
-    """What took the place of the day's predictions, and the model that made it; None where it has none."""
+    """Rescores a day, or a part of it, in one commit.
+
+    Returns:
+        The new predictions and their model, or None if there are no predictions to replace.
+    """
     within = (
         (pc.field("tx_date") == low.date())
         & (pc.field("tx_datetime") >= pa.scalar(low, TIME))
         & (pc.field("tx_datetime") < pa.scalar(high, TIME))
     )
     where = f"tx_datetime >= '{low:%Y-%m-%dT%H:%M:%S.%fZ}' AND tx_datetime < '{high:%Y-%m-%dT%H:%M:%S.%fZ}'"
-    # Predictions first: what is scored for the first time afterwards stays beyond their committed offsets.
+    # Predictions are opened first: rows that are scored for the first time later are beyond their committed offsets.
     handle = lake.open(fraud_predictions)
     rows = read(lake.open(transaction_features), PREDICTION_INPUTS, within)
-    rows = _contained(rows.cast(pa.schema([TRANSACTION_FEATURES.field(n) for n in PREDICTION_INPUTS])), handle)
+    rows = _select_committed(rows.cast(pa.schema([TRANSACTION_FEATURES.field(n) for n in PREDICTION_INPUTS])), handle)
     if not rows.num_rows:
         return None
-    scorer = champion_scorer(lake, settings)
+    scorer = load_scorer(lake, settings)
     scored = score_rows(rows, scorer)
     if scored.other_versions:
-        raise _unknown(scored.other_versions, lake)
-    note = {"rescored": f"{low.isoformat()}/{high.isoformat()}", **_facts(scored, scorer.made)}
+        raise _make_version_error(scored.other_versions, lake)
+    note = {"rescored": f"{low.isoformat()}/{high.isoformat()}", **_commit_info(scored, scorer.made)}
     commit_range(handle, fraud_predictions, pa.table(scored.rows), where, note)
     return scored, scorer.made
 
 
-def _contained(rows: pa.Table, handle: DeltaTable) -> pa.Table:
-    """The rows that the handle's version already holds: at or below its stored positions."""
+def _select_committed(rows: pa.Table, handle: DeltaTable) -> pa.Table:
+    """Returns the rows that the handle's version already holds: those up to its committed offsets."""
     masks: list[Any] = [
         reduce(
             pc.and_,
             (
-                pc.equal(rows["topic"], stream.topic),
-                pc.equal(rows["topic_id"], stream.topic_id),
-                pc.equal(rows["partition"], stream.partition),
-                pc.less_equal(rows["offset"], committed_offset(handle, stream)),
+                pc.equal(rows["topic"], source.topic),
+                pc.equal(rows["topic_id"], source.topic_id),
+                pc.equal(rows["partition"], source.partition),
+                pc.less_equal(rows["offset"], committed_offset(handle, source)),
             ),
         )
-        for stream in positions_of(rows)
+        for source in positions_of(rows)
     ]
     return rows.filter(reduce(pc.or_, masks)) if masks else rows

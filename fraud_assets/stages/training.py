@@ -1,13 +1,13 @@
-"""Training: fit, register, calibrate the alert threshold, then hand over the alias, in this order.
+"""Trains a champion: it fits a model, calibrates the alert threshold, registers the model and moves the alias last.
 
-Whatever scores meanwhile keeps the old champion; a new one is never without its threshold.
+Scoring uses the old champion until the alias moves, so that a champion always has its threshold.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -16,29 +16,32 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fraud_assets.core.sampling import DRAW, sample_candidates, smallest_draws
+from fraud_assets.core.sampling import DRAW, select_candidates, select_sample
 from fraud_assets.core.schema import (
     ALERT_THRESHOLDS,
     FEATURE_VERSION,
     MODEL_INPUTS,
     POSITION_COLUMNS,
-    TIME,
     TRANSACTION_FEATURES,
     alert_thresholds,
-    transaction_features,
 )
 from fraud_assets.core.scoring import ModelVersion, score
-from fraud_assets.core.threshold import ScoredTraffic, lowest_threshold, merge_traffic, scored_traffic, scores_needed
-from fraud_assets.core.training import fit, treelite_form
-from fraud_assets.engines.base import Engine, TrainingWindow, Work
-from fraud_assets.errors import LakeError, NotEnoughDataError, SettingError
+from fraud_assets.core.threshold import (
+    ScoredTraffic,
+    count_scores_needed,
+    lowest_threshold,
+    merge_traffic,
+    summarize_traffic,
+)
+from fraud_assets.core.training import fit, to_treelite
+from fraud_assets.engines.base import Engine, RowFunction, TrainingWindow
+from fraud_assets.errors import LakeError, NotEnoughDataError
 from fraud_assets.lake.append import commit_append
-from fraud_assets.lake.log import add_actions
 from fraud_assets.lake.tables import Lake, read
 from fraud_assets.registry.champion import describe_lost_registry, load_champion
 from fraud_assets.registry.models import TrainingFacts, register_model, set_champion
 from fraud_assets.settings import Settings
-from fraud_assets.stages.training_window import count, engine_for
+from fraud_assets.stages.training_window import choose_range, choose_window_engine, measure_window, sort_by_time
 
 if TYPE_CHECKING:
     import treelite
@@ -46,7 +49,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CALIBRATION_DAYS = 7
-"""The threshold follows the last days of the traffic: a week, so that each weekday counts once."""
+"""Days of the newest traffic that determine the threshold: a week, so that each weekday counts once."""
 
 _COLUMNS = ("transaction_id", "tx_datetime", *MODEL_INPUTS)
 _EXAMPLE_ROWS = 5
@@ -62,7 +65,7 @@ _TRAFFIC = pa.schema(
 
 @dataclass(frozen=True)
 class CalibrationReport:
-    """A threshold of a model version and what it means on its window [window_start, window_end)."""
+    """A threshold of a model version, and its effect on the window [window_start, window_end)."""
 
     model_version: int
     model_run_id: str
@@ -75,7 +78,7 @@ class CalibrationReport:
     alert_rate: float
 
     def metadata(self) -> dict[str, str | int | float]:
-        """Plain values, for plots in the web UI."""
+        """Returns plain values, for plots in the web UI."""
         return {
             "model_version": self.model_version,
             "model_run_id": self.model_run_id,
@@ -104,7 +107,7 @@ class TrainingReport:
     calibration: CalibrationReport
 
     def metadata(self) -> dict[str, str | int | float]:
-        """Plain values of the model, for plots in the web UI; `calibration` has those of its threshold."""
+        """Returns plain values of the model, for plots in the web UI; `calibration` has those of its threshold."""
         return {
             "model_version": self.version,
             "model_run_id": self.calibration.model_run_id,
@@ -125,45 +128,73 @@ def train(
     end: datetime | None = None,
     engine: Engine | None = None,
 ) -> TrainingReport:
-    """Train a new champion on the features of [start, end), by default the last FRAUD_TRAIN_DAYS days of the lake.
+    """Trains a new champion on the features of `tx_datetime` in [start, end).
 
-    Of more than FRAUD_TRAIN_MAX_ROWS it is trained on a sample, the same one with the same FRAUD_TRAIN_SEED. The
-    threshold is always that of all the traffic.
+    From a window of more than FRAUD_TRAIN_MAX_ROWS rows a sample is drawn; the same FRAUD_TRAIN_SEED gives the same
+    sample. The threshold always follows from all the traffic.
 
     Args:
-        lake: where the tables are.
-        settings: of window, model and budget.
-        start: of the window.
-        end: of the window.
-        engine: reads windows of more rows than FRAUD_TRAIN_MAX_ROWS; default: this process.
+        lake: The lake.
+        settings: The settings of the window, the model and the alert budget.
+        start: First time, with time zone; default: FRAUD_TRAIN_DAYS before the end.
+        end: The time after the last one; default: just after the newest transaction in the lake.
+        engine: The engine that reads windows of more than FRAUD_TRAIN_MAX_ROWS rows; default: this process.
 
     Raises:
-        NotEnoughDataError: the window holds fewer rows than FRAUD_TRAIN_MIN_ROWS.
-        SettingError: the window is empty or has no zone.
-        ModelRegistryError: the registry cannot be written.
-        LakeError: a table cannot be read or written.
+        NotEnoughDataError: The window has fewer rows than FRAUD_TRAIN_MIN_ROWS.
+        SettingError: The window is empty or has no time zone.
+        ModelRegistryError: The registry cannot be written.
+        LakeError: A table cannot be read or written.
     """
-    began = time.monotonic()
+    started = time.monotonic()
     if lost := describe_lost_registry(lake, settings):
         logger.info(f"{lost} This run trains one. Version numbers start at 1 again.")
-    start, end = _window(lake, settings, start, end)
-    window = TrainingWindow.of(lake, start, end)
-    engine = engine_for(window, settings, engine)
-    window_rows, newest = count(window, engine)
+    window = TrainingWindow.of(lake, *choose_range(lake, settings, start, end))
+    engine = choose_window_engine(window, settings, engine)
+    window_rows, newest = measure_window(window, engine)
     if newest is None or window_rows < settings.train_min_rows:
         raise NotEnoughDataError(
             f"Training needs {settings.train_min_rows:,} transactions (FRAUD_TRAIN_MIN_ROWS); from "
-            f"{start:%Y-%m-%d %H:%M} to before {end:%Y-%m-%d %H:%M} UTC the lake holds {window_rows:,} of "
-            f"feature version {FEATURE_VERSION}. Land more, lower the setting, or widen the window (FRAUD_TRAIN_DAYS)."
+            f"{window.start:%Y-%m-%d %H:%M} to before {window.end:%Y-%m-%d %H:%M} UTC the lake holds {window_rows:,} "
+            f"of feature version {FEATURE_VERSION}. Land more, lower the setting, or widen the window "
+            "(FRAUD_TRAIN_DAYS)."
         )
-    features = training_rows(window, window_rows, settings, engine)
+    features = read_training_rows(window, window_rows, settings, engine)
     logger.info(f"training {settings.train_trees} trees on {features.num_rows:,} of {window_rows:,} transactions")
     forest = fit(features, settings.train_trees, settings.train_seed)
-    calibration = _calibrated(window, newest, treelite_form(forest), ModelVersion(0, ""), settings, engine)
-    facts = TrainingFacts(
+    calibration = _calibrate(window, newest, to_treelite(forest), ModelVersion(0, ""), settings, engine)
+    facts = _describe_training(window, window_rows, features, calibration, settings, time.monotonic() - started)
+    made = register_model(forest, facts, settings)
+    calibration = replace(calibration, model_version=made.version, model_run_id=made.run_id)
+    _store_threshold(lake, settings, calibration)
+    set_champion(made.version, settings)
+    logger.info(f"version {made.version} is the champion; it alerts {calibration.alerts_per_day:.1f} times per day")
+    return TrainingReport(
+        version=made.version,
         rows=features.num_rows,
-        window_start=start,
-        window_end=end,
+        window_rows=window_rows,
+        trees=settings.train_trees,
+        seed=settings.train_seed,
+        window_start=window.start,
+        window_end=window.end,
+        seconds=time.monotonic() - started,
+        calibration=calibration,
+    )
+
+
+def _describe_training(
+    window: TrainingWindow,
+    window_rows: int,
+    features: pa.Table,
+    calibration: CalibrationReport,
+    settings: Settings,
+    fit_seconds: float,
+) -> TrainingFacts:
+    """Returns the facts that the registry records about a training."""
+    return TrainingFacts(
+        rows=features.num_rows,
+        window_start=window.start,
+        window_end=window.end,
         trees=settings.train_trees,
         seed=settings.train_seed,
         example=features.slice(0, _EXAMPLE_ROWS),
@@ -172,33 +203,23 @@ def train(
             "threshold": calibration.threshold,
             "alerts_per_day": calibration.alerts_per_day,
             "alert_rate": calibration.alert_rate,
-            "fit_seconds": time.monotonic() - began,
+            "fit_seconds": fit_seconds,
         },
         window_rows=window_rows,
     )
-    made = register_model(forest, facts, settings)
-    calibration = replace(calibration, model_version=made.version, model_run_id=made.run_id)
-    _store(lake, settings, calibration)
-    set_champion(made.version, settings)
-    logger.info(f"version {made.version} is champion; it alerts {calibration.alerts_per_day:.1f} times a day")
-    return TrainingReport(
-        version=made.version,
-        rows=features.num_rows,
-        window_rows=window_rows,
-        trees=settings.train_trees,
-        seed=settings.train_seed,
-        window_start=start,
-        window_end=end,
-        seconds=time.monotonic() - began,
-        calibration=calibration,
-    )
 
 
-def training_rows(window: TrainingWindow, rows: int, settings: Settings, engine: Engine) -> pa.Table:
-    """The rows to train on, in time order: all `rows` of the window, or FRAUD_TRAIN_MAX_ROWS of them, drawn uniformly.
+def read_training_rows(window: TrainingWindow, rows: int, settings: Settings, engine: Engine) -> pa.Table:
+    """Reads the rows to train on, in time order: all rows of the window, or a uniform sample of FRAUD_TRAIN_MAX_ROWS.
+
+    Args:
+        window: The training window.
+        rows: Number of rows of the window.
+        settings: FRAUD_TRAIN_MAX_ROWS and FRAUD_TRAIN_SEED.
+        engine: The engine that reads the window.
 
     Raises:
-        LakeError: a file cannot be read.
+        LakeError: A file cannot be read.
     """
     size, seed = settings.train_max_rows, settings.train_seed
     columns = (*_COLUMNS, *POSITION_COLUMNS)
@@ -206,111 +227,63 @@ def training_rows(window: TrainingWindow, rows: int, settings: Settings, engine:
 
     def draw(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            yield sample_candidates(batch, size, rows, seed)
+            yield select_candidates(batch, size, rows, seed)
 
-    return _in_time_order(smallest_draws(engine.gather(window, columns, draw, schema), size).select(_COLUMNS))
+    return sort_by_time(select_sample(engine.map_window(window, columns, draw, schema), size).select(_COLUMNS))
 
 
 def recalibrate(lake: Lake, settings: Settings, engine: Engine | None = None) -> CalibrationReport:
-    """A new threshold for the champion, from the lake's last days and the budget of now, without training.
+    """Calibrates a new threshold for the champion from the newest days and the current budget, without training.
 
     Args:
-        lake: where the tables are.
-        settings: of the budget and the registry.
-        engine: reads more rows than FRAUD_TRAIN_MAX_ROWS; default: this process.
+        lake: The lake.
+        settings: The settings of the alert budget and the registry.
+        engine: The engine that reads windows of more than FRAUD_TRAIN_MAX_ROWS rows; default: this process.
 
     Raises:
-        NoChampionError: there is no champion yet.
-        NotEnoughDataError: the lake holds no features.
-        LakeError: a table cannot be read or written.
+        NoChampionError: There is no champion yet.
+        NotEnoughDataError: The lake has no features.
+        LakeError: A table cannot be read or written.
     """
     current = load_champion(lake, settings)
-    end = _window(lake, settings, None, None)[1]
+    end = choose_range(lake, settings, None, None)[1]
     window = TrainingWindow.of(lake, end - timedelta(days=CALIBRATION_DAYS), end)
-    engine = engine_for(window, settings, engine)
-    newest = count(window, engine)[1]
+    engine = choose_window_engine(window, settings, engine)
+    newest = measure_window(window, engine)[1]
     if newest is None:
-        raise NotEnoughDataError(f"The lake holds no features of version {FEATURE_VERSION}: recompute them first.")
-    report = _calibrated(window, newest, current.model, current, settings, engine)
-    _store(lake, settings, report)
+        raise NotEnoughDataError(f"The lake has no features of version {FEATURE_VERSION}. Recompute them first.")
+    report = _calibrate(window, newest, current.model, current, settings, engine)
+    _store_threshold(lake, settings, report)
     logger.info(
-        f"threshold of version {current.version}: {report.threshold:.4f}, {report.alerts_per_day:.1f} alerts a day"
+        f"threshold of version {current.version}: {report.threshold:.4f}, {report.alerts_per_day:.1f} alerts per day"
     )
     return report
 
 
-def current_threshold(lake: Lake, model: ModelVersion, settings: Settings) -> float:
-    """The newest threshold of a model: of its version and of the MLflow run that made it.
+def read_threshold(lake: Lake, model: ModelVersion, settings: Settings) -> float:
+    """Reads the newest threshold of a model, which has its version number and its MLflow run.
 
     Raises:
-        LakeError: the model was never calibrated on this lake.
+        LakeError: The model was never calibrated on this lake.
     """
     same = (pc.field("model_name") == settings.model_name) & (pc.field("model_version") == model.version)
     named = read(lake.open(alert_thresholds), ["calibrated_at", "threshold", "model_run_id"], same)
     rows = named.filter(pc.equal(named["model_run_id"], model.run_id))
     if not rows.num_rows:
         others = ", ".join(sorted(set(named["model_run_id"].to_pylist())))
-        which = f"; what it holds for this version is of another registry's model (run {others})" if others else ""
+        hint = (
+            f"; its thresholds for this version belong to a model of another registry (run {others})" if others else ""
+        )
         raise LakeError(
             f"Version {model.version} of model {settings.model_name} (MLflow run {model.run_id}) has no threshold in "
-            f"{lake.uri(alert_thresholds)}{which}. Nothing is scored: materialize alert_thresholds alone, which "
+            f"{lake.uri(alert_thresholds)}{hint}, and nothing is scored. Materialize only alert_thresholds, which "
             "calibrates the champion."
         )
     newest = int(np.argmax(rows["calibrated_at"].cast(pa.int64()).to_numpy()))
     return rows["threshold"][newest].as_py()
 
 
-def read_features(lake: Lake, start: datetime, end: datetime, columns: Sequence[str]) -> pa.Table:
-    """Columns (with tx_datetime and transaction_id) of the features of [start, end), in time order.
-
-    Only rows of this FEATURE_VERSION. The order is fixed, because what a forest draws depends on it.
-    """
-    low, high = pa.scalar(start, TIME), pa.scalar(end, TIME)
-    within = (
-        (pc.field("tx_date") >= start.astimezone(UTC).date())
-        & (pc.field("tx_date") <= end.astimezone(UTC).date())
-        & (pc.field("tx_datetime") >= low)
-        & (pc.field("tx_datetime") < high)
-        & (pc.field("feature_version") == FEATURE_VERSION)
-    )
-    return _in_time_order(read(lake.open(transaction_features), columns, within))
-
-
-def _in_time_order(rows: pa.Table) -> pa.Table:
-    return rows.sort_by([("tx_datetime", "ascending"), ("transaction_id", "ascending")])
-
-
-def newest_transaction(lake: Lake) -> datetime | None:
-    """Largest `tx_datetime` that has features; None if there are none."""
-    handle = lake.open(transaction_features)
-    actions = add_actions(handle)
-    if not actions.num_rows:
-        return None
-    last = pc.max(actions["partition.tx_date"]).as_py()
-    times = read(handle, ["tx_datetime"], pc.field("tx_date") == last)
-    return pc.max(times["tx_datetime"]).as_py()
-
-
-def _window(lake: Lake, settings: Settings, start: datetime | None, end: datetime | None) -> tuple[datetime, datetime]:
-    """The training window [start, end); what is not given comes from the newest transaction."""
-    if any(edge is not None and edge.tzinfo is None for edge in (start, end)):
-        raise SettingError(f"The window from {start} to {end} has no zone: give UTC times.")
-    if end is None:
-        newest = newest_transaction(lake)
-        if newest is None:
-            raise NotEnoughDataError(
-                f"Training needs {settings.train_min_rows:,} transactions (FRAUD_TRAIN_MIN_ROWS); the lake holds 0. "
-                "Land some first."
-            )
-        end = newest + timedelta(microseconds=1)
-    if start is None:
-        start = end - timedelta(days=settings.train_days)
-    if start >= end:
-        raise SettingError(f"The window from {start} to {end} is empty: give start < end.")
-    return start, end
-
-
-def _calibrated(
+def _calibrate(
     window: TrainingWindow,
     newest: datetime,
     model: treelite.Model,
@@ -318,15 +291,15 @@ def _calibrated(
     settings: Settings,
     engine: Engine,
 ) -> CalibrationReport:
-    """The threshold on the last CALIBRATION_DAYS of all the traffic in the window, up to its newest transaction."""
+    """Calibrates the threshold on the last CALIBRATION_DAYS of all the traffic in the window."""
     since = newest - timedelta(days=CALIBRATION_DAYS) + timedelta(microseconds=1)
     recent = TrainingWindow.of(window.lake, max(window.start, since), window.end, window.handle)
-    keep = scores_needed(settings.alert_budget_per_day, CALIBRATION_DAYS)
+    keep = count_scores_needed(settings.alert_budget_per_day, CALIBRATION_DAYS)
     columns = ("tx_datetime", *MODEL_INPUTS)
-    parts = engine_for(recent, settings, engine).gather(
-        recent, columns, _scoring(model.serialize_bytes(), keep), _TRAFFIC
+    parts = choose_window_engine(recent, settings, engine).map_window(
+        recent, columns, _make_traffic_function(model.serialize_bytes(), keep), _TRAFFIC
     )
-    traffic = merge_traffic((_traffic(part) for part in parts.to_pylist()), keep)
+    traffic = merge_traffic((_to_traffic(part) for part in parts.to_pylist()), keep)
     threshold = lowest_threshold(traffic, settings.alert_budget_per_day, settings.alert_max_rate)
     alerts = traffic.alerts(threshold)
     return CalibrationReport(
@@ -342,33 +315,34 @@ def _calibrated(
     )
 
 
-def _scoring(serialised: bytes, keep: int) -> Work:
-    """Scores rows by the model of these bytes; a row of _TRAFFIC comes of them, if there are any."""
+def _make_traffic_function(serialized: bytes, keep: int) -> RowFunction:
+    """Creates a function that scores rows with a serialized model and yields a row of _TRAFFIC, if there are rows."""
 
-    def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def summarize(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         import treelite
 
-        model = treelite.Model.deserialize_bytes(serialised)
+        model = treelite.Model.deserialize_bytes(serialized)
         known: list[ScoredTraffic] = []
         for batch in batches:
             if batch.num_rows:
                 rows = pa.Table.from_batches([batch])
-                part = scored_traffic(score(model, rows), rows["tx_datetime"].to_numpy(), keep)
+                part = summarize_traffic(score(model, rows), rows["tx_datetime"].to_numpy(), keep)
                 known = [merge_traffic([*known, part], keep)]
         for traffic in known:
             first, last = (int(moment.astype("datetime64[us]").astype(int)) for moment in (traffic.first, traffic.last))
             columns = {"rows": [traffic.rows], "first": [first], "last": [last], "highest": [traffic.highest]}
             yield pa.RecordBatch.from_pydict(columns, schema=_TRAFFIC)
 
-    return work
+    return summarize
 
 
-def _traffic(row: dict[str, Any]) -> ScoredTraffic:
+def _to_traffic(row: dict[str, Any]) -> ScoredTraffic:
     first, last = (np.datetime64(row[name], "us") for name in ("first", "last"))
     return ScoredTraffic(row["rows"], first, last, np.array(row["highest"]))
 
 
-def _store(lake: Lake, settings: Settings, report: CalibrationReport) -> None:
+def _store_threshold(lake: Lake, settings: Settings, report: CalibrationReport) -> None:
+    """Appends a threshold to `alert_thresholds`."""
     row = {
         "model_name": settings.model_name,
         "model_version": report.model_version,
@@ -379,7 +353,7 @@ def _store(lake: Lake, settings: Settings, report: CalibrationReport) -> None:
         "window_end": report.window_end,
         "calibrated_at": datetime.now(UTC),
     }
-    # No positions: nothing to take exactly once, and so nothing that another writer could conflict with.
+    # The row has no source position, so the commit cannot conflict with another writer.
     rows = pa.Table.from_pylist([row], schema=ALERT_THRESHOLDS)
-    facts = {"model_version": report.model_version, "model_run_id": report.model_run_id}
-    commit_append(lake.open(alert_thresholds), alert_thresholds, rows, {}, facts)
+    info = {"model_version": report.model_version, "model_run_id": report.model_run_id}
+    commit_append(lake.open(alert_thresholds), alert_thresholds, rows, {}, info)

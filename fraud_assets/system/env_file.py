@@ -1,4 +1,4 @@
-"""The `.env` of the current folder: its encoding, and how a value is quoted in it."""
+"""Checks the encoding of the `.env` file in the current folder and quotes values for it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from fraud_assets.errors import SettingError
 _PLAIN_VALUE = re.compile(r"[\w@%+=:,./-]+")
 
 
-def quoted(value: str) -> str:
-    """A value as python-dotenv (Dagster, pydantic) and honcho both read it."""
+def quote_value(value: str) -> str:
+    """Quotes a value so that python-dotenv (used by Dagster and pydantic) and honcho read the same text."""
     if _PLAIN_VALUE.fullmatch(value):
         return value
     if "'" not in value:
@@ -21,31 +21,34 @@ def quoted(value: str) -> str:
 
 
 def check_env_file(file: Path) -> None:
-    """Checks that a `.env`, if it exists, is readable text in UTF-8.
+    """Checks that a `.env` file, if it exists, is readable UTF-8 text.
 
     Raises:
-        SettingError: naming the file, its encoding as far as it shows, and how to convert it.
+        SettingError: The file cannot be read, or it has another encoding. The message names the file, its probable
+            encoding and the command that converts it.
     """
     try:
         content = file.read_bytes()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return
     except OSError as error:
-        raise SettingError(f"The settings file {file.absolute()} cannot be read: {error.strerror}.") from error
-    encoding = _other_encoding(content)
+        raise SettingError(
+            f"The settings file {file.absolute()} cannot be read: {error.strerror}. Check its permissions."
+        ) from error
+    encoding = _guess_other_encoding(content)
     if encoding:
         raise SettingError(
-            f"The settings file {file.absolute()} is not in UTF-8, it looks like {encoding}: save it as UTF-8, "
-            f"for example with `iconv -f {encoding} -t UTF-8 {file.name} > new.env && mv new.env {file.name}`."
+            f"The settings file {file.absolute()} is not in UTF-8; its encoding is probably {encoding}. Save it as "
+            f"UTF-8, for example with `iconv -f {encoding} -t UTF-8 {file.name} > new.env && mv new.env {file.name}`."
         )
 
 
-def _other_encoding(content: bytes) -> str | None:
-    """The name of the encoding that the text seems to have where it is not UTF-8."""
+def _guess_other_encoding(content: bytes) -> str | None:
+    """Returns the probable encoding of text that is not UTF-8, or None if it is UTF-8."""
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "UTF-16"
     if b"\0" in content:
-        # ASCII characters in UTF-16 have their zero byte in second (little-endian) or in first place.
+        # In UTF-16, an ASCII character has its zero byte second (little-endian) or first (big-endian).
         return "UTF-16LE" if content[1::2].count(0) >= content[::2].count(0) else "UTF-16BE"
     try:
         content.decode("utf-8")

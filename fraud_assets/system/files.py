@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole."""
+"""Replaces files atomically."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import IO
 
 @contextmanager
 def replaced_file(path: Path) -> Iterator[IO[bytes]]:
-    """Gives a file to write to that takes the place of `path` when the block ends; readers see the old or the new.
+    """Opens a temporary file that replaces `path` when the block ends.
 
-    If the block fails, the old file stays. The folder is created if it is missing.
+    Readers see either the old or the new content. If the block fails, the old file stays. The folder is created if it
+    is missing.
 
     Raises:
-        OSError: the folder or the file cannot be written.
+        OSError: The folder or the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False) as part:

@@ -1,7 +1,7 @@
-"""Which paths can hold the platform's state. They are checked before anything is opened.
+"""Checks that a path can hold the platform's state, before anything is opened.
 
-Delta tables, the SQLite databases of MLflow and Dagster, and DuckDB each give some characters of a path a meaning of
-their own. Such a path would lead to another folder, or to a panic.
+delta-rs, DuckDB and the SQLite databases of MLflow and Dagster each interpret some characters of a path. A path with
+such a character would lead to another folder or to a panic.
 """
 
 from __future__ import annotations
@@ -29,59 +29,61 @@ _UNPRINTABLE = {
 }
 
 
-def is_uri(place: str) -> bool:
-    """Whether a place is the URI of an object store, rather than a folder or a `file://` URI of one."""
-    return "://" in place and not place.startswith(_FILE)
+def is_uri(location: str) -> bool:
+    """Returns whether a location is the URI of an object store, and not a folder or its `file://` URI."""
+    return "://" in location and not location.startswith(_FILE)
 
 
 def plain_path(uri: str) -> str:
-    """The folder that a `file://` URI names, as its plain path; any other text as it is.
+    """Returns the path of a `file://` URI, or the text unchanged if it is no such URI.
 
-    delta-rs names a table's folder by such a URI, in which a space is %20.
+    delta-rs reports the folder of a table as such a URI, in which a space is %20.
     """
     return url2pathname(uri.removeprefix(_FILE)) if uri.startswith(_FILE) else uri
 
 
-def folder_path(place: str) -> Path:
-    """The absolute folder that a path or `file://` URI names. `~` at its start is the home of the user.
+def folder_path(location: str) -> Path:
+    """Returns the absolute folder of a path or `file://` URI. A leading `~` stands for the user's home folder.
 
     Raises:
-        ValueError: the folder cannot hold the platform's state; the message is the reason and what to do.
+        ValueError: The folder cannot hold the platform's state. The message gives the reason and the fix.
     """
-    place = plain_path(place)
+    location = plain_path(location)
     try:
-        folder = Path(place).expanduser().absolute()
+        folder = Path(location).expanduser().absolute()
     except RuntimeError as error:
-        raise ValueError(f"{place.split('/')[0]} names no user of this machine; write the whole path") from error
+        raise ValueError(f"{location.split('/')[0]} names no user of this machine; write the whole path") from error
     check_characters(str(folder))
     return folder
 
 
-def check_characters(place: str) -> None:
-    """Checks that every part of the platform reads the same place in this text.
+def check_characters(location: str) -> None:
+    """Checks that all parts of the platform interpret a location in the same way.
 
     Args:
-        place: an absolute folder, or the URI of an object store.
+        location: An absolute folder, or the URI of an object store.
 
     Raises:
-        ValueError: naming the first character that has another meaning somewhere, and what to do.
+        ValueError: The location has a character with a special meaning. The message names the first one and the fix.
     """
-    for character in place:
+    for character in location:
         reason = _MEANINGS.get(character) or _UNPRINTABLE.get(unicodedata.category(character))
-        if character == "#" and is_uri(place):
+        if character == "#" and is_uri(location):
             reason = "starts the fragment of a URI"
         if reason:
-            raise ValueError(f"in {place!r} the character {character!r} {_verb(reason)}; choose a path without it")
-    if escape := _ESCAPE.search(place):
+            raise ValueError(
+                f"in {location!r} the character {character!r} {_as_predicate(reason)}; choose a path without it"
+            )
+    if escape := _ESCAPE.search(location):
         raise ValueError(
-            f"in {place!r} the characters {escape[0]!r} are read as {chr(int(escape[0][1:], 16))!r} by delta-rs; "
+            f"in {location!r} the characters {escape[0]!r} are read as {chr(int(escape[0][1:], 16))!r} by delta-rs; "
             "choose a path without them"
         )
-    if "${" in place:
+    if "${" in location:
         raise ValueError(
-            f"in {place!r} the characters '${{' are read as a variable in `.env`; choose a path without them"
+            f"in {location!r} the characters '${{' are read as a variable in `.env`; choose a path without them"
         )
 
 
-def _verb(reason: str) -> str:
+def _as_predicate(reason: str) -> str:
     return f"is {reason}" if reason.startswith("a ") else reason

@@ -1,4 +1,4 @@
-"""Free ports of 127.0.0.1, for servers that tests, proofs and demos start."""
+"""Finds free ports on 127.0.0.1 for servers that tests, proofs and demos start."""
 
 from __future__ import annotations
 
@@ -8,15 +8,22 @@ from collections.abc import Collection, Sequence
 
 from fraud_assets.errors import FraudAssetsError
 
-# Below the ports that the system gives to outgoing connections, so that nobody takes one while its server is down.
+# These are below the ephemeral ports, so that the system does not assign one to a connection while its server is down.
 _PORTS = (20_000, 32_000)
 
 
 def free_ports(names: Sequence[str], taken: Collection[int] = ()) -> dict[str, int]:
-    """A free port of 127.0.0.1 for each name, one that the system gives to nobody while its server is down.
+    """Finds a free port on 127.0.0.1 for each name, below the ephemeral ports of the system.
+
+    Args:
+        names: The keys of the result.
+        taken: Ports that must not be used.
+
+    Returns:
+        A port by name.
 
     Raises:
-        FraudAssetsError: there are too few.
+        FraudAssetsError: There are too few free ports.
     """
     ports: dict[str, int] = {}
     candidates = random.SystemRandom().sample(range(*_PORTS), 200)
@@ -26,14 +33,14 @@ def free_ports(names: Sequence[str], taken: Collection[int] = ()) -> dict[str, i
         if candidate not in taken and is_free(candidate):
             ports[names[len(ports)]] = candidate
     if len(ports) < len(names):
-        raise FraudAssetsError(f"No free port of 127.0.0.1 between {_PORTS[0]} and {_PORTS[1]} was found. Try again.")
+        raise FraudAssetsError(f"127.0.0.1 has too few free ports between {_PORTS[0]} and {_PORTS[1]}. Try again.")
     return ports
 
 
 def is_free(port: int) -> bool:
-    """Whether a server could listen at this port of 127.0.0.1."""
+    """Returns whether a server could listen on this port of 127.0.0.1."""
     with socket.socket() as probe:
-        # As Java binds it: a port whose last connections are not quite forgotten is free.
+        # Java sets this option, too: a port with connections in TIME_WAIT counts as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))

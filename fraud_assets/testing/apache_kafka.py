@@ -18,7 +18,7 @@ from time import monotonic, sleep
 from uuid import uuid4
 
 from fraud_assets.errors import BrokerError, DiskError, JarsError
-from fraud_assets.system.java import QUICK_START, java_program, resolve_jars, telling
+from fraud_assets.system.java import QUICK_START, java_program, resolve_jars, summarize_output
 from fraud_assets.system.ports import free_ports, is_free
 
 _PRODUCT = "Apache Kafka"
@@ -301,7 +301,9 @@ def _format(nodes: Mapping[int, _Node], command: list[str], id_file: Path, scram
         for node, process in zip(new, running, strict=True):
             output = process.communicate(timeout=_FORMAT_SECONDS)[0]
             if process.returncode:
-                raise BrokerError(f"{node.folder / 'data'} cannot be formatted for Apache Kafka: {telling(output)}")
+                raise BrokerError(
+                    f"{node.folder / 'data'} cannot be formatted for Apache Kafka: {summarize_output(output)}"
+                )
     except subprocess.TimeoutExpired:
         raise BrokerError(f"Apache Kafka did not format its folders within {_FORMAT_SECONDS} s. Try again.") from None
     finally:
@@ -323,7 +325,7 @@ def _escaped(value: object) -> str:
 
 def _log_excerpt(node: _Node) -> str:
     """Returns the last lines of a node's log for an error message."""
-    return f"The log {node.log} ends with: {telling(node.log.read_bytes())}"
+    return f"The log {node.log} ends with: {summarize_output(node.log.read_bytes())}"
 
 
 def _require_free(port: int) -> None:

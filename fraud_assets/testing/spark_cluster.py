@@ -16,7 +16,7 @@ from time import monotonic, sleep
 from typing import Any
 
 from fraud_assets.errors import DiskError, EngineError
-from fraud_assets.system.java import QUICK_START, java_program, telling
+from fraud_assets.system.java import QUICK_START, java_program, summarize_output
 from fraud_assets.system.ports import free_ports
 
 _PRODUCT = "Spark"
@@ -245,4 +245,4 @@ def _find_session(leader: int) -> list[int]:
 
 def _log_excerpt(daemon: _Daemon) -> str:
     """Returns the last lines of a daemon's log for an error message."""
-    return f"The log {daemon.log} ends with: {telling(daemon.log.read_bytes())}"
+    return f"The log {daemon.log} ends with: {summarize_output(daemon.log.read_bytes())}"

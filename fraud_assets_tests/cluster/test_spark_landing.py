@@ -17,7 +17,7 @@ from fraud_assets.core.schema import MESSAGES, TIME, fraud_labels, raw_transacti
 from fraud_assets.engines.landing_report import LandingReport
 from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.engines.spark.engine import SparkEngine
-from fraud_assets.engines.spark.messages import messages_of
+from fraud_assets.engines.spark.messages import to_messages
 from fraud_assets.errors import EngineError, MessagesLostError, SettingError
 from fraud_assets.ingest.service.lander import consumer_group, land_forever
 from fraud_assets.kafka.java_client import java_client
@@ -113,7 +113,7 @@ def test_times_that_are_none() -> None:
             "headers": pa.nulls(count, pa.string()),
         }
     )
-    assert messages_of(batch, "life")["timestamp"].to_pylist() == [moment, None, None, None]
+    assert to_messages(batch, "life")["timestamp"].to_pylist() == [moment, None, None, None]
 
 
 def test_a_time_that_spark_cannot_hold_stops_nothing(
@@ -215,7 +215,7 @@ def test_a_topic_made_anew_under_the_query_mixes_nothing(
     spark: SparkSession, settings: Settings, lake: Lake, admin: AdminClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the plan and the first batch, where neither partitions nor offsets show it."""
-    from fraud_assets.engines.spark.landing import TopicQuery
+    from fraud_assets.engines.spark.topic_query import TopicQuery
 
     produce(settings, numbers(0, 10), partition=0)
     by_python(lake, settings)
@@ -262,7 +262,7 @@ def test_messages_below_the_log_start_stop_it_until_they_are_given_up(
 def test_messages_that_go_while_it_reads_stop_it(
     spark: SparkSession, settings: Settings, lake: Lake, admin: AdminClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fraud_assets.engines.spark.landing import TopicQuery
+    from fraud_assets.engines.spark.topic_query import TopicQuery
 
     produce(settings, numbers(0, 10), partition=0)
     by_python(lake, settings)
@@ -296,11 +296,11 @@ def test_pseudonyms(spark: SparkSession, settings: Settings, lake: Lake, make_se
 def test_a_job_that_fails_is_one_sentence(
     spark: SparkSession, settings: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fraud_assets.engines.spark import landing
+    from fraud_assets.engines.spark import topic_query
 
     produce(settings, numbers(0, 10))
     monkeypatch.setattr(
-        landing, "java_client", lambda settings: {**java_client(settings), "bootstrap.servers": "127.0.0.1:1"}
+        topic_query, "java_client", lambda settings: {**java_client(settings), "bootstrap.servers": "127.0.0.1:1"}
     )
     with pytest.raises(EngineError, match="A job on Spark failed") as failed:
         by_spark(spark, lake, settings.model_copy(update={"kafka_timeout_seconds": 1.0}))

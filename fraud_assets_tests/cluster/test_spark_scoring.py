@@ -21,7 +21,7 @@ from fraud_assets.core.scoring import score
 from fraud_assets.engines.base import Engine, ScoringBatch, ScoringResult, TrainingWindow
 from fraud_assets.engines.local.engine import LocalEngine
 from fraud_assets.engines.spark.engine import SparkEngine
-from fraud_assets.engines.spark.scoring import shared_out_by_day
+from fraud_assets.engines.spark.scoring import group_slices_by_day
 from fraud_assets.errors import LakeError, NoChampionError
 from fraud_assets.lake.data_files import Slice
 from fraud_assets.lake.log import row_count
@@ -31,7 +31,7 @@ from fraud_assets.resources import PlatformResource, SparkResource
 from fraud_assets.settings import BatchLimits, Settings, load_settings
 from fraud_assets.stages import scoring
 from fraud_assets.stages.scoring import score_pending
-from fraud_assets.stages.training import recalibrate, train, training_rows
+from fraud_assets.stages.training import read_training_rows, recalibrate, train
 from fraud_assets_tests.support.logged import logged
 from fraud_assets_tests.support.synthetic import FIRST, commit_features, features
 
@@ -101,7 +101,7 @@ def test_the_same_bits_and_the_same_report(
         report = score_pending(lake, bounded, SparkEngine(bounded, lambda: spark))
     expected = score_pending(other, bounded)
     assert (report.rows, report.batches, report.alerts) == (ROWS, 3, expected.alerts)
-    assert lines[0].startswith("1,500 of 4,000 ")
+    assert lines[0].startswith("scored 1,500 of 4,000 ")
     assert predictions(lake).equals(predictions(other))
     assert files(lake) == committed(lake)
     facts = [commit["model_version"] for commit in lake.open(fraud_predictions).history() if "model_version" in commit]
@@ -209,7 +209,9 @@ def test_features_of_another_version_stop_the_chain_with_the_same_sentence(
     commit_features(lake, rows.set_column(index, rows.schema.field(index), pa.array(["0", "00"] * 5)))
     said = []
     for engine in (on_spark, LocalEngine(settings)):
-        with pytest.raises(LakeError, match=r"feature version 0, 00, the champion scores version 1") as refused:
+        with pytest.raises(
+            LakeError, match=r"feature version 0, 00, but the champion supports only version 1"
+        ) as refused:
             score_pending(lake, settings, engine)
         said.append(str(refused.value))
     assert said[0] == said[1]
@@ -221,14 +223,14 @@ def test_few_rows_are_one_task_and_a_backlog_makes_few_files(spark: SparkSession
         return sum(part.size for part in slices)
 
     small = [Slice(f"{day}/{n}", 20_000, FIRST.date() + timedelta(days=day)) for n in range(5) for day in range(3)]
-    assert [len(task) for task in shared_out_by_day(spark, small)] == [15]
+    assert [len(task) for task in group_slices_by_day(spark, small)] == [15]
     large = [Slice(f"{day}/{n}", 3_000_000, FIRST.date() + timedelta(days=day)) for n in range(20) for day in range(9)]
-    tasks = shared_out_by_day(spark, large)
+    tasks = group_slices_by_day(spark, large)
     assert sorted((part for task in tasks for part in task), key=str) == sorted(large, key=str)
     assert len(tasks) == 8
     assert max(map(size, tasks)) < 1.2 * min(map(size, tasks))
     assert sum(len({part.partition for part in task}) for task in tasks) < 9 + 8
-    assert shared_out_by_day(spark, []) == []
+    assert group_slices_by_day(spark, []) == []
 
 
 # --- The training sample ------------------------------------------------------------------------------------------
@@ -236,7 +238,7 @@ def test_few_rows_are_one_task_and_a_backlog_makes_few_files(spark: SparkSession
 
 def sample(lake: Lake, settings: Settings, engine: Engine | None = None) -> pa.Table:
     window = TrainingWindow.of(lake, FIRST, FIRST + timedelta(days=DAYS))
-    return training_rows(window, ROWS, settings, engine or LocalEngine(settings))
+    return read_training_rows(window, ROWS, settings, engine or LocalEngine(settings))
 
 
 def test_the_sample_is_the_same_on_both_engines_and_whatever_the_files(

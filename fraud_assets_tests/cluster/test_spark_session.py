@@ -23,7 +23,7 @@ from fraud_assets.engines.spark.session import (
     spark_faults,
     spark_session,
 )
-from fraud_assets.engines.spark.tables import each
+from fraud_assets.engines.spark.tables import run_tasks
 from fraud_assets.errors import EngineError, FraudAssetsError, JarsError, LakeError
 from fraud_assets.settings import Settings
 from fraud_assets.system.ports import free_ports
@@ -92,7 +92,7 @@ def refusal(settings: Settings) -> str:
 def test_a_master_that_is_not_there_is_given_up(make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fraud_assets.engines.spark.session._MASTER_SECONDS", 0.1)
     master = f"spark://127.0.0.1:{free_ports(['master'])['master']}"
-    assert f"No Spark master answers at FRAUD_SPARK_MASTER '{master}'" in refusal(make_settings(spark_master=master))
+    assert f"No Spark master responds at FRAUD_SPARK_MASTER '{master}'" in refusal(make_settings(spark_master=master))
     assert "names no port" in refusal(make_settings(spark_master="spark://head"))
 
 
@@ -111,7 +111,7 @@ def raised_by(spark: SparkSession, settings: Settings, error: Callable[[], Any])
 
     with pytest.raises(FraudAssetsError) as caught:
         with spark_faults(settings):
-            each(spark, [0], work, NUMBERS).collect()
+            run_tasks(spark, [0], work, NUMBERS).collect()
     return caught.value
 
 
@@ -140,8 +140,8 @@ def test_an_unknown_error_is_told_by_its_innermost_cause(spark: SparkSession, se
 
     told = raised_by(spark, settings, lambda: ZeroDivisionError("a mean of nothing"))
     assert type(told) is EngineError
-    assert str(told).startswith("A job on Spark failed: ZeroDivisionError: a mean of nothing. More is in ")
-    assert "failed: RuntimeError: the task failed. More" in str(raised_by(spark, settings, caused))
+    assert str(told).startswith("A job on Spark failed: ZeroDivisionError: a mean of nothing. For details see ")
+    assert "failed: RuntimeError: the task failed. For details" in str(raised_by(spark, settings, caused))
 
 
 def test_a_task_that_the_system_kills_is_told(spark: SparkSession, settings: Settings) -> None:
@@ -254,8 +254,8 @@ def test_a_session_writes_nothing_to_the_terminal_not_even_when_java_dies(settin
     code, output, errors = in_its_own_process(QUIET, settings)
     assert (code, errors) == (0, "")
     failed, died = output.splitlines()
-    assert failed == f"A job on Spark failed: ValueError: bad row. More is in {log} and in Spark's web UI."
-    assert died.startswith("Spark ended in the middle of a job, as it does without memory: FRAUD_SPARK_MEMORY is '2g'.")
+    assert failed == f"A job on Spark failed: ValueError: bad row. For details see {log} and Spark's web UI."
+    assert died.startswith("Spark ended in the middle of a job, probably because it ran out of memory: FRAUD_SPARK_MEM")
     assert "bad row" in log.read_text()
 
 
@@ -263,14 +263,14 @@ GONE_AT_ITS_END = """
 from types import SimpleNamespace
 from py4j.protocol import Py4JError
 from pyspark import SparkContext
-from fraud_assets.engines.spark.session import stop
+from fraud_assets.engines.spark.session import stop_session
 
 def gone():
     raise Py4JError("Answer from Java side is empty")
 
 session = SparkContext.__new__(SparkContext)
 session._jsc = SimpleNamespace(stop=gone)
-stop(session)
+stop_session(session)
 """
 
 

@@ -22,7 +22,7 @@ def test_the_busiest_of_the_newest_days(lake: Lake, make_settings: MakeSettings)
     found = find_busiest_day(handle, settings)  # day 0 is not one of the newest seven
     assert found is not None
     assert found.metadata() == {"busiest_day": "2026-01-05", "alerts_on_busiest_day": 30, "alert_limit_per_day": 30.0}
-    assert not found.over
+    assert not found.is_over_limit
     touched = find_busiest_day(handle, settings, [day(9), day(8)])
     assert touched is not None
     assert (touched.day, touched.alerts) == (day(9), 20)
@@ -50,6 +50,6 @@ def test_the_words_have_both_settings(make_settings: MakeSettings, lake: Lake) -
     commit_alerts(lake, {day(9): 1})
     found = find_busiest_day(lake.open(fraud_predictions), settings)
     assert found is not None
-    assert found.over
+    assert found.is_over_limit
     assert "1 alerts, more than 1.5 times" in describe_busy_day(found, settings)
     assert "FRAUD_ALERT_BUDGET_PER_DAY" in describe_busy_day(found, settings)

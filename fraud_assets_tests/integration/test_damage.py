@@ -39,7 +39,7 @@ from fraud_assets.operations.erasure import erase_customer
 from fraud_assets.operations.maintenance import maintain_table
 from fraud_assets.settings import Settings
 from fraud_assets.stages.features import process_landed, recompute
-from fraud_assets.stages.training import read_features
+from fraud_assets.stages.training_window import read_features
 from fraud_assets.testing.object_store import ObjectStore
 from fraud_assets_tests.support.landed import FIRST, bodies, land
 from fraud_assets_tests.support.store_client import client

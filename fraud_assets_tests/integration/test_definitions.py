@@ -185,7 +185,7 @@ def test_restatement_by_run_config(materialize: Materialize, settings: Settings,
     [
         ({"recompute_start": "2026-01-01"}, "The range from 2026-01-01 to None is only half given"),
         ({"recompute_start": "2026-01-01", "recompute_end": "tomorrow"}, "'tomorrow' is no time"),
-        ({"recompute_start": "2026-01-02", "recompute_end": "2026-01-01"}, "is empty or without a zone"),
+        ({"recompute_start": "2026-01-02", "recompute_end": "2026-01-01"}, "is empty or has no time zone"),
     ],
 )
 def test_a_wrong_range_changes_nothing(

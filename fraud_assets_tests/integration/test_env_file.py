@@ -12,7 +12,7 @@ from dotenv import dotenv_values
 
 from fraud_assets.errors import SettingError
 from fraud_assets.settings import load_settings
-from fraud_assets.system.env_file import quoted
+from fraud_assets.system.env_file import quote_value
 
 TEXT = "# für uns\nFRAUD_TRAIN_TREES=7\n"
 
@@ -62,6 +62,6 @@ def test_no_stack_trace_in_any_entry(tmp_path: Path, arguments: tuple[str, ...])
 @pytest.mark.parametrize("value", ["plain", "with space", "it's", 'so "called"', 'it\'s "so"', "a$b", "hash #1", "ü"])
 def test_a_quoted_value_reads_back_in_every_reader(tmp_path: Path, value: str) -> None:
     honcho = pytest.importorskip("honcho.environ")
-    (tmp_path / ".env").write_text(f"A={quoted(value)}\n", encoding="utf-8")
+    (tmp_path / ".env").write_text(f"A={quote_value(value)}\n", encoding="utf-8")
     assert dotenv_values(tmp_path / ".env") == {"A": value}
     assert honcho.parse((tmp_path / ".env").read_text(encoding="utf-8")) == {"A": value}

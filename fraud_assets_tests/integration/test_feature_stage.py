@@ -181,7 +181,7 @@ def stored_positions(lake: Lake) -> dict[Any, int]:
 
 
 def test_half_a_range_is_refused(settings: Settings, lake: Lake) -> None:
-    with pytest.raises(SettingError, match="empty or without a zone"):
+    with pytest.raises(SettingError, match="empty or has no time zone"):
         recompute(lake, settings, FIRST, FIRST)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from fraud_assets.core.local_time import iso_text, local_times
+from fraud_assets.core.local_time import iso_text, to_local_times
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 FIRST, LAST = (int((datetime(year, 1, 1, tzinfo=UTC) - EPOCH).total_seconds()) for year in (1900, 2200))
@@ -40,7 +40,7 @@ def test_every_time_as_zoneinfo_has_it(zone: str) -> None:
         changes = [start + 900 * k for k in range(1, len(offsets)) if offsets[k] != offsets[k - 1]]
         seconds = np.concatenate([seconds, [change + near for change in changes for near in (-1, 0, 1)]])
     times = pa.array(seconds.astype(np.int64) * 1_000_000).cast(pa.timestamp("us", tz="UTC"))
-    local = local_times(pa.chunked_array([times[:1_000], times[1_000:]]), zone).cast(pa.int64()).to_numpy()
+    local = to_local_times(pa.chunked_array([times[:1_000], times[1_000:]]), zone).cast(pa.int64()).to_numpy()
     assert local.tolist() == [(second + _offset(zone, second)) * 1_000_000 for second in seconds.tolist()]
 
 
@@ -52,7 +52,7 @@ def _offset(zone: str, second: int) -> int:
 
 def test_no_times() -> None:
     times = pa.chunked_array([], pa.timestamp("us", tz="UTC"))
-    assert local_times(times, "Europe/Brussels").type == pa.timestamp("us")
+    assert to_local_times(times, "Europe/Brussels").type == pa.timestamp("us")
 
 
 def test_text_of_times() -> None:

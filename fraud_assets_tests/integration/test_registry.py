@@ -11,7 +11,7 @@ import pytest
 from fraud_assets.core.training import fit
 from fraud_assets.errors import FeatureVersionError, ModelRegistryError, NoChampionError
 from fraud_assets.registry import models as registry
-from fraud_assets.registry.files import Recorded, read_model
+from fraud_assets.registry.files import ModelRecord, read_model
 from fraud_assets.registry.home import local_path, sqlite_path
 from fraud_assets.registry.models import champion, champion_version, register_model, set_champion
 from fraud_assets.settings import load_settings
@@ -77,7 +77,7 @@ def test_a_database_that_is_being_created_or_is_none(tmp_path):
 
 def test_another_feature_version_names_the_remedy(settings, monkeypatch):
     monkeypatch.setattr(registry, "FEATURE_VERSION", "2")
-    with pytest.raises(FeatureVersionError, match=r"Version 2 .*feature version 1, .*of version 2: train a new"):
+    with pytest.raises(FeatureVersionError, match=r"Version 2 .*feature version 1, .*have version 2. Train a new"):
         champion(settings)
     assert champion_version(settings) == 2
 
@@ -132,7 +132,7 @@ def test_missing_and_cut_files(copied, tmp_path):
 def test_a_model_without_a_recorded_hash_is_refused(copied):
     folder, _ = copied
     with pytest.raises(ModelRegistryError, match=r"no SHA-256 .*model_sha256.*train a new champion"):
-        read_model(folder, Recorded.of({"feature_version": "1"}))
+        read_model(folder, ModelRecord.of({"feature_version": "1"}))
 
 
 @pytest.mark.parametrize("name", ["model.tl", "model.json"])

@@ -78,7 +78,7 @@ def test_every_feature_row_once_in_bounded_batches(lake, settings):
     assert metadata["alert_rate"] == round(report.alerts / ROWS, 6)
     assert (metadata["model_version"], metadata["model_run_id"]) == (1, champion(settings).run_id)
     assert 0 < report.alert_rate <= settings.alert_max_rate
-    assert lines[0].startswith("500 of 1,200 ")
+    assert lines[0].startswith("scored 500 of 1,200 ")
     assert positions(lake, fraud_predictions) == positions(lake, transaction_features)
     again = score_pending(lake, settings)
     # What a run without rows does not know is left out: a plot shows no point then, and no zero.
@@ -156,7 +156,7 @@ def test_features_of_another_version_stop_the_chain(lake, settings):
     rows = features(10, first_offset=ROWS)
     index = rows.column_names.index("feature_version")
     commit_features(lake, rows.set_column(index, rows.schema.field(index), pa.array(["0"] * 10)))
-    with pytest.raises(LakeError, match=r"feature version 0, the champion scores version 1: recompute"):
+    with pytest.raises(LakeError, match=r"feature version 0, but the champion supports only version 1. Recompute"):
         score_pending(lake, settings.model_copy(update={"batch_rows": 10_000}))
     assert row_count(lake.open(fraud_predictions)) == 0
 
@@ -225,7 +225,7 @@ def test_a_conflict_of_a_range_starts_over(lake, settings, monkeypatch):
 
 def test_bad_ranges(lake, settings):
     for low, high in ((FIRST, FIRST), (FIRST.replace(tzinfo=None), FIRST)):
-        with pytest.raises(SettingError, match="give start < end"):
+        with pytest.raises(SettingError, match="Give start < end"):
             score_range(lake, settings, low, high)
 
 

@@ -15,7 +15,8 @@ from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.registry.models import ModelVersion, champion, champion_version
 from fraud_assets.settings import load_settings
 from fraud_assets.stages import training
-from fraud_assets.stages.training import current_threshold, read_features, recalibrate, train
+from fraud_assets.stages.training import read_threshold, recalibrate, train
+from fraud_assets.stages.training_window import read_features
 from fraud_assets_tests.support.synthetic import FIRST, commit_features, features
 
 ROWS = 4_000
@@ -44,7 +45,7 @@ def test_the_window_is_the_last_days_of_the_lake(home):
 def test_the_champion_has_its_threshold_and_keeps_to_the_budget(home):
     settings, lake, report = home
     assert champion_version(settings) == report.version
-    threshold = current_threshold(lake, champion(settings), settings)
+    threshold = read_threshold(lake, champion(settings), settings)
     assert threshold == report.calibration.threshold
     week = read_features(lake, report.calibration.window_start, report.calibration.window_end, training._COLUMNS)
     assert week.num_rows == report.calibration.rows == 700
@@ -89,9 +90,9 @@ def test_recalibrating_moves_the_threshold_but_not_the_model(home):
     new = recalibrate(lake, generous)
     assert new.model_version == champion_version(settings) == report.version
     assert new.threshold < report.calibration.threshold
-    assert current_threshold(lake, champion(settings), settings) == new.threshold
+    assert read_threshold(lake, champion(settings), settings) == new.threshold
     recalibrate(lake, settings)
-    assert current_threshold(lake, champion(settings), settings) == report.calibration.threshold
+    assert read_threshold(lake, champion(settings), settings) == report.calibration.threshold
     assert row_count(lake.open(alert_thresholds)) == 3
 
 
@@ -131,8 +132,8 @@ def test_rows_of_another_feature_version_are_not_trained_on(tmp_path):
 
 def test_a_version_without_threshold_says_what_to_do(home):
     settings, lake, _ = home
-    with pytest.raises(LakeError, match=r"Version 99 .*\(MLflow run r\) has no .* materialize alert_thresholds"):
-        current_threshold(lake, ModelVersion(99, "r"), settings)
+    with pytest.raises(LakeError, match=r"Version 99 .*\(MLflow run r\) has no .* Materialize only alert_thresholds"):
+        read_threshold(lake, ModelVersion(99, "r"), settings)
 
 
 def test_the_alias_stays_where_it_is_if_the_threshold_cannot_be_stored(home, monkeypatch):

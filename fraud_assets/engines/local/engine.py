@@ -1,4 +1,4 @@
-"""The engine that works in this process."""
+"""The engine that computes in this process."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from fraud_assets.engines.base import (
     FeatureBatch,
     FeatureResult,
     RecomputedRange,
+    RowFunction,
     ScoringBatch,
     ScoringResult,
     TrainingWindow,
-    Work,
 )
 from fraud_assets.engines.landing_report import LandingReport
 from fraud_assets.engines.local.features import compute_features, recompute_features
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class LocalEngine:
-    """Does the work in this process, with DuckDB and Arrow. Implements `Engine`."""
+    """Computes in this process with DuckDB and Arrow. Implements `Engine`."""
 
     recompute_days = 1
 
@@ -55,9 +55,12 @@ class LocalEngine:
 
     def score(self, batch: ScoringBatch) -> ScoringResult:
         """See `Engine.score`."""
-        return score_rows(rows_within(batch.work, batch.bounds, self._settings, PREDICTION_INPUTS), batch.scorer)
+        rows = rows_within(batch.pending, batch.bounds, self._settings, PREDICTION_INPUTS)
+        return score_rows(rows, batch.scorer)
 
-    def gather(self, window: TrainingWindow, columns: Sequence[str], work: Work, schema: pa.Schema) -> pa.Table:
-        """See `Engine.gather`. A few batches of rows are in memory at a time."""
+    def map_window(
+        self, window: TrainingWindow, columns: Sequence[str], function: RowFunction, schema: pa.Schema
+    ) -> pa.Table:
+        """See `Engine.map_window`. Only a few batches of rows are in memory at a time."""
         rows = batches(window.handle, columns, window.files, window.where)
-        return pa.Table.from_batches([batch.cast(schema) for batch in work(rows)], schema)
+        return pa.Table.from_batches([batch.cast(schema) for batch in function(rows)], schema)

@@ -20,7 +20,8 @@ from fraud_assets.core.schema import (
     TRANSACTION_FEATURES,
     fraud_labels,
 )
-from fraud_assets.engines.base import CLOCKS_DIFFER, FeatureBatch, FeatureResult, RecomputedRange, reach
+from fraud_assets.engines.base import FeatureBatch, FeatureResult, RecomputedRange
+from fraud_assets.engines.history import CLOCKS_DIFFER, find_history_span
 from fraud_assets.engines.local.windows import compute_windows
 from fraud_assets.kafka.schemas import transaction_decoder
 from fraud_assets.lake.batches import LANDING_ORDER, rows_within
@@ -33,49 +34,49 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def compute_features(batch: FeatureBatch, settings: Settings) -> FeatureResult:
-    """Parses the messages of a batch, sets duplicates apart and computes the features of the others.
+    """Parses the messages of a batch, separates duplicates and computes the features of the other transactions.
 
     Args:
-        batch: the messages, with the tables that they will be committed to.
-        settings: the contract, the windows and DuckDB's memory.
+        batch: The messages and the handles that will commit the result.
+        settings: The message contract, the windows and DuckDB's memory.
 
     Returns:
         Features and quarantine as tables in memory.
 
     Raises:
-        LakeError: a table cannot be read, or memory and disk are not enough.
+        LakeError: A table cannot be read, or memory and disk do not suffice.
     """
-    messages = rows_within(batch.work, batch.bounds, settings)
+    messages = rows_within(batch.pending, batch.bounds, settings)
     landed = messages.num_rows
     held = messages.slice(0, 0).select(list(POSITION_COLUMNS))
-    if batch.held is not None and batch.held.target:
-        held = rows_within(batch.held, batch.held_bounds, settings, (*POSITION_COLUMNS, "reason"))
+    if batch.quarantined is not None and batch.quarantined.target:
+        held = rows_within(batch.quarantined, batch.quarantined_bounds, settings, (*POSITION_COLUMNS, "reason"))
     rows, rejected = _split(messages, held, batch.features, settings)
-    # The windows need the memory that the bodies take.
+    # The windows need the memory that the bodies occupy.
     del messages
     table = _features(rows, batch.features, batch.lake.open(fraud_labels), settings)
-    return FeatureResult(landed, table, rejected, _counts(held, rejected))
+    return FeatureResult(landed, table, rejected, _count_reasons(held, rejected))
 
 
 def recompute_features(
     lake: Lake, handle: DeltaTable, start: datetime, end: datetime, settings: Settings
 ) -> RecomputedRange:
-    """Computes the features of `tx_datetime` in [start, end) again, with the history and labels of now.
+    """Recomputes the features of `tx_datetime` in [start, end) with the present history and labels.
 
     Args:
-        lake: holds the labels.
-        handle: the features; the result replaces rows of this version.
-        start: first moment, with zone.
-        end: the moment after the last.
-        settings: the windows and DuckDB's memory.
+        lake: The lake with the labels.
+        handle: The version of the features that the result replaces.
+        start: First time, with time zone.
+        end: The time after the last one.
+        settings: The windows and DuckDB's memory.
 
     Returns:
         The rows of the range, in memory.
 
     Raises:
-        LakeError: a table cannot be read, or memory and disk are not enough.
+        LakeError: A table cannot be read, or memory and disk do not suffice.
     """
-    within = (pc.field("tx_datetime") >= _scalar(start)) & (pc.field("tx_datetime") < _scalar(end))
+    within = (pc.field("tx_datetime") >= _to_scalar(start)) & (pc.field("tx_datetime") < _to_scalar(end))
     near = (pc.field("tx_date") >= start.date()) & (pc.field("tx_date") <= end.date())
     rows = read(handle, TRANSACTION_FEATURES.names, near & within).cast(TRANSACTION_FEATURES)
     if not rows.num_rows:
@@ -86,41 +87,41 @@ def recompute_features(
 
 
 def _split(batch: pa.Table, held: pa.Table, features: DeltaTable, settings: Settings) -> tuple[pa.Table, pa.Table]:
-    """The batch's first-of-their-id transactions, and what is to be added to quarantine."""
+    """Splits a batch into transactions with a new id and rows to add to quarantine, without those in `held`."""
     if held.num_rows:
-        batch = batch.take(_places(batch, held, settings, are_held=False))
+        batch = batch.take(_find_rows(batch, held, settings, are_in_others=False))
     valid, rejected = parse_transactions(batch, settings.contract, transaction_decoder(settings))
-    repeated = _repeated(valid, features, settings)
-    if not repeated:
+    details = _find_duplicates(valid, features, settings)
+    if not details:
         return valid, rejected
-    mask = pa.array(repeated.get(row) is None for row in range(valid.num_rows))
-    doubles = valid.filter(pc.invert(mask)).select(list(POSITION_COLUMNS))
-    bodies = batch.take(_places(batch, doubles, settings, are_held=True))
+    mask = pa.array(details.get(row) is None for row in range(valid.num_rows))
+    duplicates = valid.filter(pc.invert(mask)).select(list(POSITION_COLUMNS))
+    bodies = batch.take(_find_rows(batch, duplicates, settings, are_in_others=True))
     bodies = bodies.append_column("reason", pa.repeat(DUPLICATE, bodies.num_rows))
-    # Both are in landing order.
-    bodies = bodies.append_column("detail", pa.array(repeated.values(), pa.string()))
+    # The bodies and the details are both in landing order.
+    bodies = bodies.append_column("detail", pa.array(details.values(), pa.string()))
     quarantined = bodies.select(QUARANTINED_TRANSACTIONS.names).cast(QUARANTINED_TRANSACTIONS)
     return valid.filter(mask), pa.concat_tables([rejected.cast(QUARANTINED_TRANSACTIONS), quarantined])
 
 
-def _places(batch: pa.Table, others: pa.Table, settings: Settings, *, are_held: bool) -> pa.Array:
-    """Row numbers of the messages whose positions are among `others`, or of those whose are not. No body is moved."""
+def _find_rows(batch: pa.Table, others: pa.Table, settings: Settings, *, are_in_others: bool) -> pa.Array:
+    """Returns the row numbers of messages whose positions are, or are not, in `others`. No body is copied."""
     positions = batch.select(list(POSITION_COLUMNS)).append_column("row", pa.array(np.arange(batch.num_rows)))
     with connect(settings) as connection:
         connection.register("batch", positions)
         connection.register("others", others.select(list(POSITION_COLUMNS)))
         return (
             connection.sql(
-                f"""select "row" from batch {"semi" if are_held else "anti"} join others
-            using ({_quoted(POSITION_COLUMNS)}) order by "row" """
+                f"""select "row" from batch {"semi" if are_in_others else "anti"} join others
+            using ({_quote_names(POSITION_COLUMNS)}) order by "row" """
             )
             .to_arrow_table()["row"]
             .combine_chunks()
         )
 
 
-def _repeated(valid: pa.Table, features: DeltaTable, settings: Settings) -> dict[int, str]:
-    """Row numbers whose transaction id landed before, within the horizon, and the sentence that says where."""
+def _find_duplicates(valid: pa.Table, features: DeltaTable, settings: Settings) -> dict[int, str]:
+    """Returns, by row number, a sentence for each row whose transaction id landed before within the horizon."""
     if not valid.num_rows:
         return {}
     horizon = timedelta(days=settings.duplicate_horizon_days)
@@ -130,41 +131,41 @@ def _repeated(valid: pa.Table, features: DeltaTable, settings: Settings) -> dict
     with connect(settings) as connection:
         connection.register("ids", ids.append_column("landed_us", valid["ingested_at"].cast(pa.int64())))
         register_view(connection, "features", features, files_within(features, {"ingested_at": (oldest, None)}))
-        # Mostly there is none, and that is found from the ids alone.
-        doubles = connection.sql(
+        # Usually no id is repeated, and the ids alone suffice to find this out.
+        repeated = connection.sql(
             """select distinct transaction_id from features semi join ids using (transaction_id)
             union select transaction_id from ids group by 1 having count(*) > 1"""
         ).to_arrow_table()
-        if not doubles.num_rows:
+        if not repeated.num_rows:
             return {}
-        connection.register("doubles", doubles)
+        connection.register("repeated", repeated)
         known = connection.sql(
             f"""select transaction_id, epoch_us(ingested_at), topic, "partition", "offset"
-            from features semi join doubles using (transaction_id) order by {LANDING_ORDER}"""
+            from features semi join repeated using (transaction_id) order by {LANDING_ORDER}"""
         ).fetchall()
-        again = connection.sql(
+        candidates = connection.sql(
             """select "row", transaction_id, landed_us, topic, "partition", "offset"
-            from ids semi join doubles using (transaction_id) order by "row" """
+            from ids semi join repeated using (transaction_id) order by "row" """
         ).fetchall()
-    verdicts = find_duplicates(
+    details = find_duplicates(
         (LandedTransaction(*row) for row in known),
-        (LandedTransaction(*row[1:]) for row in again),
+        (LandedTransaction(*row[1:]) for row in candidates),
         horizon // timedelta(microseconds=1),
     )
-    return {row[0]: verdict for row, verdict in zip(again, verdicts, strict=True) if verdict is not None}
+    return {row[0]: detail for row, detail in zip(candidates, details, strict=True) if detail is not None}
 
 
 def _features(
     rows: pa.Table, features: DeltaTable, labels: DeltaTable, settings: Settings, *, recomputed: bool = False
 ) -> pa.Table:
-    """TRANSACTION_FEATURES of `rows`, which are in landing order, with the history that the lake holds.
+    """Computes TRANSACTION_FEATURES of rows in landing order, with the history that the lake holds.
 
-    With `recomputed` the lake holds these rows too.
+    If `recomputed` is true, the lake already holds the rows themselves.
     """
     if not rows.num_rows:
         return TRANSACTION_FEATURES.empty_table()
-    history = _history(rows, features, settings, recomputed=recomputed)
-    known = pa.concat_tables([history, _bare(rows, is_new=True)])
+    history = _read_history(rows, features, settings, recomputed=recomputed)
+    known = pa.concat_tables([history, _to_window_input(rows, is_new=True)])
     arrival = np.arange(known.num_rows)
     if (
         history.num_rows
@@ -173,8 +174,7 @@ def _features(
         order = pc.sort_indices(known, [(name, "ascending") for name in ("landed_us", *POSITION_COLUMNS)])
         arrival[order.to_numpy()] = np.arange(known.num_rows)
     known = known.append_column("arrival", pa.array(arrival))
-    verdicts = _labels(known, labels, rows, settings)
-    windows = compute_windows(known, verdicts, settings)
+    windows = compute_windows(known, _read_labels(known, labels, rows, settings), settings)
     table = rows.select([name for name in rows.column_names if name not in windows.column_names])
     for name in windows.column_names:
         if name != "arrival":
@@ -184,12 +184,12 @@ def _features(
     return table.select(TRANSACTION_FEATURES.names).cast(TRANSACTION_FEATURES)
 
 
-def _history(rows: pa.Table, features: DeltaTable, settings: Settings, *, recomputed: bool) -> pa.Table:
-    """Earlier transactions of the rows' customers and terminals, as far back as their windows reach."""
-    since, last = reach(rows["tx_datetime"], settings.window_policy)
+def _read_history(rows: pa.Table, features: DeltaTable, settings: Settings, *, recomputed: bool) -> pa.Table:
+    """Reads earlier transactions of the rows' customers and terminals, as far back as the windows reach."""
+    since, last = find_history_span(rows["tx_datetime"], settings.window_policy)
     near = files_within(features, {"tx_date": (since.date(), last.date()), "tx_datetime": (since, last)})
     columns = (*TRANSACTION.names, *POSITION_COLUMNS, "ingested_at")
-    others = (
+    exclusion = (
         ""
         if not recomputed
         else """
@@ -203,18 +203,19 @@ def _history(rows: pa.Table, features: DeltaTable, settings: Settings, *, recomp
         connection.register("rows", rows.select(["customer_id", "terminal_id", *POSITION_COLUMNS]))
         found = connection.sql(
             f"""
-            select {_quoted(columns)} from features f
-            where epoch_us(tx_datetime) > {_microseconds(since)} and epoch_us(tx_datetime) <= {_microseconds(last)}
+            select {_quote_names(columns)} from features f
+            where epoch_us(tx_datetime) > {_to_microseconds(since)}
+            and epoch_us(tx_datetime) <= {_to_microseconds(last)}
             and (customer_id in (select customer_id from rows) or terminal_id in (select terminal_id from rows))
-            {others}
+            {exclusion}
             order by {LANDING_ORDER}
             """
         ).to_arrow_table()
-    return _bare(found, is_new=False)
+    return _to_window_input(found, is_new=False)
 
 
-def _bare(rows: pa.Table, *, is_new: bool) -> pa.Table:
-    """What the windows need of a transaction, times as microseconds."""
+def _to_window_input(rows: pa.Table, *, is_new: bool) -> pa.Table:
+    """Returns the columns of transactions that the windows need, with times in microseconds."""
     return pa.table(
         {
             "transaction_id": rows["transaction_id"],
@@ -229,15 +230,15 @@ def _bare(rows: pa.Table, *, is_new: bool) -> pa.Table:
     )
 
 
-def _labels(known: pa.Table, labels: DeltaTable, rows: pa.Table, settings: Settings) -> pa.Table:
-    """All labels of those known transactions that were called fraud, up to the newest transaction.
+def _read_labels(known: pa.Table, labels: DeltaTable, rows: pa.Table, settings: Settings) -> pa.Table:
+    """Reads all labels of the known transactions that ever had a fraud label, up to the newest transaction.
 
-    A label that came later is in no window.
+    A later label is in no window.
     """
-    since, last = reach(rows["tx_datetime"], settings.window_policy)
+    since, last = find_history_span(rows["tx_datetime"], settings.window_policy)
     since -= CLOCKS_DIFFER
     recent = files_within(labels, {"labelled_at": (since, last)})
-    within = f"epoch_us(labelled_at) between {_microseconds(since)} and {_microseconds(last)}"
+    within = f"epoch_us(labelled_at) between {_to_microseconds(since)} and {_to_microseconds(last)}"
     with connect(settings) as connection:
         connection.register("known", known.select(["transaction_id"]))
         register_view(connection, "labels", labels, recent)
@@ -253,7 +254,7 @@ def _labels(known: pa.Table, labels: DeltaTable, rows: pa.Table, settings: Setti
         ).to_arrow_table()
 
 
-def _counts(*quarantined: pa.Table) -> dict[str, int]:
+def _count_reasons(*quarantined: pa.Table) -> dict[str, int]:
     reasons: dict[str, int] = {}
     for table in quarantined:
         for entry in pc.value_counts(table["reason"]).to_pylist() if "reason" in table.column_names else ():
@@ -261,13 +262,13 @@ def _counts(*quarantined: pa.Table) -> dict[str, int]:
     return reasons
 
 
-def _quoted(names: tuple[str, ...]) -> str:
+def _quote_names(names: tuple[str, ...]) -> str:
     return ", ".join(f'"{name}"' for name in names)
 
 
-def _microseconds(moment: datetime) -> int:
-    return (moment - _EPOCH) // timedelta(microseconds=1)
+def _to_microseconds(time: datetime) -> int:
+    return (time - _EPOCH) // timedelta(microseconds=1)
 
 
-def _scalar(moment: datetime) -> pa.Scalar:
-    return pa.scalar(moment.astimezone(UTC), pa.timestamp("us", tz="UTC"))
+def _to_scalar(time: datetime) -> pa.Scalar:
+    return pa.scalar(time.astimezone(UTC), pa.timestamp("us", tz="UTC"))

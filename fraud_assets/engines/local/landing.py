@@ -1,4 +1,4 @@
-"""Lands topics in this process: reads from the committed offsets and appends batch by batch, labels first."""
+"""Lands topics in this process: it reads from the committed offsets and appends batch by batch, labels first."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from fraud_assets.core.pseudonyms import pseudonymise
 from fraud_assets.core.schema import Table, fraud_labels, raw_transactions
-from fraud_assets.engines.landing_report import LandingReport, by_partition, empty_reports
-from fraud_assets.engines.landing_tables import append_labels, append_transactions, loss_note, payload_bytes
+from fraud_assets.engines.landing_report import LandingReport, empty_reports, key_by_partition
+from fraud_assets.engines.landing_tables import append_labels, append_transactions, build_loss_note, count_payload_bytes
 from fraud_assets.kafka.consumer import TopicReader
 from fraud_assets.kafka.schemas import label_decoder
 from fraud_assets.kafka.topic_readers import TopicReaders
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def never() -> bool:
-    """Nobody asks to stop."""
+    """A `stop` callback that never requests a stop."""
     return False
 
 
@@ -38,20 +38,26 @@ def land_topics(
     readers: TopicReaders | None = None,
     stop: Callable[[], bool] = never,
 ) -> dict[str, LandingReport]:
-    """Drains both topics to the ends seen at the start, labels first; gives a report by table name.
+    """Drains both topics up to their ends at the time of the call, labels first.
 
     Args:
-        transactions: without, only labels.
-        readers: open readers to use; without, they are opened and closed here.
-        stop: asked between commits; when it says so, what is committed stays and the rest waits.
+        lake: The lake to land into.
+        settings: The settings of the broker and of landing.
+        transactions: Whether to drain the transactions topic. If false, only the labels topic is drained.
+        readers: Open readers; default: readers that are opened and closed here.
+        stop: Called between commits. Once it returns true, landing ends; committed batches stay.
+
+    Returns:
+        A report for each landing table, by table name.
 
     Raises:
-        BrokerError, MessagesLostError, LakeError: nothing is skipped; what was committed stays.
+        BrokerError, MessagesLostError, LakeError: Nothing is skipped, and committed batches stay.
     """
     if readers is None:
         with TopicReaders.of(settings) as opened:
             return land_topics(lake, settings, transactions=transactions, readers=opened, stop=stop)
-    # Both ends before the first read: a label is never older news than the transactions drained after it.
+    # Both ends are read before the first message, so that the labels are never older than the transactions that land
+    # after them.
     label_ends = readers.labels.end_offsets(stop)
     transaction_ends = readers.transactions.end_offsets(stop) if transactions else {}
     reports = {fraud_labels.name: land_labels(lake, settings, readers.labels, label_ends, stop)}
@@ -67,7 +73,7 @@ def land_labels(
     ends: Positions,
     stop: Callable[[], bool] = never,
 ) -> LandingReport:
-    """Drains the labels topic up to `ends`; bad labels go to quarantine."""
+    """Drains the labels topic up to `ends`. Rejected labels go to quarantine."""
     decoder = label_decoder(settings)
 
     def append(batch: pa.Table) -> tuple[int, int]:
@@ -83,7 +89,7 @@ def land_transactions(
     ends: Positions,
     stop: Callable[[], bool] = never,
 ) -> LandingReport:
-    """Drains the transactions topic up to `ends`, every body byte for byte but for what FRAUD_PSEUDONYMISE names."""
+    """Drains the transactions topic up to `ends`. Bodies stay byte for byte, except for FRAUD_PSEUDONYMISE."""
 
     def append(batch: pa.Table) -> tuple[int, int]:
         return append_transactions(lake, settings, batch, reader.accepted), 0
@@ -99,28 +105,37 @@ def land_batch(
     reached: Positions,
     stop: Callable[[], bool] = never,
 ) -> dict[str, LandingReport]:
-    """Drains the labels topic to its end of this moment, then appends a batch of transactions; a report by table.
+    """Drains the labels topic up to its present end, then appends a batch of transactions.
 
-    `reached` are the positions that go with the batch, which may have no rows; see `TopicReader.follow`.
-    When `stop` says so before the labels are drained, the transactions are left for the next time.
+    Args:
+        lake: The lake to land into.
+        settings: The settings of the broker and of landing.
+        readers: Readers of both topics.
+        batch: The transactions; it may have no rows.
+        reached: The positions to commit with the batch; see `TopicReader.follow`.
+        stop: Returns whether a stop is requested. If it returns true before the labels are drained, the batch does not
+            land.
+
+    Returns:
+        A report for each landing table, by table name.
 
     Raises:
-        TopicRecreatedError: the batch is of a topic that is no more.
-        BrokerError, MessagesLostError, LakeError: nothing is skipped, what was committed stays, and the same batch
-            may be tried again.
+        TopicRecreatedError: The batch belongs to a previous topic of the same name.
+        BrokerError, MessagesLostError, LakeError: Nothing is skipped, committed batches stay, and the same batch can
+            be retried.
     """
     reports = empty_reports()
     reports[fraud_labels.name], is_drained = land_new_labels(lake, settings, readers, stop)
     if reached and is_drained:
         readers.transactions.check_topic_id(next(iter(reached)).topic_id)
-        begun = monotonic()
+        started = monotonic()
         rows = append_transactions(lake, settings, batch, readers.transactions.accepted, reached)
         reports[raw_transactions.name] = LandingReport(
             raw_transactions.name,
             rows,
-            payload_bytes(batch) if rows else 0,
-            seconds=monotonic() - begun,
-            offsets=by_partition(reached),
+            count_payload_bytes(batch) if rows else 0,
+            seconds=monotonic() - started,
+            offsets=key_by_partition(reached),
         )
     return reports
 
@@ -128,9 +143,12 @@ def land_batch(
 def land_new_labels(
     lake: Lake, settings: Settings, readers: TopicReaders, stop: Callable[[], bool] = never
 ) -> tuple[LandingReport, bool]:
-    """Drains the labels topic to its end of this moment; gives the report, and False where `stop` came before the end.
+    """Drains the labels topic up to its present end.
 
-    Most of the time there is no new label, and the table need not be opened to know it.
+    Usually there is no new label; then the table is not opened.
+
+    Returns:
+        The report, and whether the topic was drained before `stop` requested a stop.
     """
     ends = readers.labels.end_offsets(stop)
     if ends == readers.drained:
@@ -148,48 +166,50 @@ def _drain(
     append: Callable[[pa.Table], tuple[int, int]],
     stop: Callable[[], bool],
 ) -> LandingReport:
-    """Reads from what the table holds to `ends` and appends batch by batch.
+    """Reads from the committed offsets of a table up to `ends` and appends batch by batch.
 
-    `append` gives the rows that it kept and those that it refused; fewer than the batch has means that another
-    lander is ahead, and reading goes on from what the table holds by then.
+    `append` returns the number of rows that it kept and that it rejected. If their sum is less than the batch, another
+    lander is ahead, and reading restarts at the offsets that the table holds by then.
     """
-    begun = monotonic()
+    started = monotonic()
     rows = size = quarantined = 0
-    ahead = True
+    other_is_ahead = True
     known = positions_in(lake, table, ends, lambda: reader.log_starts(stop))
-    while ahead and not stop():
-        ahead = False
+    while other_is_ahead and not stop():
+        other_is_ahead = False
         with closing(reader.read(known, ends, stop)) as batches:
             for batch in batches:
-                kept, refused = append(batch)
-                rows, quarantined = rows + kept, quarantined + refused
+                kept, rejected = append(batch)
+                rows, quarantined = rows + kept, quarantined + rejected
                 known = {**known, **positions_of(batch)}
-                if kept or refused:
-                    size += payload_bytes(batch)
-                    logger.info(f"{table.name}: {rows:,} rows landed from {reader.topic}")
+                if kept or rejected:
+                    size += count_payload_bytes(batch)
+                    logger.info(f"{table.name}: landed {rows:,} rows from topic {reader.topic}")
                 if stop():
                     break
-                if kept + refused < batch.num_rows:
-                    ahead = True
+                if kept + rejected < batch.num_rows:
+                    other_is_ahead = True
                     break
-        if ahead:
-            known = committed_offsets(lake, table, ends)
+        if other_is_ahead:
+            known = read_committed_offsets(lake, table, ends)
     if tails := reader.tails(known):
         reader.check_topic_id(next(iter(tails)).topic_id)
-        append_landed(lake, table, table.schema.empty_table(), tails, loss_note(reader.accepted))
+        append_landed(lake, table, table.schema.empty_table(), tails, build_loss_note(reader.accepted))
         known = {**known, **tails}
     return LandingReport(
         table.name,
         rows,
         size,
         quarantined,
-        monotonic() - begun,
-        by_partition(known),
-        by_partition({stream: max(0, end - known[stream]) for stream, end in ends.items()}),
+        monotonic() - started,
+        key_by_partition(known),
+        key_by_partition({source: max(0, end - known[source]) for source, end in ends.items()}),
     )
 
 
-def committed_offsets(lake: Lake, table: Table, streams: Iterable[SourcePartition]) -> dict[SourcePartition, int]:
-    """Last offset of each stream that the table holds now; -1 if none."""
+def read_committed_offsets(
+    lake: Lake, table: Table, partitions: Iterable[SourcePartition]
+) -> dict[SourcePartition, int]:
+    """Returns the last offset of each source partition that the table holds now; -1 if it holds none."""
     handle = lake.open(table)
-    return {stream: committed_offset(handle, stream) for stream in streams}
+    return {partition: committed_offset(handle, partition) for partition in partitions}

@@ -1,4 +1,4 @@
-"""The feature definition as DuckDB SQL, compiled once and kept on disk."""
+"""Runs the feature definition as DuckDB SQL, which is compiled once and cached on disk."""
 
 from __future__ import annotations
 
@@ -18,26 +18,29 @@ from fraud_assets.system.files import replaced_file
 
 @cache
 def _window_sql(delay_days: int, folder: Path) -> str:
-    """The feature definition as DuckDB's SQL, kept in `folder`: SQLFrame takes 1.6 s to import and to compile it."""
-    made_of = (
+    """Returns the feature definition as DuckDB SQL, cached in `folder`.
+
+    SQLFrame takes 1.6 s to import and to compile it.
+    """
+    inputs = (
         Path(features.__file__).read_text("utf-8"),
         WINDOW_DAYS,
         delay_days,
         version("sqlframe"),
         version("sqlglot"),
     )
-    file = folder / f"windows-{sha256(repr(made_of).encode()).hexdigest()[:16]}.sql"
+    file = folder / f"windows-{sha256(repr(inputs).encode()).hexdigest()[:16]}.sql"
     try:
         return file.read_text("utf-8")
     except OSError:
-        sql = _compiled(delay_days)
-    # Where it cannot be kept, the next process compiles again.
+        sql = _compile(delay_days)
+    # If the file cannot be written, the next process compiles again.
     with suppress(OSError), replaced_file(file) as part:
         part.write(sql.encode())
     return sql
 
 
-def _compiled(delay_days: int) -> str:
+def _compile(delay_days: int) -> str:
     import duckdb
     from sqlframe.duckdb import DuckDBSession, Window
     from sqlframe.duckdb import functions as F  # noqa: N812
@@ -54,7 +57,16 @@ def _compiled(delay_days: int) -> str:
 
 
 def compute_windows(transactions: pa.Table, labels: pa.Table, settings: Settings) -> pa.Table:
-    """Windowed features of the new transactions (see `core.features.window_features`), ordered by `arrival`."""
+    """Computes the windowed features of the new transactions, ordered by `arrival`.
+
+    Args:
+        transactions: Rows of `core.features.TRANSACTION_COLUMNS`.
+        labels: Rows of `core.features.LABEL_COLUMNS`.
+        settings: The feedback delay and DuckDB's memory.
+
+    Returns:
+        The columns of `core.features.window_features`.
+    """
     sql = _window_sql(settings.feedback_delay_days, settings.home_path / "cache")
     with connect(settings) as connection:
         connection.register("transactions", transactions)

@@ -1,4 +1,4 @@
-"""The process that Spark forks its Python workers from: what they need is imported once, and not by each of them."""
+"""The process from which Spark forks its Python workers. It imports their modules once, and not once per worker."""
 
 import deltalake.fs  # noqa: F401
 import pyarrow.compute

@@ -1,4 +1,4 @@
-"""The engine that works on Spark."""
+"""The engine that computes on Spark."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from fraud_assets.engines.base import (
     FeatureBatch,
     FeatureResult,
     RecomputedRange,
+    RowFunction,
     ScoringBatch,
     ScoringResult,
     TrainingWindow,
-    Work,
 )
 from fraud_assets.engines.landing_report import LandingReport
 from fraud_assets.engines.local.landing import land_topics, never
@@ -23,7 +23,7 @@ from fraud_assets.engines.spark.features import compute_features, recompute_feat
 from fraud_assets.engines.spark.landing import drain_topics
 from fraud_assets.engines.spark.scoring import score_batch
 from fraud_assets.engines.spark.session import require_connector, spark_faults
-from fraud_assets.engines.spark.training import gather
+from fraud_assets.engines.spark.training import map_window
 from fraud_assets.kafka.broker import uses_external_broker
 from fraud_assets.kafka.topic_readers import TopicReaders
 from fraud_assets.lake.tables import Lake
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 
 
 class SparkEngine:
-    """Does the work on Spark's executors. Implements `Engine`.
+    """Computes on Spark's executors. Implements `Engine`.
 
     Args:
-        settings: the contract, the topics and the limits of a batch.
-        session: called for the session when there is something to do.
+        settings: The message contract, the topics and the limits of a batch.
+        session: Returns the Spark session; called only if there is work.
     """
 
     recompute_days = 31
@@ -54,12 +54,12 @@ class SparkEngine:
     def land_topics(
         self, lake: Lake, *, transactions: bool = True, stop: Callable[[], bool] = never
     ) -> dict[str, LandingReport]:
-        """See `Engine.land_topics`. This process reads an embedded broker, which does not answer Java's clients.
+        """See `Engine.land_topics`. The embedded broker does not support Java clients; this process reads it itself.
 
         Raises:
-            EngineError: a job failed, twice.
-            JarsError: Spark's Kafka connector cannot be had.
-            BrokerError, MessagesLostError, LakeError: nothing is skipped; what was committed stays.
+            EngineError: A job failed twice without progress.
+            JarsError: Spark's Kafka connector cannot be resolved.
+            BrokerError, MessagesLostError, LakeError: Nothing is skipped, and committed batches stay.
         """
         settings = self._settings
         if not transactions or not uses_external_broker(settings):
@@ -74,7 +74,7 @@ class SparkEngine:
             return compute_features(self._session(), batch, self._settings)
 
     def recompute_features(self, lake: Lake, handle: DeltaTable, start: datetime, end: datetime) -> RecomputedRange:
-        """See `Engine.recompute_features`. Whole days are written, with the rows outside the range as they were."""
+        """See `Engine.recompute_features`. It writes whole days, with unchanged rows outside the range."""
         with spark_faults(self._settings):
             return recompute_features(self._session(), lake, handle, start, end, self._settings)
 
@@ -87,7 +87,9 @@ class SparkEngine:
                 self._models[run_id] = spark.sparkContext.broadcast(batch.scorer.model.serialize_bytes())
             return score_batch(spark, batch, self._models[run_id])
 
-    def gather(self, window: TrainingWindow, columns: Sequence[str], work: Work, schema: pa.Schema) -> pa.Table:
-        """See `Engine.gather`."""
+    def map_window(
+        self, window: TrainingWindow, columns: Sequence[str], function: RowFunction, schema: pa.Schema
+    ) -> pa.Table:
+        """See `Engine.map_window`."""
         with spark_faults(self._settings):
-            return gather(self._session(), window, columns, work, schema)
+            return map_window(self._session(), window, columns, function, schema)

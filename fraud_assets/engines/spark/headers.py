@@ -1,4 +1,4 @@
-"""Headers as JSON text on their way through Spark: nested, they take it ten times as long as all other columns."""
+"""Converts message headers to JSON text for Spark, where nested headers take ten times as long as all other columns."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 def headers_to_text(headers: pa.Array) -> pa.Array:
-    """Headers (`HEADERS`) as Spark's own `to_json` has them: values in base64."""
+    """Converts headers (`HEADERS`) to the text that Spark's `to_json` produces, with base64 values."""
     if headers.null_count == len(headers):
         return pa.nulls(len(headers), pa.string())
     texts = [None if row is None else _encode(row).decode() for row in headers.to_pylist()]
@@ -30,7 +30,7 @@ def headers_to_text(headers: pa.Array) -> pa.Array:
 
 
 def headers_from_text(texts: pa.Array) -> pa.Array:
-    """Headers (`HEADERS`) of such texts, or of those that Spark made."""
+    """Converts such text, also from Spark's `to_json`, to headers (`HEADERS`)."""
     if texts.null_count == len(texts):
         return pa.nulls(len(texts), HEADERS)
     rows = [
@@ -41,21 +41,21 @@ def headers_from_text(texts: pa.Array) -> pa.Array:
 
 
 def text_headers(schema: pa.Schema) -> pa.Schema:
-    """The schema with text for its headers."""
+    """Returns the schema with text headers."""
     return schema.set(schema.get_field_index("headers"), pa.field("headers", pa.string()))
 
 
 def with_text(rows: pa.Table) -> pa.Table:
-    """The rows with their headers as text."""
-    return _replaced(rows, headers_to_text(rows["headers"].combine_chunks()))
+    """Returns the rows with text headers."""
+    return _replace_headers(rows, headers_to_text(rows["headers"].combine_chunks()))
 
 
 def with_headers(rows: pa.RecordBatch) -> pa.RecordBatch:
-    """The rows with headers that are text as headers again."""
+    """Returns the rows with text headers converted back to `HEADERS`."""
     if "headers" not in rows.schema.names or rows.schema.field("headers").type != pa.string():
         return rows
-    return _replaced(rows, headers_from_text(rows["headers"]))
+    return _replace_headers(rows, headers_from_text(rows["headers"]))
 
 
-def _replaced(rows: Rows, headers: pa.Array) -> Rows:
+def _replace_headers(rows: Rows, headers: pa.Array) -> Rows:
     return rows.set_column(rows.schema.get_field_index("headers"), "headers", headers)

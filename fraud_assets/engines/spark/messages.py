@@ -1,4 +1,4 @@
-"""What executors do with the messages that Spark reads from Kafka: into the landing schema, and into data files."""
+"""Converts the messages that Spark reads from Kafka to the landing schema and writes data files, on the executors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from fraud_assets.core.pseudonyms import pseudonymise
 from fraud_assets.core.schema import MESSAGES, TIME, raw_transactions
-from fraud_assets.engines.landing_tables import payload_bytes
+from fraud_assets.engines.landing_tables import count_payload_bytes
 from fraud_assets.engines.spark.headers import headers_from_text
 from fraud_assets.engines.spark.tables import DATA_FILE
 from fraud_assets.kafka.message_batch import LATEST
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 _NO_TIME = -1
-"""Kafka's `timestampType` of a message that carries no time."""
+"""Kafka's `timestampType` of a message without a time."""
 _REPORT = pa.schema(
     [
         pa.field("files", pa.list_(pa.struct(DATA_FILE))),
@@ -39,12 +39,13 @@ _REPORT = pa.schema(
 
 
 @dataclass(frozen=True)
-class Written:
-    """Data files that are not committed, and the messages that were read for them.
+class WrittenFiles:
+    """Data files that are not committed yet.
 
     Attributes:
-        bytes: of keys and bodies of the rows in `files`.
-        newest: latest time that a message of `files` carries.
+        files: The data files.
+        bytes: Bytes of the keys and bodies in `files`.
+        newest: Latest message time in `files`; None if no message has one.
     """
 
     files: list[DataFile] = field(default_factory=list)
@@ -53,66 +54,79 @@ class Written:
 
     @property
     def rows(self) -> int:
-        """Rows in `files`."""
+        """Number of rows in `files`."""
         return sum(file.rows for file in self.files)
 
 
 @dataclass(frozen=True)
-class Landing:
-    """What every task is told.
+class MessageWriter:
+    """Writes messages to data files. Every task gets a copy.
 
     Attributes:
-        held: positions that the table holds; messages at or below are left out.
-        moment: when they landed, the same for all.
+        location: The location of the table.
+        settings: The settings of pseudonyms and formats.
+        topic: The name of the topic.
+        topic_id: The id of the topic.
+        held: Offsets that the table holds. Messages up to these offsets are skipped.
+        moment: The landing time of all messages.
     """
 
-    place: TableLocation
+    location: TableLocation
     settings: Settings
     topic: str
     topic_id: str
     held: Positions
     moment: datetime
 
-    def write(self, frame: DataFrame, tasks: int) -> Written:
-        """Writes Kafka's rows into data files by at most so many tasks; a file each."""
+    def write(self, frame: DataFrame, tasks: int) -> WrittenFiles:
+        """Writes rows of Spark's Kafka source to data files, one for each task.
+
+        Args:
+            frame: The rows.
+            tasks: Maximum number of tasks.
+
+        Returns:
+            The data files of all tasks, not committed.
+        """
         from pyspark.sql import functions as F  # noqa: N812
         from pyspark.sql.pandas.types import from_arrow_schema
 
-        landing = self
+        writer = self
         flat = frame.withColumn("headers", F.to_json("headers"))
 
-        def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-            yield landing._written(batches)
+        def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+            yield writer._write_part(batches)
 
-        reports = flat.coalesce(tasks).mapInArrow(work, from_arrow_schema(_REPORT)).toArrow().to_pylist()
-        return Written(
+        reports = flat.coalesce(tasks).mapInArrow(run, from_arrow_schema(_REPORT)).toArrow().to_pylist()
+        return WrittenFiles(
             [DataFile(**file) for report in reports for file in report["files"]],
             sum(report["bytes"] for report in reports),
             max((report["newest"] for report in reports if report["newest"]), default=None),
         )
 
-    def _written(self, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatch:
+    def _write_part(self, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatch:
+        """Writes the messages of one task and returns its report."""
         decoder = transaction_decoder(self.settings)
         size, newest = 0, None
 
         def rows() -> Iterator[pa.RecordBatch]:
             nonlocal size, newest
             for batch in batches:
-                messages = messages_of(batch, self.topic_id)
+                messages = to_messages(batch, self.topic_id)
                 fresh = rows_after(messages, self.held)
                 if fresh.num_rows:
-                    size += payload_bytes(fresh)
+                    size += count_payload_bytes(fresh)
                     newest = max(filter(None, (newest, pc.max(fresh["timestamp"]).as_py())), default=None)
                     treated = pseudonymise(fresh, self.settings.pseudonym_policy, decoder)
                     yield from stamp_ingest(treated, raw_transactions, self.moment).to_batches()
 
-        files = [vars(file) for file in write_data_files(self.place, raw_transactions, rows())]
+        files = [vars(file) for file in write_data_files(self.location, raw_transactions, rows())]
         report = {"files": files, "bytes": size, "newest": newest}
         return pa.RecordBatch.from_pylist([report], schema=_REPORT)
 
 
-def messages_of(batch: pa.RecordBatch, topic_id: str) -> pa.Table:
-    """Rows of Spark's Kafka source, with headers as Spark's JSON, as `MESSAGES`."""
+def to_messages(batch: pa.RecordBatch, topic_id: str) -> pa.Table:
+    """Converts rows of Spark's Kafka source, with their headers as Spark's JSON, to the schema `MESSAGES`."""
     milliseconds = pc.divide(batch["timestamp"].cast(pa.int64()), 1000)
     has_time = pc.and_(
         pc.not_equal(batch["timestampType"], _NO_TIME),

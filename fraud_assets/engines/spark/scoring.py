@@ -1,4 +1,4 @@
-"""A batch of predictions on Spark: executors score the pending rows of their files and write them, in one pass."""
+"""Scores a batch on Spark: executors read feature files, score the pending rows and write data files in one pass."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pyarrow.dataset import field as column
 from fraud_assets.core.schema import TRANSACTION_FEATURES, fraud_predictions, transaction_features
 from fraud_assets.core.scoring import PREDICTION_INPUTS
 from fraud_assets.engines.base import ScoringBatch, ScoringResult
-from fraud_assets.engines.scoring import alerts_in, other_versions
-from fraud_assets.engines.spark.tables import DATA_FILE, each
+from fraud_assets.engines.scoring import count_alerts, find_other_versions
+from fraud_assets.engines.spark.tables import DATA_FILE, run_tasks
 from fraud_assets.lake.data_files import DataFile, Slice, list_slices, read_slices, write_data_files
 from fraud_assets.lake.positions import rows_between
 from fraud_assets.lake.scan import files_within
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 _TASK_BYTES = 8_000_000
-"""Of feature files for a task: about 80,000 rows, half a second of scoring."""
+"""Minimum bytes of feature files per task: about 80,000 rows, which take half a second to score."""
 _FILE_BYTES = 100_000
-"""What opening a file costs beside its bytes, in bytes."""
+"""Cost of opening a file, in bytes that are read in the same time."""
 _INPUTS = pa.schema([TRANSACTION_FEATURES.field(name) for name in PREDICTION_INPUTS])
 _REPORT = pa.schema(
     [
@@ -39,36 +39,45 @@ _REPORT = pa.schema(
 
 
 def score_batch(spark: SparkSession, batch: ScoringBatch, model: Broadcast[bytes]) -> ScoringResult:
-    """Scores the rows of a batch with the model and writes data files."""
-    source, bounds = batch.work.source, batch.bounds
-    source_place, target_place = batch.lake.location(transaction_features), batch.lake.location(fraud_predictions)
+    """Scores the rows of a batch and writes data files, without committing them.
+
+    Args:
+        spark: The Spark session.
+        batch: The rows.
+        model: The serialized treelite model.
+
+    Returns:
+        The data files, the number of alerts and the unsupported feature versions.
+    """
+    source, bounds = batch.pending.source, batch.bounds
+    source_location, target_location = batch.lake.location(transaction_features), batch.lake.location(fraud_predictions)
     first, last = min(bounds.start.values()) + 1, max(bounds.target.values())
-    # Row groups beyond all streams' bounds need not be read.
+    # Row groups outside the bounds of all source partitions need not be read.
     where = (column("offset") >= first) & (column("offset") <= last)
-    # The model is not for pickling, and so is no part of what travels with the task.
+    # The model cannot be pickled, so it is removed from the scorer that is sent to the tasks.
     without_model = replace(batch.scorer, model=None)  # type: ignore[arg-type]
 
     def score(slices: Sequence[Slice]) -> Iterator[pa.RecordBatch]:
-        scorer = replace(without_model, model=_deserialised(model))
+        scorer = replace(without_model, model=_deserialize(model))
         alerts, others = 0, set[str]()
 
         def scored() -> Iterator[pa.RecordBatch]:
             nonlocal alerts
-            for read in read_slices(source_place, slices, _INPUTS, transaction_features.partition_by, where):
+            for read in read_slices(source_location, slices, _INPUTS, transaction_features.partition_by, where):
                 rows = pa.Table.from_batches([rows_between(read, bounds.start, bounds.target)])
-                others.update(other_versions(rows))
+                others.update(find_other_versions(rows))
                 if not others:
                     predictions = scorer.score(rows)
-                    alerts += alerts_in(predictions)
+                    alerts += count_alerts(predictions)
                     yield from predictions.to_batches()
 
-        files = list(write_data_files(target_place, fraud_predictions, scored()))
+        files = list(write_data_files(target_location, fraud_predictions, scored()))
         report = {"files": [vars(file) for file in files], "alerts": alerts, "other_versions": sorted(others)}
         yield pa.RecordBatch.from_pylist([report], schema=_REPORT)
 
     near = set(files_within(source, {"offset": (first, last)}))
-    slices = list_slices(source, [path for path in batch.work.files if path in near], transaction_features)
-    reports = each(spark, shared_out_by_day(spark, slices), score, _REPORT).toArrow().to_pylist()
+    slices = list_slices(source, [path for path in batch.pending.files if path in near], transaction_features)
+    reports = run_tasks(spark, group_slices_by_day(spark, slices), score, _REPORT).toArrow().to_pylist()
     return ScoringResult(
         [DataFile(**file) for report in reports for file in report["files"]],
         sum(report["alerts"] for report in reports),
@@ -76,16 +85,16 @@ def score_batch(spark: SparkSession, batch: ScoringBatch, model: Broadcast[bytes
     )
 
 
-def shared_out_by_day(spark: SparkSession, slices: Sequence[Slice]) -> list[list[Slice]]:
-    """The slices as the work of tasks, each with about the same bytes and with neighbouring days.
+def group_slices_by_day(spark: SparkSession, slices: Sequence[Slice]) -> list[list[Slice]]:
+    """Groups slices into tasks with about the same bytes and with adjacent days.
 
-    A task writes a file for every day that it meets, so that of D days and T tasks come fewer than D + T files, and
-    few rows are the work of one task.
+    A task writes a file for every day that it reads. With adjacent days, D days and T tasks make fewer than D + T
+    files. A small number of rows becomes one task.
     """
     ordered = sorted(slices, key=lambda part: (str(part.partition), part.path, part.number))
     loads = [part.size // part.count + _FILE_BYTES for part in ordered]
-    most = 4 * spark.sparkContext.defaultParallelism
-    share = max(_TASK_BYTES, -(-sum(loads) // most))
+    max_tasks = 4 * spark.sparkContext.defaultParallelism
+    share = max(_TASK_BYTES, -(-sum(loads) // max_tasks))
     tasks: list[list[Slice]] = []
     reached = 0
     for part, load in zip(ordered, loads, strict=True):
@@ -97,8 +106,8 @@ def shared_out_by_day(spark: SparkSession, slices: Sequence[Slice]) -> list[list
 
 
 @lru_cache(maxsize=1)
-def _deserialised(model: Broadcast[bytes]) -> treelite.Model:
-    """The model, once for all tasks of a Python worker: it meets the same broadcast object in each."""
+def _deserialize(model: Broadcast[bytes]) -> treelite.Model:
+    """Deserializes the model once per Python worker, whose tasks all get the same broadcast object."""
     import treelite
 
     return treelite.Model.deserialize_bytes(model.value)

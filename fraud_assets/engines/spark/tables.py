@@ -1,6 +1,6 @@
-"""Delta tables as DataFrames: executors read and write their data files; the log is the driver's alone.
+"""Reads and writes Delta tables as DataFrames: executors process the data files, and only the driver uses the log.
 
-No Delta jar takes part, and the executors reach an object store with the same options as everybody else.
+No Delta jar is needed. Executors access an object store with the same options as the other processes.
 """
 
 from __future__ import annotations
@@ -34,13 +34,23 @@ DATA_FILE = pa.schema(
 )
 
 
-def each(
+def run_tasks(
     spark: SparkSession,
     parts: Sequence[Part],
     work: Callable[[Part], Iterator[pa.RecordBatch]],
     schema: pa.Schema,
 ) -> DataFrame:
-    """What `work` gives for every part, a task for each; `schema` is that of its batches."""
+    """Runs a function on every part, in a task each.
+
+    Args:
+        spark: The Spark session.
+        parts: The inputs of the tasks.
+        work: The function; it can be pickled.
+        schema: The schema of the batches that it yields.
+
+    Returns:
+        The rows of all batches. Nothing runs until the DataFrame is used.
+    """
     from pyspark.sql.pandas.types import from_arrow_schema
 
     def run(numbers: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -60,52 +70,60 @@ def scan(
     columns: Sequence[str] | None = None,
     where: Expression | None = None,
 ) -> DataFrame:
-    """Rows of these files of the handle's version: `columns` (all) of those that meet `where` (all)."""
+    """Reads rows of a table.
+
+    Args:
+        spark: The Spark session.
+        lake: The lake of the table.
+        table: The table.
+        handle: The version of the table.
+        files: The files to read.
+        columns: The columns to read; default: all.
+        where: The condition that the rows meet; default: none.
+    """
     schema = table.schema if columns is None else pa.schema([table.schema.field(name) for name in columns])
-    place, partition_by = lake.location(table), table.partition_by
+    location, partition_by = lake.location(table), table.partition_by
 
     def read(slices: Sequence[Slice]) -> Iterator[pa.RecordBatch]:
-        return read_slices(place, slices, schema, partition_by, where)
+        return read_slices(location, slices, schema, partition_by, where)
 
-    return each(spark, shared_out(spark, list_slices(handle, files, table)), read, schema)
+    return run_tasks(spark, group_slices(spark, list_slices(handle, files, table)), read, schema)
 
 
-def shared_out(spark: SparkSession, slices: Sequence[Slice]) -> list[list[Slice]]:
-    """The slices as the work of so many tasks as keep the cores busy, each with about the same bytes."""
+def group_slices(spark: SparkSession, slices: Sequence[Slice]) -> list[list[Slice]]:
+    """Groups slices into tasks with about the same bytes, and into enough tasks to keep all cores busy."""
     tasks = min(len(slices), _TASKS_PER_CORE * spark.sparkContext.defaultParallelism)
     groups: list[list[Slice]] = [[] for _ in range(tasks)]
     loads = [0] * tasks
     for part in sorted(slices, key=lambda part: part.size / part.count, reverse=True):
         lightest = loads.index(min(loads))
         groups[lightest].append(part)
-        # Opening a file costs about as much as reading a megabyte.
+        # Opening a file takes about as long as reading a megabyte.
         loads[lightest] += part.size // part.count + 1_000_000
     return groups
 
 
 def write(frame: DataFrame, lake: Lake, table: Table) -> list[DataFile]:
-    """Writes the rows (columns of the table, by name; headers also as text) into data files, on the executors.
+    """Writes rows to data files on the executors, without committing them.
 
-    They are not committed.
+    Args:
+        frame: Rows with the columns of the table, by name. Headers may be text.
+        lake: The lake of the table.
+        table: The table.
+
+    Returns:
+        The data files.
     """
     from pyspark.sql.pandas.types import from_arrow_schema
 
-    place = lake.location(table)
+    location = lake.location(table)
 
-    def written(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        yield as_batch(list(write_data_files(place, table, map(with_headers, batches))))
+    def write_part(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        files = write_data_files(location, table, map(with_headers, batches))
+        yield pa.RecordBatch.from_pylist([vars(file) for file in files], schema=DATA_FILE)
 
-    return data_files(frame.mapInArrow(written, from_arrow_schema(DATA_FILE)))
-
-
-def as_batch(files: Sequence[DataFile]) -> pa.RecordBatch:
-    """Data files as a task hands them to the driver."""
-    return pa.RecordBatch.from_pylist([vars(file) for file in files], schema=DATA_FILE)
-
-
-def data_files(frame: DataFrame) -> list[DataFile]:
-    """The data files that tasks wrote. Runs them."""
-    return [DataFile(**row) for row in frame.toArrow().to_pylist()]
+    written = frame.mapInArrow(write_part, from_arrow_schema(DATA_FILE))
+    return [DataFile(**row) for row in written.toArrow().to_pylist()]
 
 
 def _nullable(schema: pa.Schema) -> pa.Schema:

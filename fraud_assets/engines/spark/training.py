@@ -1,4 +1,4 @@
-"""Work on the rows of a training window, done by Spark's executors."""
+"""Processes the rows of a training window on Spark's executors."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from fraud_assets.core.schema import TRANSACTION_FEATURES, transaction_features
-from fraud_assets.engines.base import TrainingWindow, Work
-from fraud_assets.engines.spark.tables import each, shared_out
+from fraud_assets.engines.base import RowFunction, TrainingWindow
+from fraud_assets.engines.spark.tables import group_slices, run_tasks
 from fraud_assets.lake.data_files import Slice, list_slices, read_slices
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 
-def gather(
-    spark: SparkSession, window: TrainingWindow, columns: Sequence[str], work: Work, schema: pa.Schema
+def map_window(
+    spark: SparkSession, window: TrainingWindow, columns: Sequence[str], function: RowFunction, schema: pa.Schema
 ) -> pa.Table:
-    """Does the work on each part of the window, a task each; see `Engine.gather`."""
+    """Runs a function on each part of the window, in a task each. See `Engine.map_window`."""
     location, where = window.lake.location(transaction_features), window.where
-    wanted = pa.schema([TRANSACTION_FEATURES.field(name) for name in columns])
+    inputs = pa.schema([TRANSACTION_FEATURES.field(name) for name in columns])
 
     def run(slices: Sequence[Slice]) -> Iterator[pa.RecordBatch]:
-        return work(read_slices(location, slices, wanted, transaction_features.partition_by, where))
+        return function(read_slices(location, slices, inputs, transaction_features.partition_by, where))
 
     slices = list_slices(window.handle, window.files, transaction_features)
-    return each(spark, shared_out(spark, slices), run, schema).toArrow().cast(schema)
+    return run_tasks(spark, group_slices(spark, slices), run, schema).toArrow().cast(schema)

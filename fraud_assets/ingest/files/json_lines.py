@@ -12,7 +12,7 @@ import msgspec
 import pyarrow as pa
 
 from fraud_assets.core.bodies import Rejected, json_object, strip_byte_order_mark
-from fraud_assets.core.paths import MISSING, value_at
+from fraud_assets.core.field_paths import MISSING, value_at
 from fraud_assets.ingest.files.contents import Contents, UnusableFile
 from fraud_assets.ingest.files.field_names import payload_names
 from fraud_assets.ingest.files.labels import LabelKeys

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fraud_assets.core.bodies import Rejected, json_object
+from fraud_assets.core.field_paths import MISSING, value_at
 from fraud_assets.core.local_time import iso_text
 from fraud_assets.core.parsing import parse_labels
-from fraud_assets.core.paths import MISSING, value_at
 from fraud_assets.core.schema import TIME
 from fraud_assets.ingest.files.field_names import first_of, label_names, labelled_at_names
 from fraud_assets.lake.duckdb_session import connect, quoted_name

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fraud_assets.core.paths import resolve
+from fraud_assets.core.field_paths import resolve
 
 if TYPE_CHECKING:
     import pyarrow.parquet

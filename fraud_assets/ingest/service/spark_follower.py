@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from fraud_assets.engines.landing_report import LandingReport
 from fraud_assets.engines.local.landing import land_new_labels
-from fraud_assets.engines.spark.landing import LandedBatch, ReplanError, TopicQuery
+from fraud_assets.engines.spark.batch_landing import LandedBatch, ReplanError
 from fraud_assets.engines.spark.session import session_has_ended
+from fraud_assets.engines.spark.topic_query import TopicQuery
 from fraud_assets.errors import BrokerError, EngineError, LakeError, SparkEndedError
 from fraud_assets.ingest.service.metrics import LandingMetrics
 from fraud_assets.ingest.service.status import StatusReporter

@@ -85,7 +85,7 @@ class StatusReporter:
     def _report(self) -> None:
         with self._lock:
             unreported, self._unreported, self._reported = self._unreported, empty_reports(), monotonic()
-        if any(report.quarantined or report.has_news for report in unreported.values()):
+        if any(report.quarantined or report.has_changes for report in unreported.values()):
             self._on_report(unreported)
 
     def _line(self) -> str:

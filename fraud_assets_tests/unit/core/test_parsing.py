@@ -306,7 +306,7 @@ def test_clean_rows_take_the_fast_path() -> None:
     for feed in feeds:
         mapped = load_settings(_env_file=None, field_mapping=NESTED if b"after" in feed[0] else {})
         contract = transaction_contract(mapped.contract)
-        _, good = columnar_parsing._fast(pa.array(feed, pa.binary()), ingested, contract)
+        _, good = columnar_parsing._parse_fast(pa.array(feed, pa.binary()), ingested, contract)
         assert good.all()
 
 
@@ -428,12 +428,12 @@ _often = settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow]
 @given(st.lists(_bodies(GOOD), min_size=1, max_size=8), st.sampled_from([0, 1]))
 def test_fast_path_agrees_on_transactions(bodies: list[bytes | None], fewest: int) -> None:
     """Every answer on a batch of transactions is that of the authority, with and without further shapes."""
-    before, columnar_parsing._FEWEST_ROWS = columnar_parsing._FEWEST_ROWS, 1 if fewest else 64
+    before, columnar_parsing._MIN_ROWS = columnar_parsing._MIN_ROWS, 1 if fewest else 64
     try:
         ingested = round(INGESTED.timestamp() * 1_000_000)
         _check(bodies, raw_table(bodies), transaction_contract(SETTINGS.contract), ingested)
     finally:
-        columnar_parsing._FEWEST_ROWS = before
+        columnar_parsing._MIN_ROWS = before
 
 
 @_often

@@ -161,7 +161,9 @@ def test_the_fast_way_gives_what_the_careful_one_gives(value: Any, path: str) ->
     payload: dict[str, Any] = {"card": CARD, "a": {"card": CARD, "b": [{"card": CARD}]}, "other": value}
     body = json.dumps(payload).encode()
     fast = json.loads(treated(body, path))
-    careful = json.loads(pseudonyms._examined(body, 10**6, pseudonyms._Pseudonyms.of(settings(path).pseudonym_policy)))
+    careful = json.loads(
+        pseudonyms._replace_carefully(body, 10**6, pseudonyms._Pseudonyms.of(settings(path).pseudonym_policy))
+    )
     assert fast == careful
     assert fast["other"] == json.loads(body)["other"]
     assert json.dumps(fast).count(PSEUDONYM) == 1

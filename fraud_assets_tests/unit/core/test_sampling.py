@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from fraud_assets.core.sampling import draws, sample_candidates, smallest_draws
+from fraud_assets.core.sampling import draw_numbers, select_candidates, select_sample
 
 ROWS = 50_000
 
@@ -23,7 +23,7 @@ def rows(partitions: int = 4, topic: str = "transactions", count: int = ROWS) ->
 
 def sample(parts: list[pa.RecordBatch], size: int, seed: int = 1) -> pa.Table:
     count = sum(part.num_rows for part in parts)
-    return smallest_draws(pa.Table.from_batches([sample_candidates(part, size, count, seed) for part in parts]), size)
+    return select_sample(pa.Table.from_batches([select_candidates(part, size, count, seed) for part in parts]), size)
 
 
 def test_the_sample_depends_on_the_positions_and_the_seed_alone() -> None:
@@ -37,7 +37,7 @@ def test_the_sample_depends_on_the_positions_and_the_seed_alone() -> None:
 
 def test_draws_are_a_part_of_the_contract() -> None:
     """A model can be trained again on the same rows by a later release."""
-    assert draws(rows(count=4), 42).tolist() == [
+    assert draw_numbers(rows(count=4), 42).tolist() == [
         5061543542275452749,
         3991745808196026645,
         5813234143625762776,
@@ -47,8 +47,8 @@ def test_draws_are_a_part_of_the_contract() -> None:
 
 @pytest.mark.parametrize(("other", "shared"), [(rows(topic="other"), 0), (rows(partitions=1), ROWS // 4)])
 def test_a_draw_belongs_to_one_position(other: pa.RecordBatch, shared: int) -> None:
-    assert len(np.unique(draws(rows(), 1))) == ROWS
-    assert len(np.intersect1d(draws(rows(), 1), draws(other, 1))) == shared
+    assert len(np.unique(draw_numbers(rows(), 1))) == ROWS
+    assert len(np.intersect1d(draw_numbers(rows(), 1), draw_numbers(other, 1))) == shared
 
 
 def test_every_part_of_the_stream_has_its_share() -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from fraud_assets.core import scoring
 from fraud_assets.core.schema import FRAUD_PREDICTIONS, MODEL_INPUTS, POSITION_COLUMNS
-from fraud_assets.core.scoring import PREDICTION_INPUTS, matrix, predictions, score
-from fraud_assets.core.training import fit, inputs, score_samples, treelite_form
+from fraud_assets.core.scoring import PREDICTION_INPUTS, predict, score, to_matrix
+from fraud_assets.core.training import fit, score_samples, to_frame, to_treelite
 from fraud_assets_tests.support.synthetic import features
 
 
@@ -25,7 +25,7 @@ def forest(rows):
 
 @pytest.fixture(scope="module")
 def model(forest):
-    return treelite_form(forest)
+    return to_treelite(forest)
 
 
 def test_equal_to_scikit_learn_and_higher_is_more_suspicious(forest, model, rows):
@@ -51,8 +51,8 @@ def test_the_same_bits_for_one_row_many_rows_and_any_chunk(model, rows, monkeypa
 def test_inputs_are_found_by_name_in_the_order_of_the_model(model, rows):
     shuffled = rows.select(rows.column_names[::-1])
     assert (score(model, shuffled) == score(model, rows)).all()
-    assert matrix(rows).dtype == np.float32
-    assert list(inputs(rows).columns) == list(MODEL_INPUTS)
+    assert to_matrix(rows).dtype == np.float32
+    assert list(to_frame(rows).columns) == list(MODEL_INPUTS)
 
 
 def test_an_amount_beyond_float32_trains_and_scores(rows):
@@ -60,18 +60,18 @@ def test_an_amount_beyond_float32_trains_and_scores(rows):
     amounts[:3] = 1e300
     huge = rows.set_column(rows.column_names.index("tx_amount"), rows.schema.field("tx_amount"), pa.array(amounts))
     forest = fit(huge, trees=10)
-    np.testing.assert_allclose(score(treelite_form(forest), huge), score_samples(forest, huge), rtol=0, atol=1e-8)
+    np.testing.assert_allclose(score(to_treelite(forest), huge), score_samples(forest, huge), rtol=0, atol=1e-8)
 
 
 def test_no_rows(model, rows):
     assert score(model, rows.slice(0, 0)).shape == (0,)
-    assert predictions(rows.slice(0, 0), model, 0.5, 1, "run", datetime.now(UTC)).schema == FRAUD_PREDICTIONS
+    assert predict(rows.slice(0, 0), model, 0.5, 1, "run", datetime.now(UTC)).schema == FRAUD_PREDICTIONS
 
 
 def test_predictions_carry_position_version_and_threshold(model, rows):
     now = datetime(2026, 3, 1, 12, tzinfo=UTC)
     threshold = float(np.sort(score(model, rows))[-30])
-    table = predictions(rows.select(PREDICTION_INPUTS), model, threshold, 7, "run", now)
+    table = predict(rows.select(PREDICTION_INPUTS), model, threshold, 7, "run", now)
     assert table.schema == FRAUD_PREDICTIONS
     assert table.select(POSITION_COLUMNS).equals(rows.select(POSITION_COLUMNS))
     assert table["is_alert"].to_numpy().sum() == 30  # a score at the threshold alerts

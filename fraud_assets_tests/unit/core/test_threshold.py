@@ -5,7 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fraud_assets.core.threshold import calibrate, lowest_threshold, merge_traffic, scored_traffic, scores_needed
+from fraud_assets.core.threshold import count_scores_needed, lowest_threshold, merge_traffic, summarize_traffic
+
+
+def calibrate(scores: np.ndarray, tx_datetime: np.ndarray, budget_per_day: float, max_rate: float) -> float:
+    """Returns `lowest_threshold` of transactions that are all in memory."""
+    return lowest_threshold(summarize_traffic(scores, tx_datetime, len(scores)), budget_per_day, max_rate)
 
 
 def times(rows: int, days: float) -> np.ndarray:
@@ -49,11 +54,6 @@ def test_everything_may_alert_if_asked_for():
     assert calibrate(scores, times(10, 1), 100, 1.0) == scores.min()
 
 
-def test_empty_window():
-    with pytest.raises(ValueError, match="at least one"):
-        calibrate(np.array([]), np.array([], "datetime64[us]"), 1, 0.5)
-
-
 @given(
     st.lists(st.sampled_from([0.1, 0.2, 0.3, 0.35, 0.9]) | st.floats(0, 1), min_size=1, max_size=200),
     st.floats(0.01, 300),
@@ -62,7 +62,7 @@ def test_empty_window():
 )
 def test_never_beyond_either_limit_and_never_one_step_too_high(scores, budget, rate, days):
     values, at = np.array(scores), times(len(scores), days)
-    limit = min(budget * scored_traffic(values, at, 1).days, rate * len(values))
+    limit = min(budget * summarize_traffic(values, at, 1).days, rate * len(values))
     threshold = calibrate(values, at, budget, rate)
     assert (values >= threshold).sum() <= limit
     lower = values[values < threshold]
@@ -78,9 +78,9 @@ def test_never_beyond_either_limit_and_never_one_step_too_high(scores, budget, r
 )
 def test_scored_in_parts_it_is_the_same_threshold(scores, budget, rate, days, size):
     values, at = np.array(scores), times(len(scores), days)
-    keep = scores_needed(budget, 7)
+    keep = count_scores_needed(budget, 7)
     parts = [
-        scored_traffic(values[first : first + size], at[first : first + size], keep)
+        summarize_traffic(values[first : first + size], at[first : first + size], keep)
         for first in range(0, len(values), size)
     ]
     traffic = merge_traffic(parts, keep)

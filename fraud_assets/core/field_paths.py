@@ -1,4 +1,4 @@
-"""Where a field is in an object: under its own key, or within other objects, as `after.id` is `id` within `after`."""
+"""Resolves dotted field paths: `after.id` is the key `after.id`, or the key `id` of the object `after`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from collections.abc import Collection
 from typing import Any, Final
 
 MISSING: Final = object()
-"""What `value_at` gives where nothing is."""
+"""Returned by `value_at` if the path does not exist."""
 
 
 def resolve(keys: Collection[str], path: str) -> tuple[str, str] | None:
-    """The key that a path names and the path below it, which is empty for the key itself; None where there is none.
+    """Finds the key of an object at which a path starts.
 
-    A key that is written like the whole path comes first, then the one with the fewest parts.
+    A key equal to the whole path takes precedence, then the key with the fewest parts.
+
+    Returns:
+        The key and the rest of the path, which is empty for the key itself; None if no key matches.
     """
     if path in keys:
         return path, ""
@@ -25,7 +28,7 @@ def resolve(keys: Collection[str], path: str) -> tuple[str, str] | None:
 
 
 def value_at(payload: Any, path: str) -> Any:
-    """The value under a path of an object, `MISSING` where there is none."""
+    """Returns the value at a path of an object, or `MISSING` if the path does not exist."""
     while type(payload) is dict:
         found = resolve(payload, path)
         if found is None:
