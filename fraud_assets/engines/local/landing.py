@@ -101,7 +101,7 @@ def land_batch(
 ) -> dict[str, LandingReport]:
     """Drains the labels topic to its end of this moment, then appends a batch of transactions; a report by table.
 
-    `reached` are the positions that go with the batch, which may have no rows; see `TopicReader.follow`.
+    `reached` are the positions that go with the batch, which may have no rows; see `GroupReader.follow`.
     When `stop` says so before the labels are drained, the transactions are left for the next time.
 
     Raises:
