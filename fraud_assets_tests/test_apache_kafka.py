@@ -12,11 +12,12 @@ from fraud_assets.errors import BrokerError
 from fraud_assets.kafka.broker import find_broker
 from fraud_assets.kafka.client import find_topic_id
 from fraud_assets.kafka.consumer import TopicReader
-from fraud_assets.kafka.producer import Message, Producer, produce
+from fraud_assets.kafka.producer import Message, Producer
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
 from fraud_assets.testing.apache_kafka import Cluster, apache_kafka, why_unavailable
 from fraud_assets_tests.conftest import MakeTopic, topic_maker
+from fraud_assets_tests.support.producing import produce
 
 
 @pytest.mark.xdist_group("apache")

@@ -16,8 +16,9 @@ import pytest
 from fraud_assets.errors import BrokerError
 from fraud_assets.kafka.broker import Broker, find_broker
 from fraud_assets.kafka.consumer import TopicReader
-from fraud_assets.kafka.producer import Message, produce
+from fraud_assets.kafka.producer import Message
 from fraud_assets.settings import Settings
+from fraud_assets_tests.support.producing import produce
 from fraud_assets_tests.test_errors import assert_one_sentence, run
 
 

@@ -15,12 +15,13 @@ from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.errors import BrokerError, SettingError
 from fraud_assets.kafka import rest
 from fraud_assets.kafka.broker import find_broker
-from fraud_assets.kafka.producer import Message, produce
+from fraud_assets.kafka.producer import Message
 from fraud_assets.kafka.rest import RestProducer
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
 from fraud_assets.testing.apache_kafka import Cluster
 from fraud_assets_tests.rest_server import CLUSTER, KEY, SECRET, RestServer, rest_server
+from fraud_assets_tests.support.producing import produce
 from fraud_assets_tests.test_errors import assert_one_sentence, run
 
 pytestmark = pytest.mark.xdist_group("apache")

@@ -13,12 +13,13 @@ from pydantic import SecretStr
 from fraud_assets.definitions import defs
 from fraud_assets.kafka.broker import find_broker
 from fraud_assets.kafka.connection import connection
-from fraud_assets.kafka.producer import Message, produce
+from fraud_assets.kafka.producer import Message
 from fraud_assets.operations.setup_home import DAGSTER_YAML
 from fraud_assets.settings import Settings, environment_name, load_settings
 from fraud_assets_tests.conftest import topic_maker
 from fraud_assets_tests.rest_server import CLUSTER, KEY, SECRET, rest_server
 from fraud_assets_tests.secure_kafka import KEY_PASSWORD, PLAIN_PASSWORD, PLAIN_USER, SecureKafka
+from fraud_assets_tests.support.producing import produce
 from fraud_assets_tests.test_errors import run
 
 pytestmark = pytest.mark.xdist_group("secure")

@@ -14,7 +14,7 @@ from fraud_assets.kafka.broker import broker_is_configured, find_broker
 from fraud_assets.kafka.client import client_config
 from fraud_assets.kafka.connection import connection
 from fraud_assets.kafka.consumer import TopicReader
-from fraud_assets.kafka.producer import Message, Producer, produce
+from fraud_assets.kafka.producer import Message, Producer
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
 from fraud_assets_tests.conftest import topic_maker
@@ -28,6 +28,7 @@ from fraud_assets_tests.secure_kafka import (
     by_certificate,
     by_password,
 )
+from fraud_assets_tests.support.producing import produce
 from fraud_assets_tests.test_errors import assert_one_sentence, run
 
 pytestmark = pytest.mark.xdist_group("secure")
