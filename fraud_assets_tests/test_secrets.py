@@ -132,7 +132,7 @@ def test_nothing_tells_them(
         found += places(result.stdout + result.stderr, " ".join(result.args[1:]), secrets)
     assert found == []
     # The search sees what is there: the user's name is in the events of the failed run.
-    assert places_in(home / "dagster", [f"log-in of '{PLAIN_USER}'"]) != []
+    assert places_in(home / "dagster", [f"login of '{PLAIN_USER}'"]) != []
 
 
 def test_the_search_finds_what_is_there(tmp_path: Path) -> None:
