@@ -42,8 +42,11 @@ from fraud_assets.lake.append import commit_errors, retry_conflicts
 from fraud_assets.lake.data_files import BODY_ROWS
 from fraud_assets.lake.duckdb_session import connect
 from fraud_assets.lake.log import add_actions
+from fraud_assets.lake.position_sql import is_of_source_partition, position_columns, same_position
+from fraud_assets.lake.positions import SourcePartition
 from fraud_assets.lake.scan import register_view
-from fraud_assets.lake.tables import Lake, RemoteTable, batches, table_error
+from fraud_assets.lake.table_errors import table_error
+from fraud_assets.lake.tables import Lake, RemoteTable, batches
 from fraud_assets.operations.kept_files import FileRows, rows_in_files, strip
 from fraud_assets.printable import printable
 from fraud_assets.settings import Settings
@@ -245,9 +248,9 @@ def _predicate(places: pa.Table) -> str:
     parts = []
     for stream in places.group_by(list(SOURCE_PARTITION_COLUMNS)).aggregate([("offset", "list")]).to_pylist():
         offsets = sorted(stream["offset_list"])
-        topic, topic_id = (stream[name].replace("'", "''") for name in ("topic", "topic_id"))
+        partition = SourcePartition(*(stream[name] for name in SOURCE_PARTITION_COLUMNS))
         parts.append(
-            f"(topic = '{topic}' and topic_id = '{topic_id}' and \"partition\" = {stream['partition']} "
+            f"({is_of_source_partition(partition)} "
             f'and "offset" >= {offsets[0]} and "offset" <= {offsets[-1]} '
             f'and "offset" in ({", ".join(map(str, offsets))}))'
         )
@@ -277,7 +280,7 @@ def _of_features(lake: Lake, settings: Settings, ids: Sequence[str]) -> _Owned:
     with connect(settings) as connection:
         register_view(connection, "features", lake.open(transaction_features))
         rows = connection.sql(
-            f"select transaction_id, {_quoted()} from features where list_contains($ids, customer_id)",
+            f"select transaction_id, {position_columns()} from features where list_contains($ids, customer_id)",
             params={"ids": list(ids)},
         ).to_arrow_table()
     return _Owned(rows.select(list(POSITION_COLUMNS)).cast(_PLACES), frozenset(rows["transaction_id"].to_pylist()))
@@ -388,10 +391,10 @@ def _with_retries(lake: Lake, settings: Settings, places: pa.Table) -> pa.Table:
         while True:
             connection.register("places", places)
             origins = ", ".join(f'origin_{name} as "{name}"' for name in POSITION_COLUMNS)
-            joined = " and ".join(f'log.origin_{name} = places."{name}"' for name in POSITION_COLUMNS)
+            joined = same_position("places", "log", "origin_")
             linked = connection.sql(
-                f"""select {origins} from log semi join places using ({_quoted()})
-                union all select {_quoted()} from log where exists (select 1 from places where {joined})"""
+                f"""select {origins} from log semi join places using ({position_columns()})
+                union all select {position_columns()} from log where exists (select 1 from places where {joined})"""
             ).to_arrow_table()
             more = _union(places, linked.cast(_PLACES))
             if more.num_rows == places.num_rows:
@@ -405,7 +408,9 @@ def _labels_of(lake: Lake, settings: Settings, transactions: pa.Table) -> pa.Tab
     with connect(settings) as connection:
         register_view(connection, "labels", lake.open(fraud_labels))
         connection.register("own", transactions)
-        rows = connection.sql(f"select {_quoted()} from labels semi join own using (transaction_id)").to_arrow_table()
+        rows = connection.sql(
+            f"select {position_columns()} from labels semi join own using (transaction_id)"
+        ).to_arrow_table()
     return rows.cast(_PLACES)
 
 
@@ -436,7 +441,9 @@ def _present(lake: Lake, table: Table, settings: Settings, places: pa.Table) -> 
     with connect(settings) as connection:
         register_view(connection, "held", lake.open(table))
         connection.register("places", places)
-        rows = connection.sql(f"select {_quoted()} from held semi join places using ({_quoted()})").to_arrow_table()
+        rows = connection.sql(
+            f"select {position_columns()} from held semi join places using ({position_columns()})"
+        ).to_arrow_table()
     return rows.cast(_PLACES)
 
 
@@ -449,7 +456,3 @@ def _minus(places: pa.Table, others: pa.Table) -> pa.Table:
     if not places.num_rows or not others.num_rows:
         return _union(places, _PLACES.empty_table())
     return places.join(others, keys=list(POSITION_COLUMNS), join_type="left anti").cast(_PLACES)
-
-
-def _quoted() -> str:
-    return ", ".join(f'"{name}"' for name in POSITION_COLUMNS)

@@ -37,6 +37,7 @@ from fraud_assets.kafka.schemas import label_decoder, transaction_decoder
 from fraud_assets.lake.append import append_landed, commit_append, retry_conflicts
 from fraud_assets.lake.batches import find_pending, read_batch
 from fraud_assets.lake.duckdb_session import connect
+from fraud_assets.lake.position_sql import landing_order, position_columns, same_position
 from fraud_assets.lake.positions import (
     FILE_LABELS_TOPIC,
     RETRIED_LABELS,
@@ -58,8 +59,9 @@ ORIGIN_HEADER = "fraud-retry-of"
 DUPLICATE = "duplicate"
 LABEL = "label_"
 _ORIGIN_COLUMNS = tuple(f"origin_{name}" for name in POSITION_COLUMNS)
-_POSITION = ", ".join(f'q."{name}"' for name in POSITION_COLUMNS)
-_SAME = " and ".join(f'q."{name}" = r."origin_{name}"' for name in POSITION_COLUMNS)
+_POSITION = position_columns("q")
+_LANDING_ORDER = landing_order("q")
+_SAME = same_position("q", "r", "origin_")
 _NOWHERE = 2**62
 
 
@@ -256,7 +258,7 @@ def _claim(lake: Lake, settings: Settings, rows: pa.Table, stream: SourcePartiti
             connection.register("q", rows.select([*POSITION_COLUMNS, "reason", "ingested_at"]))
             fresh = connection.sql(
                 f"""select {_POSITION}, reason from q where not exists (select 1 from r where {_SAME})
-                order by q.ingested_at, {_POSITION}"""
+                order by {_LANDING_ORDER}"""
             ).to_arrow_table()
         if not fresh.num_rows:
             return
@@ -457,7 +459,7 @@ def _batches(lake: Lake, settings: Settings, selection: Selection, *, labels: bo
             kind += f" and q.reason <> '{DUPLICATE}'"
         places = connection.sql(
             f"""select {_POSITION}, coalesce(octet_length(q.value), 0) as size from q {where} and {kind}
-            order by q.ingested_at, {_POSITION}""",
+            order by {_LANDING_ORDER}""",
             params=values,
         ).to_arrow_table()
     yield from _slices(places, settings)
@@ -468,11 +470,9 @@ def _sized(lake: Lake, settings: Settings, places: pa.Table) -> pa.Table:
     with connect(settings) as connection:
         register_view(connection, "q", lake.open(quarantined_transactions))
         connection.register("p", places.append_column("n", pa.array(range(places.num_rows), pa.int64())))
-        columns = ", ".join(f'p."{name}"' for name in POSITION_COLUMNS)
-        same = " and ".join(f'q."{name}" = p."{name}"' for name in POSITION_COLUMNS)
         return connection.sql(
-            f"""select {columns}, coalesce(octet_length(q.value), 0) as size
-            from p left join q on {same} order by p.n"""
+            f"""select {position_columns("p")}, coalesce(octet_length(q.value), 0) as size
+            from p left join q on {same_position("q", "p")} order by p.n"""
         ).to_arrow_table()
 
 
@@ -493,9 +493,8 @@ def _bodies(lake: Lake, settings: Settings, places: pa.Table) -> pa.Table:
     with connect(settings) as connection:
         register_view(connection, "q", lake.open(quarantined_transactions))
         connection.register("p", places)
-        columns = ", ".join(f'"{name}"' for name in POSITION_COLUMNS)
         rows = connection.sql(
-            f"select q.* from q semi join p using ({columns}) order by q.ingested_at, {_POSITION}"
+            f"select q.* from q semi join p using ({position_columns()}) order by {_LANDING_ORDER}"
         ).to_arrow_table()
     return rows.select(QUARANTINED_TRANSACTIONS.names).cast(QUARANTINED_TRANSACTIONS)
 

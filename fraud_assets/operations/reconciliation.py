@@ -21,7 +21,8 @@ from fraud_assets.core.schema import (
 from fraud_assets.lake.batches import find_pending
 from fraud_assets.lake.duckdb_session import connect
 from fraud_assets.lake.log import add_actions
-from fraud_assets.lake.positions import NOTHING, Positions, SourcePartition, committed_offset
+from fraud_assets.lake.position_sql import same_source_partition, source_partition_columns
+from fraud_assets.lake.positions import NOTHING, Positions, SourcePartition, committed_offset, partition_arrays
 from fraud_assets.lake.scan import register_view
 from fraud_assets.lake.tables import Lake, read
 from fraud_assets.operations.retention import retained_from
@@ -103,7 +104,7 @@ def _reasons(handles: Handles, since: date | None, settings: Settings) -> dict[s
         register_view(connection, "quarantine", quarantine)
         recent = f"where {_since(since)}" if since else ""
         counted = connection.sql(
-            f"""select topic, topic_id, "partition", reason, count(*), max("offset")
+            f"""select {source_partition_columns()}, reason, count(*), max("offset")
             from quarantine {recent} group by all"""
         ).fetchall()
         reasons: dict[str, int] = {}
@@ -120,7 +121,7 @@ def _reasons(handles: Handles, since: date | None, settings: Settings) -> dict[s
         connection.register("ahead", _positions(ahead))
         waiting = connection.sql(
             f"""select reason, count(*) from (select * from quarantine {recent}) q join ahead
-            on q.topic = ahead.topic and q.topic_id = ahead.topic_id and q."partition" = ahead."partition"
+            on {same_source_partition("q", "ahead")}
             where q."offset" > ahead."offset" and not starts_with(reason, 'label_') group by 1"""
         ).fetchall()
     for reason, count in waiting:
@@ -135,14 +136,7 @@ def _ahead(reached: Positions, taken: DeltaTable | None) -> dict[SourcePartition
 
 
 def _positions(positions: Positions) -> pa.Table:
-    return pa.table(
-        {
-            "topic": pa.array([stream.topic for stream in positions], pa.string()),
-            "topic_id": pa.array([stream.topic_id for stream in positions], pa.string()),
-            "partition": pa.array([stream.partition for stream in positions], pa.int32()),
-            "offset": pa.array(positions.values(), pa.int64()),
-        }
-    )
+    return pa.table({**partition_arrays(positions), "offset": pa.array(positions.values(), pa.int64())})
 
 
 def _beyond(handles: Handles, source: Table, target: Table, settings: Settings) -> int:

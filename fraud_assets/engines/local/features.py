@@ -23,8 +23,9 @@ from fraud_assets.core.schema import (
 from fraud_assets.engines.base import CLOCKS_DIFFER, FeatureBatch, FeatureResult, RecomputedRange, reach
 from fraud_assets.engines.local.windows import compute_windows
 from fraud_assets.kafka.schemas import transaction_decoder
-from fraud_assets.lake.batches import LANDING_ORDER, rows_within
+from fraud_assets.lake.batches import rows_within
 from fraud_assets.lake.duckdb_session import connect
+from fraud_assets.lake.position_sql import landing_order, position_columns, same_position
 from fraud_assets.lake.scan import files_within, register_view
 from fraud_assets.lake.tables import Lake, read
 from fraud_assets.settings import Settings
@@ -112,7 +113,7 @@ def _places(batch: pa.Table, others: pa.Table, settings: Settings, *, are_held: 
         return (
             connection.sql(
                 f"""select "row" from batch {"semi" if are_held else "anti"} join others
-            using ({_quoted(POSITION_COLUMNS)}) order by "row" """
+            using ({position_columns()}) order by "row" """
             )
             .to_arrow_table()["row"]
             .combine_chunks()
@@ -140,7 +141,7 @@ def _repeated(valid: pa.Table, features: DeltaTable, settings: Settings) -> dict
         connection.register("doubles", doubles)
         known = connection.sql(
             f"""select transaction_id, epoch_us(ingested_at), topic, "partition", "offset"
-            from features semi join doubles using (transaction_id) order by {LANDING_ORDER}"""
+            from features semi join doubles using (transaction_id) order by {landing_order()}"""
         ).fetchall()
         again = connection.sql(
             """select "row", transaction_id, landed_us, topic, "partition", "offset"
@@ -192,11 +193,8 @@ def _history(rows: pa.Table, features: DeltaTable, settings: Settings, *, recomp
     others = (
         ""
         if not recomputed
-        else """
-        and not exists (
-            select 1 from rows r where r.topic = f.topic and r.topic_id = f.topic_id
-            and r."partition" = f."partition" and r."offset" = f."offset"
-        )"""
+        else f"""
+        and not exists (select 1 from rows r where {same_position("r", "f")})"""
     )
     with connect(settings) as connection:
         register_view(connection, "features", features, near)
@@ -207,7 +205,7 @@ def _history(rows: pa.Table, features: DeltaTable, settings: Settings, *, recomp
             where epoch_us(tx_datetime) > {_microseconds(since)} and epoch_us(tx_datetime) <= {_microseconds(last)}
             and (customer_id in (select customer_id from rows) or terminal_id in (select terminal_id from rows))
             {others}
-            order by {LANDING_ORDER}
+            order by {landing_order()}
             """
         ).to_arrow_table()
     return _bare(found, is_new=False)
@@ -248,7 +246,7 @@ def _labels(known: pa.Table, labels: DeltaTable, rows: pa.Table, settings: Setti
         connection.register("ever_fraud", frauds)
         return connection.sql(
             f"""select transaction_id, is_fraud, epoch_us(labelled_at) as labelled_us,
-            row_number() over (order by {LANDING_ORDER}) as arrival
+            row_number() over (order by {landing_order()}) as arrival
             from labels semi join ever_fraud using (transaction_id) where {within}"""
         ).to_arrow_table()
 
