@@ -95,7 +95,9 @@ def test_a_copied_home_does_not_use_the_broker_of_the_original(
 ) -> None:
     (tmp_path / "copy").mkdir()
     shutil.copy(settings.broker_file, tmp_path / "copy")
-    with pytest.raises(BrokerError, match=r"copied together with FRAUD_HOME.*belongs to the original.*fraud-assets broker"):
+    with pytest.raises(
+        BrokerError, match=r"copied together with FRAUD_HOME.*belongs to the original.*fraud-assets broker"
+    ):
         find_broker(make_settings(home=tmp_path / "copy"))
     (tmp_path / "link").symlink_to(settings.home_path)
     assert find_broker(make_settings(home=tmp_path / "link")) == find_broker(settings) == broker

@@ -28,10 +28,10 @@ from fraud_assets.doctor.finding import Finding
 from fraud_assets.doctor.lake import check_lake
 from fraud_assets.errors import DamagedFileError, LakeError
 from fraud_assets.ingest.files.landing import land_files
-from fraud_assets.lake.damage import refuse_incomplete_entries
 from fraud_assets.lake.data_files import list_slices, read_slices
 from fraud_assets.lake.duckdb_session import connect
 from fraud_assets.lake.log import add_actions, row_count
+from fraud_assets.lake.log_damage import refuse_incomplete_entries
 from fraud_assets.lake.positions import SourcePartition, committed_offset
 from fraud_assets.lake.scan import register_view
 from fraud_assets.lake.tables import Lake, read

@@ -181,7 +181,7 @@ def _fill_in_defaults(connection: Connection, config: dict[str, str]) -> None:
             names = " and ".join(connection.name_of(key) for key in missing)
             raise SettingError(
                 f"Setting {connection.name_of('security.protocol')} is {config['security.protocol']!r}, and {names} "
-                f"{'is' if len(missing) == 1 else 'are'} empty: the login needs a user name and a password, so set both."
+                f"{'is' if len(missing) == 1 else 'are'} empty: set the user name and the password of the login."
             )
     if bool(config.get("ssl.certificate.location")) != bool(config.get("ssl.key.location")):
         both = ("ssl.certificate.location", "ssl.key.location")
