@@ -124,9 +124,9 @@ def test_a_damaged_newest_entry_is_refused_and_moved_away_by_hand(landed: Lake, 
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        (raw_transactions, "lands again from Kafka"),
-        (transaction_features, "computes again"),
-        (quarantined_transactions, "build it again together with them"),
+        (raw_transactions, "land again from Kafka"),
+        (transaction_features, "computes the rows of the lost commits again"),
+        (quarantined_transactions, "rebuild all three tables together"),
         (alert_thresholds, "Train again"),
         (retried_messages, "Only a backup"),
     ],
@@ -211,7 +211,7 @@ def test_a_damaged_checkpoint_whose_entries_are_gone(landed: Lake) -> None:
     without_older_entries(log)
     assert row_count(landed.open(raw_transactions)) == 20
     cut(first_checkpoint(log), 500)
-    with pytest.raises(DamagedFileError, match=r"log entries before it are gone\. Put it back from a backup"):
+    with pytest.raises(DamagedFileError, match=r"log entries before it are missing\. Restore it from a backup"):
         landed.open(raw_transactions)
 
 

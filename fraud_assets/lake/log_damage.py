@@ -156,7 +156,7 @@ def find_lost_log(location: TableLocation) -> str | None:
     if not count:
         return None
     return (
-        f"{location.path} contains {count:,} data files, but no log ({LOG_FOLDER}). {RESTORE_REMEDY}; to start with an "
+        f"{location.path} holds {count:,} data files, but no log ({LOG_FOLDER}). {RESTORE_REMEDY}; to start with an "
         "empty table, move the folder away."
     )
 
@@ -221,11 +221,11 @@ def _entry_message(path: str, fault: str, number: int, newest: int, *, has_base:
 def _checkpoint_message(path: str, fault: str, is_readable: bool) -> str:
     if path.endswith(_LAST_CHECKPOINT):
         text = f"{path} {fault}"
-        return f"{text}. {'Move it away: the log entries contain the same' if is_readable else RESTORE_REMEDY}."
+        return f"{text}. {'Move it away: the log entries hold the same data' if is_readable else RESTORE_REMEDY}."
     text = f"Checkpoint {path} {fault}"
     if not is_readable:
         return f"{text}, and log entries before it are missing. {RESTORE_REMEDY}."
-    return f"{text}. Move it and {_LAST_CHECKPOINT} out of that folder: the log entries contain the same."
+    return f"{text}. Move it and {_LAST_CHECKPOINT} out of that folder: the log entries hold the same data."
 
 
 def describe_empty_entry(table: str, sizes: Mapping[str, int]) -> str | None:
