@@ -85,9 +85,9 @@ class ConnectionErrorListener:
                 return False
 
     def _explain_refusal(self, code: int, text: str) -> str:
+        """Returns the error message for a refusal; an empty string if the error is no refusal."""
         from confluent_kafka import KafkaError as Codes
 
-        """Returns the error message for a refusal; an empty string if the error is no refusal."""
         name, title = self.connection.name_of, self.broker.title
         protocol = self.connection.config["security.protocol"]
         if code == Codes._AUTHENTICATION:
