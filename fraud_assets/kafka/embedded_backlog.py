@@ -47,7 +47,7 @@ class EmbeddedBacklog:
         config: librdkafka settings of a client.
 
     Attributes:
-        has_warned: whether the user was told that the producer waits for the lander.
+        has_warned: whether the warning that the producer waits for the lander was logged.
     """
 
     def __init__(self, broker: Broker, settings: Settings, config: dict[str, Any]) -> None:
