@@ -37,7 +37,7 @@ def run_maintenance(lake: Lake, settings: Settings) -> None:
     from deltalake.exceptions import DeltaError
 
     from fraud_assets.core.schema import TABLES
-    from fraud_assets.lake.tables import table_error
+    from fraud_assets.lake.table_errors import table_error
     from fraud_assets.operations.maintenance import maintain_lake
 
     maintain_lake(lake, settings)

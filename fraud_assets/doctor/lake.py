@@ -22,7 +22,8 @@ from fraud_assets.doctor.finding import Finding, fail, fail_from_error, ok, skip
 from fraud_assets.errors import DamagedFileError, FraudAssetsError, NoChampionError
 from fraud_assets.lake.location import TableLocation
 from fraud_assets.lake.log import add_actions, row_count
-from fraud_assets.lake.tables import Lake, table_error
+from fraud_assets.lake.table_errors import table_error
+from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def check_lake(settings: Settings) -> list[Finding]:
 
 def _check_data_files(lake: Lake, handles: Mapping[str, DeltaTable]) -> Finding:
     """Checks that the data files of the current versions exist and can be read."""
-    from fraud_assets.lake.damage import examine_data_files
+    from fraud_assets.lake.data_file_damage import examine_data_files
 
     files = footers = 0
     deadline = time.monotonic() + _FOOTER_SECONDS

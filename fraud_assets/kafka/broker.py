@@ -1,7 +1,7 @@
-"""Which broker is meant, and the embedded one: librdkafka's in-process cluster on 127.0.0.1.
+"""Finds the configured broker, and runs the embedded one: librdkafka's in-process cluster on 127.0.0.1.
 
-The embedded broker speaks the real protocol to every process of this machine, but it keeps about 5 MB a
-partition in memory and forgets the oldest beyond that without a word. `kafka.consumer` notices.
+The embedded broker serves Kafka's protocol to every process of this machine. It keeps about 5 MB per partition in
+memory and drops older messages without an error; `kafka.loss_rules` and `kafka.embedded_backlog` detect that.
 """
 
 from __future__ import annotations
@@ -26,11 +26,14 @@ _CONNECT_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Broker:
-    """Where the broker is.
+    """The address of a broker.
 
     Attributes:
-        topic_id: of an embedded broker, names its life; a real one has an id per topic.
-        named_by: where its address is set, for error messages.
+        bootstrap: `host:port,…`.
+        embedded: whether it is the embedded broker.
+        topic_id: id of all topics of an embedded broker, new after each start; None for an external broker, which has
+            an id per topic.
+        named_by: the setting that holds the address, for error messages.
     """
 
     bootstrap: str
@@ -40,20 +43,25 @@ class Broker:
 
     @property
     def name(self) -> str:
-        """How error messages name it: the setting or the program, and the address."""
+        """The broker's name within a sentence of an error message."""
         return f"the embedded broker at {self.bootstrap}" if self.embedded else f"the broker at {self.bootstrap}"
+
+    @property
+    def title(self) -> str:
+        """The broker's name at the start of a sentence."""
+        return self.name[0].upper() + self.name[1:]
 
 
 def find_broker(settings: Settings) -> Broker:
-    """The broker of KAFKA_BOOTSTRAP_SERVERS or KAFKA_CLIENT_PROPERTIES, else the embedded one under FRAUD_HOME.
+    """Returns the broker of KAFKA_BOOTSTRAP_SERVERS or KAFKA_CLIENT_PROPERTIES, else the embedded one of FRAUD_HOME.
 
     Raises:
-        BrokerError: no broker is named, or the embedded broker that broker.json names is gone.
-        SettingError: how to reach it cannot be made out of the settings.
+        BrokerError: no broker is configured, or the embedded broker that broker.json names no longer runs.
+        SettingError: the settings of the connection are invalid.
     """
     if uses_external_broker(settings):
-        reached = connection(settings)
-        return Broker(reached.bootstrap, False, None, reached.name_of("bootstrap.servers"))
+        configured = connection(settings)
+        return Broker(configured.bootstrap, False, None, configured.name_of("bootstrap.servers"))
     path = settings.broker_file
     try:
         entry = json.loads(path.read_text())
@@ -61,56 +69,56 @@ def find_broker(settings: Settings) -> Broker:
         pid, home = int(entry["pid"]), entry.get("home_inode")
     except FileNotFoundError:
         raise BrokerError(
-            f"No broker: KAFKA_BOOTSTRAP_SERVERS is not set, nor KAFKA_CLIENT_PROPERTIES, and {path} does not exist. "
+            f"No broker: KAFKA_BOOTSTRAP_SERVERS and KAFKA_CLIENT_PROPERTIES are not set, and {path} does not exist. "
             "Start `fraud-assets broker`, or set KAFKA_BOOTSTRAP_SERVERS to host:port."
         ) from None
     except (ValueError, KeyError, TypeError, OSError) as error:
-        _raise_if_passing(error)
+        _raise_if_temporary(error)
         raise BrokerError(
             f"{path} cannot be read as the embedded broker's address ({type(error).__name__}). "
-            "Remove it and start `fraud-assets broker` again."
+            "Remove it and restart `fraud-assets broker`."
         ) from None
     if home is not None and home != settings.home_path.stat().st_ino:
         raise BrokerError(
-            f"{path} came here with a copied FRAUD_HOME: the embedded broker at {broker.bootstrap} belongs to the "
-            "original. Start `fraud-assets broker`, which replaces it, or set KAFKA_BOOTSTRAP_SERVERS."
+            f"{path} was copied together with FRAUD_HOME: the embedded broker at {broker.bootstrap} belongs to the "
+            "original. Start `fraud-assets broker`, which replaces the file, or set KAFKA_BOOTSTRAP_SERVERS."
         )
-    if not _is_alive(pid) or not _accepts(broker.bootstrap):
+    if not _is_alive(pid) or not _is_listening(broker.bootstrap):
         raise BrokerError(
             f"{path} is left over: the embedded broker at {broker.bootstrap} (process {pid}) no longer runs. "
-            "Start `fraud-assets broker` again, or set KAFKA_BOOTSTRAP_SERVERS to a broker that runs."
+            "Restart `fraud-assets broker`, or set KAFKA_BOOTSTRAP_SERVERS to a running broker."
         )
     return broker
 
 
 def uses_external_broker(settings: Settings) -> bool:
-    """Whether the settings name a broker other than the embedded one, reachable or not."""
+    """Returns whether the settings name an external broker; it need not be reachable."""
     return bool(settings.kafka_bootstrap_servers or settings.kafka_client_properties)
 
 
 def broker_is_configured(settings: Settings) -> bool:
-    """Whether any broker is named at all, reachable or not."""
+    """Returns whether the settings or broker.json name any broker; it need not be reachable."""
     return uses_external_broker(settings) or settings.broker_file.exists()
 
 
 @contextmanager
 def embedded_broker(settings: Settings) -> Iterator[Broker]:
-    """Runs an embedded broker in this process and names it in broker.json until the block ends.
+    """Runs an embedded broker in this process, with its address in broker.json, until the block ends.
 
     Raises:
-        BrokerError: an embedded broker already runs under this FRAUD_HOME, or none could be started.
+        BrokerError: an embedded broker already runs under this FRAUD_HOME, or the broker did not start.
     """
     from confluent_kafka import KafkaException, Producer
 
     path = settings.broker_file
-    running = _running(settings)
+    running = _find_running(settings)
     if running is not None:
         raise BrokerError(
             f"An embedded broker already runs at {running.bootstrap} ({path}). "
-            "Use that one, or set FRAUD_HOME to another folder."
+            "Use that broker, or set FRAUD_HOME to another folder."
         )
     try:
-        # The producer is never used as one: the cluster lives as long as this client does.
+        # This producer never sends: it owns the cluster, which runs as long as the client exists.
         owner = Producer({"test.mock.num.brokers": 1, "bootstrap.servers": "embedded", "log_level": 0})
         node = next(iter(owner.list_topics(timeout=_ANSWER_SECONDS).brokers.values()))
     except (KafkaException, StopIteration) as error:
@@ -124,7 +132,7 @@ def embedded_broker(settings: Settings) -> Iterator[Broker]:
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A copy of the folder has another inode; a folder that was moved or that a link names has the same.
+        # A copied folder has another inode; a moved or linked folder has the same one.
         entry["home_inode"] = path.parent.stat().st_ino
         with replaced_file(path) as part:
             part.write(json.dumps(entry).encode() + b"\n")
@@ -135,13 +143,13 @@ def embedded_broker(settings: Settings) -> Iterator[Broker]:
     try:
         yield broker
     finally:
-        _withdraw(settings, broker)
-        # Ends the cluster; other references to the client would keep it alive.
+        _remove_broker_file(settings, broker)
+        # This stops the cluster. Another reference to the client would keep it running.
         del owner
 
 
-def _running(settings: Settings) -> Broker | None:
-    """The embedded broker that answers under this FRAUD_HOME, if one does."""
+def _find_running(settings: Settings) -> Broker | None:
+    """Returns the embedded broker that answers under this FRAUD_HOME; None if there is none."""
     if not settings.broker_file.exists():
         return None
     try:
@@ -150,8 +158,8 @@ def _running(settings: Settings) -> Broker | None:
         return None
 
 
-def _withdraw(settings: Settings, broker: Broker) -> None:
-    """Removes broker.json where it still names this broker."""
+def _remove_broker_file(settings: Settings, broker: Broker) -> None:
+    """Removes broker.json if it still names this broker."""
     try:
         entry = json.loads(settings.broker_file.read_text())
     except (OSError, ValueError):
@@ -170,18 +178,18 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _accepts(bootstrap: str) -> bool:
-    """Whether something listens at the address."""
+def _is_listening(bootstrap: str) -> bool:
+    """Returns whether a process listens at the first address."""
     host, _, port = bootstrap.partition(",")[0].rpartition(":")
     try:
         with socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS):
             return True
     except (OSError, ValueError) as error:
-        _raise_if_passing(error)
+        _raise_if_temporary(error)
         return False
 
 
-def _raise_if_passing(error: Exception) -> None:
-    """Too many open files say nothing about the broker."""
+def _raise_if_temporary(error: Exception) -> None:
+    """Raises the error if it is temporary: too many open files, for example, are no fault of the broker."""
     if isinstance(error, OSError) and is_temporary(error):
         raise BrokerError(str(disk_fault(error) or error)) from None

@@ -1,4 +1,4 @@
-"""What every Kafka client of the platform is configured with, and the identity of a topic."""
+"""librdkafka settings that all clients of the platform share, and the id of a topic."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from confluent_kafka.admin import AdminClient
 
 _REFUSAL_SECONDS = 10.0
-"""How long a new client listens for the broker's refusal, before the calls that have their own time-outs."""
+"""How long a new client waits for the broker's refusal, before calls that have time-outs of their own."""
 
 
 def client_config(broker: Broker, settings: Settings) -> dict[str, str | int | float | bool]:
-    """librdkafka settings that producers, consumers and admin clients share, secrets among them.
+    """Returns the librdkafka settings, including secrets, that producers, consumers and admin clients share.
 
     Raises:
-        SettingError: one of them cannot be used.
+        SettingError: a setting of the connection is invalid.
     """
     wait = int(settings.kafka_timeout_seconds * 1000)
     return {
@@ -29,51 +29,60 @@ def client_config(broker: Broker, settings: Settings) -> dict[str, str | int | f
         "socket.timeout.ms": max(wait, 1000),
         "socket.connection.setup.timeout.ms": min(max(wait, 1000), 30_000),
         "reconnect.backoff.max.ms": 1000,
-        # At 100 ms, the default, a broker's first answer would wait for the next try of a metadata request.
+        # With the default of 100 ms, a broker's first answer would wait for the next metadata request.
         "topic.metadata.refresh.fast.interval.ms": 50,
         **({} if broker.embedded else checked(connection(settings))),
         "bootstrap.servers": broker.bootstrap,
-        # Failures reach people as one sentence of ours; librdkafka would repeat them on stderr every second.
+        # Our own errors report failures once; librdkafka would repeat them on stderr every second.
         "log_level": 0,
         "allow.auto.create.topics": broker.embedded,
     }
 
 
 def topic_setting(topic: str, settings: Settings) -> str:
-    """The environment variable that names the topic, for error messages."""
+    """Returns the environment variable that names the topic, for error messages."""
     field = "labels_topic" if topic == settings.labels_topic else "transactions_topic"
     return environment_name(field)
 
 
 def unreachable_error(broker: Broker, cause: object) -> BrokerError:
-    """The sentence for a broker that does not answer."""
+    """Returns the error for a broker that does not answer."""
     if broker.embedded:
-        remedy = "Start `fraud-assets broker` again"
+        remedy = "Restart `fraud-assets broker`"
     else:
         remedy = f"{broker.named_by} is {broker.bootstrap!r}: check the address and that the broker runs"
     return BrokerError(f"No answer from {broker.name} ({cause}). {remedy}.")
 
 
+def missing_topic_error(broker: Broker, topic: str, settings: Settings) -> BrokerError:
+    """Returns the error for a topic that does not exist or may not be read."""
+    return BrokerError(
+        f"Topic {topic!r} does not exist at {broker.name}, or may not be read. "
+        f"Create it, or set {topic_setting(topic, settings)} to the right topic."
+    )
+
+
 def admin_client(broker: Broker, settings: Settings) -> AdminClient:
-    """An admin client of a real broker; the embedded one does not answer admin calls.
+    """Returns an admin client of an external broker; the embedded broker does not answer admin calls.
 
     Raises:
-        BrokerRefusedError: the broker does not let us in. One that does not answer is left to the calls.
-        SettingError: a setting of the connection cannot be used.
+        BrokerRefusedError: the broker refuses the connection. If it does not answer, no error is raised here; the
+            calls of the client have time-outs of their own.
+        SettingError: a setting of the connection is invalid.
     """
     from confluent_kafka.admin import AdminClient
 
-    reached = connection(settings)
-    heard = ConnectionErrorListener(broker, reached)
+    configured = connection(settings)
+    listener = ConnectionErrorListener(broker, configured)
     config = client_config(broker, settings)
     config.pop("allow.auto.create.topics")
-    client = reached.client(AdminClient, {**config, "error_cb": heard})
-    heard.wait(client, min(settings.kafka_timeout_seconds, _REFUSAL_SECONDS))
+    client = configured.client(AdminClient, {**config, "error_cb": listener})
+    listener.wait(client, min(settings.kafka_timeout_seconds, _REFUSAL_SECONDS))
     return client
 
 
 def find_topic_id(broker: Broker, topic: str, settings: Settings, admin: AdminClient | None = None) -> str:
-    """Identity of this life of the topic: a topic recreated, or an embedded broker restarted, has another.
+    """Returns the id of the topic. A recreated topic, or a restarted embedded broker, has another id.
 
     Raises:
         BrokerError: the broker does not answer, or the topic does not exist.
@@ -88,22 +97,15 @@ def find_topic_id(broker: Broker, topic: str, settings: Settings, admin: AdminCl
         description = future[topic].result(timeout=settings.kafka_timeout_seconds + 1)
     except KafkaException as error:
         if error.args[0].code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED):
-            raise missing_topic(broker, topic, settings) from None
+            raise missing_topic_error(broker, topic, settings) from None
         raise unreachable_error(broker, error.args[0].str()) from None
     except TimeoutError:
         raise unreachable_error(broker, "timed out") from None
-    identity = str(description.topic_id)
-    if identity.strip("A=") == "":
+    topic_id = str(description.topic_id)
+    # Kafka's id of zeros, in base64.
+    if topic_id.strip("A=") == "":
         raise BrokerError(
-            f"{broker.name[0].upper()}{broker.name[1:]} gives topic {topic!r} no id, so that a topic recreated could "
-            "not be told from the old one. Use Apache Kafka 2.8 or newer."
+            f"{broker.title} gives topic {topic!r} no id, so a recreated topic could not be distinguished from the "
+            "previous one. Use Apache Kafka 2.8 or newer."
         )
-    return identity
-
-
-def missing_topic(broker: Broker, topic: str, settings: Settings) -> BrokerError:
-    """The sentence for a topic that is not there or may not be read."""
-    return BrokerError(
-        f"Topic {topic!r} does not exist at {broker.name}, or may not be read. "
-        f"Create it, or set {topic_setting(topic, settings)} to the topic that is meant."
-    )
+    return topic_id

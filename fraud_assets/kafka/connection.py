@@ -1,8 +1,8 @@
-"""How the real broker is reached: environment variables over a `client.properties` file, as librdkafka's settings.
+"""Builds librdkafka's settings of the connection from environment variables and a `client.properties` file.
 
-The file may be in librdkafka's words or in those of Kafka's Java clients; Confluent Cloud hands out both. What is
-Java's alone is translated where it matters to the connection, and else left out. What decides over delivery and
-positions is the platform's and not taken from the file.
+Environment variables override the file. The file may use the names of librdkafka or of Kafka's Java clients; Confluent
+Cloud provides both. Java's own settings are translated if they matter to the connection, and ignored otherwise.
+Settings that affect delivery and positions belong to the platform and are not read from the file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fraud_assets.settings import Settings, environment_name
 
 Client = TypeVar("Client")
 
-# Field of the settings by librdkafka's name.
+# Field of `Settings` by librdkafka's name.
 _FIELDS = {
     "bootstrap.servers": "kafka_bootstrap_servers",
     "security.protocol": "kafka_security_protocol",
@@ -48,11 +48,11 @@ _CONNECTION = re.compile(r"(sasl|ssl|security|bootstrap)\.")
 
 @dataclass(frozen=True)
 class Connection:
-    """librdkafka's settings of the connection, and the name under which a person finds each.
+    """librdkafka's settings of the connection, and the place where each one is set.
 
     Attributes:
-        config: by librdkafka's names; holds secrets.
-        named: where a setting comes from, for error messages, e.g. `KAFKA_SASL_PASSWORD`.
+        config: values by librdkafka's names; contains secrets.
+        named: source of each setting, for error messages, e.g. `KAFKA_SASL_PASSWORD`.
     """
 
     config: Mapping[str, str] = field(repr=False)
@@ -60,22 +60,26 @@ class Connection:
 
     @property
     def bootstrap(self) -> str:
-        """`host:port,…`, empty where none is named."""
+        """`host:port,…`; empty if none is set."""
         return self.config.get("bootstrap.servers", "")
 
     def name_of(self, key: str) -> str:
-        """Where a setting is, or is to be, set."""
+        """Returns the name under which a setting is set, or can be set."""
         return self.named.get(key) or (environment_name(_FIELDS[key]) if key in _FIELDS else key)
 
     def without_secrets(self, text: str) -> str:
-        """The text with every secret of the connection blotted out."""
+        """Returns the text with every secret of the connection masked."""
         for key, value in self.config.items():
             if _SECRET.search(key) and value:
                 text = text.replace(value, "***")
         return text
 
     def client(self, kind: Callable[[dict[str, Any]], Client], config: Mapping[str, Any]) -> Client:
-        """A client of librdkafka with this configuration.
+        """Creates a librdkafka client.
+
+        Args:
+            kind: class of the client.
+            config: its settings.
 
         Raises:
             SettingError: librdkafka refuses a setting, e.g. a certificate that cannot be read.
@@ -86,17 +90,17 @@ class Connection:
         try:
             return kind(dict(config))
         except KafkaException as error:
-            raise self._refused(error.args[0].str()) from None
+            raise self._setting_error(error.args[0].str()) from None
 
-    def _refused(self, reason: str) -> FraudAssetsError:
-        # A certificate that cannot be opened for want of a file descriptor is not a wrong one.
+    def _setting_error(self, reason: str) -> FraudAssetsError:
+        # If the process has no free file descriptor, the certificate is not the cause.
         exhausted = too_many_open_files()
         if exhausted:
             return exhausted
         reason = self.without_secrets(reason.rpartition("client: ")[2])
         key = next((name for name in sorted(self.config, key=len, reverse=True) if name in reason), "")
         subject = (
-            f"Setting {self.name_of(key)} cannot be used" if key else "The settings of the Kafka client do not fit"
+            f"Setting {self.name_of(key)} cannot be used" if key else "The settings of the Kafka client are invalid"
         )
         if "key values mismatch" in reason:
             reason = f"the key does not belong to the certificate of {self.name_of('ssl.certificate.location')}"
@@ -104,38 +108,38 @@ class Connection:
 
 
 EMBEDDED = Connection({"security.protocol": "PLAINTEXT"}, {})
-"""How the embedded broker is reached."""
+"""The connection to the embedded broker."""
 
 
 def connection(settings: Settings) -> Connection:
-    """How the real broker is reached.
+    """Returns the connection to the external broker.
 
     Raises:
-        SettingError: the properties file or a certificate cannot be read, or what a log-in needs is missing.
+        SettingError: the properties file or a certificate cannot be read, or a setting of the login is missing.
     """
     config: dict[str, str] = {}
     named: dict[str, str] = {}
-    explicit = {key: value for key, name in _FIELDS.items() if (value := _plain(getattr(settings, name)))}
+    explicit = {key: value for key, name in _FIELDS.items() if (value := _setting_text(getattr(settings, name)))}
     if settings.kafka_client_properties:
-        config = _of_file(Path(settings.kafka_client_properties).expanduser(), explicit)
+        config = _read_properties(Path(settings.kafka_client_properties).expanduser(), explicit)
         named = {key: f"{key} in {settings.kafka_client_properties}" for key in config}
     config |= explicit
     named |= {key: environment_name(_FIELDS[key]) for key in explicit}
-    made = Connection(config, named)
-    _complete(made, config)
-    return made
+    complete = Connection(config, named)
+    _fill_in_defaults(complete, config)
+    return complete
 
 
 def checked(connection: Connection) -> dict[str, str]:
-    """The settings that librdkafka knows; those of a Java client that it does not know are left out.
+    """Returns the settings that librdkafka knows, without those of Java clients only.
 
     Raises:
-        SettingError: a setting of the connection is unknown, e.g. mistyped, or cannot be used.
+        SettingError: a setting of the connection is unknown, e.g. mistyped, or invalid.
     """
     from confluent_kafka import KafkaException
     from confluent_kafka.admin import AdminClient
 
-    # Without an address the client connects to nothing.
+    # Without an address, the client opens no connection.
     config = {key: value for key, value in connection.config.items() if key != "bootstrap.servers"}
     while config:
         try:
@@ -144,48 +148,57 @@ def checked(connection: Connection) -> dict[str, str]:
         except KafkaException as error:
             unknown = re.search(r'No such configuration property: "([^"]+)"', error.args[0].str())
             if unknown is None or unknown[1] not in config:
-                raise connection._refused(error.args[0].str()) from None
+                raise connection._setting_error(error.args[0].str()) from None
         key = unknown[1]
         if _CONNECTION.match(key) and not _JAVA_ONLY.match(key):
-            raise SettingError(f"Setting {connection.name_of(key)} is not known to any Kafka client: correct its name.")
+            raise SettingError(f"Setting {connection.name_of(key)} is unknown to all Kafka clients: correct its name.")
         del config[key]
     return config
 
 
-def _plain(value: Any) -> str:
+def _setting_text(value: Any) -> str:
     return value.get_secret_value() if hasattr(value, "get_secret_value") else value
 
 
-def _complete(made: Connection, config: dict[str, str]) -> None:
-    """Fills in what follows from the rest; never a weaker connection than was meant."""
-    config["security.protocol"] = config.get("security.protocol", "").upper() or _likely_protocol(config)
+def _fill_in_defaults(connection: Connection, config: dict[str, str]) -> None:
+    """Derives missing settings from the others, never with a weaker protocol than the settings imply.
+
+    Args:
+        connection: the connection, for the names of its settings.
+        config: its settings; changed in place.
+    """
+    config["security.protocol"] = config.get("security.protocol", "").upper() or _infer_protocol(config)
     for key in _FILES:
         path = config.get(key)
         if path and not Path(path).exists():
-            raise SettingError(f"Setting {made.name_of(key)} is {path!r}: no such file. Name one that is there.")
+            raise SettingError(
+                f"Setting {connection.name_of(key)} is {path!r}: no such file. Set it to an existing file."
+            )
     if config["security.protocol"].startswith("SASL"):
         mechanism = config.setdefault("sasl.mechanism", "PLAIN")
         missing = [key for key in ("sasl.username", "sasl.password") if not config.get(key)]
         if missing and (mechanism == "PLAIN" or mechanism.startswith("SCRAM")):
-            names = " and ".join(made.name_of(key) for key in missing)
+            names = " and ".join(connection.name_of(key) for key in missing)
             raise SettingError(
-                f"Setting {made.name_of('security.protocol')} is {config['security.protocol']!r}, and {names} "
-                f"{'is' if len(missing) == 1 else 'are'} empty: set what the log-in needs."
+                f"Setting {connection.name_of('security.protocol')} is {config['security.protocol']!r}, and {names} "
+                f"{'is' if len(missing) == 1 else 'are'} empty: set the user name and the password of the login."
             )
     if bool(config.get("ssl.certificate.location")) != bool(config.get("ssl.key.location")):
         both = ("ssl.certificate.location", "ssl.key.location")
-        there, absent = both if config.get(both[0]) else reversed(both)
-        raise SettingError(f"Setting {made.name_of(there)} is set and {made.name_of(absent)} is not: set both.")
+        present, absent = both if config.get(both[0]) else reversed(both)
+        raise SettingError(
+            f"Setting {connection.name_of(present)} is set and {connection.name_of(absent)} is not: set both."
+        )
 
 
-def _likely_protocol(config: Mapping[str, str]) -> str:
+def _infer_protocol(config: Mapping[str, str]) -> str:
     if config.get("sasl.username"):
         return "SASL_SSL"
     return "SSL" if any(key.startswith("ssl.") and "location" in key for key in config) else "PLAINTEXT"
 
 
-def _of_file(path: Path, explicit: Mapping[str, str]) -> dict[str, str]:
-    """librdkafka's settings of a properties file."""
+def _read_properties(path: Path, explicit: Mapping[str, str]) -> dict[str, str]:
+    """Returns librdkafka's settings from a properties file."""
     import javaproperties
 
     where = f"Setting KAFKA_CLIENT_PROPERTIES is {str(path)!r}"
@@ -195,11 +208,11 @@ def _of_file(path: Path, explicit: Mapping[str, str]) -> dict[str, str]:
     except OSError as error:
         if is_temporary(error):
             raise disk_fault(error) or error from None
-        raise SettingError(f"{where}: {error.strerror}. Name the file that your broker's operator gave you.") from None
+        raise SettingError(f"{where}: {error.strerror}. Set it to the file from your broker's operator.") from None
     except ValueError:
-        raise SettingError(f"{where}: it is no properties file in UTF-8. Write it as lines of key=value.") from None
+        raise SettingError(f"{where}: it is not a properties file in UTF-8. Write it as lines of key=value.") from None
     values = {_OTHER_NAMES.get(key, key): value.strip() for key, value in read.items()}
-    # Class names are Java's.
+    # Values that are names of Java classes are left out.
     config = {
         key: value
         for key, value in values.items()
@@ -207,9 +220,9 @@ def _of_file(path: Path, explicit: Mapping[str, str]) -> dict[str, str]:
     }
     jaas = values.get("sasl.jaas.config")
     if jaas and not {"sasl.username", "sasl.password"} <= explicit.keys():
-        config |= _of_jaas(jaas, str(path))
+        config |= _read_jaas(jaas, str(path))
     config = {key: value for key, value in config.items() if not _JAVA_STORE.match(key)}
-    config |= _of_stores(values, str(path), explicit)
+    config |= _read_java_stores(values, str(path), explicit)
     if values.get("ssl.endpoint.identification.algorithm") == "":
         config["ssl.endpoint.identification.algorithm"] = "none"
     if not config.get("bootstrap.servers") and "bootstrap.servers" not in explicit:
@@ -217,8 +230,8 @@ def _of_file(path: Path, explicit: Mapping[str, str]) -> dict[str, str]:
     return config
 
 
-def _of_jaas(text: str, path: str) -> dict[str, str]:
-    """User name and password of a Java log-in module."""
+def _read_jaas(text: str, path: str) -> dict[str, str]:
+    """Returns the user name and password of a Java login module."""
     found = {name: double or single for name, double, single in re.findall(r"""(\w+)=(?:"([^"]*)"|'([^']*)')""", text)}
     if not {"username", "password"} <= found.keys():
         raise SettingError(
@@ -228,16 +241,19 @@ def _of_jaas(text: str, path: str) -> dict[str, str]:
     return {"sasl.username": found["username"], "sasl.password": found["password"]}
 
 
-def _of_stores(values: Mapping[str, str], path: str, explicit: Mapping[str, str]) -> dict[str, str]:
-    """Java's trust store and key store: PEM as it is, PKCS12 where librdkafka takes it, JKS not at all."""
+def _read_java_stores(values: Mapping[str, str], path: str, explicit: Mapping[str, str]) -> dict[str, str]:
+    """Returns the settings for Java's trust store and key store.
+
+    PEM is supported for both, PKCS12 for the key store only, JKS for none.
+    """
     config: dict[str, str] = {}
-    set_already = explicit.keys() | values.keys()
+    already_set = explicit.keys() | values.keys()
     trust, key = values.get("ssl.truststore.location"), values.get("ssl.keystore.location")
-    if trust and "ssl.ca.location" not in set_already:
+    if trust and "ssl.ca.location" not in already_set:
         if values.get("ssl.truststore.type", "").upper() != "PEM":
-            raise _java_store("ssl.truststore.location", trust, path, "KAFKA_SSL_CA_LOCATION")
+            raise _java_store_error("ssl.truststore.location", trust, path, "KAFKA_SSL_CA_LOCATION")
         config["ssl.ca.location"] = trust
-    if key and "ssl.certificate.location" not in set_already:
+    if key and "ssl.certificate.location" not in already_set:
         kind = values.get("ssl.keystore.type", "").upper()
         if kind == "PEM":
             config |= {"ssl.certificate.location": key, "ssl.key.location": key}
@@ -245,7 +261,7 @@ def _of_stores(values: Mapping[str, str], path: str, explicit: Mapping[str, str]
             config |= {"ssl.keystore.location": key, "ssl.keystore.password": values.get("ssl.keystore.password", "")}
         else:
             remedy = "KAFKA_SSL_CERTIFICATE_LOCATION and KAFKA_SSL_KEY_LOCATION"
-            raise _java_store("ssl.keystore.location", key, path, remedy)
+            raise _java_store_error("ssl.keystore.location", key, path, remedy)
     texts = {
         "ssl.truststore.certificates": "ssl.ca.pem",
         "ssl.keystore.certificate.chain": "ssl.certificate.pem",
@@ -254,8 +270,8 @@ def _of_stores(values: Mapping[str, str], path: str, explicit: Mapping[str, str]
     return config | {ours: values[java] for java, ours in texts.items() if values.get(java)}
 
 
-def _java_store(key: str, value: str, path: str, remedy: str) -> SettingError:
+def _java_store_error(key: str, value: str, path: str, remedy: str) -> SettingError:
     return SettingError(
-        f"{key} in {path} is {value!r}, a Java store that only Java reads: export it as PEM (`keytool`, `openssl`) "
+        f"{key} in {path} is {value!r}, a Java store that only Java can read: export it as PEM (`keytool`, `openssl`) "
         f"and set {remedy}."
     )

@@ -1,4 +1,4 @@
-"""What the platform's consumer is configured with."""
+"""librdkafka settings of the platform's consumer."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from fraud_assets.kafka.client import client_config
 from fraud_assets.settings import Settings
 
 _SESSION_SECONDS = 10
-"""After so long without a sign of life, the partitions of a reader go to the others of its group."""
+"""If a reader sends no heartbeat for this long, its partitions go to the other members of its group."""
 _COMMIT_SECONDS = 600
-"""So long may one commit take before the others of the group think that the reader hangs."""
+"""Longest time of one commit. After it, the group considers the reader failed."""
 _NEW_PARTITIONS_SECONDS = 15
 UNPACKED_BYTES = 1_000_000_000
-"""A batch of messages may unpack to so much. librdkafka holds a whole batch in memory."""
+"""Largest size of an unpacked batch of messages. librdkafka holds a whole batch in memory."""
 _QUEUE_BYTES = 8_000_000
-"""Of keys and bodies that wait to be read. The client keeps some 400 bytes beside each message."""
+"""Keys and bodies in the client's queue. The client keeps about 400 more bytes per message."""
 
 
 def consumer_config(broker: Broker, settings: Settings, group: str) -> dict[str, str | int | float | bool]:
-    """librdkafka settings of a consumer that reads from explicit offsets, secrets among them.
+    """Returns librdkafka's settings, including secrets, of a consumer that reads from explicit offsets.
 
     Raises:
-        SettingError: one of them cannot be used.
+        SettingError: a setting of the connection is invalid.
     """
     queue_bytes = max(min(settings.land_batch_bytes, _QUEUE_BYTES), 1_000_000)
     return {
@@ -35,18 +35,18 @@ def consumer_config(broker: Broker, settings: Settings, group: str) -> dict[str,
         "enable.partition.eof": True,
         "auto.offset.reset": "error",
         "isolation.level": "read_committed",
-        # Memory: over all partitions.
+        # These limits apply to all partitions together.
         "queued.max.messages.kbytes": queue_bytes // 1000,
         "queued.min.messages": 10_000,
         "fetch.max.bytes": min(queue_bytes, 16_000_000),
-        # As they are sent: unpacked they are many times as much, and a larger message comes all the same.
+        # These two limits apply to packed bytes, which unpack to many times as much. A larger message still comes.
         "max.partition.fetch.bytes": 256_000,
         "message.max.bytes": 1_000_000,
-        # Of one answer, and of one batch once it is unpacked.
+        # This limit applies to one answer, and to one batch after it is unpacked.
         "receive.message.max.bytes": UNPACKED_BYTES,
-        # A damaged batch is an error and not other values.
+        # Without this check, a damaged batch is delivered with wrong values.
         "check.crcs": True,
-        # A read ends at a known offset: an empty fetch is a wait for nothing.
+        # A bounded read ends at a known offset, so a long wait for new messages would only delay it.
         "fetch.wait.max.ms": 10 if broker.embedded else 50,
         "fetch.queue.backoff.ms": 5,
     }

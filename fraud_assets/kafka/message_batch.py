@@ -18,63 +18,65 @@ if TYPE_CHECKING:
 _CALL_ROWS = 10_000
 _FIRST_CALL_ROWS = 100
 _LIKELY_BYTES = 10_000
+"""Assumed size of a message until the first messages are known."""
 _MILLISECONDS = pa.timestamp("ms", "UTC")
 LATEST = 253_402_300_799_999
-"""Latest time of a message that is kept, in milliseconds: the end of the year 9999."""
-# The client returns and leaves an error behind; a plain call, once it is a hot one, lets that surface anywhere later.
+"""Latest time of a message that is kept, in milliseconds since 1970: the end of the year 9999."""
+# The client can return a value and leave an exception set. After a plain call, once the interpreter has specialized it,
+# that exception surfaces at an unrelated place.
 _call_headers = methodcaller("headers")
 _UNREADABLE_HEADERS = [("fraud_assets.unreadable_headers", None)]
-"""Stands for headers that the client cannot give."""
+"""Replaces headers that the client cannot decode."""
 
 
 @dataclass
 class Batch:
-    """Messages of one life of a topic that are gathered until they are enough for a commit.
+    """Collects messages of one topic until there are enough for a commit.
 
     Args:
-        topic: their topic.
-        topic_id: their life of the topic.
-        most_rows: a batch is never larger.
-        most_bytes: of keys and bodies; a batch is hardly larger.
+        topic: name of the topic.
+        topic_id: id of the topic.
+        max_rows: a batch never has more rows.
+        max_bytes: limit of keys and bodies; a batch exceeds it only slightly.
     """
 
     topic: str
     topic_id: str
-    most_rows: int
-    most_bytes: int
+    max_rows: int
+    max_bytes: int
     rows: int = 0
     bytes: int = 0
     oldest: float | None = None
-    """Earliest time that a message of the batch carries, in seconds since 1970."""
+    """Earliest time of a message in the batch, in seconds since 1970."""
     _chunks: list[pa.Table] = field(default_factory=list)
     _mean_bytes: int = 1
     _last_call: int = 0
-    _since: float = 0.0
+    _age_start: float = 0.0
 
     @property
     def is_full(self) -> bool:
-        """Whether it holds as much as a batch may."""
-        return self.rows >= self.most_rows or self.bytes >= self.most_bytes
+        """Whether the batch has reached one of its limits."""
+        return self.rows >= self.max_rows or self.bytes >= self.max_bytes
 
     @property
     def age(self) -> float:
-        """Seconds since the first message came or, in an empty batch, since the last was taken."""
-        return monotonic() - self._since
+        """Seconds since the first message; for an empty batch, since the last `take` or `clear`."""
+        return monotonic() - self._age_start
 
     @property
     def call_rows(self) -> int:
-        """How many messages to ask for next: never much more than still fit, judged by the size of the last ones."""
+        """Number of messages to request next: about as many as still fit, by the mean size of the last ones."""
         if not self._last_call:
-            return max(1, min(_FIRST_CALL_ROWS, self.most_bytes // _LIKELY_BYTES, self.most_rows))
-        fit = (self.most_bytes - self.bytes) // self._mean_bytes
-        return max(1, min(_CALL_ROWS, fit, self._last_call * 4, self.most_rows - self.rows))
+            return max(1, min(_FIRST_CALL_ROWS, self.max_bytes // _LIKELY_BYTES, self.max_rows))
+        fit = (self.max_bytes - self.bytes) // self._mean_bytes
+        return max(1, min(_CALL_ROWS, fit, self._last_call * 4, self.max_rows - self.rows))
 
     def add(self, messages: Sequence[Message]) -> None:
-        """Adds messages, in the order in which they came."""
+        """Adds messages in the order of their delivery."""
         if not messages:
             return
         if not self.rows:
-            self._since = monotonic()
+            self._age_start = monotonic()
         chunk = _as_table(self.topic, self.topic_id, messages)
         size = chunk["key"].nbytes + chunk["value"].nbytes
         self._chunks.append(chunk)
@@ -87,14 +89,14 @@ class Batch:
             self.oldest = min(time / 1000, self.oldest or time / 1000)
 
     def take(self) -> pa.Table:
-        """What was gathered, as `MESSAGES`; the batch is empty then."""
+        """Returns the collected messages with the schema `MESSAGES` and empties the batch."""
         table = pa.concat_tables(self._chunks) if self._chunks else MESSAGES.empty_table()
         self.clear()
         return table
 
     def clear(self) -> None:
-        """Forgets what was gathered."""
-        self._chunks, self.rows, self.bytes, self.oldest, self._since = [], 0, 0, None, monotonic()
+        """Drops the collected messages."""
+        self._chunks, self.rows, self.bytes, self.oldest, self._age_start = [], 0, 0, None, monotonic()
 
 
 def _as_table(topic: str, topic_id: str, messages: Sequence[Message]) -> pa.Table:
@@ -105,19 +107,19 @@ def _as_table(topic: str, topic_id: str, messages: Sequence[Message]) -> pa.Tabl
         pa.repeat(pa.scalar(topic_id, pa.string()), count),
         pa.array([message.partition() for message in messages], pa.int32()),
         pa.array([message.offset() for message in messages], pa.int64()),
-        # Kind 0 means that the message carries no time; one beyond the year 9999 is none (a producer may put in
-        # nanoseconds), and neither Python nor 64 bits of microseconds hold it.
+        # Kind 0 means that the message carries no time. A time after the year 9999 counts as missing too: a producer
+        # may have sent nanoseconds, and neither Python nor 64 bits of microseconds can hold it.
         pa.array([time if kind and 0 <= time <= LATEST else None for kind, time in times], _MILLISECONDS).cast(
             MESSAGES.field("timestamp").type
         ),
         pa.array([message.key() for message in messages], pa.binary()),
         pa.array([message.value() for message in messages], pa.binary()),
-        _headers(messages),
+        _headers_column(messages),
     ]
     return pa.Table.from_arrays(columns, schema=MESSAGES)
 
 
-def _headers(messages: Collection[Message]) -> pa.Array:
+def _headers_column(messages: Collection[Message]) -> pa.Array:
     kind = MESSAGES.field("headers").type
     found = [_headers_of(message) for message in messages]
     if not any(found):
@@ -131,7 +133,7 @@ def _headers(messages: Collection[Message]) -> pa.Array:
 def _headers_of(message: Message) -> Sequence[tuple[str, bytes | None]]:
     try:
         return _call_headers(message) or ()
-    # What the client raises of a header's name that is not UTF-8. It must not be asked again: it would give a tuple
-    # with a hole in it.
+    # The client raises these errors for a header name that is not UTF-8. A second call would return a tuple with a NULL
+    # in it, so the client must not be called again.
     except (SystemError, UnicodeDecodeError):
         return _UNREADABLE_HEADERS

@@ -1,7 +1,7 @@
-"""Schemas of the Confluent Schema Registry, kept on disk: a schema never changes under its id.
+"""Schemas of the Confluent Schema Registry, cached on disk: the schema of an id never changes.
 
-So neither a restart nor an outage of the registry stops messages whose schemas are known. A registry `mock://…`
-lives in this process, and its schemas with it.
+Messages with cached schemas are therefore read across restarts and during outages of the registry. A registry
+`mock://…` exists in this process only, and its schemas are not cached.
 """
 
 from __future__ import annotations
@@ -25,34 +25,34 @@ if TYPE_CHECKING:
 
 _MOCK = "mock://"
 _NOT_FOUND = range(40400, 40500)
-"""The registry's own codes; a bare 404 comes from whatever else answers under a wrong address."""
+"""The registry's own codes. A plain 404 comes from another server at a wrong address."""
 
 
 def transaction_decoder(settings: Settings) -> Decoder | None:
-    """What reads the bodies of the transactions topic beyond JSON, None where they are JSON."""
-    return _decoder(settings.transactions_format, settings)
+    """Returns the decoder of the transactions topic's bodies; None if they are JSON."""
+    return _decoder_of(settings.transactions_format, settings)
 
 
 def label_decoder(settings: Settings) -> Decoder | None:
-    """The same for the labels topic."""
-    return _decoder(settings.labels_format, settings)
+    """Returns the decoder of the labels topic's bodies; None if they are JSON."""
+    return _decoder_of(settings.labels_format, settings)
 
 
-def _decoder(kind: Format, settings: Settings) -> Decoder | None:
+def _decoder_of(kind: Format, settings: Settings) -> Decoder | None:
     if kind == "json":
         return None
     return Decoder("AVRO" if kind == "avro" else "JSON", partial(writer_schema, settings))
 
 
 def writer_schema(settings: Settings, identity: SchemaId) -> WriterSchema | None:
-    """The schema of an id, None if the registry does not know it.
+    """Returns the schema of an id; None if the registry does not know the id.
 
     Raises:
-        SchemaRegistryError: the registry cannot be asked, and the schema is not kept here.
+        SchemaRegistryError: the registry does not answer, and the schema is not cached.
     """
     mock = settings.schema_registry_url.startswith(_MOCK)
-    file = _folder(settings) / f"{identity}.json"
-    known = None if mock else _kept(file)
+    file = _cache_folder(settings) / f"{identity}.json"
+    known = None if mock else _read_cached(file)
     if known is not None:
         return known
     from confluent_kafka.schema_registry import SchemaRegistryError as AnswerError
@@ -65,31 +65,31 @@ def writer_schema(settings: Settings, identity: SchemaId) -> WriterSchema | None
     except AnswerError as error:
         if error.http_status_code == 404 and error.error_code in _NOT_FOUND:
             return None
-        raise _unanswered(settings, f"schema {identity}", error) from error
-    # The client lets through whatever its HTTP library raises.
+        raise _registry_error(settings, f"schema {identity}", error) from error
+    # The client also passes on every exception of its HTTP library.
     except Exception as error:
-        raise _unanswered(settings, f"schema {identity}", error) from error
+        raise _registry_error(settings, f"schema {identity}", error) from error
     if not mock:
-        _keep(file, schema)
+        _write_cached(file, schema)
     return schema
 
 
 def register(subject: str, schema: WriterSchema, settings: Settings) -> int:
-    """Registers a schema, which is safe to repeat; gives its id.
+    """Registers a schema and returns its id. Safe to repeat.
 
     Raises:
-        SchemaRegistryError: the registry cannot be asked, or refuses it.
+        SchemaRegistryError: the registry does not answer, or refuses the schema.
     """
     from confluent_kafka.schema_registry import Schema
 
     try:
         return int(registry_client(settings).register_schema(subject, Schema(schema.text, schema.kind)))
     except Exception as error:
-        raise _unanswered(settings, f"subject {subject}", error) from error
+        raise _registry_error(settings, f"subject {subject}", error) from error
 
 
 def registry_client(settings: Settings) -> SchemaRegistryClient:
-    """The client of the registry that the settings name, one in the process."""
+    """Returns the client of the configured registry; there is one per process."""
     return _client(
         settings.schema_registry_url,
         settings.schema_registry_basic_auth_user_info.get_secret_value(),
@@ -111,7 +111,7 @@ def _client(url: str, user_info: str, ca_location: str, timeout: float) -> Schem
 
 
 def _references(schema: Schema, client: SchemaRegistryClient) -> tuple[str, ...]:
-    """The texts of all schemas that one refers to, each after those that it needs itself."""
+    """Returns the texts of all schemas that a schema refers to, each after its own references."""
     texts: dict[str, None] = {}
     for reference in schema.references or ():
         found = client.get_version(reference.subject, reference.version).schema
@@ -119,37 +119,37 @@ def _references(schema: Schema, client: SchemaRegistryClient) -> tuple[str, ...]
     return tuple(texts)
 
 
-def _folder(settings: Settings) -> Path:
+def _cache_folder(settings: Settings) -> Path:
     name = sha256(settings.schema_registry_url.encode()).hexdigest()[:16]
     return settings.home_path / "cache" / "schemas" / name
 
 
-def _kept(file: Path) -> WriterSchema | None:
+def _read_cached(file: Path) -> WriterSchema | None:
     try:
         entry = json.loads(file.read_text("utf-8"))
         return WriterSchema(entry["kind"], entry["text"], tuple(entry["references"]))
-    except (OSError, ValueError, KeyError, TypeError):  # absent or half-written: the registry has it
+    except (OSError, ValueError, KeyError, TypeError):  # missing or incomplete; the registry has it
         return None
 
 
-def _keep(file: Path, schema: WriterSchema) -> None:
-    # Where it cannot be kept, the next process asks again.
+def _write_cached(file: Path, schema: WriterSchema) -> None:
+    # If the file cannot be written, the next process requests the schema again.
     with suppress(OSError):
         entry = {"kind": schema.kind, "text": schema.text, "references": schema.references}
         with replaced_file(file) as part:
             part.write(json.dumps(entry).encode())
 
 
-def _unanswered(settings: Settings, wanted: str, error: Exception) -> SchemaRegistryError:
+def _registry_error(settings: Settings, wanted: str, error: Exception) -> SchemaRegistryError:
     status = getattr(error, "http_status_code", 0)
     if status in (401, 403):
         remedy = "Check SCHEMA_REGISTRY_BASIC_AUTH_USER_INFO"
     elif status == 409:
-        remedy = "Another schema is registered there that this one does not go with; name another topic or subject"
+        remedy = "The schema that is registered there is incompatible; use another topic or subject"
     else:
         remedy = (
-            "Check SCHEMA_REGISTRY_URL and SCHEMA_REGISTRY_CA_LOCATION and that it runs; nothing is skipped, the next "
-            "run goes on from here"
+            "Check SCHEMA_REGISTRY_URL, SCHEMA_REGISTRY_CA_LOCATION and that the registry runs. No message is skipped: "
+            "the next run continues from here"
         )
     return SchemaRegistryError(
         f"The schema registry at {settings.schema_registry_url} does not answer for {wanted}: {error}. {remedy}."

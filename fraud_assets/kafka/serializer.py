@@ -1,4 +1,4 @@
-"""JSON bodies of the simulator and of replays to the format of their topic, with the schema registered."""
+"""Converts JSON bodies of the simulator and of replays to the format of their topic, and registers its schema."""
 
 from __future__ import annotations
 
@@ -24,33 +24,35 @@ Serialize = Callable[[bytes], bytes]
 
 
 def serializers(settings: Settings) -> dict[str, Serialize]:
-    """By topic what makes its bodies of JSON; a topic of JSON has none. A broken body stays as it is.
+    """Returns, by topic, the function that converts its JSON bodies; a topic in JSON has none.
+
+    The functions leave malformed bodies unchanged.
 
     Raises:
         SchemaRegistryError: the schema cannot be registered.
-        SettingError: FRAUD_FIELD_MAPPING names a field within a record of Avro.
+        SettingError: FRAUD_FIELD_MAPPING names a field within an Avro record.
     """
     topics: tuple[tuple[str, Format, tuple[str, ...]], ...] = (
         (settings.transactions_topic, settings.transactions_format, CONTRACT_FIELDS),
         (settings.labels_topic, settings.labels_format, LABEL_FIELDS),
     )
-    made = {"avro": _avro, "json_schema": _json_schema}
-    return {topic: made[kind](topic, fields, settings) for topic, kind, fields in topics if kind != "json"}
+    factories = {"avro": _avro_serializer, "json_schema": _json_schema_serializer}
+    return {topic: factories[kind](topic, fields, settings) for topic, kind, fields in topics if kind != "json"}
 
 
-def _avro(topic: str, fields: tuple[str, ...], settings: Settings) -> Serialize:
+def _avro_serializer(topic: str, fields: tuple[str, ...], settings: Settings) -> Serialize:
     from fastavro import parse_schema, schemaless_writer
 
     payloads = {settings.contract.payload_field(name): name for name in fields}
     nested = next((payload for payload in payloads if "." in payload), None)
     if nested is not None:
         raise SettingError(
-            f"Setting FRAUD_FIELD_MAPPING names {nested}: a field within a record is read from Avro, but not written. "
-            "Write to a topic of JSON, or without the mapping."
+            f"Setting FRAUD_FIELD_MAPPING names {nested}: a field within a record can be read from Avro, but not "
+            "written. Write to a topic in JSON, or without the mapping."
         )
     columns = [{"name": payload, "type": _AVRO.get(name, "string")} for payload, name in payloads.items()]
     text = json.dumps({"type": "record", "name": "Message", "namespace": "fraud_assets", "fields": columns})
-    frame = _frame(register(f"{topic}-value", WriterSchema("AVRO", text), settings))
+    header = _header(register(f"{topic}-value", WriterSchema("AVRO", text), settings))
     schema = parse_schema(json.loads(text))
 
     def serialize(body: bytes) -> bytes:
@@ -59,33 +61,34 @@ def _avro(topic: str, fields: tuple[str, ...], settings: Settings) -> Serialize:
             row = json_object(body, settings.max_body_bytes)
             if row.keys() != payloads.keys():
                 return body
-            datum = {payload: _datum(name, row[payload]) for payload, name in payloads.items()}
+            datum = {payload: _avro_value(name, row[payload]) for payload, name in payloads.items()}
             schemaless_writer(stream, schema, datum, strict=True)
         except (Rejected, ValueError, TypeError):
             return body
-        return frame + stream.getvalue()
+        return header + stream.getvalue()
 
     return serialize
 
 
-def _json_schema(topic: str, fields: tuple[str, ...], settings: Settings) -> Serialize:
+def _json_schema_serializer(topic: str, fields: tuple[str, ...], settings: Settings) -> Serialize:
     names = [settings.contract.payload_field(name) for name in fields]
     kinds = [_JSON.get(name, {"type": ["integer", "string"]}) for name in fields]
     schema = {"title": "Message", "type": "object", "properties": dict(zip(names, kinds, strict=True))}
     text = json.dumps({**schema, "required": names})
-    frame = _frame(register(f"{topic}-value", WriterSchema("JSON", text), settings))
-    return lambda body: frame + body if body.startswith(b"{") else body
+    header = _header(register(f"{topic}-value", WriterSchema("JSON", text), settings))
+    return lambda body: header + body if body.startswith(b"{") else body
 
 
-def _frame(identity: int) -> bytes:
+def _header(identity: int) -> bytes:
     return MAGIC + struct.pack(">I", identity)
 
 
-def _datum(name: str, value: Any) -> Any:
+def _avro_value(name: str, value: Any) -> Any:
     kind = _AVRO.get(name, "string")
     if kind is _TIME:
         time = datetime.fromisoformat(value)
         return time if time.tzinfo else time.replace(tzinfo=UTC)
     if (type(value) is bool) != (kind == "boolean"):
-        raise TypeError(f"{value} is no {kind}")  # which fastavro would write as a number
+        # fastavro would write a boolean as a number.
+        raise TypeError(f"{value} is not of type {kind}")
     return str(value) if kind == "string" and type(value) is int else value

@@ -15,10 +15,10 @@ from fraud_assets.settings import Settings
 
 @dataclass
 class TopicReaders:
-    """One reader a topic, for one landing or for many. A context manager.
+    """A reader of each topic, for one landing or for many. A context manager.
 
     Attributes:
-        drained: ends of the labels topic up to which the lake is known to hold it.
+        drained: end offsets of the labels topic up to which the lake is known to hold it.
     """
 
     labels: TopicReader
@@ -27,10 +27,14 @@ class TopicReaders:
 
     @classmethod
     def of(cls, settings: Settings, group: str = "") -> Self:
-        """Readers of both topics; with a `group` the transactions' may follow as a member of it.
+        """Opens the readers of both topics.
+
+        Args:
+            settings: the broker and the names of the topics.
+            group: consumer group in which the reader of the transactions can `follow`.
 
         Raises:
-            BrokerError: no broker is named, or the embedded one is gone.
+            BrokerError: no broker is configured, or the embedded broker no longer runs.
         """
         broker = find_broker(settings)
         with ExitStack() as opened:
@@ -48,7 +52,7 @@ class TopicReaders:
         self.close()
 
     def close(self) -> None:
-        """Ends both connections; where the broker is away for one of them it is for both."""
-        wait = self.labels.answers and self.transactions.answers
+        """Closes both connections. A broker that is unavailable to one of them is unavailable to both."""
+        wait = self.labels.is_answering and self.transactions.is_answering
         self.labels.close(wait=wait)
         self.transactions.close(wait=wait)

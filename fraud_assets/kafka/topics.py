@@ -1,4 +1,4 @@
-"""The platform's topics: which are missing at the broker, and how to make them."""
+"""Creates the platform's topics and finds those that do not exist."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fraud_assets.settings import Settings
 
 
 def create_topics(broker: Broker, settings: Settings) -> None:
-    """Makes both topics, with the broker's own defaults; leaves those that are there as they are.
+    """Creates both topics with the broker's own defaults; existing topics stay unchanged.
 
     Raises:
         BrokerError: the broker refuses or does not answer.
@@ -17,23 +17,28 @@ def create_topics(broker: Broker, settings: Settings) -> None:
     from confluent_kafka import KafkaError, KafkaException
     from confluent_kafka.admin import AdminClient, NewTopic
 
-    # Without the security settings: they are those of another broker, or of none.
+    # The security settings are left out: they belong to another broker, if they are set at all.
     admin = AdminClient({"bootstrap.servers": broker.bootstrap, "log_level": 0})
     wanted = [NewTopic(topic) for topic in dict.fromkeys((settings.transactions_topic, settings.labels_topic))]
-    for topic, made in admin.create_topics(wanted, request_timeout=settings.kafka_timeout_seconds).items():
+    for topic, created in admin.create_topics(wanted, request_timeout=settings.kafka_timeout_seconds).items():
         try:
-            made.result(timeout=settings.kafka_timeout_seconds + 1)
+            created.result(timeout=settings.kafka_timeout_seconds + 1)
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                raise BrokerError(f"Topic {topic!r} cannot be made at {broker.name}: {error.args[0].str()}.") from None
+                raise BrokerError(
+                    f"Topic {topic!r} cannot be created at {broker.name}: {error.args[0].str()}."
+                ) from None
         except TimeoutError:
-            raise BrokerError(f"Topic {topic!r} was not made in time by {broker.name}. Start it again.") from None
+            raise BrokerError(
+                f"Topic {topic!r} was not created within {settings.kafka_timeout_seconds:g} s by {broker.name}. "
+                "Restart the broker."
+            ) from None
 
 
 def describe_missing_topics(broker: Broker, settings: Settings) -> list[str]:
-    """A sentence for each topic that the embedded broker does not have yet; it creates them when they are read.
+    """Returns a sentence for each topic that the embedded broker does not have; reading a topic creates it there.
 
-    A real broker gives an error instead, when the topic is read.
+    For any other broker the list is empty: reading a missing topic raises an error there.
 
     Raises:
         BrokerError: the embedded broker does not answer.

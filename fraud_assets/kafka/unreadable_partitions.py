@@ -1,8 +1,8 @@
-"""Partitions whose next messages the client cannot read, while the others of the topic go on.
+"""Partitions whose next messages the client cannot read, while the other partitions of the topic continue.
 
-librdkafka reports such an error as an event of the partition. It asks for a batch that it cannot decompress again and
-again, and may skip one whose checksum is wrong. Here what comes of the partition after such an event is dropped, so
-that nothing is skipped, and the partition is read again from the same offset, at growing intervals.
+librdkafka reports such a fault as an event of the partition. It fetches a batch that it cannot decompress again and
+again, and it may skip a batch with a wrong checksum. Here, everything that comes from the partition after such an event
+is dropped, so that nothing is skipped, and the partition is read again from the same offset at growing intervals.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from confluent_kafka import Consumer, KafkaError, Message
 
 _TRIES = 3
-"""An error that comes so many times in a row without a message in between is more than a passing one."""
+"""An error that repeats this often without a message in between is not temporary."""
 _FIRST_PAUSE_SECONDS = 0.3
 _LONGEST_PAUSE_SECONDS = 5.0
 
@@ -37,11 +37,11 @@ class _Fault:
 
 
 class UnreadablePartitions:
-    """Notes which partitions of a topic cannot be read, and reads them again.
+    """Records which partitions of a topic cannot be read, and retries them.
 
     Args:
         topic: name of the topic.
-        broker: where it is, for the sentences.
+        broker: the broker, for the error messages.
     """
 
     def __init__(self, topic: str, broker: Broker) -> None:
@@ -55,12 +55,12 @@ class UnreadablePartitions:
     def __contains__(self, partition: object) -> bool:
         return partition in self._faults
 
-    def failed(self, partition: int, offset: int, error: KafkaError) -> None:
-        """Notes an error of a partition at an offset, and holds the partition there."""
+    def add(self, partition: int, offset: int, error: KafkaError) -> None:
+        """Records an error of a partition at an offset, and holds the partition there."""
         fault = self._faults.setdefault(partition, _Fault(offset, ""))
         if fault.is_held:
             return
-        fault.offset, fault.reason = offset, _reason(error)
+        fault.offset, fault.reason = offset, _describe_error(error)
         fault.tries += 1
         fault.is_held = True
         fault.retry_at = monotonic() + fault.pause
@@ -68,7 +68,10 @@ class UnreadablePartitions:
             fault.pause = min(fault.pause * 2, _LONGEST_PAUSE_SECONDS)
 
     def passes(self, partition: int) -> bool:
-        """Whether a message that came of the partition may be taken; False if it comes after what cannot be read."""
+        """Returns whether a message of the partition may be delivered.
+
+        It may not while the partition is held. A message that comes after a retry ends the fault.
+        """
         fault = self._faults.get(partition)
         if fault is None:
             return True
@@ -78,7 +81,7 @@ class UnreadablePartitions:
         return True
 
     def retry(self, consumer: Consumer) -> None:
-        """Reads partitions again whose pause is over, each from where it could not be read."""
+        """Seeks each partition whose pause is over back to the offset of its fault."""
         from confluent_kafka import KafkaException, TopicPartition
 
         for partition, fault in self._faults.items():
@@ -86,18 +89,18 @@ class UnreadablePartitions:
                 try:
                     consumer.seek(TopicPartition(self._topic, partition, fault.offset))
                 except KafkaException:
-                    # It is not assigned at this moment.
+                    # The partition is not assigned at this moment.
                     fault.retry_at = monotonic() + fault.pause
                 else:
                     fault.is_held = False
 
     def clear(self) -> None:
-        """Forgets everything. Call it when partitions are assigned again."""
+        """Forgets all faults. Call this when partitions are assigned again."""
         self._faults = {}
 
     @property
     def sentences(self) -> Mapping[int, str]:
-        """Per partition whose error repeats: what is wrong and what to do. Safe to ask from another thread."""
+        """The fault and the fix per partition whose error repeats. Safe to call from another thread."""
         return {
             partition: self._sentence(partition, fault)
             for partition, fault in sorted(self._faults.copy().items(), key=itemgetter(0))
@@ -105,7 +108,7 @@ class UnreadablePartitions:
         }
 
     def error(self) -> UnreadableError:
-        """The error on all partitions that cannot be read now."""
+        """Returns one error for all partitions that cannot be read now."""
         return UnreadableError(
             " ".join(self._sentence(*item) for item in sorted(self._faults.items(), key=itemgetter(0)))
         )
@@ -115,26 +118,26 @@ class UnreadablePartitions:
             remedy = "Restart `fraud-assets broker` and send the messages again."
         else:
             remedy = (
-                "Repair the broker's copy of it. To go on without it, delete the partition's records up to the end of "
-                f"that batch (kafka-delete-records) and set FRAUD_ACCEPT_LOST={self._topic}/{partition}=N, where N is "
-                "the new log start."
+                "Repair the broker's copy of it. To continue without it, delete the partition's records up to the end "
+                f"of that batch (kafka-delete-records) and set FRAUD_ACCEPT_LOST={self._topic}/{partition}=N, where N "
+                "is the new log start."
             )
         return (
             f"Partition {partition} of topic {self._topic!r} cannot be read at offset {fault.offset}: {fault.reason}. "
-            f"Nothing lands from there on in this partition until it can be read. {remedy}"
+            f"No later message of this partition lands until it can be read. {remedy}"
         )
 
 
 def is_end(event: Message) -> bool:
-    """Whether the event is the end of a partition."""
+    """Returns whether the event is the end of a partition."""
     from confluent_kafka import KafkaError
 
     error = event.error()
     return error is not None and error.code() == KafkaError._PARTITION_EOF
 
 
-def _reason(error: KafkaError) -> str:
+def _describe_error(error: KafkaError) -> str:
     from confluent_kafka import KafkaError as Codes
 
-    limit = f" (a batch may unpack to {UNPACKED_BYTES // 1_000_000:,} MB)"
+    limit = f" (the limit of an unpacked batch is {UNPACKED_BYTES // 1_000_000:,} MB)"
     return error.str().rstrip(".") + (limit if error.code() == Codes._BAD_COMPRESSION else "")

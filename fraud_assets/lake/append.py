@@ -1,8 +1,8 @@
-"""The one committer: every append to the lake goes through here, exactly once by source position.
+"""Commits rows and source positions to the lake. All writes of rows go through this module.
 
-delta-rs application transactions are a label, not a guard. What guards: a fresh handle, its stored positions,
-dropping what it contains, and writing *with that same handle*, which delta-rs refuses when another writer
-moved one of the same application ids meanwhile.
+A delta-rs application transaction by itself does not prevent duplicates. Each source row is committed exactly once
+because a writer opens a new handle, reads the committed positions from it, drops the rows that the table contains, and
+commits *with the same handle*: delta-rs refuses the commit if another writer moved one of the same application ids.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from tenacity import RetryCallState, retry, retry_if_exception_type, stop_after_
 
 from fraud_assets.core.schema import Table
 from fraud_assets.errors import CommitConflictError, LakeError
-from fraud_assets.lake.damage import TRANSACTIONS
-from fraud_assets.lake.data_files import GROUP_ROWS, DataFile, Rows, remove
-from fraud_assets.lake.log import add_actions
-from fraud_assets.lake.positions import Positions, beyond, committed_offset, positions_of
-from fraud_assets.lake.tables import Lake, table_error
+from fraud_assets.lake.data_files import GROUP_ROWS, DataFile, Rows, remove_files
+from fraud_assets.lake.log import TRANSACTIONS, add_actions
+from fraud_assets.lake.positions import Positions, committed_offset, positions_of, rows_beyond
+from fraud_assets.lake.table_errors import table_error
+from fraud_assets.lake.tables import Lake
 
 MAX_CONFLICTS = 100
 WRITER = WriterProperties(compression="ZSTD", compression_level=1, max_row_group_size=GROUP_ROWS)
-# To look for old log entries after every commit costs more with every commit; maintenance does it.
-_AFTERWARDS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
+# Removing old log entries after every commit costs more with every commit, so maintenance does it.
+_POST_COMMIT = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
 
 
-def _give_up(state: RetryCallState) -> NoReturn:
+def _raise_lake_error(state: RetryCallState) -> NoReturn:
     conflict = state.outcome.exception() if state.outcome else None
     raise LakeError(f"{conflict} This happened {MAX_CONFLICTS} times in a row; run it again.") from conflict
 
@@ -46,9 +46,9 @@ def _give_up(state: RetryCallState) -> NoReturn:
 retry_conflicts = retry(
     retry=retry_if_exception_type(CommitConflictError),
     stop=stop_after_attempt(MAX_CONFLICTS),
-    retry_error_callback=_give_up,
+    retry_error_callback=_raise_lake_error,
 )
-"""Decorates a function that opens a handle and commits with it: on a commit conflict it is called again.
+"""Decorates a function that opens a handle and commits with it. The function is called again on a commit conflict.
 
 After `MAX_CONFLICTS` conflicts in a row the function raises `LakeError`.
 """
@@ -78,10 +78,10 @@ def commit_append(
     Args:
         handle: the handle that the positions were read from.
         table: the table of the handle.
-        rows: rows in memory, or data files that are written already. If the commit fails, the caller discards them.
+        rows: rows in memory, or written data files. If the commit fails, the caller discards them.
         positions: last offset per source partition that the table holds with these rows.
         metadata: values for the commit's entry in the log.
-        marks: further application ids. Two commits that set the same one conflict, as those of one position do.
+        marks: further application ids. Two commits that set the same id conflict, as with positions.
 
     Raises:
         CommitConflictError: another writer committed first; nothing was written.
@@ -97,7 +97,7 @@ def commit_append(
 def commit_range(
     handle: DeltaTable, table: Table, rows: pa.Table, predicate: str, metadata: Mapping[str, object]
 ) -> None:
-    """Replaces the rows that meet a predicate. Positions do not move, so later stages do not take the rows for new.
+    """Replaces the rows that meet a predicate. Positions stay unchanged, so later stages do not see new rows.
 
     Args:
         handle: the handle that the replaced rows were read from.
@@ -116,12 +116,12 @@ def commit_range(
 def commit_partitions(
     handle: DeltaTable, table: Table, files: Sequence[DataFile], values: Sequence[date], metadata: Mapping[str, object]
 ) -> None:
-    """Replaces whole partitions by data files. Positions do not move, so later stages do not take the rows for new.
+    """Replaces whole partitions by data files. Positions stay unchanged, so later stages do not see new rows.
 
     Args:
         handle: the handle that the replaced rows were read from.
         table: the table of the handle; it has a partition column.
-        files: data files that are written already. If the commit fails, the caller discards them.
+        files: written data files. If the commit fails, the caller discards them.
         values: values of the partition column.
         metadata: values for the commit's entry in the log.
 
@@ -134,27 +134,27 @@ def commit_partitions(
 
 
 def discard(lake: Lake, table: Table, rows: Rows) -> None:
-    """Removes the data files of rows whose commit was refused; rows in memory need nothing.
+    """Removes the data files of rows whose commit failed; rows in memory need no removal.
 
-    Files that the log names stay: an object store may have made a commit without being able to say so.
+    Files that the log names stay: an object store may have made the commit although its answer was lost.
     """
     if not isinstance(rows, pa.Table):
         named = set(add_actions(lake.open(table))["path"].to_pylist())
-        remove(lake.location(table), [file for file in rows if file.path not in named])
+        remove_files(lake.location(table), [file for file in rows if file.path not in named])
 
 
 def _properties(
     metadata: Mapping[str, object] | None, positions: Positions | None = None, marks: Sequence[str] = ()
 ) -> CommitProperties:
     transactions = [
-        *(Transaction(stream.app_id, offset) for stream, offset in (positions or {}).items()),
+        *(Transaction(source.app_id, offset) for source, offset in (positions or {}).items()),
         *(Transaction(mark, 0) for mark in marks),
     ]
     facts = {**(metadata or {}), TRANSACTIONS: len(transactions)}
     return CommitProperties(
         custom_metadata={key: str(value) for key, value in facts.items()},
         app_transactions=transactions,
-        # Commits of other partitions do not conflict: delta-rs puts ours behind theirs, up to so many.
+        # Commits of other source partitions do not conflict: delta-rs retries ours after theirs, up to this often.
         max_commit_retries=15,
     )
 
@@ -165,7 +165,7 @@ def _write(handle: DeltaTable, table: Table, rows: pa.Table, properties: CommitP
             handle,
             rows.select(table.schema.names).cast(table.schema),
             commit_properties=properties,
-            post_commithook_properties=_AFTERWARDS,
+            post_commithook_properties=_POST_COMMIT,
             writer_properties=WRITER,
             **how,
         )
@@ -188,7 +188,7 @@ def _commit_files(
             [table.partition_by] if table.partition_by else None,
             replaced,
             commit_properties=properties,
-            post_commithook_properties=_AFTERWARDS,
+            post_commithook_properties=_POST_COMMIT,
         )
 
 
@@ -199,10 +199,17 @@ def append_landed(
     positions: Positions | None = None,
     metadata: Mapping[str, object] | None = None,
 ) -> int:
-    """Append source rows that the table does not contain yet, stamping `ingested_at`; gives how many.
+    """Appends the source rows that the table does not contain yet, with `ingested_at`, and returns their number.
 
-    Safe to repeat, to kill and to race: `positions` (default: the largest offset per stream in `rows`) and
-    rows are one commit, and rows at or below the stored positions are dropped, in every attempt anew.
+    The call may be repeated, killed, or run at the same time as others: rows and positions are one commit, and every
+    attempt drops the rows at or below the committed positions.
+
+    Args:
+        lake: the lake.
+        table: a landing table.
+        rows: rows with source positions.
+        positions: last offset per source partition after this commit; the largest offsets in `rows` if None.
+        metadata: values for the commit's entry in the log.
 
     Raises:
         LakeError: the table cannot be written.
@@ -212,8 +219,8 @@ def append_landed(
     @retry_conflicts
     def append() -> int:
         handle = lake.open(table)
-        fresh = beyond(rows, handle)
-        ahead = {stream: offset for stream, offset in reached.items() if offset > committed_offset(handle, stream)}
+        fresh = rows_beyond(rows, handle)
+        ahead = {source: offset for source, offset in reached.items() if offset > committed_offset(handle, source)}
         if not ahead:
             return 0
         commit_append(handle, table, stamp_ingest(fresh, table), ahead, {"rows": fresh.num_rows, **(metadata or {})})
@@ -223,7 +230,7 @@ def append_landed(
 
 
 def stamp_ingest(rows: pa.Table, table: Table, moment: datetime | None = None) -> pa.Table:
-    """Rows with `ingested_at` and `ingest_date` (UTC) of this moment, or of the one given."""
+    """Returns the rows with `ingested_at` and `ingest_date` (UTC) set to `moment`; to the current time if None."""
     now = moment or datetime.now(UTC)
     for name, value in (("ingested_at", now), ("ingest_date", now.date())):
         field = table.schema.field(name)

@@ -1,4 +1,4 @@
-"""What a stage has not taken yet from its source table, in bounded batches, in landing order."""
+"""Finds the rows of a source table that a stage has not processed yet, and cuts them into batches in landing order."""
 
 from __future__ import annotations
 
@@ -12,28 +12,30 @@ from deltalake import DeltaTable
 
 from fraud_assets.lake.duckdb_session import connect
 from fraud_assets.lake.log import add_actions
-from fraud_assets.lake.positions import Positions, SourcePartition
+from fraud_assets.lake.position_sql import same_source_partition, source_partition_columns
+from fraud_assets.lake.positions import Positions, SourcePartition, partition_arrays
 from fraud_assets.lake.scan import register_view
 from fraud_assets.settings import BatchLimits, Settings
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-_STREAM = 'topic, topic_id, "partition"'
-_POSITION = f'{_STREAM}, "offset"'
-LANDING_ORDER = f"ingested_at, {_POSITION}"
 _BODY = "value"
-_ORDER = ("order landed", "order stream", "order offset")
+_ORDER = ("order landed", "order partition", "order offset")
 _COMPRESSION = 8
-"""How much smaller a data file may be than its bodies without a look at more of them than a batch needs."""
+"""Assumed compression of bodies in data files. With a higher one, more bodies are measured than a batch needs."""
 
 
 @dataclass(frozen=True)
 class Pending:
-    """Rows of a pinned source version beyond the stored positions.
+    """Rows of a pinned source version beyond the committed positions.
 
-    `files` are the only ones that can hold such rows; `start` and `target` are the offsets before the first
-    and of the last pending row per stream.
+    Attributes:
+        source: the pinned version.
+        files: the only files that can contain pending rows.
+        start: per source partition, the offset before its first pending row.
+        target: per source partition, the offset of its last pending row.
+        rows: number of pending rows.
     """
 
     source: DeltaTable
@@ -44,7 +46,16 @@ class Pending:
 
 
 def find_pending(source: DeltaTable, committed_offset: Callable[[SourcePartition], int], settings: Settings) -> Pending:
-    """What `source` holds beyond the committed offsets, from file statistics first and position columns second."""
+    """Finds the rows of `source` beyond the committed offsets, first from file statistics, then from position columns.
+
+    Args:
+        source: the source table's version.
+        committed_offset: returns the last committed offset of a source partition; -1 for none.
+        settings: DuckDB's memory.
+
+    Raises:
+        LakeError: a file cannot be read.
+    """
     files = tuple(_candidate_files(source, committed_offset))
     if not files:
         return Pending(source, (), {}, {}, 0)
@@ -53,82 +64,84 @@ def find_pending(source: DeltaTable, committed_offset: Callable[[SourcePartition
     rows = 0
     with connect(settings) as connection:
         register_view(connection, "source", source, files)
-        streams = connection.sql(
-            f"""select {_STREAM}, min("offset"), max("offset"), count(*) from source group by all"""
+        spans = connection.sql(
+            f"""select {source_partition_columns()}, min("offset"), max("offset"), count(*) from source group by all"""
         ).fetchall()
-        begun: list[SourcePartition] = []
-        for topic, topic_id, partition, first, last, count in streams:
-            stream = SourcePartition(topic, topic_id, partition)
-            known = committed_offset(stream)
-            if last > known:
-                start[stream], target[stream] = known, last
-                if first > known:
+        started: list[SourcePartition] = []
+        for topic, topic_id, number, first, last, count in spans:
+            partition = SourcePartition(topic, topic_id, number)
+            committed = committed_offset(partition)
+            if last > committed:
+                start[partition], target[partition] = committed, last
+                if first > committed:
                     rows += count
                 else:
-                    begun.append(stream)
-        if begun:
-            begun_bounds = Bounds({s: start[s] for s in begun}, {s: target[s] for s in begun})
-            connection.register("bounds", _bounds(begun_bounds))
+                    started.append(partition)
+        if started:
+            started_bounds = Bounds({p: start[p] for p in started}, {p: target[p] for p in started})
+            connection.register("bounds", _bounds_table(started_bounds))
             rows += connection.sql(f"select count(*) from {_WITHIN_BOUNDS}").fetchall()[0][0]
     return Pending(source, files, start, target, rows)
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """A batch: per stream the offset before its first row and the offset of its last."""
+    """A batch: per source partition, the offset before its first row and the offset of its last row."""
 
     start: dict[SourcePartition, int]
     target: dict[SourcePartition, int]
 
 
 def next_bounds(work: Pending, settings: Settings, limits: BatchLimits, until: Positions | None = None) -> Bounds:
-    """The next batch in landing order: a prefix of every stream.
+    """Returns the next batch in landing order: a prefix of the pending rows of every source partition.
 
-    It has at most FRAUD_BATCH_ROWS rows. If the source keeps message bodies, it also has at most FRAUD_BATCH_BYTES of
-    them, or a single larger message.
+    A batch has at most FRAUD_BATCH_ROWS rows. If the source contains message bodies, it has at most FRAUD_BATCH_BYTES
+    bytes of them, or one larger message.
 
     Args:
         work: the pending rows.
         settings: DuckDB's memory.
-        limits: the most rows and bytes of message bodies.
-        until: if given, no row beyond these positions is in the batch: a killed run began a batch up to them.
+        limits: maximum rows and bytes of message bodies.
+        until: positions beyond which no row is in the batch: the bounds of a batch that a killed run started.
 
     Raises:
         LakeError: a file cannot be read.
     """
-    target = work.target if until is None else {s: min(work.target[s], until[s]) for s in work.target if s in until}
-    whole = Bounds({stream: work.start[stream] for stream in target}, dict(target))
+    target = work.target if until is None else {p: min(work.target[p], until[p]) for p in work.target if p in until}
+    whole = Bounds({partition: work.start[partition] for partition in target}, dict(target))
     if _BODY not in work.source.schema().to_arrow().names:
         return whole if work.rows <= limits.rows else _first_rows(work, whole, settings, limits)
     return _first_bytes(work, whole, settings, limits)
 
 
 def _first_rows(work: Pending, whole: Bounds, settings: Settings, limits: BatchLimits) -> Bounds:
-    """The first FRAUD_BATCH_ROWS rows in landing order."""
+    """Returns the first rows in landing order, up to the limit of rows."""
     with connect(settings) as connection:
         register_view(connection, "source", work.source, work.files)
-        connection.register("bounds", _bounds(whole))
+        connection.register("bounds", _bounds_table(whole))
         _order_rows(connection, limits.rows)
-        cut = connection.sql('select stream, max("offset") from ordered group by stream').fetchall()
-    return _up_to(whole, cut)
+        cut = connection.sql('select partition_index, max("offset") from ordered group by partition_index').fetchall()
+    return _cut_bounds(whole, cut)
 
 
 def _first_bytes(work: Pending, whole: Bounds, settings: Settings, limits: BatchLimits) -> Bounds:
-    """The first rows in landing order, as many as both limits allow.
+    """Returns the first rows in landing order that both limits allow.
 
-    Body lengths are read file by file, in about landing order, and only as far as the batch reaches: a long backlog
-    is not read once for each batch.
+    Body lengths are read file by file in approximate landing order, and only as far as the batch reaches. A long
+    backlog is therefore not read once per batch.
     """
     is_ordered = False
     with connect(settings) as connection:
-        connection.register("bounds", _bounds(whole))
-        connection.execute('create or replace temp table lengths (stream integer, "offset" bigint, bytes bigint)')
+        connection.register("bounds", _bounds_table(whole))
+        connection.execute(
+            'create or replace temp table lengths (partition_index integer, "offset" bigint, bytes bigint)'
+        )
         groups = _file_groups(work, limits.bytes)
         for number, files in enumerate(groups, start=1):
             register_view(connection, "source", work.source, files)
             connection.execute(
                 f"""insert into lengths
-                select stream, source."offset", coalesce(octet_length({_BODY}), 0) from {_WITHIN_BOUNDS}"""
+                select partition_index, source."offset", coalesce(octet_length({_BODY}), 0) from {_WITHIN_BOUNDS}"""
             )
             rows, read = connection.sql("select count(*), coalesce(sum(bytes), 0) from lengths").fetchall()[0]
             if rows <= limits.rows and read <= limits.bytes:
@@ -139,58 +152,61 @@ def _first_bytes(work: Pending, whole: Bounds, settings: Settings, limits: Batch
                 register_view(connection, "source", work.source, work.files)
                 _order_rows(connection, limits.rows)
                 is_ordered = True
-            cut, is_final = _within_bytes(connection, limits.bytes)
+            cut, is_final = _cut_at_bytes(connection, limits.bytes)
             if is_final:
-                return _up_to(whole, cut)
+                return _cut_bounds(whole, cut)
     return whole
 
 
 def _order_rows(connection: DuckDBPyConnection, limit: int) -> None:
-    """Makes the table `ordered` of the first rows of `source` within `bounds`: `stream`, `offset`, and `number`."""
-    # The running maximum keeps the cut a prefix of each stream even where a clock went backwards.
+    """Creates the table `ordered` (`partition_index`, `offset`, `number`) of the first rows of `source` in `bounds`."""
+    # With the running maximum, the cut is a prefix of each source partition even if a clock was set back.
     connection.execute(
         f"""
         create or replace temp table ordered as
         with landed as (
-            select stream, source."offset", max(ingested_at) over (
-                partition by stream order by source."offset"
+            select partition_index, source."offset", max(ingested_at) over (
+                partition by partition_index order by source."offset"
             ) as landed
             from {_WITHIN_BOUNDS}
         ), first_rows as (
-            select * from landed order by landed, stream, "offset" limit {limit}
+            select * from landed order by landed, partition_index, "offset" limit {limit}
         )
-        select stream, "offset", row_number() over (order by landed, stream, "offset") as number from first_rows
+        select partition_index, "offset", row_number() over (order by landed, partition_index, "offset") as number
+        from first_rows
         """
     )
 
 
-def _within_bytes(connection: DuckDBPyConnection, limit: int) -> tuple[list[tuple[int, int]], bool]:
-    """The last offset per stream of the first `limit` bytes of `ordered`, and whether that is the final answer.
+def _cut_at_bytes(connection: DuckDBPyConnection, limit: int) -> tuple[list[tuple[int, int]], bool]:
+    """Returns the last offset per partition index within the first `limit` bytes of `ordered`, and whether it is final.
 
-    It is not final if the length of a row is unknown before the limit is reached.
+    The result is not final if a row with an unknown length comes before the limit is reached.
     """
     connection.execute(
         """
         create or replace temp table reached as
-        select stream, "offset", number, bytes, sum(bytes) over (order by number) as total,
+        select partition_index, "offset", number, bytes, sum(bytes) over (order by number) as total,
             bool_or(bytes is null) over (order by number) as is_unknown
-        from ordered left join lengths using (stream, "offset")
+        from ordered left join lengths using (partition_index, "offset")
         """
     )
     kept = f"not is_unknown and (total <= {limit} or number = 1)"
-    cut = connection.sql(f'select stream, max("offset") from reached where {kept} group by stream').fetchall()
+    cut = connection.sql(
+        f'select partition_index, max("offset") from reached where {kept} group by partition_index'
+    ).fetchall()
     first_left = connection.sql(f"select is_unknown from reached where not ({kept}) order by number limit 1").fetchall()
     return cut, not first_left or not first_left[0][0]
 
 
 def _file_groups(work: Pending, batch_bytes: int) -> list[list[str]]:
-    """The files in the order of their first landing, some at a time: less than a batch of bodies, if they compress."""
+    """Returns the files by their first landing, in groups that should each contain less than a batch of bodies."""
     actions = add_actions(work.source)
     columns = (actions[name].to_pylist() for name in ("path", "size_bytes", "min.ingested_at"))
     known = {path: (landed is not None, landed, size) for path, size, landed in zip(*columns, strict=True)}
     groups: list[list[str]] = []
     reached = 0
-    # A file without statistics may hold the first rows.
+    # A file without statistics may contain the first rows.
     for path in sorted(work.files, key=lambda path: known[path][:2]):
         if not groups or reached + known[path][2] > batch_bytes // _COMPRESSION:
             groups.append([])
@@ -200,60 +216,65 @@ def _file_groups(work: Pending, batch_bytes: int) -> list[list[str]]:
     return groups
 
 
-def _up_to(whole: Bounds, cut: Sequence[tuple[int, int]]) -> Bounds:
-    streams = sorted(whole.target)
-    target = {streams[number]: last for number, last in cut}
-    return Bounds({stream: whole.start[stream] for stream in target}, target)
+def _cut_bounds(whole: Bounds, cut: Sequence[tuple[int, int]]) -> Bounds:
+    partitions = sorted(whole.target)
+    target = {partitions[index]: last for index, last in cut}
+    return Bounds({partition: whole.start[partition] for partition in target}, target)
 
 
 def read_batch(work: Pending, settings: Settings, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of `next_bounds`, as `rows_within` gives them."""
+    """Returns the rows of the next batch; see `next_bounds` and `rows_within`."""
     return rows_within(work, next_bounds(work, settings, settings.batch_limits), settings, columns)
 
 
 def rows_within(work: Pending, bounds: Bounds, settings: Settings, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of the batch in landing order; with `columns` only those are read.
+    """Returns the rows of a batch in landing order.
+
+    Args:
+        work: the pending rows.
+        bounds: the bounds of the batch.
+        settings: DuckDB's memory.
+        columns: columns to read; all if None.
 
     Raises:
         LakeError: a file cannot be read.
     """
     with connect(settings) as connection:
         register_view(connection, "source", work.source, work.files)
-        connection.register("bounds", _bounds(bounds))
+        connection.register("bounds", _bounds_table(bounds))
         chosen = "source.*" if columns is None else ", ".join(f'source."{name}"' for name in columns)
-        order = f'source.ingested_at as "{_ORDER[0]}", stream as "{_ORDER[1]}", source."offset" as "{_ORDER[2]}"'
+        order = (
+            f'source.ingested_at as "{_ORDER[0]}", partition_index as "{_ORDER[1]}", source."offset" as "{_ORDER[2]}"'
+        )
         rows = connection.sql(f"select {chosen}, {order} from {_WITHIN_BOUNDS}").to_arrow_table()
     keys = rows.select(list(_ORDER))
     rows = rows.drop_columns(list(_ORDER))
     # DuckDB would sort whole rows, which takes several times the memory of the bodies.
-    places = pc.sort_indices(keys, [(name, "ascending") for name in _ORDER]).to_numpy()
-    return rows if (places[1:] > places[:-1]).all() else rows.take(pa.array(places))
+    order_indices = pc.sort_indices(keys, [(name, "ascending") for name in _ORDER]).to_numpy()
+    return rows if (order_indices[1:] > order_indices[:-1]).all() else rows.take(pa.array(order_indices))
 
 
-_WITHIN_BOUNDS = """
-    source join bounds on source.topic = bounds.topic and source.topic_id = bounds.topic_id
-        and source."partition" = bounds."partition"
+_WITHIN_BOUNDS = f"""
+    source join bounds on {same_source_partition("source", "bounds")}
         and source."offset" > bounds.first and source."offset" <= bounds.last
 """
 
 
-def _bounds(bounds: Bounds) -> pa.Table:
-    """The streams with their bounds, numbered in landing order, which is cheaper to sort by than names."""
-    streams = sorted(bounds.target)
+def _bounds_table(bounds: Bounds) -> pa.Table:
+    """Returns the source partitions with their bounds and an index in landing order, which sorts faster than names."""
+    partitions = sorted(bounds.target)
     return pa.table(
         {
-            "stream": pa.array(range(len(streams)), pa.int32()),
-            "topic": pa.array([s.topic for s in streams], pa.string()),
-            "topic_id": pa.array([s.topic_id for s in streams], pa.string()),
-            "partition": pa.array([s.partition for s in streams], pa.int32()),
-            "first": pa.array([bounds.start[s] for s in streams], pa.int64()),
-            "last": pa.array([bounds.target[s] for s in streams], pa.int64()),
+            "partition_index": pa.array(range(len(partitions)), pa.int32()),
+            **partition_arrays(partitions),
+            "first": pa.array([bounds.start[partition] for partition in partitions], pa.int64()),
+            "last": pa.array([bounds.target[partition] for partition in partitions], pa.int64()),
         }
     )
 
 
 def _candidate_files(source: DeltaTable, committed_offset: Callable[[SourcePartition], int]) -> list[str]:
-    """Files that may hold rows beyond the stored positions, judged by their statistics."""
+    """Returns the files that can contain rows beyond the committed positions, according to their statistics."""
     actions = add_actions(source)
     if actions.num_rows == 0:
         return []
@@ -261,20 +282,20 @@ def _candidate_files(source: DeltaTable, committed_offset: Callable[[SourceParti
     columns = [actions.column(name).to_pylist() for name in (*names, "max.offset")]
     known: dict[SourcePartition, int] = {}
 
-    def contained(stream: SourcePartition, offset: int) -> bool:
-        if stream not in known:
-            known[stream] = committed_offset(stream)
-        return offset <= known[stream]
+    def is_committed(source_partition: SourcePartition, offset: int) -> bool:
+        if source_partition not in known:
+            known[source_partition] = committed_offset(source_partition)
+        return offset <= known[source_partition]
 
     files = []
     for path, topic, topic_max, topic_id, topic_id_max, partition, partition_max, offset in zip(*columns, strict=True):
         one_source = topic is not None and topic == topic_max and topic_id is not None and topic_id == topic_id_max
-        # Statistics of long names are cut short; such a file is read rather than trusted.
+        # Statistics truncate long names, so such a file is read.
         if (
             not one_source
             or offset is None
             or not all(
-                contained(SourcePartition(topic, topic_id, number), offset)
+                is_committed(SourcePartition(topic, topic_id, number), offset)
                 for number in range(partition, partition_max + 1)
             )
         ):

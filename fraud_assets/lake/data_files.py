@@ -1,7 +1,7 @@
-"""Data files of the tables, for engines that read and write them on other machines.
+"""Reads and writes data files of the tables, for engines that run on other machines.
 
-They are written before they are committed: until `lake.append.commit` names them in the log no reader knows of
-them, and what a killed or repeated task leaves behind, maintenance's vacuum removes.
+Files are written before they are committed: until `lake.append` names them in the log, readers do not see them.
+Maintenance's vacuum removes the files that a killed or repeated task leaves behind.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 
 from fraud_assets.core.schema import Table
 from fraud_assets.errors import DamagedFileError
-from fraud_assets.lake.damage import of_data_file, parquet_state
+from fraud_assets.lake.data_file_damage import describe_damaged_file
+from fraud_assets.lake.file_state import describe_parquet_fault
 from fraud_assets.lake.location import TableLocation
 from fraud_assets.lake.log import add_actions
 
@@ -32,19 +33,19 @@ if TYPE_CHECKING:
 
 READ_ROWS = 65_536
 BODY_ROWS = 1_024
-"""Rows that are read at a time where they hold message bodies, of which one may have some 100 kB."""
+"""Rows that are read at a time if they contain message bodies, of which one can have 100 kB."""
 _READ_BYTES = 33_554_432
 GROUP_ROWS = 131_072
-"""Rows of a Parquet row group: what a reader holds at a time, and what a large file is split by."""
+"""Rows of a Parquet row group. A reader holds one group in memory, and large files are split by groups."""
 _GROUP_BYTES = 134_217_728
-"""Of fewer rows, where they are large: what a writer holds at a time."""
+"""A row group is written earlier, with fewer rows, if it reaches this size in the writer's memory."""
 _SLICE_BYTES = 8_388_608
 _SLICE_ROWS = 2 * GROUP_ROWS
 
 
 @dataclass(frozen=True)
 class Slice:
-    """The `number`-th of `count` parts of a data file; `partition` is its value in the log."""
+    """Part `number` (from 0) of `count` parts of a data file; `partition` is its partition value in the log."""
 
     path: str
     size: int
@@ -55,7 +56,15 @@ class Slice:
 
 @dataclass(frozen=True)
 class DataFile:
-    """A data file that is written and not committed: what the log says of it, and `facts` for the writer's caller."""
+    """A data file that is written but not committed, with the facts for its entry in the log.
+
+    Attributes:
+        path: path below the table's folder.
+        size: size in bytes.
+        rows: number of rows.
+        partition: partition value as text; None if the table has no partition column.
+        statistics: Delta's statistics as JSON.
+    """
 
     path: str
     size: int
@@ -64,7 +73,7 @@ class DataFile:
     statistics: str
 
     def action(self, table: Table) -> AddAction:
-        """Its entry in the log."""
+        """Returns the file's entry for the log."""
         from deltalake.transaction import AddAction
 
         values = {} if table.partition_by is None else {table.partition_by: self.partition}
@@ -73,11 +82,17 @@ class DataFile:
 
 
 Rows: TypeAlias = pa.Table | Sequence[DataFile]
-"""Rows that are to be committed: in memory, or in data files already."""
+"""Rows to commit: in memory or in written data files."""
 
 
 def list_slices(handle: DeltaTable, files: Sequence[str], table: Table) -> list[Slice]:
-    """The files of the handle's version as parts of at most about 8 MB and 260,000 rows, for as many tasks."""
+    """Returns the files as parts of at most about 8 MB and 260,000 rows, each for a task.
+
+    Args:
+        handle: the version of the files.
+        files: paths of the files, as named by `add_actions`.
+        table: the table of the handle.
+    """
     wanted = set(files)
     actions = add_actions(handle)
     names = ["path", "size_bytes", "num_records", *([f"partition.{table.partition_by}"] if table.partition_by else [])]
@@ -96,11 +111,22 @@ def read_slices(
     partition_by: str | None,
     where: Expression | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """Rows of the slices that meet `where`, in `schema` (columns of the table, its partition column among them)."""
+    """Yields the rows of slices.
+
+    Args:
+        location: the table's folder.
+        slices: the parts of files to read.
+        schema: columns to read, which may include the partition column.
+        partition_by: the table's partition column.
+        where: condition of the rows; all rows if None.
+
+    Raises:
+        DamagedFileError: a file is missing or damaged.
+    """
     physical = pa.schema([column for column in schema if column.name != partition_by])
     filesystem = location.filesystem({part.path: part.size for part in slices})
     for part in slices:
-        for batch in _gathered(_batches(location, filesystem, part, physical.names, where)):
+        for batch in _merge_batches(_read_slice(location, filesystem, part, physical.names, where)):
             columns = [
                 pa.repeat(pa.scalar(part.partition, column.type), batch.num_rows)
                 if column.name == partition_by
@@ -117,10 +143,10 @@ def _column(batch: pa.RecordBatch, column: pa.Field) -> pa.Array:
     return batch.column(column.name).cast(column.type)
 
 
-def _batches(
+def _read_slice(
     location: TableLocation, filesystem: FileSystem, part: Slice, columns: Sequence[str], where: Expression | None
 ) -> Iterator[pa.RecordBatch]:
-    """Rows of a slice, a few at a time where they hold message bodies."""
+    """Yields the rows of a slice, in small batches if they contain message bodies."""
     from pyarrow.dataset import ParquetFileFormat
 
     fragment = ParquetFileFormat().make_fragment(part.path, filesystem)
@@ -137,14 +163,15 @@ def _batches(
             batch_size=BODY_ROWS if "value" in columns else READ_ROWS,
         )
     except (OSError, pa.ArrowInvalid) as error:
-        state = parquet_state(filesystem, part.path, part.size, whole=True)
-        if state is None:
+        fault = describe_parquet_fault(filesystem, part.path, part.size, whole=True)
+        if fault is None:
             raise
-        raise DamagedFileError(of_data_file(f"{location.uri.rstrip('/')}/{part.path}", state)) from error
+        path = f"{location.uri.rstrip('/')}/{part.path}"
+        raise DamagedFileError(describe_damaged_file(path, fault)) from error
 
 
-def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The rows in batches of about READ_ROWS rows or _READ_BYTES bytes; none is empty."""
+def _merge_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Yields the rows in non-empty batches of about READ_ROWS rows or _READ_BYTES bytes."""
     waiting: list[pa.RecordBatch] = []
     rows = size = 0
     for batch in batches:
@@ -160,28 +187,28 @@ def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 
 def write_data_files(location: TableLocation, table: Table, batches: Iterable[pa.RecordBatch]) -> Iterator[DataFile]:
-    """Writes the rows into new files of the table's folder, one for each partition value; gives them when all are done.
+    """Writes rows to new files in the table's folder, one per partition value, and yields the files at the end.
 
-    Where it fails, what it wrote is removed as far as that is possible.
+    If writing fails, the new files are removed as far as possible.
     """
     filesystem = location.filesystem()
     writers: dict[str | None, _Writer] = {}
     try:
         for batch in batches:
             rows = pa.Table.from_batches([batch]).select(table.schema.names).cast(table.schema)
-            for value, part in _by_partition(rows, table.partition_by):
+            for value, part in _split_by_partition(rows, table.partition_by):
                 if value not in writers:
                     writers[value] = _Writer(filesystem, table, value)
                 writers[value].add(part)
-        files = [writer.finished() for writer in writers.values()]
+        files = [writer.finish() for writer in writers.values()]
     except BaseException:
         for writer in writers.values():
-            writer.abandon()
+            writer.discard()
         raise
     yield from files
 
 
-def remove(location: TableLocation, files: Iterable[DataFile]) -> None:
+def remove_files(location: TableLocation, files: Iterable[DataFile]) -> None:
     """Removes files that were never committed."""
     filesystem = location.filesystem()
     for file in files:
@@ -189,11 +216,11 @@ def remove(location: TableLocation, files: Iterable[DataFile]) -> None:
 
 
 def count_rows(rows: Rows) -> int:
-    """How many rows these are."""
+    """Returns the number of rows."""
     return rows.num_rows if isinstance(rows, pa.Table) else sum(file.rows for file in rows)
 
 
-def _by_partition(rows: pa.Table, column: str | None) -> Iterator[tuple[str | None, pa.Table]]:
+def _split_by_partition(rows: pa.Table, column: str | None) -> Iterator[tuple[str | None, pa.Table]]:
     if column is None:
         yield None, rows
         return
@@ -205,7 +232,7 @@ def _by_partition(rows: pa.Table, column: str | None) -> Iterator[tuple[str | No
 
 
 class _Writer:
-    """One file: rows are gathered to whole row groups."""
+    """Writes one file in whole row groups."""
 
     def __init__(self, filesystem: FileSystem, table: Table, partition: str | None) -> None:
         from pyarrow.parquet import ParquetWriter
@@ -233,7 +260,7 @@ class _Writer:
         if self._rows >= GROUP_ROWS or self._bytes >= _GROUP_BYTES:
             self._flush()
 
-    def finished(self) -> DataFile:
+    def finish(self) -> DataFile:
         self._flush()
         self._writer.close()
         size = self._sink.tell()
@@ -241,7 +268,7 @@ class _Writer:
         metadata = self._metadata[0]
         return DataFile(self._path, size, metadata.num_rows, self._partition, _statistics(metadata, self._table))
 
-    def abandon(self) -> None:
+    def discard(self) -> None:
         self._waiting = []
         self._writer.close()
         self._sink.close()
@@ -254,9 +281,9 @@ class _Writer:
 
 
 def _statistics(metadata: Any, table: Table) -> str:
-    """Delta's statistics of the table's columns that have them, from the Parquet footer."""
-    least: dict[str, Any] = {}
-    most: dict[str, Any] = {}
+    """Returns Delta's statistics as JSON, from the Parquet footer, for the columns in `table.statistics`."""
+    minima: dict[str, Any] = {}
+    maxima: dict[str, Any] = {}
     nulls: dict[str, int] = {}
     for group in range(metadata.num_row_groups):
         for number in range(metadata.num_columns):
@@ -267,20 +294,20 @@ def _statistics(metadata: Any, table: Table) -> str:
             found = column.statistics
             nulls[name] = nulls.get(name, 0) + (found.null_count or 0)
             if found.has_min_max:
-                least[name] = min(least.get(name, found.min), found.min)
-                most[name] = max(most.get(name, found.max), found.max)
+                minima[name] = min(minima.get(name, found.min), found.min)
+                maxima[name] = max(maxima.get(name, found.max), found.max)
     return json.dumps(
         {
             "numRecords": metadata.num_rows,
-            "minValues": {name: _json(value) for name, value in least.items()},
-            "maxValues": {name: _json(value) for name, value in most.items()},
+            "minValues": {name: _json_value(value) for name, value in minima.items()},
+            "maxValues": {name: _json_value(value) for name, value in maxima.items()},
             "nullCount": nulls,
         }
     )
 
 
-def _json(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     if isinstance(value, datetime):
-        # The protocol cuts times to milliseconds; readers know.
+        # Delta's protocol truncates times to milliseconds; readers take that into account.
         return f"{value.astimezone(UTC):%Y-%m-%dT%H:%M:%S}.{value.microsecond // 1000:03d}Z"
     return value

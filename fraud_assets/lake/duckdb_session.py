@@ -1,6 +1,6 @@
-"""DuckDB sessions: in memory, bounded memory, closed at the end.
+"""DuckDB sessions with in-memory databases and a memory limit.
 
-DuckDB's wheel has no ICU: time-zone arithmetic is Arrow's, in `core.parsing`; here times are compared only.
+DuckDB's wheel has no ICU. Arrow does the time-zone arithmetic, in `core.parsing`; DuckDB only compares times.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from fraud_assets.errors import LakeError
-from fraud_assets.lake.damage import damaged_among, named_data_file
+from fraud_assets.lake.data_file_damage import find_damage, find_named_damage
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -24,21 +24,23 @@ if TYPE_CHECKING:
 _files: WeakKeyDictionary[DuckDBPyConnection, list[str]] = WeakKeyDictionary()
 
 
-def reads(connection: DuckDBPyConnection, files: Iterable[str]) -> None:
-    """Notes the Parquet files that a connection reads, so that an error on one of them can name it."""
+def record_files(connection: DuckDBPyConnection, files: Iterable[str]) -> None:
+    """Records the Parquet files that a connection reads, so that an error can name the damaged one."""
     _files.setdefault(connection, []).extend(files)
 
 
 @contextmanager
 def connect(settings: Settings, *, spill: bool = True) -> Iterator[DuckDBPyConnection]:
-    """A connection with views of its own; all of a process share FRAUD_DUCKDB_MEMORY_LIMIT, spill under FRAUD_HOME.
+    """Opens a connection with views of its own and closes it at the end of the block.
+
+    All connections of a process share FRAUD_DUCKDB_MEMORY_LIMIT and spill to disk under FRAUD_HOME.
 
     Args:
         settings: memory limit and home.
-        spill: without, nothing is written to disk, and what memory cannot hold fails.
+        spill: if False, nothing is written to disk, and a query that exceeds the memory limit fails.
 
     Raises:
-        LakeError: a file cannot be read, or neither memory nor disk is enough.
+        LakeError: a file cannot be read, or memory and disk are not sufficient.
     """
     folder = settings.home_path / "spill"
     connection = _instance(settings.duckdb_memory_limit, str(folder) if spill else "").cursor()
@@ -47,24 +49,26 @@ def connect(settings: Settings, *, spill: bool = True) -> Iterator[DuckDBPyConne
     try:
         yield connection
     except duckdb.InternalException:
-        _instance.cache_clear()  # after an error of its own DuckDB refuses all that comes to this database
+        # After an internal error, DuckDB refuses all further queries of this database.
+        _instance.cache_clear()
         raise
     except duckdb.FatalException as error:
         _instance.cache_clear()
         raise LakeError(
-            "DuckDB gave up its database after an error of another query of this process. Nothing is lost; run again."
+            "DuckDB closed its database after an internal error in another query of this process. Nothing is lost; run "
+            "the command again."
         ) from error
     except duckdb.Error as error:
-        if (damaged := named_data_file(str(error))) is not None:
+        if (damaged := find_named_damage(str(error))) is not None:
             raise damaged from error
         if not isinstance(error, (duckdb.IOException, duckdb.OutOfMemoryException)):
-            # Of a damaged footer or page DuckDB does not say in which file it is.
-            if type(error) is duckdb.Error and (damaged := damaged_among(_files.get(connection, ()))) is not None:
+            # For a damaged footer or page, DuckDB does not name the file.
+            if type(error) is duckdb.Error and (damaged := find_damage(_files.get(connection, ()))) is not None:
                 raise damaged from error
             raise
         cause = str(error).strip().splitlines()[0]
         raise LakeError(
-            f"DuckDB cannot go on: {cause[:300]}. Check the lake and the free space at {folder}, raise "
+            f"DuckDB cannot continue: {cause[:300]}. Check the lake and the free space at {folder}, raise "
             f"FRAUD_DUCKDB_MEMORY_LIMIT ({settings.duckdb_memory_limit}), or lower FRAUD_BATCH_ROWS "
             f"({settings.batch_rows}) and FRAUD_BATCH_BYTES ({settings.batch_bytes})."
         ) from error
@@ -73,16 +77,16 @@ def connect(settings: Settings, *, spill: bool = True) -> Iterator[DuckDBPyConne
 
 
 def quoted_name(name: str) -> str:
-    """Returns a name as an identifier of SQL."""
+    """Returns a name as a quoted SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
 
 
 @cache
 def _instance(memory_limit: str, spill: str) -> DuckDBPyConnection:
-    """The process's in-memory database: a cursor of it costs 0.3 ms, a database of its own 20 ms."""
+    """Returns the process's in-memory database. A cursor takes 0.3 ms, a new database 20 ms."""
     import duckdb
 
     instance = duckdb.connect(config={"memory_limit": memory_limit, "temp_directory": spill})
-    # DuckDB reports what is still open at exit as leaked.
+    # DuckDB reports a database that is still open at exit as a leak.
     atexit.register(instance.close)
     return instance

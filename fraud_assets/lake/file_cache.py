@@ -1,7 +1,7 @@
-"""Local copies of an object store's data files: fetched once, then read like those of a folder.
+"""Local copies of an object store's data files, which are fetched once and then read like files of a folder.
 
-A data file of a Delta table never changes and its name is never used again, so a copy is right for ever. Every
-process of this FRAUD_HOME uses the same copies, and no reader of Arrow or DuckDB waits for the network.
+A data file of a Delta table never changes and its name is never used again, so a copy stays valid. All processes of
+this FRAUD_HOME share the copies, and readers in Arrow and DuckDB do not wait for the network.
 """
 
 from __future__ import annotations
@@ -18,58 +18,69 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fraud_assets.errors import DamagedFileError, disk_fault
-from fraud_assets.lake.damage import of_data_file, size_state
+from fraud_assets.lake.data_file_damage import describe_damaged_file
+from fraud_assets.lake.file_state import describe_size_fault
 from fraud_assets.lake.storage import store_fault
 from fraud_assets.system.files import replaced_file
 
 if TYPE_CHECKING:
     from deltalake.fs import DeltaStorageHandler
 
-_AT_ONCE = 8
-_BLOCK = 16_777_216
+_PARALLEL_FETCHES = 8
+_BLOCK_BYTES = 16_777_216
 _UNUSED_SECONDS = 86_400
 _IN_USE_SECONDS = 3_600
-"""A reader that has just been given a copy opens it well within this."""
+"""A reader opens a copy well within this time after it was fetched."""
 
 
 @dataclass(frozen=True)
 class FileCache:
-    """The copies of one lake in `folder`, `most_bytes` of them as far as they are not in use."""
+    """The copies of one lake.
+
+    Attributes:
+        folder: folder of the copies.
+        max_bytes: size limit; copies in use may exceed it.
+    """
 
     folder: Path
-    most_bytes: int
+    max_bytes: int
 
-    def place(self, uri: str) -> Path:
-        """Folder that stands for a table's own, with the same paths below it."""
+    def folder_of(self, uri: str) -> Path:
+        """Returns the folder of a table's copies, with the same paths below it as in the table's folder."""
         return self.folder / sha256(uri.encode()).hexdigest()[:16]
 
     def fetch(self, uri: str, options: Mapping[str, str], sizes: Mapping[str, int]) -> Path:
-        """Sees to it that the files of a table (bytes by path) are there; gives `place`.
+        """Fetches the files of a table that have no copy yet; returns `folder_of` the table.
+
+        Args:
+            uri: the table.
+            options: delta-rs options of the store.
+            sizes: sizes of the files in bytes, by path.
 
         Raises:
             LakeError: a file cannot be read from the store.
-            DiskError: it cannot be written here.
+            DiskError: a copy cannot be written.
         """
-        place = self.place(uri)
-        missing = [path for path, size in sizes.items() if not _is_there(place / path, size)]
+        folder = self.folder_of(uri)
+        missing = [path for path, size in sizes.items() if not _is_cached(folder / path, size)]
         if missing:
             self._fetch(uri, options, {path: sizes[path] for path in missing})
-            self._make_room({place / path for path in sizes})
-        return place
+            self._make_room({folder / path for path in sizes})
+        return folder
 
     def _fetch(self, uri: str, options: Mapping[str, str], sizes: Mapping[str, int]) -> None:
         from deltalake.fs import DeltaStorageHandler
 
         try:
             handler = DeltaStorageHandler(uri, dict(options), dict(sizes))
-            with ThreadPoolExecutor(_AT_ONCE) as pool:
-                list(pool.map(partial(_copy, handler, self.place(uri)), sizes.items()))
+            with ThreadPoolExecutor(_PARALLEL_FETCHES) as pool:
+                list(pool.map(partial(_copy, handler, self.folder_of(uri)), sizes.items()))
         except OSError as error:
-            # The operating system's own errors have a number, those of delta-rs have none.
-            raise disk_fault(error) or _damaged(uri, options, sizes) or store_fault(uri, error) from error
+            # Errors of the operating system have a number; those of delta-rs have none.
+            raise disk_fault(error) or _find_damage(uri, options, sizes) or store_fault(uri, error) from error
 
     def _make_room(self, in_use: Collection[Path]) -> None:
-        """Removes what was not used for a day, then the least recently used while there is too much."""
+        """Removes copies that were not used for a day, then the least recently used ones until the limit is met."""
         now = time.time()
         found = []
         for file in self.folder.rglob("*"):
@@ -78,28 +89,28 @@ class FileCache:
                 status = file.stat()
                 if file.is_file() and file not in in_use:
                     found.append((now - status.st_mtime, status.st_size, file))
-        spare = self.most_bytes - sum(size for _, size, _ in found) - sum(file.stat().st_size for file in in_use)
+        spare = self.max_bytes - sum(size for _, size, _ in found) - sum(file.stat().st_size for file in in_use)
         for age, size, file in sorted(found, reverse=True):
             if age > _UNUSED_SECONDS or (spare < 0 and age > _IN_USE_SECONDS):
                 file.unlink(missing_ok=True)
                 spare += size
 
 
-def _damaged(uri: str, options: Mapping[str, str], sizes: Mapping[str, int]) -> DamagedFileError | None:
-    """The error for the first of the files that the store does not have, or has with another size."""
+def _find_damage(uri: str, options: Mapping[str, str], sizes: Mapping[str, int]) -> DamagedFileError | None:
+    """Returns the error for the first file that the store lacks or has with another size; None if there is none."""
     from deltalake.fs import DeltaStorageHandler
     from pyarrow.fs import FileType, PyFileSystem
 
-    # Where the store does not answer, its own error is the one to tell.
+    # If the store does not answer, the caller reports the original error.
     with suppress(OSError):
         for info in PyFileSystem(DeltaStorageHandler(uri, dict(options))).get_file_info(list(sizes)):
-            state = size_state(None if info.type == FileType.NotFound else info.size, sizes[info.path])
-            if state is not None:
-                return DamagedFileError(of_data_file(f"{uri.rstrip('/')}/{info.path}", state))
+            found = None if info.type == FileType.NotFound else info.size
+            if (fault := describe_size_fault(found, sizes[info.path])) is not None:
+                return DamagedFileError(describe_damaged_file(f"{uri.rstrip('/')}/{info.path}", fault))
     return None
 
 
-def _is_there(file: Path, size: int) -> bool:
+def _is_cached(file: Path, size: int) -> bool:
     try:
         if file.stat().st_size != size:
             return False
@@ -109,11 +120,11 @@ def _is_there(file: Path, size: int) -> bool:
     return True
 
 
-def _copy(handler: DeltaStorageHandler, place: Path, item: tuple[str, int]) -> None:
+def _copy(handler: DeltaStorageHandler, folder: Path, item: tuple[str, int]) -> None:
     path, size = item
-    target = place / path
+    target = folder / path
     with replaced_file(target) as part, handler.open_input_file(path) as source:
-        for start in range(0, size, _BLOCK):
-            part.write(source.read(min(_BLOCK, size - start)))
+        for start in range(0, size, _BLOCK_BYTES):
+            part.write(source.read(min(_BLOCK_BYTES, size - start)))
     if target.stat().st_size != size:
         raise OSError(f"unexpected eof of {path}")

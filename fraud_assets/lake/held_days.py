@@ -1,4 +1,4 @@
-"""Which days a table holds, for a person whose range matched nothing."""
+"""Describes the days that a table contains, for a range that matches no rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fraud_assets.lake.tables import Lake
 
 
 def describe_held_days(lake: Lake, table: Table) -> str:
-    """What the table holds, as `transaction_features holds 1,200 rows from 2026-01-01 to 2026-01-10 (tx_date)`.
+    """Returns a description such as `transaction_features holds 1,200 rows from 2026-01-01 to 2026-01-10 (tx_date)`.
 
     Only the log is read.
 
@@ -30,7 +30,14 @@ def describe_held_days(lake: Lake, table: Table) -> str:
 
 
 def describe_empty_range(lake: Lake, table: Table, start: datetime, end: datetime, doing: str) -> str:
-    """The sentence for a range [start, end) of `tx_datetime` without rows; `doing` is as "to recompute".
+    """Returns the message for a range [start, end) of `tx_datetime` without rows.
+
+    Args:
+        lake: the lake.
+        table: the table without matching rows.
+        start: start of the range, inclusive.
+        end: end of the range, exclusive.
+        doing: the purpose, such as "to recompute".
 
     Raises:
         LakeError: the table cannot be read.

@@ -1,4 +1,4 @@
-"""Where the files of a table are, and how to reach them from any machine."""
+"""The folder of a table and how to reach its files from any machine."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TableLocation:
-    """The folder of a table and the delta-rs options that reach it, from this machine or another."""
+    """The folder of a table and the delta-rs options to reach it, from this machine or another."""
 
     uri: str
     options: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def path(self) -> str:
+        """The folder for messages: a local path, or the URI of an object store."""
+        return self.uri.removeprefix("file://").rstrip("/")
 
     def filesystem(self, sizes: Mapping[str, int] | None = None) -> FileSystem:
         """Returns the folder as an Arrow file system.

@@ -1,7 +1,7 @@
-"""Delta tables as DuckDB views of the files that matter: few of them, and read by DuckDB itself where it can.
+"""Registers Delta tables as DuckDB views of only the files that a query needs.
 
-DuckDB's own Parquet reader takes a quarter of the time of an Arrow dataset. `delta_scan` would download an
-extension, so the file list is delta-rs's, and files of an object store are read from local copies.
+DuckDB's own Parquet reader takes a quarter of the time of an Arrow dataset, so it is used if possible. `delta_scan`
+would download an extension, so delta-rs lists the files, and files of an object store are read from local copies.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
 
-from fraud_assets.lake.duckdb_session import reads
+from fraud_assets.lake.duckdb_session import quoted_name, record_files
 from fraud_assets.lake.log import add_actions
 from fraud_assets.lake.schema_check import UPGRADED
 from fraud_assets.lake.tables import RemoteTable, dataset_of
@@ -26,26 +26,31 @@ if TYPE_CHECKING:
 Bound = date | datetime | int | None
 
 _SPECIAL = frozenset("*?[%=")
-"""In a folder's name: a glob to DuckDB, or what looks like an escape or a partition."""
+"""Characters of a folder's name that DuckDB would read as a glob, an escape or a partition."""
 _STATISTICS_CUT = timedelta(milliseconds=1)
-"""Times in Delta's file statistics are cut to milliseconds."""
+"""Delta's file statistics truncate times to milliseconds."""
 
 
 def files_within(handle: DeltaTable, ranges: Mapping[str, tuple[Bound, Bound]]) -> list[str]:
-    """Paths of the files that may hold rows within all closed ranges (None: open end), by partition and statistics."""
+    """Returns the paths of the files that can contain rows within all ranges, by partition and statistics.
+
+    Args:
+        handle: the version of the files.
+        ranges: lowest and highest value by column, both inclusive; None for an open end.
+    """
     actions = add_actions(handle)
     keep = pa.repeat(True, actions.num_rows)
     for column, (low, high) in ranges.items():
         partition = f"partition.{column}"
-        least, most = (
+        minimum, maximum = (
             (partition, partition) if partition in actions.column_names else (f"min.{column}", f"max.{column}")
         )
         lowest = low - _STATISTICS_CUT if isinstance(low, datetime) else low
-        for name, limit, compare in ((most, lowest, pc.greater_equal), (least, high, pc.less_equal)):
+        for name, limit, compare in ((maximum, lowest, pc.greater_equal), (minimum, high, pc.less_equal)):
             if limit is None or name not in actions.column_names:
                 continue
             values = actions[name]
-            # A file without statistics may hold anything.
+            # A file without statistics may contain such rows.
             keep = pc.and_(keep, pc.fill_null(compare(values, pa.scalar(limit, values.type)), True))
     return actions.filter(keep)["path"].to_pylist()
 
@@ -53,7 +58,13 @@ def files_within(handle: DeltaTable, ranges: Mapping[str, tuple[Bound, Bound]]) 
 def register_view(
     connection: DuckDBPyConnection, name: str, handle: DeltaTable, files: Sequence[str] | None = None
 ) -> None:
-    """Makes `name` a view of the handle's version: of all its files, or of those in `files`.
+    """Creates a view of the handle's version.
+
+    Args:
+        connection: the DuckDB connection.
+        name: name of the view.
+        handle: the table.
+        files: files to include, as named by `add_actions`; all if None.
 
     Raises:
         LakeError: the files of an object store cannot be fetched.
@@ -63,8 +74,8 @@ def register_view(
         files = add_actions(handle)["path"].to_pylist()
     if not files:
         connection.register(name, schema.empty_table())
-    elif (source := _parquet(connection, handle, files, schema)) is not None:
-        columns = ", ".join(f'"{column}"' for column in schema.names)
+    elif (source := _parquet_source(connection, handle, files, schema)) is not None:
+        columns = ", ".join(map(quoted_name, schema.names))
         if UPGRADED in handle.metadata().configuration:
             connection.register(f"{name}_columns", schema.empty_table())
             source = f"(from {name}_columns union all by name from {source})"
@@ -73,14 +84,18 @@ def register_view(
         connection.register(name, dataset_of(handle, files))
 
 
-def _parquet(connection: DuckDBPyConnection, handle: DeltaTable, files: Sequence[str], schema: pa.Schema) -> str | None:
-    """The files as DuckDB's table function, None where only delta-rs can read them."""
+def _parquet_source(
+    connection: DuckDBPyConnection, handle: DeltaTable, files: Sequence[str], schema: pa.Schema
+) -> str | None:
+    """Returns the files as a call of DuckDB's `read_parquet`; None if only delta-rs can read them."""
     root = str(handle.copied_to) if isinstance(handle, RemoteTable) else plain_path(handle.table_uri)
-    # An object store would need an extension, a later reader version may mean deletion vectors or renamed columns.
+    # DuckDB would need an extension for an object store. A higher reader version can mean deletion vectors or renamed
+    # columns.
     if "://" in root or _SPECIAL & set(root) or handle.protocol().min_reader_version > 1:
         return None
     partitions = handle.metadata().partition_columns
-    # The log is the authority on partition values, the folders are only a custom; these are dates or nothing.
+    # The log defines the partition values; folder names only follow them by convention. DuckDB reads partitions from
+    # folder names, so this is limited to one partition column of type date.
     if any(not pa.types.is_date(schema.field(column).type) for column in partitions) or len(partitions) > 1:
         return None
     hive = ""
@@ -93,7 +108,7 @@ def _parquet(connection: DuckDBPyConnection, handle: DeltaTable, files: Sequence
     if isinstance(handle, RemoteTable):
         handle.fetch(files)
     paths = [f"{root.rstrip('/')}/{path}" for path in files]
-    reads(connection, paths)
+    record_files(connection, paths)
     quoted = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
     by_name = ", union_by_name = true" if UPGRADED in handle.metadata().configuration else ""
     return f"read_parquet([{quoted}]{hive}{by_name})"

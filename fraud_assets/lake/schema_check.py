@@ -1,4 +1,4 @@
-"""Whether a table of the lake has the columns that this version of the platform reads and writes."""
+"""Checks that a table of the lake has the columns that this version of the platform reads and writes."""
 
 from __future__ import annotations
 
@@ -9,47 +9,49 @@ from deltalake import DeltaTable, Field, Schema
 from fraud_assets.core.schema import Table, alert_thresholds, fraud_predictions
 from fraud_assets.errors import LakeError
 
-_WAYS_OUT = {
+_REMEDIES = {
     fraud_predictions.name: "Move that folder away; the next scoring run writes the table again, for all features.",
     alert_thresholds.name: "Move that folder away and train a new champion, which writes the table again.",
 }
 UPGRADED = "fraud_assets.upgraded"
-"""Table property: columns were added, which the data files from before do not have."""
+"""Table property: columns were added, which older data files do not have."""
 _FORMER_TOPIC_ID = "lineage"
-_OTHERWISE = "Use the version that wrote it, or point FRAUD_HOME (or FRAUD_LAKE_URI) to a new folder and land again."
+_DEFAULT_REMEDY = (
+    "Use the version that wrote it, or point FRAUD_HOME (or FRAUD_LAKE_URI) to a new folder and land again."
+)
 
 
 def check_columns(handle: DeltaTable, table: Table, uri: str) -> None:
-    """Compares the columns of a table with those of `core.schema`. Further columns are allowed.
+    """Checks the handle's columns against `core.schema`; additional columns are allowed.
 
     Raises:
         LakeError: a column is missing or has another type.
     """
     found = handle.schema()
-    if found == _wanted(table):
+    if found == _expected_schema(table):
         return
     types = {field.name: field.type for field in found.fields}
     if _FORMER_TOPIC_ID in types and "topic_id" not in types:
         raise LakeError(
             f"Table {uri} has a column {_FORMER_TOPIC_ID}, which is called topic_id since 27 November 2026: an earlier "
-            f"version of the platform wrote it. {_OTHERWISE}"
+            f"version of the platform wrote it. {_DEFAULT_REMEDY}"
         )
-    missing = [field.name for field in _wanted(table).fields if field.name not in types]
-    others = [field.name for field in _wanted(table).fields if types.get(field.name, field.type) != field.type]
+    missing = [field.name for field in _expected_schema(table).fields if field.name not in types]
+    others = [field.name for field in _expected_schema(table).fields if types.get(field.name, field.type) != field.type]
     if missing or others:
         faults = [f"has no column {name}" for name in missing]
         faults += [f"has another type in column {name}" for name in others]
         can_upgrade = not others and len(missing) == len(addable_columns(handle, table))
-        remedy = "Run `fraud-assets upgrade`." if can_upgrade else _WAYS_OUT.get(table.name, _OTHERWISE)
+        remedy = "Run `fraud-assets upgrade`." if can_upgrade else _REMEDIES.get(table.name, _DEFAULT_REMEDY)
         raise LakeError(f"Table {uri} {' and '.join(faults)}: another version of the platform wrote it. {remedy}")
 
 
 def addable_columns(handle: DeltaTable, table: Table) -> list[Field]:
     """Returns the columns that the table lacks and that `fraud-assets upgrade` can add: those that may be null."""
     known = {field.name for field in handle.schema().fields}
-    return [field for field in _wanted(table).fields if field.name not in known and field.nullable]
+    return [field for field in _expected_schema(table).fields if field.name not in known and field.nullable]
 
 
 @cache
-def _wanted(table: Table) -> Schema:
+def _expected_schema(table: Table) -> Schema:
     return Schema.from_arrow(table.schema)

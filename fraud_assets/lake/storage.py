@@ -1,4 +1,4 @@
-"""Object stores: the options with which delta-rs reaches one, and what its failures mean in words."""
+"""Object stores: delta-rs's options to reach one, and error messages for its failures."""
 
 from __future__ import annotations
 
@@ -17,28 +17,32 @@ _S3_OPTIONS = frozenset(
 _OTHER_NAMES = {"endpoint": "endpoint_url", "default_region": "region", "token": "session_token"}
 _TRUE = frozenset({"1", "true", "on", "yes", "y"})
 _MOST_RETRIES = "1000"
-"""In effect none: the time is what counts."""
+"""High enough to have no effect: `retry_timeout` limits the retries."""
 
 
 def is_remote(uri: str) -> bool:
-    """Whether a lake's URI is an object store rather than a folder."""
+    """Returns whether a lake's URI is an object store, not a folder."""
     return is_uri(uri)
 
 
 def storage_options(settings: Settings, more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """delta-rs's options for the lake of the settings; `more` wins over all others, in any spelling delta-rs takes.
+    """Returns delta-rs's options for the lake of the settings; empty for a folder.
 
-    What is not set is left to delta-rs, which asks environment, profile and instance role. Empty for a folder.
+    Any unset option falls back to delta-rs's own lookup in the environment, the profile and the instance role.
+
+    Args:
+        settings: the lake's URI and options.
+        more: options that override all others, in any spelling that delta-rs accepts.
 
     Raises:
-        SettingError: with these options, two commits at the same moment could both seem to succeed.
+        SettingError: with these options, two commits at the same time could both appear to succeed.
     """
     uri = settings.lake
     if not is_remote(uri):
         return {}
     options = {"retry_timeout": f"{settings.lake_timeout_seconds:g}s", "max_retries": _MOST_RETRIES}
     if uri.startswith(_S3):
-        # Said here, so that AWS_CONDITIONAL_PUT in the environment cannot turn it off.
+        # Set here, so that AWS_CONDITIONAL_PUT in the environment cannot disable it.
         options["aws_conditional_put"] = "etag"
         options |= {
             name: value
@@ -52,45 +56,49 @@ def storage_options(settings: Settings, more: Mapping[str, str] | None = None) -
             if value
         }
     for name, value in {**settings.lake_options_by_name, **(more or {})}.items():
-        options[_one_name(name)] = value
+        options[_normalize_name(name)] = value
     if options.get("aws_endpoint_url", "").startswith("http://"):
         options.setdefault("allow_http", "true")
     if uri.startswith(_S3):
-        _refuse_unsafe(options)
+        _refuse_unsafe_options(options)
     return options
 
 
-def _one_name(name: str) -> str:
-    """One spelling for each of our S3 options: `AWS_REGION`, `region` and `aws_default_region` are the same."""
+def _normalize_name(name: str) -> str:
+    """Returns one spelling per S3 option: `AWS_REGION`, `region` and `aws_default_region` are the same option."""
     name = name.lower()
     bare = name.removeprefix("aws_")
     bare = _OTHER_NAMES.get(bare, bare)
     return f"aws_{bare}" if bare in _S3_OPTIONS else name
 
 
-def _refuse_unsafe(options: Mapping[str, str]) -> None:
-    """What lets two writers commit the same version of a table on S3. delta-rs reads its environment too."""
-    said = {name.lower(): value for name, value in os.environ.items() if name.startswith("AWS_S3_")} | dict(options)
+def _refuse_unsafe_options(options: Mapping[str, str]) -> None:
+    """Raises `SettingError` for options that let two writers commit the same version of a table on S3.
+
+    delta-rs also reads these options from the environment.
+    """
+    given = {name.lower(): value for name, value in os.environ.items() if name.startswith("AWS_S3_")} | dict(options)
     if options["aws_conditional_put"].strip().lower() != "etag":
         raise SettingError(
             f"FRAUD_LAKE_OPTIONS sets conditional_put to {options['aws_conditional_put']!r}: only `etag` keeps two "
-            "writers from committing over each other, so leave it out."
+            "writers from overwriting each other's commits. Remove the option."
         )
     for name in ("aws_s3_allow_unsafe_rename", "allow_unsafe_rename", "aws_allow_unsafe_rename"):
-        if said.get(name, "").strip().lower() in _TRUE:
+        if given.get(name, "").strip().lower() in _TRUE:
             raise SettingError(
-                f"{name.upper()} is {said[name]!r}: it gives up what keeps two writers from committing over each "
-                "other. Unset it; conditional writes of S3 make commits safe."
+                f"{name.upper()} is {given[name]!r}: with it, two writers can overwrite each other's commits. "
+                "Unset it; conditional writes of S3 make commits safe."
             )
     for name in ("aws_s3_locking_provider", "s3_locking_provider", "locking_provider"):
-        if said.get(name, "").strip():
+        if given.get(name, "").strip():
             raise SettingError(
-                f"{name.upper()} is {said[name]!r}: delta-rs no longer takes part in such locks, so a writer that "
-                "relies on them could be committed over. Unset it, and let all writers use conditional writes of S3."
+                f"{name.upper()} is {given[name]!r}: delta-rs no longer supports such locks, so the commits of "
+                "a writer that relies on them could be overwritten. Unset it; all writers must use S3's conditional "
+                "writes."
             )
 
 
-_AWAY = re.compile(
+_UNAVAILABLE = re.compile(
     r"error sending request|timed out|connection (refused|reset|closed)|dns error|error decoding response body|"
     r"incomplete message|request or response body error|unexpected eof|\b(429|5\d\d) |SlowDown|ServiceUnavailable|"
     r"InternalError",
@@ -99,8 +107,8 @@ _AWAY = re.compile(
 _FAULTS: tuple[tuple[str, str], ...] = (
     (
         r"NoSuchBucket",
-        "That bucket does not exist: create it, or correct FRAUD_LAKE_URI (and AWS_ENDPOINT_URL, if it is another "
-        "store's)",
+        "The bucket does not exist: create it, or correct FRAUD_LAKE_URI (and AWS_ENDPOINT_URL, if the bucket is in "
+        "another store)",
     ),
     (
         r"169\.254\.|\bIMDS\b|metadata token|no providers in chain|Credentials(?:NotLoaded|Provider)|no credentials",
@@ -109,7 +117,7 @@ _FAULTS: tuple[tuple[str, str], ...] = (
     ),
     (
         r"ExpiredToken|InvalidToken|TokenRefreshRequired",
-        "The session has ended: renew AWS_SESSION_TOKEN with its AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        "The session has expired: renew AWS_SESSION_TOKEN with its AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     ),
     (
         r"\b30[178] |PermanentRedirect|AuthorizationHeaderMalformed|IllegalLocationConstraint",
@@ -126,40 +134,41 @@ _FAULTS: tuple[tuple[str, str], ...] = (
     ),
     (
         r"\b501 |not ?implemented",
-        "The store cannot do that, and without conditional writes (If-None-Match) it cannot hold a lake: use another",
+        "The store does not support this request. A lake requires conditional writes (If-None-Match): use another "
+        "store",
     ),
 )
 
 
 def store_fault(uri: str, error: Exception) -> LakeError:
-    """The one sentence for a failure of an object store."""
-    cause = _cause(_plain(str(error)))
+    """Returns the error for a failure of an object store."""
+    cause = _find_cause(_plain_text(str(error)))
     return known_store_fault(uri, error) or LakeError(f"Table {uri.rstrip('/')} failed: {cause}. Check FRAUD_LAKE_URI.")
 
 
 def known_store_fault(uri: str, error: Exception) -> LakeError | None:
-    """The sentence for a failure whose cause is the store, its credentials or the way to it; None for another."""
+    """Returns the error for a failure of the store, its credentials or the connection; None for another cause."""
     uri = uri.rstrip("/")
-    text = _plain(str(error))
-    cause = _cause(text)
+    text = _plain_text(str(error))
+    cause = _find_cause(text)
     for pattern, remedy in _FAULTS:
         if re.search(pattern, text, re.IGNORECASE):
             return LakeError(f"Table {uri} failed: {cause}. {remedy}.")
-    if _AWAY.search(text):
+    if _UNAVAILABLE.search(text):
         return LakeError(
-            f"Table {uri} failed: the object store{_place(text)} does not answer as it should ({cause}). Check that it "
-            "runs, and FRAUD_LAKE_URI and AWS_ENDPOINT_URL."
+            f"Table {uri} failed: the object store{_name_host(text)} is unavailable ({cause}). Check that it runs, "
+            "FRAUD_LAKE_URI and AWS_ENDPOINT_URL."
         )
     return None
 
 
-def _plain(text: str) -> str:
-    # delta-rs colours its chain of causes and appends the frames of its own stack to some messages.
+def _plain_text(text: str) -> str:
+    # delta-rs colors its chain of causes and appends stack frames of its own to some messages.
     return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", text).split()).split(" 0: <unknown>")[0]
 
 
-def _cause(text: str) -> str:
-    """The innermost cause. Of an answer only S3's code is told: bodies repeat keys and tokens."""
+def _find_cause(text: str) -> str:
+    """Returns the innermost cause. Of an answer of S3 it is the code only, because bodies repeat keys and tokens."""
     code = re.search(r"<Code>(\w+)</Code>", text)
     status = re.search(r"\b([345]\d\d [A-Z][A-Za-z ]+?)(?= *[:↳<]|$)", text)
     if code:
@@ -169,6 +178,6 @@ def _cause(text: str) -> str:
     return re.sub(r"<[^>]*>", "", text.rsplit("↳", maxsplit=1)[-1]).strip(" .-")[:200]
 
 
-def _place(text: str) -> str:
+def _name_host(text: str) -> str:
     host = re.search(r"https?://[^/\s?]+", text)
     return f" at {host[0]}" if host else ""

@@ -23,7 +23,8 @@ from fraud_assets.core.schema import (
 )
 from fraud_assets.lake.append import commit_errors, retry_conflicts
 from fraud_assets.lake.log import add_actions
-from fraud_assets.lake.tables import Lake, RemoteTable, table_error
+from fraud_assets.lake.table_errors import table_error
+from fraud_assets.lake.tables import Lake, RemoteTable
 from fraud_assets.operations.holdings import (
     ERASED_TABLES,
     POSITIONS,

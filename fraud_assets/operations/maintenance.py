@@ -11,7 +11,8 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 
 from fraud_assets.core.schema import TABLES, Table
 from fraud_assets.lake.append import WRITER
-from fraud_assets.lake.tables import Lake, table_error
+from fraud_assets.lake.table_errors import table_error
+from fraud_assets.lake.tables import Lake
 from fraud_assets.operations.retention import NO_ROWS_RETIRED, RetiredRows, delete_old_rows, find_oldest_waiting_day
 from fraud_assets.settings import Settings
 

@@ -21,7 +21,8 @@ from fraud_assets.core.schema import (
 from fraud_assets.lake.batches import find_pending
 from fraud_assets.lake.duckdb_session import connect
 from fraud_assets.lake.log import add_actions
-from fraud_assets.lake.positions import NOTHING, Positions, SourcePartition, committed_offset
+from fraud_assets.lake.position_sql import same_source_partition, source_partition_columns
+from fraud_assets.lake.positions import NOTHING, Positions, SourcePartition, committed_offset, partition_arrays
 from fraud_assets.lake.scan import register_view
 from fraud_assets.lake.tables import Lake, read
 from fraud_assets.operations.quarantine import DUPLICATE, LABEL_PREFIX
@@ -119,7 +120,7 @@ def _count_reasons(handles: Handles, since: date | None, settings: Settings) -> 
         register_view(connection, "quarantine", quarantine)
         recent = f"where {_since(since)}" if since else ""
         counted = connection.sql(
-            f"""select topic, topic_id, "partition", reason, count(*), max("offset")
+            f"""select {source_partition_columns()}, reason, count(*), max("offset")
             from quarantine {recent} group by all"""
         ).fetchall()
         reasons: dict[str, int] = {}
@@ -136,7 +137,7 @@ def _count_reasons(handles: Handles, since: date | None, settings: Settings) -> 
         connection.register("ahead", _positions_table(ahead))
         waiting = connection.sql(
             f"""select reason, count(*) from (select * from quarantine {recent}) q join ahead
-            on q.topic = ahead.topic and q.topic_id = ahead.topic_id and q."partition" = ahead."partition"
+            on {same_source_partition("q", "ahead")}
             where q."offset" > ahead."offset" and not starts_with(reason, '{LABEL_PREFIX}') group by 1"""
         ).fetchall()
     for reason, count in waiting:
@@ -151,14 +152,7 @@ def _find_ahead(reached: Positions, features: DeltaTable | None) -> dict[SourceP
 
 
 def _positions_table(positions: Positions) -> pa.Table:
-    return pa.table(
-        {
-            "topic": pa.array([source.topic for source in positions], pa.string()),
-            "topic_id": pa.array([source.topic_id for source in positions], pa.string()),
-            "partition": pa.array([source.partition for source in positions], pa.int32()),
-            "offset": pa.array(positions.values(), pa.int64()),
-        }
-    )
+    return pa.table({**partition_arrays(positions), "offset": pa.array(positions.values(), pa.int64())})
 
 
 def _count_pending(handles: Handles, source: Table, target: Table, settings: Settings) -> int:

@@ -23,8 +23,7 @@ from fraud_assets.core.schema import (
 )
 from fraud_assets.lake.append import commit_errors, retry_conflicts
 from fraud_assets.lake.batches import find_pending, read_batch
-from fraud_assets.lake.damage import TRANSACTIONS
-from fraud_assets.lake.log import add_actions
+from fraud_assets.lake.log import TRANSACTIONS, add_actions
 from fraud_assets.lake.positions import NOTHING, SourcePartition, committed_offset
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings

@@ -13,6 +13,7 @@ from fraud_assets.core.evaluation import BOOK_SEED, BOOK_TREES, Evaluation, Prot
 from fraud_assets.core.schema import MODEL_INPUTS, fraud_labels
 from fraud_assets.errors import NotEnoughDataError
 from fraud_assets.lake.duckdb_session import connect
+from fraud_assets.lake.position_sql import landing_order
 from fraud_assets.lake.scan import register_view
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
@@ -78,10 +79,10 @@ def _read_verdicts(features: pa.Table, lake: Lake, settings: Settings) -> pa.Arr
         connection.register("ids", features.select(["transaction_id"]).append_column("number", numbers))
         register_view(connection, "labels", lake.open(fraud_labels))
         verdicts = connection.sql(
-            """
+            f"""
             with latest as (
                 select transaction_id,
-                    arg_max(is_fraud, (labelled_at, ingested_at, topic, topic_id, "partition", "offset")) as is_fraud
+                    arg_max(is_fraud, (labelled_at, {landing_order()})) as is_fraud
                 from labels semi join ids using (transaction_id) group by transaction_id
             )
             select coalesce(is_fraud, false) as is_fraud

@@ -242,7 +242,7 @@ def test_a_store_that_is_overloaded_for_a_while(proxied: tuple[FaultyProxy, Sett
     assert process_landed(lake, settings).features == 30
     assert proxy.done
     proxy.judge = lambda method, path: "unavailable" if method == "PUT" else None
-    with pytest.raises(LakeError, match=r"does not answer as it should \(503 Service Unavailable\).*FRAUD_LAKE_URI"):
+    with pytest.raises(LakeError, match=r"is unavailable \(503 Service Unavailable\).*FRAUD_LAKE_URI"):
         land(lake, bodies(30, first_id=30), first_offset=30)
     proxy.judge = lambda method, path: "unavailable" if method == "GET" else None
     with pytest.raises(LakeError, match="503"):
@@ -261,8 +261,8 @@ def test_what_is_wrong_is_said_in_one_sentence(
         ({"lake_uri": "s3://nowhere/x"}, "bucket does not exist: create it, or correct FRAUD_LAKE_URI"),
         ({"aws_access_key_id": "stranger"}, "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
         ({"aws_secret_access_key": "not-the-secret"}, "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
-        ({"aws_endpoint_url": "http://127.0.0.1:1"}, "at http://127.0.0.1:1 does not answer as it should"),
-        ({"aws_endpoint_url": s3.endpoint.replace("http:", "https:")}, "does not answer as it should"),
+        ({"aws_endpoint_url": "http://127.0.0.1:1"}, "at http://127.0.0.1:1 is unavailable"),
+        ({"aws_endpoint_url": s3.endpoint.replace("http:", "https:")}, "is unavailable"),
     ):
         lake = Lake.of(make_settings(**{**good, **wrong}))
         for action in (

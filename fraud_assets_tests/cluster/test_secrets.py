@@ -13,10 +13,11 @@ from pydantic import SecretStr
 from fraud_assets.definitions import defs
 from fraud_assets.kafka.broker import find_broker
 from fraud_assets.kafka.connection import connection
-from fraud_assets.kafka.producer import Message, produce
+from fraud_assets.kafka.producer import Message
 from fraud_assets.operations.setup_home import DAGSTER_YAML
 from fraud_assets.settings import Settings, environment_name, load_settings
 from fraud_assets_tests.support.commands import run
+from fraud_assets_tests.support.producing import produce
 from fraud_assets_tests.support.rest_server import CLUSTER, KEY, SECRET, rest_server
 from fraud_assets_tests.support.secure_kafka import KEY_PASSWORD, PLAIN_PASSWORD, PLAIN_USER, SecureKafka
 from fraud_assets_tests.support.starting import topic_maker
@@ -131,7 +132,7 @@ def test_nothing_tells_them(
         found += places(result.stdout + result.stderr, " ".join(result.args[1:]), secrets)
     assert found == []
     # The search sees what is there: the user's name is in the events of the failed run.
-    assert places_in(home / "dagster", [f"log-in of '{PLAIN_USER}'"]) != []
+    assert places_in(home / "dagster", [f"login of '{PLAIN_USER}'"]) != []
 
 
 def test_the_search_finds_what_is_there(tmp_path: Path) -> None:

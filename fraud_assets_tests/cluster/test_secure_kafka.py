@@ -14,10 +14,11 @@ from fraud_assets.kafka.broker import broker_is_configured, find_broker
 from fraud_assets.kafka.client import client_config
 from fraud_assets.kafka.connection import connection
 from fraud_assets.kafka.consumer import TopicReader
-from fraud_assets.kafka.producer import Message, Producer, produce
+from fraud_assets.kafka.producer import Message, Producer
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
 from fraud_assets_tests.support.commands import assert_one_sentence, run
+from fraud_assets_tests.support.producing import produce
 from fraud_assets_tests.support.secure_kafka import (
     KEY_PASSWORD,
     PLAIN_PASSWORD,
@@ -129,11 +130,11 @@ def assert_lands(kafka: SecureKafka, make_settings: MakeSettings, **options: Any
 MISTAKES: dict[str, tuple[Callable[[SecureKafka], dict[str, Any]], str]] = {
     "wrong password": (
         lambda kafka: {**by_password(kafka), "kafka_sasl_password": "wrong-4711"},
-        r"log-in of 'alice' by PLAIN.*KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD",
+        r"login of 'alice' by PLAIN.*KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD",
     ),
     "wrong password, SCRAM": (
         lambda kafka: {**scram(kafka), "kafka_sasl_password": "wrong-4711"},
-        r"log-in of 'bob' by SCRAM-SHA-512.*KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD",
+        r"login of 'bob' by SCRAM-SHA-512.*KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD",
     ),
     "mechanism that the broker does not take": (
         lambda kafka: {**scram(kafka), "kafka_sasl_mechanism": "SCRAM-SHA-256"},
@@ -145,7 +146,7 @@ MISTAKES: dict[str, tuple[Callable[[SecureKafka], dict[str, Any]], str]] = {
     ),
     "an authority that the system does not know": (
         lambda kafka: {**by_password(kafka), "kafka_ssl_ca_location": ""},
-        r"an authority that this system knows.*KAFKA_SSL_CA_LOCATION",
+        r"an authority that this system trusts.*KAFKA_SSL_CA_LOCATION",
     ),
     "certificate for another name": (
         lambda kafka: {**by_certificate(kafka), "kafka_bootstrap_servers": kafka.misnamed},
@@ -153,11 +154,11 @@ MISTAKES: dict[str, tuple[Callable[[SecureKafka], dict[str, Any]], str]] = {
     ),
     "no encryption to a port that encrypts": (
         lambda kafka: {"kafka_bootstrap_servers": kafka.sasl},
-        r"hangs up on us.*KAFKA_SECURITY_PROTOCOL is 'PLAINTEXT'.*SASL_SSL",
+        r"closes the connection.*KAFKA_SECURITY_PROTOCOL is 'PLAINTEXT'.*SASL_SSL",
     ),
     "encryption without log-in": (
         lambda kafka: {"kafka_bootstrap_servers": kafka.sasl, "kafka_ssl_ca_location": kafka.pem("ca")},
-        r"hangs up on us.*KAFKA_SECURITY_PROTOCOL is 'SSL'.*SASL_SSL",
+        r"closes the connection.*KAFKA_SECURITY_PROTOCOL is 'SSL'.*SASL_SSL",
     ),
     "encryption to a port that does not": (
         lambda kafka: {**by_password(kafka), "kafka_bootstrap_servers": kafka.plain},
@@ -169,11 +170,11 @@ MISTAKES: dict[str, tuple[Callable[[SecureKafka], dict[str, Any]], str]] = {
             "kafka_bootstrap_servers": kafka.plain,
             "kafka_security_protocol": "SASL_PLAINTEXT",
         },
-        r"takes no log-in.*KAFKA_SECURITY_PROTOCOL",
+        r"accepts no login.*KAFKA_SECURITY_PROTOCOL",
     ),
     "no client certificate": (
         lambda kafka: {"kafka_bootstrap_servers": kafka.mtls, "kafka_ssl_ca_location": kafka.pem("ca")},
-        r"wants a client certificate.*was shown none.*KAFKA_SSL_CERTIFICATE_LOCATION",
+        r"requires a client certificate.*received none.*KAFKA_SSL_CERTIFICATE_LOCATION",
     ),
     "a stranger's certificate": (
         lambda kafka: {
@@ -250,7 +251,7 @@ def test_key_password_and_key_that_do_not_fit(kafka: SecureKafka, make_settings:
 
 
 WRONG_FILES = {
-    "sasl.usernam=alice": "sasl.usernam in .* is not known",
+    "sasl.usernam=alice": "sasl.usernam in .* is unknown",
     "security.protocol=TLS": "security.protocol in .* cannot be used",
     "sasl.username=alice": "sasl.password is empty|KAFKA_SASL_PASSWORD is empty",
     "ssl.truststore.location=/etc/store.jks": "Java store.*KAFKA_SSL_CA_LOCATION",

@@ -15,7 +15,7 @@ from fraud_assets.core.schema import HEADERS, MESSAGES, RAW_TRANSACTIONS, TIME, 
 from fraud_assets.engines.spark.tables import scan, write
 from fraud_assets.errors import CommitConflictError
 from fraud_assets.lake.append import append_landed, commit_append
-from fraud_assets.lake.data_files import DataFile, list_slices, remove
+from fraud_assets.lake.data_files import DataFile, list_slices, remove_files
 from fraud_assets.lake.log import add_actions, row_count
 from fraud_assets.lake.positions import SourcePartition, committed_offset
 from fraud_assets.lake.tables import Lake, read
@@ -96,7 +96,7 @@ def test_a_stale_handle_is_refused(spark: SparkSession, lake: Lake) -> None:
     again = write(whole(spark, lake), lake, raw_transactions)
     with pytest.raises(CommitConflictError):
         commit_append(second, raw_transactions, again, {COPY: 9})
-    remove(lake.location(raw_transactions), again)
+    remove_files(lake.location(raw_transactions), again)
     assert row_count(lake.open(raw_transactions)) == 20
     held = {path.rsplit("/", 1)[-1] for path in DeltaTable(lake.uri(raw_transactions)).file_uris()}
     assert not any(file.path.rsplit("/", 1)[-1] in held for file in again)

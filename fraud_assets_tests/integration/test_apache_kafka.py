@@ -11,10 +11,11 @@ from fraud_assets.errors import BrokerError
 from fraud_assets.kafka.broker import find_broker
 from fraud_assets.kafka.client import find_topic_id
 from fraud_assets.kafka.consumer import TopicReader
-from fraud_assets.kafka.producer import Message, produce
+from fraud_assets.kafka.producer import Message
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
 from fraud_assets.testing.apache_kafka import Cluster, apache_kafka, why_unavailable
+from fraud_assets_tests.support.producing import produce
 from fraud_assets_tests.support.starting import MakeTopic, topic_maker
 
 

@@ -16,9 +16,10 @@ import pytest
 from fraud_assets.errors import BrokerError
 from fraud_assets.kafka.broker import Broker, find_broker
 from fraud_assets.kafka.consumer import TopicReader
-from fraud_assets.kafka.producer import Message, produce
+from fraud_assets.kafka.producer import Message
 from fraud_assets.settings import Settings
 from fraud_assets_tests.support.commands import assert_one_sentence, run
+from fraud_assets_tests.support.producing import produce
 
 
 @contextmanager
@@ -94,7 +95,9 @@ def test_a_copied_home_does_not_use_the_broker_of_the_original(
 ) -> None:
     (tmp_path / "copy").mkdir()
     shutil.copy(settings.broker_file, tmp_path / "copy")
-    with pytest.raises(BrokerError, match=r"copied FRAUD_HOME.*belongs to the original.*fraud-assets broker"):
+    with pytest.raises(
+        BrokerError, match=r"copied together with FRAUD_HOME.*belongs to the original.*fraud-assets broker"
+    ):
         find_broker(make_settings(home=tmp_path / "copy"))
     (tmp_path / "link").symlink_to(settings.home_path)
     assert find_broker(make_settings(home=tmp_path / "link")) == find_broker(settings) == broker

@@ -28,10 +28,10 @@ from fraud_assets.doctor.finding import Finding
 from fraud_assets.doctor.lake import check_lake
 from fraud_assets.errors import DamagedFileError, LakeError
 from fraud_assets.ingest.files.landing import land_files
-from fraud_assets.lake.damage import refuse_incomplete_entries
 from fraud_assets.lake.data_files import list_slices, read_slices
 from fraud_assets.lake.duckdb_session import connect
 from fraud_assets.lake.log import add_actions, row_count
+from fraud_assets.lake.log_damage import refuse_incomplete_entries
 from fraud_assets.lake.positions import SourcePartition, committed_offset
 from fraud_assets.lake.scan import register_view
 from fraud_assets.lake.tables import Lake, read
@@ -124,9 +124,9 @@ def test_a_damaged_newest_entry_is_refused_and_moved_away_by_hand(landed: Lake, 
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        (raw_transactions, "lands again from Kafka"),
-        (transaction_features, "computes again"),
-        (quarantined_transactions, "build it again together with them"),
+        (raw_transactions, "land again from Kafka"),
+        (transaction_features, "computes the rows of the lost commits again"),
+        (quarantined_transactions, "rebuild all three tables together"),
         (alert_thresholds, "Train again"),
         (retried_messages, "Only a backup"),
     ],
@@ -211,7 +211,7 @@ def test_a_damaged_checkpoint_whose_entries_are_gone(landed: Lake) -> None:
     without_older_entries(log)
     assert row_count(landed.open(raw_transactions)) == 20
     cut(first_checkpoint(log), 500)
-    with pytest.raises(DamagedFileError, match=r"log entries before it are gone\. Put it back from a backup"):
+    with pytest.raises(DamagedFileError, match=r"log entries before it are missing\. Restore it from a backup"):
         landed.open(raw_transactions)
 
 

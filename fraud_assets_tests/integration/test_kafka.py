@@ -211,7 +211,7 @@ def test_offsets_without_messages_end_a_read(settings: Settings, broker: Broker)
     with TopicReader("transactions", settings) as reader:
         reader.close()
         tail = Tail()
-        reader._consumer = tail
+        reader.consumer = tail
         stream = SourcePartition("transactions", str(broker.topic_id), 0)
         for _ in range(2):
             assert list(reader.read({stream: 3}, {stream: 4})) == []

@@ -9,10 +9,11 @@ import pytest
 from fraud_assets.core.schema import raw_transactions
 from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.errors import BrokerError, MessagesLostError
-from fraud_assets.kafka import producer as producing
+from fraud_assets.kafka import embedded_backlog
 from fraud_assets.kafka.broker import Broker
-from fraud_assets.kafka.producer import Message, Producer, produce
+from fraud_assets.kafka.producer import Message, Producer
 from fraud_assets_tests.support.logged import logged
+from fraud_assets_tests.support.producing import produce
 
 
 def messages(settings, count, size=100, start=0):
@@ -44,14 +45,14 @@ def test_no_broker(settings):
 
 def test_a_message_that_is_too_large(settings, broker):
     huge = Message(settings.transactions_topic, None, b"x" * 2_000_000)
-    with pytest.raises(BrokerError, match="2000000 bytes was refused"):
+    with pytest.raises(BrokerError, match="refused a message of 2,000,000 bytes"):
         produce([huge], broker, settings)
 
 
 def test_waits_for_the_lander_and_says_so_once(settings, lake, broker, monkeypatch):
-    monkeypatch.setattr(producing, "HELD_BYTES", 50_000)
-    monkeypatch.setattr(producing, "CHECK_BYTES", 10_000)
-    monkeypatch.setattr(producing, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(embedded_backlog, "HELD_BYTES", 50_000)
+    monkeypatch.setattr(embedded_backlog, "CHECK_BYTES", 10_000)
+    monkeypatch.setattr("fraud_assets.kafka.producer.WARNING_SECONDS", 0.0)
     waits = 0
 
     def land_late() -> None:
@@ -70,8 +71,8 @@ def test_waits_for_the_lander_and_says_so_once(settings, lake, broker, monkeypat
 
 
 def test_what_an_earlier_producer_left_counts(settings, broker, monkeypatch):
-    monkeypatch.setattr(producing, "HELD_BYTES", 100_000)
-    monkeypatch.setattr(producing, "CHECK_BYTES", 10_000)
+    monkeypatch.setattr(embedded_backlog, "HELD_BYTES", 100_000)
+    monkeypatch.setattr(embedded_backlog, "CHECK_BYTES", 10_000)
 
     class Waited(Exception):
         pass
@@ -87,7 +88,7 @@ def test_what_an_earlier_producer_left_counts(settings, broker, monkeypatch):
 
 
 def test_lost_messages_are_told_instead_of_waited_for(settings, broker, monkeypatch):
-    monkeypatch.setattr(producing, "HELD_BYTES", 1e12)
+    monkeypatch.setattr(embedded_backlog, "HELD_BYTES", 1e12)
     flood = (Message(settings.transactions_topic, b"one", b"x" * 50_000) for _ in range(400))
-    with pytest.raises(MessagesLostError, match="has forgotten"):
+    with pytest.raises(MessagesLostError, match="has dropped"):
         produce(flood, broker, settings)

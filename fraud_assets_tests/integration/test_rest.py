@@ -15,12 +15,13 @@ from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.errors import BrokerError, SettingError
 from fraud_assets.kafka import rest
 from fraud_assets.kafka.broker import find_broker
-from fraud_assets.kafka.producer import Message, produce
+from fraud_assets.kafka.producer import Message
 from fraud_assets.kafka.rest import RestProducer
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
 from fraud_assets.testing.apache_kafka import Cluster
 from fraud_assets_tests.support.commands import assert_one_sentence, run
+from fraud_assets_tests.support.producing import produce
 from fraud_assets_tests.support.rest_server import CLUSTER, KEY, SECRET, RestServer, rest_server
 
 pytestmark = pytest.mark.xdist_group("apache")
@@ -121,7 +122,7 @@ def test_a_request_that_is_too_large_goes_in_parts(apache_settings: Settings, se
         for number in range(40):
             producer.send(Message(settings.transactions_topic, b"k", b"%d" % number))
     assert [value for _, value in landed(apache_settings)] == [b"%d" % number for number in range(40)]
-    with pytest.raises(BrokerError, match=r"does not take a message of 2,000 bytes"):
+    with pytest.raises(BrokerError, match=r"does not accept a message of 2,000 bytes"):
         send_one(settings, value=bytes(2_000))
 
 
@@ -130,7 +131,7 @@ def test_without_end_it_gives_up_and_says_how_many(apache_settings: Settings, se
     server.answers.extend([(429, {}, "")] * 100)
     pauses: list[float] = []
     producer = RestProducer(settings, sleep=pauses.append)
-    with pytest.raises(BrokerError, match=r"takes no messages \(HTTP 429\): 1 to topic"):
+    with pytest.raises(BrokerError, match=r"accepts no messages \(HTTP 429\): 1 to topic"):
         producer.send(Message(settings.transactions_topic, None, b"1"))
     assert sum(pauses) <= rest.PATIENCE_SECONDS
 
@@ -165,7 +166,7 @@ def test_a_refusal_is_one_sentence(code: int, apache_settings: Settings, server:
 def test_the_wrong_key_topic_cluster_and_page(apache_settings: Settings, server: RestServer) -> None:
     with pytest.raises(BrokerError, match="does not accept API_KEY"):
         send_one(by_rest(apache_settings, server, confluent_api_key=f"{KEY}:wrong-4711"))
-    with pytest.raises(BrokerError, match="knows no topic 'no-such'"):
+    with pytest.raises(BrokerError, match="has no topic 'no-such'"):
         send_one(by_rest(apache_settings, server), topic="no-such")
     with pytest.raises(BrokerError, match="CLUSTER_ID 'lkc-other'"):
         send_one(by_rest(apache_settings, server, confluent_cluster_id="lkc-other"))
@@ -178,9 +179,9 @@ def test_the_wrong_key_topic_cluster_and_page(apache_settings: Settings, server:
 WRONG: dict[str, tuple[dict[str, str], str]] = {
     "no cluster": ({"confluent_cluster_id": ""}, "CLUSTER_ID is empty"),
     "no address": ({"confluent_api": "pkc.example.org"}, "CONFLUENT_API is 'pkc.example.org'"),
-    "key in clear": ({"confluent_api": "http://pkc.example.org"}, "API_KEY would go out in clear"),
-    "key in the address": ({"confluent_api": "https://a:secret-4711@pkc.example.org"}, "put them into API_KEY"),
-    "no key and secret": ({"confluent_api_key": "secret-4711"}, "API_KEY cannot be used"),
+    "key in clear": ({"confluent_api": "http://pkc.example.org"}, "API_KEY would be sent unencrypted"),
+    "key in the address": ({"confluent_api": "https://a:secret-4711@pkc.example.org"}, "move them to API_KEY"),
+    "no key and secret": ({"confluent_api_key": "secret-4711"}, "API_KEY is invalid"),
 }
 
 

@@ -31,7 +31,7 @@ def test_rows_are_the_same_whoever_reads_them(tmp_path, folder, direct):
     commit_features(lake, features(300))
     handle = lake.open(transaction_features)
     with engine.connect(settings) as connection:
-        parquet = scan._parquet(connection, handle, handle_files(handle), TRANSACTION_FEATURES)
+        parquet = scan._parquet_source(connection, handle, handle_files(handle), TRANSACTION_FEATURES)
     assert (parquet is not None) == direct
     expected = dataset_of(handle).to_table().sort_by([("offset", "ascending"), ("partition", "ascending")])
     assert read(handle, settings).equals(expected.select(TRANSACTION_FEATURES.names).cast(TRANSACTION_FEATURES))

@@ -24,8 +24,9 @@ from fraud_assets.engines.base import FeatureBatch, FeatureResult, RecomputedRan
 from fraud_assets.engines.history import CLOCKS_DIFFER, find_history_span
 from fraud_assets.engines.local.windows import compute_windows
 from fraud_assets.kafka.schemas import transaction_decoder
-from fraud_assets.lake.batches import LANDING_ORDER, rows_within
+from fraud_assets.lake.batches import rows_within
 from fraud_assets.lake.duckdb_session import connect
+from fraud_assets.lake.position_sql import landing_order, position_columns, same_position
 from fraud_assets.lake.scan import files_within, register_view
 from fraud_assets.lake.tables import Lake, read
 from fraud_assets.settings import Settings
@@ -113,7 +114,7 @@ def _find_rows(batch: pa.Table, others: pa.Table, settings: Settings, *, are_in_
         return (
             connection.sql(
                 f"""select "row" from batch {"semi" if are_in_others else "anti"} join others
-            using ({_quote_names(POSITION_COLUMNS)}) order by "row" """
+            using ({position_columns()}) order by "row" """
             )
             .to_arrow_table()["row"]
             .combine_chunks()
@@ -141,7 +142,7 @@ def _find_duplicates(valid: pa.Table, features: DeltaTable, settings: Settings) 
         connection.register("repeated", repeated)
         known = connection.sql(
             f"""select transaction_id, epoch_us(ingested_at), topic, "partition", "offset"
-            from features semi join repeated using (transaction_id) order by {LANDING_ORDER}"""
+            from features semi join repeated using (transaction_id) order by {landing_order()}"""
         ).fetchall()
         candidates = connection.sql(
             """select "row", transaction_id, landed_us, topic, "partition", "offset"
@@ -192,11 +193,8 @@ def _read_history(rows: pa.Table, features: DeltaTable, settings: Settings, *, r
     exclusion = (
         ""
         if not recomputed
-        else """
-        and not exists (
-            select 1 from rows r where r.topic = f.topic and r.topic_id = f.topic_id
-            and r."partition" = f."partition" and r."offset" = f."offset"
-        )"""
+        else f"""
+        and not exists (select 1 from rows r where {same_position("r", "f")})"""
     )
     with connect(settings) as connection:
         register_view(connection, "features", features, near)
@@ -208,7 +206,7 @@ def _read_history(rows: pa.Table, features: DeltaTable, settings: Settings, *, r
             and epoch_us(tx_datetime) <= {_to_microseconds(last)}
             and (customer_id in (select customer_id from rows) or terminal_id in (select terminal_id from rows))
             {exclusion}
-            order by {LANDING_ORDER}
+            order by {landing_order()}
             """
         ).to_arrow_table()
     return _to_window_input(found, is_new=False)
@@ -249,7 +247,7 @@ def _read_labels(known: pa.Table, labels: DeltaTable, rows: pa.Table, settings: 
         connection.register("ever_fraud", frauds)
         return connection.sql(
             f"""select transaction_id, is_fraud, epoch_us(labelled_at) as labelled_us,
-            row_number() over (order by {LANDING_ORDER}) as arrival
+            row_number() over (order by {landing_order()}) as arrival
             from labels semi join ever_fraud using (transaction_id) where {within}"""
         ).to_arrow_table()
 

@@ -112,7 +112,7 @@ def land_batch(
         settings: The settings of the broker and of landing.
         readers: Readers of both topics.
         batch: The transactions; it may have no rows.
-        reached: The positions to commit with the batch; see `TopicReader.follow`.
+        reached: The positions to commit with the batch; see `GroupReader.follow`.
         stop: Returns whether a stop is requested. If it returns true before the labels are drained, the batch does not
             land.
 

@@ -50,7 +50,9 @@ class SparkFollower:
             def landed(batch: LandedBatch) -> None:
                 self.newest = self.newest if batch.newest is None else batch.newest.timestamp()
                 self._note(batch.reports, batch.lag)
-                readers.transactions.tell({s: offset for s, offset in batch.positions.items() if offset != NOTHING})
+                readers.transactions.commit_to_broker(
+                    {s: offset for s, offset in batch.positions.items() if offset != NOTHING}
+                )
 
             def beside(lag: Mapping[int, int]) -> None:
                 labels, _ = land_new_labels(self.lake, self.settings, readers, self.stop.is_set)

@@ -67,7 +67,7 @@ class LocalFollower:
         ):
             return False
         if reached:
-            readers.transactions.landed(reached)
+            readers.transactions.mark_landed(reached)
         lag = readers.transactions.lag()
         self._note_unreadable(readers.transactions.unreadable)
         last = _seconds(batch["timestamp"][-1]) if batch.num_rows else None

@@ -18,11 +18,11 @@ from fraud_assets.commands import simulate as simulate_command
 from fraud_assets.core.schema import fraud_labels, raw_transactions
 from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.errors import FraudAssetsError, SettingError
-from fraud_assets.kafka.producer import produce
 from fraud_assets.settings import Settings
 from fraud_assets.simulator.event_order import EventOrder, as_flags
 from fraud_assets.simulator.generator import simulate
 from fraud_assets.simulator.replay import open_source, replay_messages
+from fraud_assets_tests.support.producing import produce
 
 END = datetime(2026, 8, 7, 14, 3, tzinfo=UTC)
 SPARKOV = {
