@@ -21,7 +21,8 @@ from fraud_assets.core.schema import Table, fraud_labels, quarantined_transactio
 from fraud_assets.engines import landing_tables as landing
 from fraud_assets.ingest.files import json_lines
 from fraud_assets.ingest.files import landing as files
-from fraud_assets.ingest.files.landing import FileReport, land_files, waiting_files
+from fraud_assets.ingest.files.file_report import FileReport
+from fraud_assets.ingest.files.landing import land_files, waiting_files
 from fraud_assets.lake.append import append_landed
 from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.settings import Settings
@@ -175,7 +176,7 @@ def columns_with(name: str, column: pa.Array) -> pa.Table:
     [
         ("note", pa.array([b"a", b"\xff"]).view(pa.string()), "Invalid UTF8"),
         ("note", pa.ListArray.from_arrays([0, 1, 1], pa.array(["{"], pa.json_())), "Malformed JSON"),
-        ("TX_AMOUNT", pa.array([1, 2]), "the same name, but for capital letters"),
+        ("TX_AMOUNT", pa.array([1, 2]), "the same name, ignoring case"),
         ("", pa.array([1, 2]), "an empty name"),
     ],
 )
