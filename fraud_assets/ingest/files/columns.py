@@ -97,7 +97,9 @@ def _check_column_names(source: _Source) -> None:
     if len({column.lower() for column in source.columns}) < len(source.columns):
         raise UnusableFileError("Two of its columns have the same name, ignoring case. Rename one of them.")
     if any(not column or "\0" in column for column in source.columns):
-        raise UnusableFileError("The name of one of its columns is empty or has a NUL character. Rename that column.")
+        raise UnusableFileError(
+            "One of its columns has an empty name or a NUL character in its name. Rename that column."
+        )
 
 
 def _find_content(source: _Source, names: dict[str, str], settings: Settings) -> tuple[bool, bool]:
