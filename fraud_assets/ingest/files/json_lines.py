@@ -108,7 +108,7 @@ class _KeyRenamer:
 
     def rename(self, line: bytes) -> bytes:
         """Returns the line with the payload names of the contract's fields. The bytes of the values do not change."""
-        # Most lines already have the right names; this search is much cheaper than parsing.
+        # Most lines already have the right names and need no parsing.
         if all(name in line for name in self._quoted_names):
             return line
         try:
