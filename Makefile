@@ -16,10 +16,10 @@ UV_VERSION := 0.13.9
 PACKAGES := --constraint constraints.txt --editable '.[dev]'
 SOURCES := fraud_assets fraud_assets_tests benchmarks setup.py
 
-.PHONY: help setup demo test proof bench dev format clean
+.PHONY: help setup demo test test-cluster proof bench dev format clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # uv installs in a fraction of pip's time; where it cannot (it does not read pip's settings) pip itself does it.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -38,15 +38,18 @@ setup: $(INSTALLED) ## Make .venv/, the state folder and .env
 demo: setup ## Stream to scored predictions in a fresh folder (DATA="file …" or SAMPLE=sparkov through the drop folder)
 	@$(BIN)/fraud-assets demo $(foreach file,$(DATA),--data '$(file)') $(if $(SAMPLE),--sample '$(SAMPLE)')
 
-test: setup ## Format, lint, types, layers, tests
+test: setup ## Format, lint, types, layers, unit and integration tests
 	@$(BIN)/ruff format --check $(SOURCES)
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/pytest -q -n $(TEST_WORKERS) --dist loadgroup
 
+test-cluster: setup ## Spark, object stores, kills and the handbook; CI runs them after `make test`
+	@$(BIN)/pytest -q -n $(TEST_WORKERS) --dist loadgroup fraud_assets_tests/cluster
+
 proof: setup ## The long proofs: kills, clusters, big data
-	@$(BIN)/pytest -m proof -v --timeout 1800
+	@$(BIN)/pytest -v --timeout 1800 fraud_assets_tests/proof
 
 bench: setup ## The benchmarks, each as ratios (BENCH=name for one)
 	@shopt -s nullglob; for file in benchmarks/$(or $(BENCH),[a-z]*).py; do $(BIN)/python "$$file"; done

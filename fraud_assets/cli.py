@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": "Train and test a model on the lake, without registering it.",
     "quarantine": "List quarantined messages, show one, and retry them after a fix.",
     "erase": "Remove a customer from every table and from the kept files.",
+    "upgrade": "Add the columns that tables of an earlier version lack.",
     "doctor": "Check settings, broker, lake, registry and Dagster, and name the fix for each fault.",
     "chaos": "Run a separate platform under faults, and verify that no message is lost or counted twice.",
     "demo": "Run the whole platform once in a new folder and print a summary.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -24,16 +23,16 @@ from fraud_assets.testing.apache_kafka import Cluster, apache_kafka, why_unavail
 from fraud_assets.testing.object_store import ObjectStore, object_store
 from fraud_assets.testing.spark_cluster import StandaloneCluster, standalone
 
+# Fixtures of more than one folder.
+from fraud_assets_tests.support.handbook import book, handbook  # noqa: F401
+from fraud_assets_tests.support.spark_cluster_runs import copied, drive, materialize  # noqa: F401
+from fraud_assets_tests.support.starting import QUICK_JAVA, ROOT, MakeTopic, Send, Start, sender, topic_maker
+
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-    from fraud_assets_tests.secure_kafka import SecureKafka
+    from fraud_assets_tests.support.secure_kafka import SecureKafka
 
-Send = Callable[..., None]
-MakeTopic = Callable[..., str]
-Start = Callable[..., "subprocess.Popen[str]"]
-ROOT = Path(__file__).parents[1]
-QUICK_JAVA = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"
 
 # How long an example takes depends on what else the machine does.
 hypothesis.settings.register_profile("patient", deadline=None)
@@ -124,7 +123,7 @@ def apache(kafka_jars: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.fixture(scope="session")
 def kafka(kafka_jars: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureKafka]:
     """One node of Apache Kafka with log-in and encryption. Mark its users `pytest.mark.xdist_group("secure")`."""
-    from fraud_assets_tests.secure_kafka import secure_kafka
+    from fraud_assets_tests.support.secure_kafka import secure_kafka
 
     with secure_kafka(tmp_path_factory.mktemp("secure")) as running:
         yield running
@@ -173,21 +172,6 @@ def apache_settings(make_settings: Callable[..., Settings], apache: Cluster, mak
     )
 
 
-def topic_maker(bootstrap: str) -> MakeTopic:
-    """What the fixture `make_topic` is, for another cluster."""
-
-    def make(name: str = "t", partitions: int = 1, **config: Any) -> str:
-        from confluent_kafka.admin import AdminClient, NewTopic
-
-        topic = f"{name}-{uuid4().hex[:8]}"
-        admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
-        settings = {key.replace("_", "."): str(value) for key, value in config.items()}
-        admin.create_topics([NewTopic(topic, partitions, config=settings)])[topic].result(timeout=30)
-        return topic
-
-    return make
-
-
 @pytest.fixture
 def start(settings: Settings, tmp_path: Path) -> Iterator[Start]:
     """`start("land", FRAUD_…=…)`: a process of the command line under the test's home, ended with the test."""
@@ -225,27 +209,3 @@ def start(settings: Settings, tmp_path: Path) -> Iterator[Start]:
 def send(broker: Broker) -> Send:
     """`send(topic, values, partition=…, key=…, headers=…)`: produces and waits; a dict goes as JSON."""
     return sender(broker)
-
-
-def sender(broker: Broker) -> Send:
-    """What the fixture `send` is, for another broker."""
-
-    def produce(
-        topic: str,
-        values: list[Any],
-        partition: int | None = None,
-        key: str | None = None,
-        headers: list[tuple[str, bytes]] | None = None,
-    ) -> None:
-        from confluent_kafka import Producer
-
-        producer = Producer(
-            {"bootstrap.servers": broker.bootstrap, "log_level": 0, "queue.buffering.max.messages": 1_000_000}
-        )
-        place: dict[str, Any] = {} if partition is None else {"partition": partition}
-        for value in values:
-            body = json.dumps(value).encode() if isinstance(value, dict) else value
-            producer.produce(topic, body, key, headers=headers, **place)
-        assert producer.flush(20) == 0
-
-    return produce

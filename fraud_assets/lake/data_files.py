@@ -104,10 +104,17 @@ def read_slices(
             columns = [
                 pa.repeat(pa.scalar(part.partition, column.type), batch.num_rows)
                 if column.name == partition_by
-                else batch.column(column.name).cast(column.type)
+                else _column(batch, column)
                 for column in schema
             ]
             yield pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _column(batch: pa.RecordBatch, column: pa.Field) -> pa.Array:
+    """Returns the values of a column, null where the data file was written before the column was added."""
+    if column.name not in batch.schema.names:
+        return pa.nulls(batch.num_rows, column.type)
+    return batch.column(column.name).cast(column.type)
 
 
 def _batches(
@@ -125,7 +132,7 @@ def _batches(
             fragment = fragment.subset(row_group_ids=groups)
         yield from fragment.to_batches(
             schema=fragment.physical_schema,
-            columns=list(columns),
+            columns=[name for name in columns if name in fragment.physical_schema.names],
             filter=where,
             batch_size=BODY_ROWS if "value" in columns else READ_ROWS,
         )

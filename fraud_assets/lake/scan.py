@@ -16,6 +16,7 @@ from deltalake import DeltaTable
 
 from fraud_assets.lake.duckdb_session import reads
 from fraud_assets.lake.log import add_actions
+from fraud_assets.lake.schema_check import UPGRADED
 from fraud_assets.lake.tables import RemoteTable, dataset_of
 from fraud_assets.system.paths import plain_path
 
@@ -64,6 +65,9 @@ def register_view(
         connection.register(name, schema.empty_table())
     elif (source := _parquet(connection, handle, files, schema)) is not None:
         columns = ", ".join(f'"{column}"' for column in schema.names)
+        if UPGRADED in handle.metadata().configuration:
+            connection.register(f"{name}_columns", schema.empty_table())
+            source = f"(from {name}_columns union all by name from {source})"
         connection.execute(f"create or replace temp view {name} as select {columns} from {source}")
     else:
         connection.register(name, dataset_of(handle, files))
@@ -91,4 +95,5 @@ def _parquet(connection: DuckDBPyConnection, handle: DeltaTable, files: Sequence
     paths = [f"{root.rstrip('/')}/{path}" for path in files]
     reads(connection, paths)
     quoted = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
-    return f"read_parquet([{quoted}]{hive})"
+    by_name = ", union_by_name = true" if UPGRADED in handle.metadata().configuration else ""
+    return f"read_parquet([{quoted}]{hive}{by_name})"

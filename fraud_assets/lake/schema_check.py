@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from deltalake import DeltaTable, Schema
+from deltalake import DeltaTable, Field, Schema
 
 from fraud_assets.core.schema import Table, alert_thresholds, fraud_predictions
 from fraud_assets.errors import LakeError
@@ -13,28 +13,41 @@ _WAYS_OUT = {
     fraud_predictions.name: "Move that folder away; the next scoring run writes the table again, for all features.",
     alert_thresholds.name: "Move that folder away and train a new champion, which writes the table again.",
 }
+UPGRADED = "fraud_assets.upgraded"
+"""Table property: columns were added, which the data files from before do not have."""
+_FORMER_TOPIC_ID = "lineage"
 _OTHERWISE = "Use the version that wrote it, or point FRAUD_HOME (or FRAUD_LAKE_URI) to a new folder and land again."
 
 
 def check_columns(handle: DeltaTable, table: Table, uri: str) -> None:
-    """Compare the handle's columns with those of `core.schema`; further columns are allowed.
+    """Compares the columns of a table with those of `core.schema`. Further columns are allowed.
 
     Raises:
         LakeError: a column is missing or has another type.
     """
-    found, wanted = handle.schema(), _wanted(table)
-    if found == wanted:
+    found = handle.schema()
+    if found == _wanted(table):
         return
     types = {field.name: field.type for field in found.fields}
-    missing = [field.name for field in wanted.fields if field.name not in types]
-    others = [field.name for field in wanted.fields if field.name in types and types[field.name] != field.type]
+    if _FORMER_TOPIC_ID in types and "topic_id" not in types:
+        raise LakeError(
+            f"Table {uri} has a column {_FORMER_TOPIC_ID}, which is called topic_id since 27 November 2026: an earlier "
+            f"version of the platform wrote it. {_OTHERWISE}"
+        )
+    missing = [field.name for field in _wanted(table).fields if field.name not in types]
+    others = [field.name for field in _wanted(table).fields if types.get(field.name, field.type) != field.type]
     if missing or others:
         faults = [f"has no column {name}" for name in missing]
         faults += [f"has another type in column {name}" for name in others]
-        raise LakeError(
-            f"Table {uri} {' and '.join(faults)}: another version of the platform wrote it. "
-            f"{_WAYS_OUT.get(table.name, _OTHERWISE)}"
-        )
+        can_upgrade = not others and len(missing) == len(addable_columns(handle, table))
+        remedy = "Run `fraud-assets upgrade`." if can_upgrade else _WAYS_OUT.get(table.name, _OTHERWISE)
+        raise LakeError(f"Table {uri} {' and '.join(faults)}: another version of the platform wrote it. {remedy}")
+
+
+def addable_columns(handle: DeltaTable, table: Table) -> list[Field]:
+    """Returns the columns that the table lacks and that `fraud-assets upgrade` can add: those that may be null."""
+    known = {field.name for field in handle.schema().fields}
+    return [field for field in _wanted(table).fields if field.name not in known and field.nullable]
 
 
 @cache

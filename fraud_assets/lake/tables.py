@@ -73,15 +73,24 @@ class Lake:
         """Whether the table has been created. Raises `LakeError`."""
         return self.find(table) is not None
 
-    def find(self, table: Table) -> DeltaTable | None:
-        """A fresh handle on the newest version; None if the table does not exist. Raises `LakeError`."""
+    def find(self, table: Table, *, any_columns: bool = False) -> DeltaTable | None:
+        """Returns a fresh handle on the newest version, or None if the table does not exist.
+
+        Args:
+            table: the table.
+            any_columns: if true, a table of another version of the platform is opened too.
+
+        Raises:
+            LakeError: the table cannot be read, or has other columns than this version of the platform.
+        """
         # Not `DeltaTable.is_deltatable`: it holds the interpreter lock for as long as an object store keeps it waiting.
         with _in_words(self.uri(table), self.storage_options):
             try:
                 handle = self._newest(table)
             except TableNotFoundError:
                 return None
-        check_columns(handle, table, self.uri(table))
+        if not any_columns:
+            check_columns(handle, table, self.uri(table))
         return handle
 
     def versions(self) -> dict[str, int]:

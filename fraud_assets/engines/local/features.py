@@ -77,7 +77,7 @@ def recompute_features(
     """
     within = (pc.field("tx_datetime") >= _scalar(start)) & (pc.field("tx_datetime") < _scalar(end))
     near = (pc.field("tx_date") >= start.date()) & (pc.field("tx_date") <= end.date())
-    rows = read(handle, where=near & within).cast(TRANSACTION_FEATURES)
+    rows = read(handle, TRANSACTION_FEATURES.names, near & within).cast(TRANSACTION_FEATURES)
     if not rows.num_rows:
         return RecomputedRange(rows, 0)
     rows = rows.sort_by([(name, "ascending") for name in ("ingested_at", *POSITION_COLUMNS)])

@@ -1,0 +1,152 @@
+"""No secret is found in what the platform says or keeps: output, errors, `repr`, events and files under FRAUD_HOME."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from pydantic import SecretStr
+
+from fraud_assets.definitions import defs
+from fraud_assets.kafka.broker import find_broker
+from fraud_assets.kafka.connection import connection
+from fraud_assets.kafka.producer import Message, produce
+from fraud_assets.operations.setup_home import DAGSTER_YAML
+from fraud_assets.settings import Settings, environment_name, load_settings
+from fraud_assets_tests.support.commands import run
+from fraud_assets_tests.support.rest_server import CLUSTER, KEY, SECRET, rest_server
+from fraud_assets_tests.support.secure_kafka import KEY_PASSWORD, PLAIN_PASSWORD, PLAIN_USER, SecureKafka
+from fraud_assets_tests.support.starting import topic_maker
+
+pytestmark = pytest.mark.xdist_group("secure")
+
+WRONG = "wrong-0xC0FFEE-secret"
+
+
+def secrets_of_settings() -> dict[str, str]:
+    """A value of its own for every secret setting, by variable."""
+    fields = [name for name, field in Settings.model_fields.items() if field.annotation is SecretStr]
+    return {environment_name(name): f"secret-of-{name.replace('_', '-')}-0xDECAF00D" for name in fields}
+
+
+def secret_variables() -> dict[str, str]:
+    """Variables that hold them; as `key=value`, which is what one of them must be and the others may."""
+    return {name: f"token={value}" for name, value in secrets_of_settings().items()}
+
+
+def places(text: str, where: str, secrets: list[str]) -> list[str]:
+    """Where which secret is, plainly or in base64."""
+    found = [secret for secret in secrets if secret in text]
+    found += [secret for secret in secrets if base64.b64encode(secret.encode()).decode().rstrip("=") in text]
+    return [f"{secret} in {where}" for secret in found]
+
+
+def places_in(folder: Path, secrets: list[str]) -> list[str]:
+    """The same for every file under a folder."""
+    found: list[str] = []
+    for path in folder.rglob("*"):
+        if path.is_file():
+            found += places(path.read_bytes().decode("latin-1"), str(path), secrets)
+    return found
+
+
+def materialize(instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> bool:
+    """Whether the landing assets succeed; their run and events stay in the instance."""
+    with monkeypatch.context() as environment:
+        for name, value in variables.items():
+            environment.setenv(name, value)
+        job = defs.resolve_implicit_global_asset_job_def()
+        keys = [dg.AssetKey("raw_transactions"), dg.AssetKey("fraud_labels")]
+        return job.execute_in_process(instance=instance, asset_selection=keys, raise_on_error=False).success
+
+
+def test_every_secret_is_one() -> None:
+    """A setting that sounds like a secret is a `SecretStr`."""
+    for name, field in Settings.model_fields.items():
+        sounds = any(word in name for word in ("password", "secret", "_key", "token", "user_info"))
+        if sounds and not name.endswith(("_location", "_key_id")):
+            assert field.annotation is SecretStr, name
+
+
+def test_settings_do_not_show_them(monkeypatch: pytest.MonkeyPatch, make_settings) -> None:
+    variables = secret_variables()
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    settings = load_settings(_env_file=None, kafka_bootstrap_servers="127.0.0.1:1", kafka_sasl_username="alice")
+    reached = connection(settings)
+    assert reached.config["sasl.password"] == variables["KAFKA_SASL_PASSWORD"]
+    shown = [repr(settings), str(settings), settings.model_dump_json(), repr(settings.model_dump()), repr(reached)]
+    assert places("\n".join(shown), "repr", list(secrets_of_settings().values())) == []
+
+
+def test_nothing_tells_them(
+    kafka: SecureKafka, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "home"
+    (home / "dagster").mkdir(parents=True)
+    (home / "dagster" / "dagster.yaml").write_text(DAGSTER_YAML)
+    make_topic = topic_maker(kafka.plain)
+    topics = {"FRAUD_TRANSACTIONS_TOPIC": make_topic(), "FRAUD_LABELS_TOPIC": make_topic()}
+    right = {
+        **secret_variables(),
+        **topics,
+        "KAFKA_BOOTSTRAP_SERVERS": kafka.sasl,
+        "KAFKA_SASL_USERNAME": PLAIN_USER,
+        "KAFKA_SASL_PASSWORD": PLAIN_PASSWORD,
+        "KAFKA_SSL_CA_LOCATION": kafka.pem("ca"),
+        "KAFKA_SSL_CERTIFICATE_LOCATION": kafka.pem("client"),
+        "KAFKA_SSL_KEY_LOCATION": kafka.pem("client-key"),
+        "KAFKA_SSL_KEY_PASSWORD": KEY_PASSWORD,
+    }
+    wrong = {**right, "KAFKA_SASL_PASSWORD": WRONG}
+    properties = tmp_path / "client.properties"
+    properties.write_text(
+        f"bootstrap.servers={kafka.sasl}\nsecurity.protocol=SASL_SSL\nsasl.mechanism=PLAIN\n"
+        "sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required "
+        f'username="{PLAIN_USER}" password="{WRONG}";\n'
+        f"ssl.truststore.type=PEM\nssl.truststore.location={kafka.pem('ca')}\n"
+    )
+    by_file = {**secret_variables(), **topics, "KAFKA_CLIENT_PROPERTIES": str(properties), "KAFKA_SASL_PASSWORD": ""}
+    with rest_server(kafka.plain) as server:
+        by_rest = {**right, "CONFLUENT_API": server.url, "CLUSTER_ID": CLUSTER, "API_KEY": f"{KEY}:{SECRET}"}
+        results = [
+            run(home, "simulate", "--count", "20", "--via", "rest", **by_rest),
+            run(home, "simulate", "--count", "5", "--via", "rest", **{**by_rest, "API_KEY": f"{KEY}:{WRONG}"}),
+            run(home, "land", "--once", "--json", **right),
+            run(home, "land", "--once", **wrong),
+            run(home, "land", "--once", **by_file),
+        ]
+    assert [result.returncode == 0 for result in results] == [True, False, True, False, False]
+    assert json.loads(results[2].stdout)["raw_transactions"]["rows"] == 20
+    with dg.DagsterInstance.from_config(str(home / "dagster")) as instance:
+        assert materialize(instance, monkeypatch, {**right, "FRAUD_HOME": str(home)})
+        assert not materialize(instance, monkeypatch, {**wrong, "FRAUD_HOME": str(home)})
+    printed = capfd.readouterr()
+    secrets = [*secrets_of_settings().values(), PLAIN_PASSWORD, KEY_PASSWORD, SECRET, WRONG, f"{KEY}:{SECRET}"]
+    found = places_in(home, secrets) + places(printed.out + printed.err, "the log of the runs", secrets)
+    for result in results:
+        found += places(result.stdout + result.stderr, " ".join(result.args[1:]), secrets)
+    assert found == []
+    # The search sees what is there: the user's name is in the events of the failed run.
+    assert places_in(home / "dagster", [f"log-in of '{PLAIN_USER}'"]) != []
+
+
+def test_the_search_finds_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"\x00" + base64.b64encode(WRONG.encode()))
+    (tmp_path / "b").write_bytes(b"\xff" + WRONG.encode())
+    assert len(places_in(tmp_path, [WRONG])) == 2
+
+
+def test_an_error_of_a_delivery_does_not_tell_them(kafka: SecureKafka, make_settings) -> None:
+    settings = make_settings(
+        kafka_bootstrap_servers=kafka.sasl,
+        kafka_sasl_username=PLAIN_USER,
+        kafka_sasl_password=PLAIN_PASSWORD,
+        kafka_ssl_ca_location=kafka.pem("ca"),
+    )
+    with pytest.raises(Exception, match="no-such-topic") as refused:
+        produce([Message("no-such-topic", None, b"1")], find_broker(settings), settings)
+    assert PLAIN_PASSWORD not in repr(refused.value)

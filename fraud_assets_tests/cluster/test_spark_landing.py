@@ -1,0 +1,413 @@
+"""Landing by Spark: the same rows as the Python lander's, exactly once, whatever the topic and the others do."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
+
+from fraud_assets.core.schema import MESSAGES, TIME, fraud_labels, raw_transactions
+from fraud_assets.engines.landing_report import LandingReport
+from fraud_assets.engines.local.landing import land_topics
+from fraud_assets.engines.spark.engine import SparkEngine
+from fraud_assets.engines.spark.messages import messages_of
+from fraud_assets.errors import EngineError, MessagesLostError, SettingError
+from fraud_assets.ingest.service.lander import consumer_group, land_forever
+from fraud_assets.kafka.java_client import java_client
+from fraud_assets.lake.tables import Lake, read
+from fraud_assets.settings import Settings
+from fraud_assets.testing.apache_kafka import Cluster
+from fraud_assets_tests.support.secure_kafka import by_certificate, by_password
+from fraud_assets_tests.support.spark_landing_runs import MakeSettings, following, landed
+from fraud_assets_tests.support.starting import MakeTopic, Start, topic_maker
+from fraud_assets_tests.support.topics import done, numbers, produce
+from fraud_assets_tests.support.waiting import until
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+    from fraud_assets_tests.support.secure_kafka import SecureKafka
+
+pytestmark = pytest.mark.xdist_group("spark")
+
+
+@pytest.fixture
+def settings(apache_settings: Settings) -> Settings:
+    """Settings of the test's own topics at Apache Kafka, that tell of an outage soon."""
+    return apache_settings.model_copy(update={"kafka_timeout_seconds": 5.0, "land_interval_seconds": 0.1})
+
+
+LABEL = {"transaction_id": 1, "is_fraud": 1, "labelled_at": "2026-01-01T00:00:00Z"}
+
+
+@pytest.fixture
+def admin(apache: Cluster) -> AdminClient:
+    return AdminClient({"bootstrap.servers": apache.bootstrap, "log_level": 0})
+
+
+def messages(lake: Lake) -> pa.Table:
+    """The landing table as its messages came, in their order."""
+    rows = read(lake.open(raw_transactions), MESSAGES.names)
+    return rows.sort_by([("partition", "ascending"), ("offset", "ascending")]).combine_chunks()
+
+
+def committed(lake: Lake, settings: Settings) -> int:
+    """Messages that the consumer group has behind it, as the broker knows."""
+    watcher = Consumer(
+        {"bootstrap.servers": settings.kafka_bootstrap_servers, "group.id": consumer_group(lake, settings)}
+    )
+    places = watcher.committed([TopicPartition(settings.transactions_topic, n) for n in range(4)], timeout=10)
+    watcher.close()
+    return sum(max(place.offset, 0) for place in places)
+
+
+def by_spark(spark: SparkSession, lake: Lake, settings: Settings) -> dict[str, LandingReport]:
+    return SparkEngine(settings, lambda: spark).land_topics(lake)
+
+
+def by_python(lake: Lake, settings: Settings) -> dict[str, LandingReport]:
+    return land_topics(lake, settings)
+
+
+def test_the_same_rows_as_the_python_lander(
+    spark: SparkSession, settings: Settings, lake: Lake, make_settings: MakeSettings
+) -> None:
+    produce(settings, numbers(0, 500))
+    produce(settings, [b"\x00\xff", b"", None], key=b"k\xff", headers=[("trace", b"\x01\xff"), ('é"', b""), ("", None)])
+    produce(settings, numbers(500, 510), timestamp=1_000)
+    produce(settings, [LABEL, b"no label"], topic=settings.labels_topic)
+    reports = by_spark(spark, lake, settings.model_copy(update={"spark_land_rows": 200}))
+    other = Lake.of(make_settings(home=settings.home_path / "other"))
+    expected = by_python(other, settings)
+    assert messages(lake).equals(messages(other))
+    for name in ("raw_transactions", "fraud_labels"):
+        mine, theirs = reports[name].metadata(), expected[name].metadata()
+        assert {**mine, "seconds": 0} == {**theirs, "seconds": 0}
+    assert reports["raw_transactions"].rows == 513
+    assert lake.open(raw_transactions).version() >= 3
+    assert by_spark(spark, lake, settings)["raw_transactions"].rows == 0
+    assert by_python(lake, settings)["raw_transactions"].rows == 0
+    assert list((settings.home_path / "spark").iterdir()) == []
+
+
+def test_times_that_are_none() -> None:
+    count = 4
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    times = pa.array([moment, moment, None, None], TIME).fill_null(pa.scalar(-1_000, pa.int64()).cast(TIME))
+    batch = pa.RecordBatch.from_pydict(
+        {
+            "key": pa.nulls(count, pa.binary()),
+            "value": pa.nulls(count, pa.binary()),
+            "topic": ["t"] * count,
+            "partition": pa.array([0] * count, pa.int32()),
+            "offset": range(count),
+            "timestamp": times,
+            "timestampType": pa.array([0, -1, -1, 0], pa.int32()),
+            "headers": pa.nulls(count, pa.string()),
+        }
+    )
+    assert messages_of(batch, "life")["timestamp"].to_pylist() == [moment, None, None, None]
+
+
+def test_a_time_that_spark_cannot_hold_stops_nothing(
+    spark: SparkSession, settings: Settings, lake: Lake, make_topic: MakeTopic
+) -> None:
+    topic = make_topic("nanoseconds", message_timestamp_after_max_ms=2**63 - 1)
+    settings = settings.model_copy(update={"transactions_topic": topic})
+    produce(settings, numbers(0, 5))
+    produce(settings, numbers(5, 6), timestamp=1_700_000_000_000_000_000)
+    produce(settings, numbers(6, 10))
+    assert by_spark(spark, lake, settings)["raw_transactions"].rows == 10
+    assert landed(lake) == numbers(0, 10)
+    assert messages(lake)["timestamp"].null_count == 1
+
+
+def test_landers_race(spark: SparkSession, settings: Settings, lake: Lake) -> None:
+    produce(settings, numbers(0, 4000))
+    small = settings.model_copy(update={"spark_land_rows": 400, "land_batch_rows": 150})
+    with following(spark, lake, small):
+        until(lambda: len(landed(lake)) > 0)
+        rows = by_python(lake, small)["raw_transactions"].rows
+        until(lambda: len(landed(lake)) >= 4000)
+    assert landed(lake) == numbers(0, 4000)
+    assert rows < 4000
+
+
+def test_transactions_of_kafka(spark: SparkSession, settings: Settings, lake: Lake, admin: AdminClient) -> None:
+    """Both landers in turn: aborted messages do not land, and their offsets and the markers are no losses."""
+    for turn in range(4):
+        producer = Producer(
+            {
+                "bootstrap.servers": settings.kafka_bootstrap_servers,
+                "transactional.id": f"{settings.transactions_topic}-{turn}",
+                "log_level": 0,
+            }
+        )
+        producer.init_transactions(10)
+        producer.begin_transaction()
+        for value in numbers(turn * 10, turn * 10 + 10):
+            producer.produce(settings.transactions_topic, value, partition=turn % 2)
+        producer.abort_transaction(10) if turn == 2 else producer.commit_transaction(10)
+        by_spark(spark, lake, settings) if turn % 2 else by_python(lake, settings)
+    open_transaction = Producer(
+        {"bootstrap.servers": settings.kafka_bootstrap_servers, "transactional.id": settings.labels_topic}
+    )
+    open_transaction.init_transactions(10)
+    open_transaction.begin_transaction()
+    open_transaction.produce(settings.transactions_topic, b"not yet", partition=0)
+    open_transaction.flush(10)
+    by_spark(spark, lake, settings)
+    assert landed(lake) == numbers(0, 20) + numbers(30, 40)
+    open_transaction.commit_transaction(10)
+    report = by_spark(spark, lake, settings)["raw_transactions"]
+    assert report.rows == 1
+    # Up to the markers, which would be missed if the broker removed them.
+    assert set(report.lag.values()) == {0}
+    done(admin.delete_records([TopicPartition(settings.transactions_topic, partition, -1) for partition in range(2)]))
+    assert by_python(lake, settings)["raw_transactions"].rows == 0
+
+
+def test_always_on_with_labels_first_and_partitions_that_are_added(
+    spark: SparkSession, settings: Settings, lake: Lake, admin: AdminClient
+) -> None:
+    with following(spark, lake, settings):
+        produce(settings, [{**LABEL, "transaction_id": 0}], topic=settings.labels_topic)
+        # A label alone lands, too.
+        until(lambda: lake.exists(fraud_labels) and read(lake.open(fraud_labels)).num_rows == 1)
+        for number in range(1, 5):
+            produce(settings, [{**LABEL, "transaction_id": number}], topic=settings.labels_topic)
+            produce(settings, numbers(number, number + 1), partition=0)
+        done(admin.create_partitions([NewPartitions(settings.transactions_topic, 4)]))
+        produce(settings, numbers(5, 20), partition=3)
+        until(lambda: landed(lake) == numbers(1, 20))
+        # A courtesy to those who watch the lag at the broker.
+        until(lambda: committed(lake, settings) == 19)
+    labels = read(lake.open(fraud_labels), ["transaction_id", "ingested_at"]).to_pylist()
+    came = {int(row["transaction_id"]): row["ingested_at"] for row in labels}
+    rows = read(lake.open(raw_transactions), ["value", "ingested_at"]).to_pylist()
+    assert all(came[int(row["value"])] <= row["ingested_at"] for row in rows if int(row["value"]) < 5)
+
+
+def test_a_topic_made_anew_lands_from_its_start(
+    spark: SparkSession, settings: Settings, lake: Lake, admin: AdminClient
+) -> None:
+    produce(settings, numbers(0, 10), partition=0)
+    with following(spark, lake, settings) as lines:
+        until(lambda: landed(lake) == numbers(0, 10))
+        done(admin.delete_topics([settings.transactions_topic]))
+        until(lambda: any("does not exist" in line for line in lines))
+        # Longer than the old one was, so that an offset alone would not show that it is another.
+        done(admin.create_topics([NewTopic(settings.transactions_topic, 2)]))
+        produce(settings, numbers(10, 40), partition=0)
+        until(lambda: landed(lake) == numbers(0, 40))
+    assert "Landing of topics works again." in lines
+    assert len(messages(lake)["topic_id"].unique()) == 2
+
+
+def test_a_topic_made_anew_under_the_query_mixes_nothing(
+    spark: SparkSession, settings: Settings, lake: Lake, admin: AdminClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the plan and the first batch, where neither partitions nor offsets show it."""
+    from fraud_assets.engines.spark.landing import TopicQuery
+
+    produce(settings, numbers(0, 10), partition=0)
+    by_python(lake, settings)
+    produce(settings, numbers(10, 20), partition=0)
+    topic, begin = settings.transactions_topic, TopicQuery._start
+    made = []
+
+    def start(self: Any, *args: Any) -> Any:
+        if not made:
+            done(admin.delete_topics([topic]))
+            until(lambda: topic not in admin.list_topics(timeout=10).topics)
+            done(admin.create_topics([NewTopic(topic, 2)]))
+            produce(settings, numbers(20, 60), partition=0)
+            made.append(topic)
+        return begin(self, *args)
+
+    monkeypatch.setattr(TopicQuery, "_start", start)
+    with following(spark, lake, settings) as lines:
+        until(lambda: landed(lake) == numbers(0, 10) + numbers(20, 60))
+    assert any("was recreated" in line for line in lines)
+    rows = messages(lake)
+    assert rows.group_by(["topic_id"]).aggregate([("offset", "max")])["offset_max"].to_pylist() in ([9, 39], [39, 9])
+
+
+def test_messages_below_the_log_start_stop_it_until_they_are_given_up(
+    spark: SparkSession, settings: Settings, lake: Lake, admin: AdminClient
+) -> None:
+    topic = settings.transactions_topic
+    produce(settings, numbers(0, 10), partition=0)
+    by_spark(spark, lake, settings)
+    produce(settings, numbers(10, 20), partition=0)
+    done(admin.delete_records([TopicPartition(topic, 0, 15)]))
+    with pytest.raises(MessagesLostError, match=f"FRAUD_ACCEPT_LOST={topic}/0=15 goes on without them"):
+        by_spark(spark, lake, settings)
+    with pytest.raises(MessagesLostError, match="Up to 5 messages of partition 0"):
+        land_forever(lake, settings, threading.Event(), spark=spark)
+    given_up = settings.model_copy(update={"accept_lost": {f"{topic}/0": 15}})
+    assert by_spark(spark, lake, given_up)["raw_transactions"].rows == 5
+    assert landed(lake) == numbers(0, 10) + numbers(15, 20)
+    notes = [commit.get("accepted_lost") for commit in lake.open(raw_transactions).history()]
+    assert f"{topic}/0: 10 to 14" in notes
+
+
+def test_messages_that_go_while_it_reads_stop_it(
+    spark: SparkSession, settings: Settings, lake: Lake, admin: AdminClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fraud_assets.engines.spark.landing import TopicQuery
+
+    produce(settings, numbers(0, 10), partition=0)
+    by_python(lake, settings)
+    produce(settings, numbers(10, 20), partition=0)
+    begin = TopicQuery._batch
+
+    def batch(self: Any, *args: Any) -> None:
+        done(admin.delete_records([TopicPartition(settings.transactions_topic, 0, 15)]))
+        begin(self, *args)
+
+    monkeypatch.setattr(TopicQuery, "_batch", batch)
+    with pytest.raises(MessagesLostError, match="Up to 5 messages of partition 0"):
+        by_spark(spark, lake, settings)
+    assert landed(lake) == numbers(0, 10)
+
+
+def test_pseudonyms(spark: SparkSession, settings: Settings, lake: Lake, make_settings: MakeSettings) -> None:
+    settings = settings.model_copy(
+        update=make_settings(pseudonymise="card.number", pseudonym_key="k" * 32).model_dump(
+            include={"pseudonymise", "pseudonym_key"}
+        )
+    )
+    produce(settings, [{"transaction_id": 1, "card": {"number": "4000001234567899"}}, b"4000001234567899"], key=b"4000")
+    by_spark(spark, lake, settings)
+    other = Lake.of(make_settings(home=settings.home_path / "other"))
+    by_python(other, settings)
+    assert messages(lake).equals(messages(other))
+    assert b"4000001234567899" not in b"".join(landed(lake))
+
+
+def test_a_job_that_fails_is_one_sentence(
+    spark: SparkSession, settings: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fraud_assets.engines.spark import landing
+
+    produce(settings, numbers(0, 10))
+    monkeypatch.setattr(
+        landing, "java_client", lambda settings: {**java_client(settings), "bootstrap.servers": "127.0.0.1:1"}
+    )
+    with pytest.raises(EngineError, match="A job on Spark failed") as failed:
+        by_spark(spark, lake, settings.model_copy(update={"kafka_timeout_seconds": 1.0}))
+    assert "\n" not in str(failed.value)
+    assert landed(lake) == []
+
+
+def test_the_embedded_broker_is_read_in_the_process(lake: Lake, make_settings: MakeSettings) -> None:
+    from fraud_assets.kafka.broker import embedded_broker
+
+    def no_session() -> SparkSession:
+        raise AssertionError("not needed")
+
+    settings = make_settings()
+    with embedded_broker(settings) as broker:
+        produce(settings.model_copy(update={"kafka_bootstrap_servers": broker.bootstrap}), numbers(0, 10))
+        assert SparkEngine(settings, no_session).land_topics(lake)["raw_transactions"].rows == 10
+
+
+def test_the_asset_lands_by_spark(spark: SparkSession, settings: Settings, lake: Lake) -> None:
+    import dagster as dg
+
+    from fraud_assets.assets.landing import landing
+    from fraud_assets.resources import PlatformResource, SparkResource
+
+    produce(settings, numbers(0, 10))
+    settings.incoming.mkdir(parents=True)
+    (settings.incoming / "dropped.jsonl").write_text('{"n": 1}\n')
+    overrides = {
+        "engine": "spark",
+        "home": str(settings.home_path),
+        "file_quiet_seconds": "0",
+        "kafka_bootstrap_servers": settings.kafka_bootstrap_servers,
+        "transactions_topic": settings.transactions_topic,
+        "labels_topic": settings.labels_topic,
+    }
+    resources = {"platform": PlatformResource(overrides=overrides), "spark": SparkResource()}
+    result = dg.materialize([landing], resources=resources)
+    events = {event.asset_key.to_user_string(): event for event in result.get_asset_materialization_events()}
+    metadata = events["raw_transactions"].materialization.metadata
+    assert metadata["rows"].value == 11
+    assert sum(metadata["lag"].value.values()) == 0
+    assert landed(lake) == [*numbers(0, 10), b'{"n": 1}']
+
+
+def test_mistakes_are_one_sentence(settings: Settings, start: Start, tmp_path: Path) -> None:
+    named = {"KAFKA_BOOTSTRAP_SERVERS": settings.kafka_bootstrap_servers}
+    for environment, words in (({}, "KAFKA_BOOTSTRAP_SERVERS is not set"),
+                               ({**named, "FRAUD_SPARK_JARS": str(tmp_path)}, "FRAUD_SPARK_JARS is")):  # fmt: skip
+        process = start("land", "--engine", "spark", **environment)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode != 0
+        assert words in errors
+        assert len(errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize("way", [by_password, by_certificate])
+def test_a_secured_broker_and_no_secret_shown(
+    way: Callable[[SecureKafka], dict[str, Any]],
+    spark: SparkSession,
+    kafka: SecureKafka,
+    make_settings: MakeSettings,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    make_topic = topic_maker(kafka.plain)
+    settings = make_settings(**way(kafka), transactions_topic=make_topic(), labels_topic=make_topic())
+    produce(settings.model_copy(update={"kafka_bootstrap_servers": kafka.plain}), numbers(0, 100))
+    lake = Lake.of(settings)
+    spark.sparkContext.setLogLevel("INFO")
+    try:
+        assert by_spark(spark, lake, settings)["raw_transactions"].rows == 100
+    finally:
+        spark.sparkContext.setLogLevel("WARN")
+    properties = java_client(settings)
+    options = {f"kafka.{name}": value for name, value in properties.items()}
+    frame = spark.readStream.format("kafka").options(**options, subscribe=settings.transactions_topic).load()
+    plan = frame._jdf.queryExecution().toString()
+    assert "bootstrap.servers" in plan
+    log = "".join(path.read_text() for path in tmp_path_factory.getbasetemp().glob("spark*/spark/driver.log"))
+    assert settings.transactions_topic in log
+    shown = plan + log
+    secrets = [value for name, value in properties.items() if name in ("sasl.jaas.config", "ssl.keystore.key")]
+    password = settings.kafka_sasl_password.get_secret_value()
+    assert secrets
+    assert not any(secret in shown for secret in [*secrets, *filter(None, [password])])
+
+
+def test_values_are_escaped(make_settings: MakeSettings) -> None:
+    settings = make_settings(
+        kafka_bootstrap_servers="127.0.0.1:1",
+        kafka_security_protocol="SASL_PLAINTEXT",
+        kafka_sasl_mechanism="SCRAM-SHA-512",
+        kafka_sasl_username="u",
+        kafka_sasl_password='a"b\\c;',
+    )
+    assert java_client(settings)["sasl.jaas.config"] == (
+        'org.apache.kafka.common.security.scram.ScramLoginModule required username="u" password="a\\"b\\\\c;";'
+    )
+
+
+def test_a_key_that_cannot_be_opened(make_settings: MakeSettings, tmp_path: Path) -> None:
+    for name in ("cert.pem", "key.pem"):
+        (tmp_path / name).write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+    settings = make_settings(
+        kafka_bootstrap_servers="127.0.0.1:1",
+        kafka_ssl_certificate_location=str(tmp_path / "cert.pem"),
+        kafka_ssl_key_location=str(tmp_path / "key.pem"),
+    )
+    with pytest.raises(SettingError, match="KAFKA_SSL_KEY_LOCATION holds no private key"):
+        java_client(settings)

@@ -1,0 +1,320 @@
+"""Spark sessions: how they are configured, that they are quiet, and what their failures mean in words."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pytest
+from py4j.protocol import Py4JError
+
+from fraud_assets.engines.spark.session import (
+    _cause,
+    kafka_jars,
+    require_master,
+    spark_config,
+    spark_faults,
+    spark_session,
+)
+from fraud_assets.engines.spark.tables import each
+from fraud_assets.errors import EngineError, FraudAssetsError, JarsError, LakeError
+from fraud_assets.settings import Settings
+from fraud_assets.system.ports import free_ports
+from fraud_assets_tests.support.starting import QUICK_JAVA, ROOT
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+pytestmark = pytest.mark.xdist_group("spark")
+
+NUMBERS = pa.schema([pa.field("number", pa.int64())])
+MakeSettings = Callable[..., Settings]
+
+
+def test_the_users_own_settings_win(make_settings: MakeSettings) -> None:
+    config = spark_config(make_settings(spark_memory="3g", spark_conf="spark.executor.memory=5g;spark.a.b=c=d"))
+    assert config["spark.driver.memory"] == "3g"
+    assert config["spark.executor.memory"] == "5g"
+    assert config["spark.a.b"] == "c=d"
+
+
+@pytest.mark.parametrize("master", ["local[2]", "spark://127.0.0.1:7077", "spark://localhost:7077"])
+def test_a_driver_of_this_machine_only_is_reached_by_no_other(make_settings: MakeSettings, master: str) -> None:
+    config = spark_config(make_settings(spark_master=master))
+    assert config["spark.driver.host"] == config["spark.driver.bindAddress"] == "127.0.0.1"
+
+
+@pytest.mark.parametrize("master", ["spark://head:7077", "spark://127.example.org:7077", "yarn"])
+def test_executors_elsewhere_reach_the_driver(make_settings: MakeSettings, master: str) -> None:
+    assert "spark.driver.bindAddress" not in spark_config(make_settings(spark_master=master))
+
+
+def test_a_folder_without_the_connector_is_named(make_settings: MakeSettings, tmp_path: Path) -> None:
+    settings = make_settings(spark_jars=str(tmp_path))
+    with pytest.raises(JarsError, match=rf"FRAUD_SPARK_JARS is '{tmp_path}'.*spark\.pom\.xml"):
+        kafka_jars(settings)
+    # A session that reads no Kafka needs none.
+    assert "spark.jars" not in spark_config(settings)
+
+
+def test_a_folder_with_the_connector_is_used(make_settings: MakeSettings, tmp_path: Path) -> None:
+    jar = tmp_path / "spark-sql-kafka-0-10_2.13-4.2.0.jar"
+    jar.touch()
+    assert spark_config(make_settings(spark_jars=str(tmp_path)))["spark.jars"] == str(jar)
+    other = make_settings(spark_jars=str(tmp_path), spark_conf="spark.jars.packages=org.example:connector:1")
+    assert "spark.jars" not in spark_config(other)
+
+
+def test_without_java_it_is_said_in_one_line(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    with pytest.raises(JarsError, match=r"Spark needs Java.*JAVA_HOME"):
+        with spark_session(settings):
+            pass
+
+
+def refusal(settings: Settings) -> str:
+    with pytest.raises(EngineError) as caught:
+        with spark_session(settings):
+            pass
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_master_that_is_not_there_is_given_up(make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fraud_assets.engines.spark.session._MASTER_SECONDS", 0.1)
+    master = f"spark://127.0.0.1:{free_ports(['master'])['master']}"
+    assert f"No Spark master answers at FRAUD_SPARK_MASTER '{master}'" in refusal(make_settings(spark_master=master))
+    assert "names no port" in refusal(make_settings(spark_master="spark://head"))
+
+
+def test_one_of_two_masters_is_enough() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as standby:
+        require_master(
+            f"spark://127.0.0.1:{free_ports(['master'])['master']},127.0.0.1:{standby.getsockname()[1]}", 0.1
+        )
+
+
+def raised_by(spark: SparkSession, settings: Settings, error: Callable[[], Any]) -> FraudAssetsError:
+    """What the user is told when a task raises this."""
+
+    def work(part: int) -> Iterator[pa.RecordBatch]:
+        raise error()
+
+    with pytest.raises(FraudAssetsError) as caught:
+        with spark_faults(settings):
+            each(spark, [0], work, NUMBERS).collect()
+    return caught.value
+
+
+def test_an_error_of_ours_crosses_from_the_executor(spark: SparkSession, settings: Settings) -> None:
+    sentence = "The table s3://lake/raw cannot be read: no such bucket: 'lake'. Set FRAUD_LAKE_URI."
+    told = raised_by(spark, settings, lambda: LakeError(sentence))
+    assert type(told) is LakeError
+    assert str(told) == sentence
+
+
+def test_an_error_of_ours_keeps_its_word_when_it_has_a_cause(spark: SparkSession, settings: Settings) -> None:
+    def caused() -> LakeError:
+        error = LakeError("The table cannot be read.")
+        error.__cause__ = OSError("disk: gone")
+        return error
+
+    told = raised_by(spark, settings, caused)
+    assert (type(told), str(told)) == (LakeError, "The table cannot be read.")
+
+
+def test_an_unknown_error_is_told_by_its_innermost_cause(spark: SparkSession, settings: Settings) -> None:
+    def caused() -> Any:
+        error = RuntimeError("the task failed")
+        error.__cause__ = KeyError("customer_id")
+        return error
+
+    told = raised_by(spark, settings, lambda: ZeroDivisionError("a mean of nothing"))
+    assert type(told) is EngineError
+    assert str(told).startswith("A job on Spark failed: ZeroDivisionError: a mean of nothing. More is in ")
+    assert "failed: RuntimeError: the task failed. More" in str(raised_by(spark, settings, caused))
+
+
+def test_a_task_that_the_system_kills_is_told(spark: SparkSession, settings: Settings) -> None:
+    told = raised_by(spark, settings, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    assert "Python worker exited unexpectedly" in str(told)
+    assert "\n" not in str(told)
+
+
+@pytest.mark.parametrize(
+    ("query", "cause"), [("select raise_error('boom')", "boom"), ("select * from nowhere", "nowhere")]
+)
+def test_sparks_own_errors_are_one_line(spark: SparkSession, settings: Settings, query: str, cause: str) -> None:
+    with pytest.raises(EngineError, match=cause) as caught:
+        with spark_faults(settings):
+            spark.sql(query).collect()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        (
+            "An error occurred while calling None.org.apache.spark.api.java.JavaSparkContext.\n"
+            ": java.lang.IllegalStateException: Cannot call methods on a stopped SparkContext.\n"
+            "This stopped SparkContext was created at:\n\n\tat java.base/java.lang.Thread.run(Thread.java:840)\n"
+            "The currently active SparkContext was created at:\n\n(No active SparkContext.)\n",
+            "java.lang.IllegalStateException: Cannot call methods on a stopped SparkContext",
+        ),
+        (
+            "Job aborted due to stage failure: Task 0 in stage 0.0 failed 4 times, most recent failure: Lost task 0.3 "
+            "in stage 0.0 (TID 3) (10.0.0.2 executor 3): ExecutorLostFailure (executor 3 exited caused by one of the "
+            "running tasks) Reason: Command exited with code 137\nDriver stacktrace:",
+            "Job aborted due to stage failure: Task 0 in stage 0.0 failed 4 times, most recent failure: Lost task 0.3 "
+            "in stage 0.0 (TID 3) (10.0.0.2 executor 3): ExecutorLostFailure (executor 3 exited caused by one of the "
+            "running tasks) Reason: Command exited with code 137",
+        ),
+    ],
+)
+def test_the_telling_line_of_what_java_says(text: str, cause: str) -> None:
+    """A driver that met no master, and a task whose executors were killed."""
+    assert _cause(text) == cause
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Job aborted due to stage failure: Task 2 in stage 90.0 failed 1 times, most recent failure: Lost task 2.0 in "
+        "stage 90.0 (TID 290) (localhost executor driver): java.lang.OutOfMemoryError: Java heap space",
+        "ExecutorLostFailure (executor 3 exited caused by a running task) Reason: Command exited with code 52",
+    ],
+)
+def test_memory_that_is_too_small_is_told_with_its_setting(settings: Settings, text: str) -> None:
+    with pytest.raises(EngineError, match="ran out of memory: FRAUD_SPARK_MEMORY is '2g'"):
+        with spark_faults(settings):
+            raise Py4JError(text)
+
+
+def in_its_own_process(program: str, settings: Settings) -> tuple[int, str, str]:
+    """A program whose `settings` are these: its exit code, standard output and standard error."""
+    home = str(settings.home_path)
+    start = f"""
+from fraud_assets.settings import load_settings
+settings = load_settings(_env_file=None, home={home!r}, spark_master="local[1]")
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", start + program],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "JDK_JAVA_OPTIONS": QUICK_JAVA},
+    )
+    return ended.returncode, ended.stdout, ended.stderr
+
+
+QUIET = """
+import os, signal
+from fraud_assets.engines.spark.session import spark_faults, spark_session
+from fraud_assets.errors import EngineError
+
+def fails(batches):
+    raise ValueError("bad row")
+    yield
+
+def kills(batches):
+    os.kill(java, signal.SIGKILL)
+    yield from batches
+
+def told(task):
+    try:
+        with spark_faults(settings):
+            spark.range(3).mapInArrow(task, "id long").toArrow()
+    except EngineError as error:
+        print(error)
+
+with spark_session(settings) as spark:
+    java = spark.sparkContext._gateway.proc.pid
+    assert spark.range(3).count() == 3
+    assert spark.conf.get("spark.sql.session.timeZone") == "UTC"
+    assert spark.range(3).mapInArrow(lambda batches: batches, "id long").count() == 3
+    told(fails)
+    told(kills)
+"""
+
+
+@pytest.mark.usefixtures("spark")
+def test_a_session_writes_nothing_to_the_terminal_not_even_when_java_dies(settings: Settings) -> None:
+    log = settings.home_path / "spark" / "driver.log"
+    code, output, errors = in_its_own_process(QUIET, settings)
+    assert (code, errors) == (0, "")
+    failed, died = output.splitlines()
+    assert failed == f"A job on Spark failed: ValueError: bad row. More is in {log} and in Spark's web UI."
+    assert died.startswith("Spark ended in the middle of a job, as it does without memory: FRAUD_SPARK_MEMORY is '2g'.")
+    assert "bad row" in log.read_text()
+
+
+GONE_AT_ITS_END = """
+from types import SimpleNamespace
+from py4j.protocol import Py4JError
+from pyspark import SparkContext
+from fraud_assets.engines.spark.session import stop
+
+def gone():
+    raise Py4JError("Answer from Java side is empty")
+
+session = SparkContext.__new__(SparkContext)
+session._jsc = SimpleNamespace(stop=gone)
+stop(session)
+"""
+
+
+def test_the_end_of_a_session_whose_java_machine_is_dying_is_silent(settings: Settings) -> None:
+    assert in_its_own_process(GONE_AT_ITS_END, settings) == (0, "", "")
+
+
+def test_java_that_gives_no_reason_was_gone(settings: Settings) -> None:
+    with pytest.raises(EngineError, match="Spark ended in the middle of a job"), spark_faults(settings):
+        raise Py4JError("An error occurred while calling o101.getResult")
+
+
+RESOURCE = """
+import dagster as dg
+from pyspark import SparkContext
+from fraud_assets.resources import SparkResource
+
+def running():
+    return SparkContext._active_spark_context is not None
+
+@dg.asset
+def plain(spark: SparkResource):
+    assert not running()
+
+@dg.asset(deps=[plain])
+def counted(spark: SparkResource):
+    assert spark.session(settings) is spark.session(settings)
+    assert spark.session(settings).conf.get("spark.sql.shuffle.partitions") == "3"
+    assert spark.session(settings).range(3).count() == 3
+
+@dg.asset(deps=[counted])
+def broken(spark: SparkResource):
+    assert spark.session(settings).range(3).count() == 3
+    raise dg.Failure("on purpose")
+
+resources = {"spark": SparkResource(spark_config={"spark.sql.shuffle.partitions": "3"})}
+for assets, done in (([plain], ["plain"]), ([plain, counted, broken], ["plain", "counted"])):
+    run = dg.materialize(assets, resources=resources, raise_on_error=False)
+    assert [event.asset_key.to_user_string() for event in run.get_asset_materialization_events()] == done
+    assert not running()
+"""
+
+
+@pytest.mark.usefixtures("spark")
+def test_the_resource_starts_a_session_when_asked_and_ends_it_with_the_run(settings: Settings) -> None:
+    code, _, told = in_its_own_process(RESOURCE, settings)
+    assert code == 0, told

@@ -1,0 +1,170 @@
+"""The books balance at every moment, whatever is between its commits, and only a missing row breaks them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from fraud_assets.core.schema import (
+    FRAUD_PREDICTIONS,
+    Table,
+    fraud_predictions,
+    quarantined_transactions,
+    raw_transactions,
+    transaction_features,
+)
+from fraud_assets.doctor.finding import Finding
+from fraud_assets.doctor.lake import check_reconciliation
+from fraud_assets.kafka.broker import Broker
+from fraud_assets.lake.append import commit_append
+from fraud_assets.lake.batches import Bounds, find_pending, rows_within
+from fraud_assets.lake.positions import committed_offset
+from fraud_assets.lake.tables import Lake
+from fraud_assets.settings import Settings
+from fraud_assets.stages import features as stage
+from fraud_assets.stages.features import process_landed
+from fraud_assets_tests.support.landed import bodies, land
+from fraud_assets_tests.support.logged import logged
+from fraud_assets_tests.support.starting import Send, Start
+
+
+class _KilledError(BaseException):
+    """Stands for a kill."""
+
+
+def mixed(count: int, first_id: int) -> list[bytes]:
+    """Valid messages, the third of them broken, the fourth a repetition of the one before it."""
+    values = bodies(count, first_id=first_id)
+    values[2] = b"{broken"
+    values[3] = values[1]
+    return values
+
+
+def score(lake: Lake, settings: Settings) -> None:
+    """Predictions of all features, with a score that nobody reads."""
+    features, handle = lake.open(transaction_features), lake.open(fraud_predictions)
+    work = find_pending(features, lambda stream: committed_offset(handle, stream), settings)
+    if not work.target:
+        return
+    rows = rows_within(work, Bounds(work.start, work.target), settings)
+    made: dict[str, Any] = {"score": 0.5, "threshold": 0.6, "is_alert": False, "model_version": 1}
+    columns = [
+        rows[field.name]
+        if field.name in rows.column_names
+        else pa.repeat(pa.scalar(made[field.name]), rows.num_rows)
+        if field.name in made
+        else rows["ingested_at"]
+        for field in FRAUD_PREDICTIONS
+    ]
+    commit_append(handle, fraud_predictions, pa.table(columns, names=FRAUD_PREDICTIONS.names), work.target)
+
+
+def worst(settings: Settings) -> Finding:
+    """The line of the doctor about the books and predictions that says most."""
+    return max(check_reconciliation(settings), key=lambda found: ("OK", "WARN", "SKIP", "FAIL").index(found.state))
+
+
+def test_commits_between_the_looks_at_two_tables(
+    settings: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before each table is opened more lands, and the stages commit: some batches whole, some to quarantine only."""
+    land(lake, mixed(10, 0))
+    process_landed(lake, settings)
+    lake.open(fraud_predictions)
+    steps = 0
+    looking = False
+    open_table, real_commit = Lake.find, commit_append
+
+    def killed_before_features(handle: Any, table: Table, *rest: Any, **named: Any) -> None:
+        if table is transaction_features:
+            raise _KilledError
+        real_commit(handle, table, *rest, **named)
+
+    def busy(self: Lake, table: Table) -> Any:
+        nonlocal steps, looking
+        if looking:
+            looking = False
+            steps += 1
+            land(lake, mixed(5, 10 * steps), first_offset=10 * steps)
+            monkeypatch.setattr(stage, "commit_append", killed_before_features if steps % 3 else real_commit)
+            try:
+                process_landed(lake, settings)
+                score(lake, settings)
+            except _KilledError:
+                pass
+            looking = True
+        return open_table(self, table)
+
+    monkeypatch.setattr(Lake, "find", busy)
+    texts = []
+    for _ in range(2):
+        looking = True
+        found = worst(settings)
+        looking = False
+        assert found.state in ("OK", "WARN"), found
+        texts += [line.text for line in check_reconciliation(settings) if line.name == "reconciliation"]
+    assert steps == 10
+    assert any(" + 0 waiting" not in text for text in texts)
+
+
+def test_a_running_lander_and_feature_runs(
+    settings: Settings, lake: Lake, broker: Broker, send: Send, start: Start
+) -> None:
+    for table in (raw_transactions, quarantined_transactions, transaction_features, fraud_predictions):
+        lake.open(table)
+    start("land", FRAUD_LAND_BATCH_ROWS="40")
+    ended = threading.Event()
+    batches: list[str] = []
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            while not ended.is_set():
+                with logged(batches.append):
+                    process_landed(lake, settings.model_copy(update={"batch_rows": 50}))
+                score(lake, settings)
+        except BaseException as error:
+            failures.append(error)
+
+    stages = threading.Thread(target=run)
+    stages.start()
+    try:
+        looks, deadline = 0, time.monotonic() + 60
+        while time.monotonic() < deadline and not failures and (looks < 20 or len(batches) < 5):
+            if looks < 20:
+                send(settings.transactions_topic, mixed(20, 20 * looks))
+            found = worst(settings)
+            assert found.state in ("OK", "WARN"), found
+            looks += 1
+    finally:
+        ended.set()
+        stages.join(30)
+    assert not failures
+    assert looks >= 20
+    assert len(batches) >= 5
+
+
+@pytest.mark.parametrize(
+    ("table", "predicate", "words"),
+    [
+        (quarantined_transactions, "reason = 'duplicate'", "15 landed, but 9 taken and 5 waiting"),
+        (transaction_features, "transaction_id = '5'", "15 landed, but 9 taken and 5 waiting"),
+        (raw_transactions, '"offset" = 4', "14 landed, but 10 taken and 5 waiting"),
+        (fraud_predictions, "transaction_id = '5'", "8 features, but 7 scored and 0 waiting"),
+    ],
+)
+def test_a_missing_row(settings: Settings, lake: Lake, table: Table, predicate: str, words: str) -> None:
+    land(lake, mixed(10, 0))
+    process_landed(lake, settings)
+    score(lake, settings)
+    land(lake, bodies(5, first_id=10), first_offset=10)
+    assert worst(settings).state == "OK"
+    lake.open(table).delete(predicate)
+    found = worst(settings)
+    assert found.state == "FAIL"
+    assert words in found.text
+    assert "docs/restore.md" in found.fix

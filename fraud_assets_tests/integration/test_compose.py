@@ -1,0 +1,48 @@
+"""`compose.yaml` fits the rest: the versions that are tested here, loopback only, settings that exist."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fraud_assets.settings import Settings, environment_name
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "compose.yaml").read_text()
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, Any]:
+    return yaml.safe_load(TEXT)["services"]
+
+
+def test_versions_are_those_that_are_tested(services: dict[str, Any]) -> None:
+    pom = resources.files("fraud_assets.testing").joinpath("apache-kafka.pom.xml").read_text()
+    kafka = re.search(r"<artifactId>kafka_2\.13</artifactId>\s*<version>([\d.]+)<", pom)
+    assert kafka
+    assert {services[name]["image"] for name in ("kafka", "topics")} == {f"apache/kafka:{kafka[1]}"}
+    constraints = (ROOT / "constraints.txt").read_text()
+    mlflow = re.search(r"^mlflow==(\S+)", constraints, re.MULTILINE)
+    assert mlflow
+    assert f"pip install --no-cache-dir mlflow=={mlflow[1]}\n" in services["mlflow"]["build"]["dockerfile_inline"]
+
+
+def test_nothing_is_reached_from_elsewhere(services: dict[str, Any]) -> None:
+    ports = [port for service in services.values() for port in service.get("ports", [])]
+    assert len(ports) == 3
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_the_lines_for_dotenv_are_settings_and_fit(services: dict[str, Any]) -> None:
+    lines = dict(re.findall(r"^#   (\w+)=(\S+)$", TEXT, re.MULTILINE))
+    assert lines.keys() <= {environment_name(name) for name in Settings.model_fields}
+    keys = services["objects"]["environment"]
+    assert {name: lines[name] for name in keys} == keys
+    published = {port.split(":")[1] for service in services.values() for port in service.get("ports", [])}
+    urls = ("KAFKA_BOOTSTRAP_SERVERS", "MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL")
+    assert {lines[name].rpartition(":")[2] for name in urls} == published

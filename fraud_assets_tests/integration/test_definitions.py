@@ -1,0 +1,309 @@
+"""The platform as Dagster loads it, and its assets one by one: in the process and by the command line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from fraud_assets.core.schema import fraud_labels, quarantined_transactions, raw_transactions, transaction_features
+from fraud_assets.definitions import build_defs, defs
+from fraud_assets.kafka.broker import Broker
+from fraud_assets.lake.log import row_count
+from fraud_assets.lake.tables import Lake
+from fraud_assets.operations.setup_home import prepare_home
+from fraud_assets.resources import PlatformResource, SparkResource
+from fraud_assets.settings import Settings
+from fraud_assets.stages.alert_days import BusiestDay
+from fraud_assets.stages.features import process_landed
+from fraud_assets.stages.scoring import ScoringReport
+from fraud_assets_tests.support.alerts import commit_alerts
+from fraud_assets_tests.support.landed import bodies, land
+from fraud_assets_tests.support.synthetic import FIRST, commit_features, features
+
+REPOSITORY = Path(__file__).parents[2]
+ASSETS = {
+    "raw_transactions",
+    "fraud_labels",
+    "transaction_features",
+    "quarantined_transactions",
+    "isolation_forest",
+    "alert_thresholds",
+    "fraud_predictions",
+    "lake_maintenance",
+}
+HEAVY = ("pyspark", "mlflow", "sklearn", "great_expectations", "duckdb", "treelite", "deltalake", "confluent_kafka")
+
+
+def test_loads() -> None:
+    dg.Definitions.validate_loadable(defs)
+    assert {key.to_user_string() for key in defs.resolve_all_asset_keys()} == ASSETS
+
+
+def test_sensors_and_schedules_run_by_default() -> None:
+    sensors = {sensor.name: sensor for sensor in defs.sensors or ()}
+    assert sensors.keys() == {"new_files_sensor", "dropped_files_sensor"}
+    assert all(sensor.default_status == dg.DefaultSensorStatus.RUNNING for sensor in sensors.values())
+    schedules = {schedule.name: schedule for schedule in defs.schedules or ()}
+    assert schedules.keys() == {"training_schedule", "maintenance_schedule"}
+    assert all(schedule.default_status == dg.DefaultScheduleStatus.RUNNING for schedule in schedules.values())
+
+
+def test_run_config_of_the_schedules_is_valid() -> None:
+    for schedule in defs.schedules or ():
+        assert isinstance(schedule, dg.ScheduleDefinition)
+        with dg.build_schedule_context() as context:
+            requests = schedule.evaluate_tick(context).run_requests or []
+        assert [dg.validate_run_config(defs.resolve_job_def(schedule.job_name), r.run_config) for r in requests]
+
+
+def test_loading_imports_nothing_heavy() -> None:
+    code = f"import sys, fraud_assets.definitions; print(*[m for m in {HEAVY} if m in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert loaded.stdout.split() == []
+
+
+# --- One asset at a time ---------------------------------------------------------------------------------------
+
+
+Materialize = Callable[..., dg.ExecuteInProcessResult]
+
+
+@pytest.fixture
+def materialize(settings: Settings) -> Materialize:
+    """`materialize(name, op=…)`: one asset alone, with its op's configuration; a failure is a result."""
+    platform = PlatformResource(overrides={"home": str(settings.home), "file_quiet_seconds": "0"})
+    assets = list(build_defs().assets or ())
+
+    def run(name: str, **config: dict[str, Any]) -> dg.ExecuteInProcessResult:
+        return dg.materialize(
+            assets,  # type: ignore[arg-type]
+            selection=[name],
+            resources={"platform": platform, "spark": SparkResource()},
+            run_config={"ops": {op: {"config": values} for op, values in config.items()}},
+            instance=dg.DagsterInstance.ephemeral(),
+            raise_on_error=False,
+        )
+
+    return run
+
+
+def reported(result: dg.ExecuteInProcessResult) -> dict[str, dict[str, Any]]:
+    """Metadata of what a run says that it wrote, by asset."""
+    assert result.success
+    events = result.filter_events(lambda event: event.is_step_materialization)
+    materializations = [event.step_materialization_data.materialization for event in events]
+    return {m.asset_key.to_user_string(): {k: v.value for k, v in m.metadata.items()} for m in materializations}
+
+
+def failure(result: dg.ExecuteInProcessResult) -> str:
+    """The sentence that a failed run tells."""
+    assert not result.success
+    (event,) = result.filter_events(lambda event: event.is_step_failure)
+    data = event.step_failure_data.user_failure_data
+    assert data is not None, event.step_failure_data.error
+    # The console and the web UI show the sentence, without a stack trace.
+    error = event.step_failure_data.error
+    assert error is not None
+    assert (error.message, error.stack, error.cause, error.context) == (f"{data.description}\n", [], None, None)
+    return data.description or ""
+
+
+def test_either_landing_table_alone(
+    materialize: Materialize, broker: Broker, send: Callable[..., None], lake: Lake
+) -> None:
+    send("transactions", bodies(5))
+    send("fraud-labels", [{"transaction_id": 1, "is_fraud": True, "labelled_at": "2026-01-08T00:00:00Z"}])
+    labels = reported(materialize("fraud_labels"))
+    assert {name: values["rows"] for name, values in labels.items()} == {"fraud_labels": 1}
+    assert not lake.exists(raw_transactions)
+    # Labels are drained before transactions even where only the latter were asked for.
+    both = reported(materialize("raw_transactions"))
+    assert {name: values["rows"] for name, values in both.items()} == {"raw_transactions": 5, "fraud_labels": 0}
+    assert row_count(lake.open(fraud_labels)) == 1
+
+
+def test_no_broker_is_told_in_one_sentence(materialize: Materialize) -> None:
+    assert failure(materialize("raw_transactions")).startswith("No broker: KAFKA_BOOTSTRAP_SERVERS is not set")
+    assert reported(materialize("raw_transactions", landing={"topics": False}))["raw_transactions"]["rows"] == 0
+
+
+@pytest.mark.parametrize("name", ["transaction_features", "quarantined_transactions"])
+def test_features_and_quarantine_are_written_together(materialize: Materialize, lake: Lake, name: str) -> None:
+    land(lake, [*bodies(5), b"no json", *bodies(1)])
+    written = reported(materialize(name))
+    assert written.keys() == {"transaction_features", "quarantined_transactions"}
+    features, quarantine = written["transaction_features"], written["quarantined_transactions"]
+    both = {"landed": 7, "balanced": True, "table/landed": 7}
+    assert both.items() <= features.items() & quarantine.items()
+    # Beside these each table has its own numbers, and none of the other's.
+    own = features.keys() - quarantine.keys()
+    assert {name: features[name] for name in own} == {"features": 5, "table/features": 5}
+    assert {name: quarantine[name] for name in quarantine.keys() - features.keys()} == {
+        "quarantined": 1,
+        "duplicates": 1,
+        "reason/invalid_json": 1,
+        "reason/duplicate": 1,
+        "table/quarantined": 1,
+        "table/duplicates": 1,
+        "table/tombstones": 0,
+        "table/quarantined_labels": 0,
+    }
+    assert row_count(lake.open(transaction_features)) == 5
+    assert row_count(lake.open(quarantined_transactions)) == 2
+
+
+def test_restatement_by_run_config(materialize: Materialize, settings: Settings, lake: Lake) -> None:
+    land(lake, bodies(100))
+    process_landed(lake, settings)
+    day = {"recompute_start": "2026-01-01", "recompute_end": "2026-01-02T00:00:00Z"}
+    written = reported(materialize("transaction_features", cleaned_features=day))
+    assert written == {"transaction_features": {"recomputed": 72}}
+    assert row_count(lake.open(transaction_features)) == 100
+    day = {"recompute_start": "2025-01-01", "recompute_end": "2025-01-02"}
+    nothing = reported(materialize("transaction_features", cleaned_features=day))["transaction_features"]
+    assert nothing == {
+        "recomputed": 0,
+        "note": "There is nothing to recompute from 2025-01-01 00:00 to before 2025-01-02 00:00: transaction_features "
+        "holds 100 rows from 2026-01-01 to 2026-01-02 (tx_date).",
+    }
+    day = {"rescore_start": "2026-01-01", "rescore_end": "2026-01-02"}
+    nothing = reported(materialize("fraud_predictions", fraud_predictions=day))["fraud_predictions"]
+    assert nothing["rows"] == 0
+    assert str(nothing["note"]).endswith("fraud_predictions holds no rows.")
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"recompute_start": "2026-01-01"}, "The range from 2026-01-01 to None is incomplete"),
+        ({"recompute_start": "2026-01-01", "recompute_end": "tomorrow"}, "'tomorrow' is not a time"),
+        ({"recompute_start": "2026-01-02", "recompute_end": "2026-01-01"}, "is empty or without a zone"),
+    ],
+)
+def test_a_wrong_range_changes_nothing(
+    materialize: Materialize, lake: Lake, config: dict[str, Any], sentence: str
+) -> None:
+    land(lake, bodies(5))
+    assert sentence in failure(materialize("transaction_features", cleaned_features=config))
+    assert not lake.exists(transaction_features)
+
+
+@pytest.mark.parametrize("name", ["isolation_forest", "alert_thresholds"])
+def test_the_forest_comes_with_its_threshold_and_the_threshold_alone(
+    materialize: Materialize, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for function in ("train", "recalibrate"):
+        calibration = SimpleNamespace(metadata=lambda function=function: {"threshold by": function})
+        report = SimpleNamespace(metadata=lambda function=function: {"by": function}, calibration=calibration)
+        monkeypatch.setattr(f"fraud_assets.stages.training.{function}", lambda *_, report=report: report)
+    by_training = {"isolation_forest": {"by": "train"}, "alert_thresholds": {"threshold by": "train"}}
+    alone = {"alert_thresholds": {"by": "recalibrate"}}
+    assert reported(materialize(name)) == (by_training if name == "isolation_forest" else alone)
+
+
+def test_too_little_data_fails_by_hand_and_is_skipped_where_asked(materialize: Materialize) -> None:
+    assert "FRAUD_TRAIN_MIN_ROWS" in failure(materialize("isolation_forest"))
+    assert reported(materialize("isolation_forest", model={"skip_too_little_data": True})) == {}
+
+
+def test_predictions_wait_for_a_champion_but_a_range_says_that_there_is_none(
+    materialize: Materialize, settings: Settings, lake: Lake
+) -> None:
+    land(lake, bodies(5))
+    process_landed(lake, settings)
+    assert reported(materialize("fraud_predictions")) == {}
+    half = {"rescore_end": "2026-01-02"}
+    assert "is incomplete" in failure(materialize("fraud_predictions", fraud_predictions=half))
+
+
+def test_scoring_waits_for_a_lost_registry_and_says_so(
+    materialize: Materialize, lake: Lake, capfd: pytest.CaptureFixture[str]
+) -> None:
+    commit_alerts(lake, {FIRST.date(): 40})
+    commit_features(lake, features(20, first_offset=5_000))
+    assert reported(materialize("fraud_predictions")) == {}
+    warnings = [line for line in capfd.readouterr().err.splitlines() if "WARNING" in line]
+    assert len(warnings) == 1
+    assert "Scoring is skipped and catches up later: The model registry" in warnings[0]
+    assert "the lake holds predictions of version 1 (MLflow run run)" in warnings[0]
+
+
+def test_a_day_with_too_many_alerts_is_a_warning_of_the_run(
+    materialize: Materialize, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    report = ScoringReport(rows=100, alerts=90, busiest=BusiestDay(FIRST.date(), 301, 300.0))
+    monkeypatch.setattr("fraud_assets.stages.scoring.score_pending", lambda *_: report)
+    values = reported(materialize("fraud_predictions"))["fraud_predictions"]
+    assert (values["alerts_on_busiest_day"], values["alert_limit_per_day"]) == (301, 300.0)
+    warnings = [line for line in capfd.readouterr().err.splitlines() if "WARNING" in line]
+    assert len(warnings) == 1
+    assert "2026-01-01 has 301 alerts, more than 3 times" in warnings[0]
+
+
+def test_maintenance_of_an_empty_lake_and_of_a_table(materialize: Materialize, lake: Lake) -> None:
+    assert reported(materialize("lake_maintenance")) == {"lake_maintenance": {"runs_deleted": 0}}
+    land(lake, bodies(5))
+    assert reported(materialize("lake_maintenance"))["lake_maintenance"]["raw_transactions/files_after"] == 1
+
+
+# --- The command line ------------------------------------------------------------------------------------------
+
+
+def materialize_by_hand(settings: Settings, selection: str) -> subprocess.Popen[str]:
+    """`dagster asset materialize -m fraud_assets.definitions --select …`, as its users type it.
+
+    Not in the repository's folder: Dagster puts the `.env` of the folder above the environment.
+    """
+    prepare_home(settings)
+    environment = {
+        **os.environ,
+        "FRAUD_HOME": str(settings.home_path),
+        "DAGSTER_HOME": str(settings.home_path / "dagster"),
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "dagster",
+            "asset",
+            "materialize",
+            "-m",
+            "fraud_assets.definitions",
+            "--select",
+            selection,
+        ],
+        cwd=settings.home_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_materialize_by_the_command_line(make_settings: Callable[..., Settings], tmp_path: Path) -> None:
+    filled, empty = make_settings(), make_settings(home=tmp_path / "empty")
+    lake = Lake.of(filled)
+    land(lake, bodies(20))
+    features, forest = (
+        materialize_by_hand(filled, "transaction_features"),
+        materialize_by_hand(empty, "isolation_forest"),
+    )
+    said, failed = features.communicate(timeout=100)[0], forest.communicate(timeout=100)[0]
+    assert features.returncode == 0, said
+    assert row_count(lake.open(transaction_features)) == 20
+    with dg.DagsterInstance.from_config(str(filled.home_path / "dagster")) as instance:
+        (run,) = instance.get_runs()
+        assert run.status == dg.DagsterRunStatus.SUCCESS
+        assert instance.get_latest_materialization_event(dg.AssetKey("transaction_features")) is not None
+    assert forest.returncode != 0, failed
+    assert "\nTraining needs 1,000 transactions (FRAUD_TRAIN_MIN_ROWS); the lake holds 0." in failed
+    assert "Stack Trace" not in failed

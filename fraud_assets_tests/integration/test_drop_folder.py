@@ -1,0 +1,423 @@
+"""The drop folder: what cannot be landed fails alone, and nothing in it stops what lies behind."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import stat
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fraud_assets.cli import main
+from fraud_assets.core.schema import raw_transactions
+from fraud_assets.errors import LakeError, SettingError
+from fraud_assets.ingest.files import landing as files
+from fraud_assets.ingest.files.drop_folder import waiting_entries
+from fraud_assets.ingest.files.file_report import FileReport
+from fraud_assets.ingest.files.landing import land_files, waiting_files
+from fraud_assets.ingest.files.stuck_entries import StuckEntries
+from fraud_assets.lake.log import row_count
+from fraud_assets.lake.tables import Lake
+from fraud_assets.operations.kept_files import rows_in_files
+from fraud_assets.printable import printable
+from fraud_assets.settings import CONTRACT_FIELDS, Settings
+from fraud_assets_tests.support.dropped import drop, land, rows_of
+from fraud_assets_tests.support.logged import land_logged
+
+GOOD = '{"n": 1}\n'
+KEY = "k" * 32
+
+
+@pytest.fixture
+def incoming(settings: Settings) -> Path:
+    """The drop folder, with a sound file that comes last by name."""
+    drop(settings, "z.jsonl", GOOD)
+    return settings.incoming
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def reasons_of(reports: list[FileReport]) -> dict[str, str]:
+    return {report.name: report.reason for report in reports}
+
+
+def failing(
+    monkeypatch: pytest.MonkeyPatch, owner: Any, function: str, error: Exception, when: Callable[..., bool]
+) -> None:
+    """Lets a function fail, once or as long as `when` says so of its arguments."""
+    original = getattr(owner, function)
+
+    def broken(*arguments: Any, **named: Any) -> Any:
+        if when(*arguments, **named):
+            raise error
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(owner, function, broken)
+
+
+def once(name: str) -> Callable[..., bool]:
+    """For the first call about the file of that name."""
+    left = [True]
+
+    def first(path: Path, *_: Any, **__: Any) -> bool:
+        return path.name == name and bool(left) and left.pop()
+
+    return first
+
+
+# --- Entries that are no files --------------------------------------------------------------------------------------
+
+
+def test_what_is_no_file_fails_alone(settings: Settings, lake: Lake, incoming: Path, tmp_path: Path) -> None:
+    (incoming / "a.csv").symlink_to("a.csv")
+    (incoming / "b.csv").symlink_to(tmp_path / "nowhere.csv")
+    os.mkfifo(incoming / "c.jsonl")
+    (incoming / "d.jsonl").symlink_to("/dev/zero")
+    # The address of a socket is short; its folder's path here is not.
+    here = os.open(incoming, os.O_RDONLY)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"/proc/self/fd/{here}/e.jsonl")
+    os.close(here)
+    reports = land(lake, settings)
+    assert [(report.name, report.rows) for report in reports if not report.reason] == [("z.jsonl", 1)]
+    reasons = reasons_of(reports)
+    assert "symbolic link to a.csv" in reasons["a.csv"]
+    assert "Too many levels of symbolic links" in reasons["a.csv"]
+    assert "No such file" in reasons["b.csv"]
+    assert "a named pipe" in reasons["c.jsonl"]
+    assert "a device" in reasons["d.jsonl"]
+    assert "a socket" in reasons["e.jsonl"]
+    assert names_in(incoming) == []
+    for name in ("a.csv", "b.csv", "c.jsonl", "d.jsonl", "e.jsonl"):
+        assert (settings.failed / f"{name}.reason.txt").read_text() == reasons[name] + "\n"
+    # Links are moved, not what they lead to.
+    assert (settings.failed / "a.csv").readlink() == Path("a.csv")
+    assert (settings.failed / "d.jsonl").readlink() == Path("/dev/zero")
+    assert stat.S_ISFIFO((settings.failed / "c.jsonl").lstat().st_mode)
+    # Another one of the same name does not overwrite the first, and erasing a customer looks over them.
+    (incoming / "a.csv").symlink_to("a.csv")
+    land(lake, settings)
+    assert (settings.failed / "a.1.csv").is_symlink()
+    assert rows_in_files(settings, settings.failed, ["1"]) == []
+
+
+def test_a_link_into_a_closed_folder_fails_alone(
+    settings: Settings, lake: Lake, incoming: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (incoming / "a.jsonl").symlink_to(tmp_path / "secret.jsonl")
+    denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    failing(monkeypatch, Path, "stat", denied, lambda path, **named: not named and path.name == "a.jsonl")
+    failing(monkeypatch, Path, "open", denied, lambda path, *_, **__: path.name == "a.jsonl")
+    reports = land(lake, settings)
+    assert [report.rows for report in reports] == [0, 1]
+    assert "secret.jsonl, which cannot be read (Permission denied)" in reports[0].reason
+    assert (settings.failed / "a.jsonl").is_symlink()
+    # Whoever erases a customer has to know that nobody looked into it.
+    assert [file.closed for file in rows_in_files(settings, settings.failed, ["1"]) if file.path.is_symlink()] == [True]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a.csv.part", "a.csv.TMP", "a.csv.filepart", "a.csv.crdownload", "a.csv.partial", "a.csv.download", ".a.csv.swp",
+     "a.csv.swp", "a.csv._COPYING_", "_SUCCESS", "_started_1", "_temporary"],
+)  # fmt: skip
+def test_what_is_still_being_written_is_left_alone(settings: Settings, lake: Lake, incoming: Path, name: str) -> None:
+    (incoming / name).write_text(GOOD)
+    assert [report.name for report in land(lake, settings)] == ["z.jsonl"]
+    assert names_in(incoming) == [name]
+
+
+def test_a_dropped_folder_is_reported_once_with_the_remedy(settings: Settings, lake: Lake, incoming: Path) -> None:
+    folder = incoming / "scores.parquet"
+    folder.mkdir()
+    (folder / "part-0.jsonl").write_text(GOOD)
+    (folder / "_SUCCESS").touch()
+    said: list[str] = []
+    stuck = StuckEntries()
+    told, landed = land_logged(lake, settings, said, stuck)
+    assert told.moved_to is None
+    assert landed.rows == 1
+    assert said[0] == (
+        "scores.parquet is a folder, and only files are landed. Move the files out of the folder into "
+        f"{incoming}, then remove the folder."
+    )
+    assert land_logged(lake, settings, said, stuck) == []
+    assert len(said) == 2
+    assert stuck.reasons == {"scores.parquet": said[0]}
+    # As the remedy says.
+    (folder / "part-0.jsonl").rename(incoming / "part-0.jsonl")
+    (folder / "_SUCCESS").unlink()
+    folder.rmdir()
+    assert [report.name for report in land_logged(lake, settings, said, stuck)] == ["part-0.jsonl"]
+    assert stuck.reasons == {}
+
+
+# --- Files that cannot be moved -------------------------------------------------------------------------------------
+
+
+def test_a_file_that_cannot_be_moved_stays_and_the_others_go_on(
+    settings: Settings, lake: Lake, incoming: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop(settings, "a.xlsx", "x")
+    settings.failed.write_text("no folder")
+    now = [0.0]
+    stuck = StuckEntries(lambda: now[0])
+    tried: list[str] = []
+    failing(monkeypatch, files, "_topic_id", AssertionError(), lambda path, *_: bool(tried.append(path.name)))
+    refused, landed = land_files(lake, settings, stuck=stuck)
+    assert landed.rows == 1
+    assert refused.moved_to is None
+    assert f"cannot be moved to {settings.failed} (File exists)" in refused.reason
+    assert list(stuck.reasons) == ["a.xlsx"]
+    # It is tried again after a pause that grows to a minute, and said no more; what comes meanwhile lands at once.
+    drop(settings, "b.jsonl", GOOD)
+    assert [report.name for report in land_files(lake, settings, stuck=stuck)] == ["b.jsonl"]
+    for pause in (5, 10, 20, 40, 60, 60):
+        now[0] += pause - 1
+        land_files(lake, settings, stuck=stuck)
+        tried.clear()
+        now[0] += 1
+        assert land_files(lake, settings, stuck=stuck) == []
+        assert tried == ["a.xlsx"]
+    settings.failed.unlink()
+    now[0] += 60
+    assert [report.moved_to for report in land_files(lake, settings, stuck=stuck)] == [settings.failed / "a.xlsx"]
+    assert stuck.reasons == {}
+
+
+def test_a_landed_file_that_cannot_be_moved_does_not_land_again(settings: Settings, lake: Lake, incoming: Path) -> None:
+    settings.processed.write_text("no folder")
+    said: list[str] = []
+    now = [0.0]
+    stuck = StuckEntries(lambda: now[0])
+    (report,) = land_logged(lake, settings, said, stuck)
+    assert (report.rows, report.moved_to) == (1, None)
+    assert "will not land again" in report.reason
+    now[0] += 5
+    assert land_logged(lake, settings, said, stuck) == []
+    assert len(said) == 1
+    settings.processed.unlink()
+    (report,) = land(lake, settings)
+    assert (report.rows, report.moved_to) == (0, settings.processed / "z.jsonl")
+    assert len(rows_of(lake, raw_transactions)) == 1
+
+
+def test_a_file_that_changes_is_tried_at_once(settings: Settings, lake: Lake, incoming: Path) -> None:
+    path = drop(settings, "a.xlsx", "x")
+    settings.failed.write_text("no folder")
+    stuck = StuckEntries(lambda: 0.0)
+    land_files(lake, settings, stuck=stuck)
+    assert not stuck.is_due(path)
+    path.write_text("other")
+    assert stuck.is_due(path)
+
+
+def test_another_file_system(settings: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is copied there, a link stays a link, and where the original cannot be removed no copy is left."""
+    crossing = OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+    failing(monkeypatch, Path, "rename", crossing, lambda path, *_: path.parent == settings.incoming)
+    drop(settings, "a.xlsx", "x")
+    (settings.incoming / "b.csv").symlink_to("b.csv")
+    os.mkfifo(settings.incoming / "c.csv")
+    reports = land(lake, settings)
+    assert [bool(report.moved_to) for report in reports] == [True, True, False]
+    assert names_in(settings.failed) == ["a.xlsx", "a.xlsx.reason.txt", "b.csv", "b.csv.reason.txt"]
+    assert names_in(settings.incoming) == ["c.csv"]
+    assert (settings.failed / "b.csv").readlink() == Path("b.csv")
+    drop(settings, "d.xlsx", "x")
+    denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    failing(monkeypatch, Path, "unlink", denied, lambda path, **_: path.parent == settings.incoming)
+    before = names_in(settings.failed)
+    for _ in range(2):
+        assert "Permission denied" in reasons_of(land(lake, settings))["d.xlsx"]
+        assert names_in(settings.failed) == before
+
+
+# --- Faults that pass, and unexpected ones --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["_topic_id", "examine", "_land_contents"])
+@pytest.mark.parametrize("fault", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_a_fault_of_the_machine_is_no_fault_of_the_file(
+    settings: Settings, lake: Lake, incoming: Path, monkeypatch: pytest.MonkeyPatch, where: str, fault: int
+) -> None:
+    drop(settings, "a.jsonl", '{"n": 2}\n')
+    failing(monkeypatch, files, where, OSError(fault, os.strerror(fault)), once("a.jsonl"))
+    stays, landed = land(lake, settings)
+    assert (stays.moved_to, landed.rows) == (None, 1)
+    if fault != errno.ENOMEM:
+        assert "ulimit -n" in stays.reason
+    assert [report.rows for report in land(lake, settings)] == [1]
+    assert names_in(settings.failed) == []
+
+
+@pytest.mark.parametrize("where", ["_topic_id", "examine", "_land_contents"])
+def test_a_file_that_is_taken_away_is_no_fault(
+    settings: Settings, lake: Lake, incoming: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    drop(settings, "a.jsonl", GOOD)
+    taken = FileNotFoundError(errno.ENOENT, "gone")
+
+    def take(path: Path, *_: Any) -> bool:
+        if path.name == "a.jsonl":
+            path.unlink()
+        return path.name == "a.jsonl"
+
+    failing(monkeypatch, files, where, taken, take)
+    assert [(report.name, report.reason) for report in land(lake, settings)] == [("z.jsonl", "")]
+
+
+def test_an_unexpected_error_of_reading_is_that_files(
+    settings: Settings, lake: Lake, incoming: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop(settings, "a.jsonl", GOOD)
+    failing(monkeypatch, files, "examine", RuntimeError("\x1b[31mred"), once("a.jsonl"))
+    refused, landed = land(lake, settings)
+    assert refused.reason == r"It cannot be read because of an unexpected error (RuntimeError: \x1b[31mred)."
+    assert refused.moved_to == settings.failed / "a.jsonl"
+    assert landed.rows == 1
+
+
+def test_a_setting_that_is_too_low_for_one_file_stops_no_other(
+    settings: Settings, lake: Lake, incoming: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop(settings, "a.parquet", "x")
+    failing(monkeypatch, files, "examine", SettingError("FRAUD_DUCKDB_MEMORY_LIMIT is too low."), once("a.parquet"))
+    stays, landed = land(lake, settings)
+    assert (stays.moved_to, landed.rows) == (None, 1)
+    assert "FRAUD_DUCKDB_MEMORY_LIMIT is too low." in stays.reason
+
+
+def test_a_lake_that_is_away_stops_all_files(
+    settings: Settings, lake: Lake, incoming: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, files, "_land_contents", LakeError("The lake is away."), once("z.jsonl"))
+    with pytest.raises(LakeError):
+        land(lake, settings)
+    assert names_in(incoming) == ["z.jsonl"]
+
+
+# --- Names ----------------------------------------------------------------------------------------------------------
+
+
+def test_names_are_escaped_wherever_they_are_said(settings: Settings, lake: Lake) -> None:
+    settings.incoming.mkdir(parents=True)
+    named = os.fsencode(settings.incoming) + b"/\x1b[31m\xff\n"
+    for suffix in (b".jsonl", b".xlsx"):
+        Path(os.fsdecode(named + suffix)).write_text(GOOD)
+    Path(os.fsdecode(named)).mkdir()
+    said: list[str] = []
+    reports = land_logged(lake, settings, said)
+    assert sorted(report.name for report in reports) == [
+        r"\x1b[31m\xff\n",
+        r"\x1b[31m\xff\n.jsonl",
+        r"\x1b[31m\xff\n.xlsx",
+    ]
+    assert all(line.isprintable() for line in [*said, *reasons_of(reports).values()])
+    assert rows_of(lake, raw_transactions)[0]["topic"] == r"file:\x1b[31m\xff\n.jsonl"
+    assert lake.open(raw_transactions).history(1)[0]["file"] == r"\x1b[31m\xff\n.jsonl"
+    (reason,) = [path for path in settings.failed.iterdir() if path.name.endswith(".reason.txt")]
+    assert reason.read_text().strip().isprintable()
+
+
+def test_printable_text_stays_as_it_is() -> None:
+    assert printable("é ½ \\ name.csv") == "é ½ \\ name.csv"
+    assert printable("a\u202eb\x9bc\rd") == r"a\u202eb\x9bc\rd"
+
+
+# --- FRAUD_PSEUDONYMISE ---------------------------------------------------------------------------------------------
+
+
+def test_pseudonymised_only_what_was_read_or_has_no_content_is_removed(
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_settings(pseudonymise="cc_num", pseudonym_key=KEY)
+    lake = Lake.of(settings)
+    drop(settings, "z.jsonl", GOOD)
+    drop(settings, "closed.jsonl", GOOD)
+    (settings.incoming / "loop.csv").symlink_to("loop.csv")
+    denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    failing(monkeypatch, files, "_topic_id", denied, lambda path, _: path.name == "closed.jsonl")
+    closed, loop, landed = land(lake, settings)
+    assert landed.rows == 1
+    assert closed.moved_to is None
+    assert "Make it readable, or remove it." in closed.reason
+    assert loop.moved_to == settings.failed / "loop.csv.reason.txt"
+    assert "Too many levels" in loop.moved_to.read_text()
+    assert names_in(settings.failed) == ["loop.csv.reason.txt"]
+    assert names_in(settings.incoming) == ["closed.jsonl"]
+
+
+# --- Whoever asks -----------------------------------------------------------------------------------------------------
+
+
+def test_pseudonymised_a_damaged_file_is_removed(make_settings: Callable[..., Settings], lake: Lake) -> None:
+    """Arrow raises OSError for some damage and ValueError for other: both are the content's, which was read."""
+    settings = make_settings(pseudonymise="customer_id", pseudonym_key=KEY)
+    settings.incoming.mkdir(parents=True)
+    content = BytesIO()
+    table = pa.table({name: [f"4111-{row}" for row in range(20_000)] for name in CONTRACT_FIELDS})
+    pq.write_table(table, content)
+    whole = content.getvalue()
+    (settings.incoming / "pages.parquet").write_bytes(whole[:2_000] + bytes(2_000) + whole[4_000:])
+    (settings.incoming / "footer.parquet").write_bytes(whole[:-300] + bytes(200) + whole[-100:])
+    (settings.incoming / "cut.parquet").write_bytes(whole[: len(whole) // 2])
+    reports = land_files(lake, settings)
+    assert [report.rows for report in reports] == [0, 0, 0]
+    assert names_in(settings.incoming) == []
+    assert names_in(settings.failed) == [f"{name}.parquet.reason.txt" for name in ("cut", "footer", "pages")]
+    assert not any(b"4111" in path.read_bytes() for path in settings.failed.iterdir())
+
+
+def test_the_exit_code_of_once_tells_whether_every_file_landed(
+    settings: Settings,
+    lake: Lake,
+    incoming: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("FRAUD_HOME", str(settings.home_path))
+    monkeypatch.setenv("FRAUD_FILE_QUIET_SECONDS", "0")
+    monkeypatch.setattr("sys.argv", ["fraud-assets", "land", "--once", "--json"])
+    main()
+    assert json.loads(capsys.readouterr().out)["raw_transactions"]["rows"] == 1
+    (incoming / "a.csv").symlink_to("a.csv")
+    (incoming / "folder").mkdir()
+    drop(settings, "z.jsonl", '{"n": 2}\n')
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 3
+    said = capsys.readouterr()
+    report = json.loads(said.out)["raw_transactions"]
+    assert report["rows"] == 1
+    assert list(report["failed_files"]) == ["a.csv"]
+    assert list(report["stuck_files"]) == ["folder"]
+    assert "a.csv cannot be landed" in said.err
+    assert row_count(lake.open(raw_transactions)) == 2
+
+
+def test_a_drop_folder_that_cannot_be_read(settings: Settings) -> None:
+    settings.home_path.mkdir()
+    settings.incoming.symlink_to("incoming")
+    with pytest.raises(OSError, match="Too many levels"):
+        waiting_entries(settings)
+
+
+def test_waiting_files_and_folders(settings: Settings, incoming: Path) -> None:
+    (incoming / "folder").mkdir()
+    (incoming / "a.csv").symlink_to("folder")
+    (incoming / "loop.csv").symlink_to("loop.csv")
+    waiting = waiting_entries(settings)
+    assert [path.name for path in waiting.folders] == ["a.csv", "folder"]
+    assert [path.name for path in waiting.files] == ["loop.csv", "z.jsonl"]
+    assert waiting_files(settings) == waiting.files

@@ -1,0 +1,264 @@
+"""Features and quarantine over the lake: what passes, what does not, in which order it lands, and recomputation."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from fraud_assets.core.schema import (
+    DERIVED_FEATURES,
+    fraud_labels,
+    quarantined_transactions,
+    raw_transactions,
+    transaction_features,
+)
+from fraud_assets.errors import SettingError
+from fraud_assets.lake.append import append_landed
+from fraud_assets.lake.batches import Bounds, find_pending, next_bounds, rows_within
+from fraud_assets.lake.log import row_count
+from fraud_assets.lake.positions import committed_offset
+from fraud_assets.lake.tables import Lake, dataset_of
+from fraud_assets.operations.reconciliation import reconcile
+from fraud_assets.settings import BatchLimits, Settings
+from fraud_assets.stages.features import process_landed, recompute
+from fraud_assets_tests.support.landed import land
+
+FIRST = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def body(number: int, at: datetime, **changes: Any) -> bytes:
+    """A valid transaction, with changes."""
+    fields = {
+        "transaction_id": number,
+        "tx_datetime": at.isoformat(),
+        "customer_id": number % 5,
+        "terminal_id": number % 3,
+        "tx_amount": 10 + number % 7,
+    }
+    return json.dumps({**fields, **changes}).encode()
+
+
+def label(lake: Lake, offset: int, transaction_id: str, at: datetime, *, is_fraud: bool = True) -> None:
+    """Lands one label."""
+    row = {
+        "topic": "fraud-labels",
+        "topic_id": "life",
+        "partition": 0,
+        "offset": offset,
+        "transaction_id": transaction_id,
+        "is_fraud": is_fraud,
+        "labelled_at": at,
+        "value": b"{}",
+    }
+    schema = pa.schema([field for field in fraud_labels.schema if field.name in row])
+    assert append_landed(lake, fraud_labels, pa.Table.from_pylist([row], schema)) == 1
+
+
+def features(lake: Lake, *columns: str) -> dict[str, tuple[Any, ...]]:
+    """Feature columns by transaction id."""
+    table = dataset_of(lake.open(transaction_features)).to_table(columns=["transaction_id", *columns])
+    return {row.pop("transaction_id"): tuple(row.values()) for row in table.to_pylist()}
+
+
+def test_bad_messages_are_quarantined_with_reason_and_bytes(settings: Settings, lake: Lake) -> None:
+    soon = datetime.now(UTC)
+    bad = {
+        b"": "empty_body",
+        b"\xff\xfe": "invalid_utf8",
+        b'{"transaction_id": 1': "invalid_json",
+        b"[1]": "not_an_object",
+        body(2, FIRST, tx_amount=True): "wrong_type",
+        body(3, FIRST, tx_amount=-1): "negative_amount",
+        body(4, FIRST, tx_amount=float("nan")): "not_finite",
+        body(5, FIRST, tx_amount=float("inf")): "not_finite",
+        body(6, soon + timedelta(days=2)): "future_time",
+        body(7, FIRST, tx_datetime="yesterday"): "invalid_time",
+        body(8, FIRST)[:-1] + b', "tx_amount": 1}': "duplicate_key",
+        body(9, FIRST, note="x" * settings.max_body_bytes): "body_too_large",
+        b'{"transaction_id": 10}': "missing_field",
+        body(11, FIRST, customer_id=1.5): "wrong_type",
+    }
+    land(lake, [*bad, body(12, FIRST), body(12, FIRST, tx_amount=99)])
+    report = process_landed(lake, settings)
+    assert (report.landed, report.features, report.quarantined, report.duplicates) == (16, 1, 14, 1)
+    rows = dataset_of(lake.open(quarantined_transactions)).to_table().to_pylist()
+    assert {row["value"]: row["reason"] for row in rows} == {**bad, body(12, FIRST, tx_amount=99): "duplicate"}
+    assert all(row["detail"] for row in rows)
+
+
+def test_the_first_that_landed_wins_within_the_horizon(settings: Settings, lake: Lake) -> None:
+    """42 and "42" are one id, in one batch and over two."""
+    land(lake, [body(42, FIRST, tx_amount=1), body(0, FIRST, transaction_id="42", tx_amount=2)])
+    process_landed(lake, settings)
+    land(lake, [body(42, FIRST, tx_amount=3)], partition=1)
+    process_landed(lake, settings)
+    assert features(lake, "tx_amount") == {"42": (1.0,)}
+    assert reconcile(lake, settings)["duplicates"] == 2
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_an_id_is_free_again_after_the_horizon(
+    settings: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch, pieces: int
+) -> None:
+    """Landed on days 0, 60 and 120 with a horizon of 90: judged by the last accepted, in one batch or three."""
+    for number, day in enumerate((0, 60, 120)):
+        with monkeypatch.context() as clock:
+            clock.setattr("fraud_assets.lake.append.datetime", at_day(day))
+            land(lake, [body(42, FIRST, tx_amount=day)], first_offset=number)
+        if pieces == 3:
+            process_landed(lake, settings)
+    process_landed(lake, settings)
+    rows = dataset_of(lake.open(transaction_features)).to_table(columns=["tx_amount"])
+    assert sorted(rows["tx_amount"].to_pylist()) == [0.0, 120.0]
+    details = dataset_of(lake.open(quarantined_transactions)).to_table(columns=["detail"])["detail"].to_pylist()
+    assert details == ["its transaction_id landed first as transactions 0/0"]
+
+
+def at_day(day: int) -> type[datetime]:
+    """A clock that stands so many days after the first."""
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return (FIRST + timedelta(days=day)).astimezone(tz)
+
+    return Clock
+
+
+def test_batches_and_pieces_change_nothing(settings: Settings, make_settings: Any, tmp_path: Any) -> None:
+    """Landed in one piece or in many, in large batches or small ones: the same features of the same transactions."""
+    draw = random.Random(5)
+    at = FIRST
+    messages = []
+    for number in range(600):
+        at += timedelta(seconds=draw.choice([0, 0, 1, 3600, 20_000]))
+        messages.append(body(number, at, customer_id=draw.randrange(9), terminal_id=draw.randrange(4)))
+    lakes = []
+    for name, pieces, batch_rows in (("one", 1, 1000), ("many", 6, 1000), ("small", 2, 70)):
+        lake = Lake(str(tmp_path / name))
+        own = make_settings(lake_uri=lake.root, batch_rows=batch_rows)
+        for number in range(0, 600, 40):
+            label(lake, number, str(number), FIRST + timedelta(days=number / 20))
+        size = len(messages) // pieces
+        for piece in range(pieces):
+            land(lake, messages[piece * size : (piece + 1) * size], first_offset=piece * size)
+            process_landed(lake, own)
+        lakes.append(features(lake, *DERIVED_FEATURES))
+    assert len(lakes[0]) == 600
+    for other in lakes[1:]:
+        assert other.keys() == lakes[0].keys()
+        for key, cells in other.items():
+            assert cells == pytest.approx(lakes[0][key], abs=1e-9)
+
+
+def test_restatement_counts_a_late_label_and_starts_nothing_downstream(settings: Settings, lake: Lake) -> None:
+    late = FIRST + timedelta(days=20)
+    land(lake, [body(0, FIRST, terminal_id=1), body(1, late, terminal_id=1), body(2, late + timedelta(days=1))])
+    process_landed(lake, settings)
+    before = features(lake, "terminal_id_risk_30day_window")
+    label(lake, 0, "0", FIRST + timedelta(days=10))
+    assert process_landed(lake, settings).landed == 0
+    assert features(lake, "terminal_id_risk_30day_window") == before
+    positions = stored_positions(lake)
+    assert recompute(lake, settings, late, late + timedelta(days=1)) == 1
+    after = features(lake, "terminal_id_risk_30day_window")
+    assert (before["1"], after["1"]) == ((0.0,), (1.0,))
+    assert {key: after[key] for key in "02"} == {key: before[key] for key in "02"}
+    assert stored_positions(lake) == positions
+
+
+def stored_positions(lake: Lake) -> dict[Any, int]:
+    """What the features table says it contains, for every stream that landed."""
+    handle = lake.open(transaction_features)
+    streams = find_pending(lake.open(raw_transactions), lambda stream: -1, Settings()).target
+    return {stream: committed_offset(handle, stream) for stream in streams}
+
+
+def test_half_a_range_is_refused(settings: Settings, lake: Lake) -> None:
+    with pytest.raises(SettingError, match="empty or without a zone"):
+        recompute(lake, settings, FIRST, FIRST)
+
+
+def test_a_setting_changed_between_kill_and_retry_loses_nothing(
+    settings: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run died after quarantine; the next one, with a laxer limit, keeps the split that was committed."""
+    land(lake, [body(number, FIRST, note="x" * (number * 10)) for number in range(20)])
+    strict = settings.model_copy(update={"max_body_bytes": 200})
+    from fraud_assets.stages import features as stage
+
+    real = stage.commit_append
+
+    def dies_at_features(handle: Any, table: Any, *rest: Any, **named: Any) -> None:
+        if table is transaction_features:
+            raise KeyboardInterrupt
+        real(handle, table, *rest, **named)
+
+    monkeypatch.setattr(stage, "commit_append", dies_at_features)
+    with pytest.raises(KeyboardInterrupt):
+        process_landed(lake, strict)
+    monkeypatch.setattr(stage, "commit_append", real)
+    quarantined = row_count(lake.open(quarantined_transactions))
+    assert 0 < quarantined < 20
+    assert reconcile(lake, settings)["waiting"] == 20
+    # In parts, too: the first of them leaves quarantine ahead of features.
+    assert process_landed(lake, settings.model_copy(update={"batch_bytes": 1_000})).batches > 2
+    totals = reconcile(lake, settings)
+    assert totals["quarantined"] == quarantined
+    assert totals["features"] == 20 - quarantined
+
+
+def test_a_batch_is_bounded_by_bytes(settings: Settings, lake: Lake) -> None:
+    """In landing order over two partitions and several files, at most so many bytes, or one larger message."""
+    sizes = [300, 500, 4_000, 200, 200, 900]
+    values = [body(number, FIRST, note="x" * size) for number, size in enumerate(sizes * 4)]
+    for start in range(0, len(values), 4):
+        land(lake, values[start : start + 2], first_offset=start)
+        land(lake, values[start + 2 : start + 4], first_offset=start, partition=1)
+    limited = settings.model_copy(update={"batch_bytes": 2_000})
+    features, taken = lake.open(transaction_features), list[tuple[int, int]]()
+    known: dict[Any, int] = {}
+    while (work := find_pending(lake.open(raw_transactions), lambda s: known.get(s, -1), limited)).target:  # noqa: B023
+        bounds = next_bounds(work, limited, limited.batch_limits)
+        rows = rows_within(work, bounds, limited)
+        total = sum(map(len, rows["value"].to_pylist()))
+        assert 0 < total <= 2_000 or rows.num_rows == 1
+        # A batch ends only where the next message would not fit.
+        rest = rows_within(work, Bounds(work.start, work.target), limited).slice(rows.num_rows, 1)
+        assert not rest.num_rows or total + len(rest["value"][0].as_py()) > 2_000
+        taken += zip(rows["partition"].to_pylist(), rows["offset"].to_pylist(), strict=True)
+        known |= bounds.target
+    everything = find_pending(lake.open(raw_transactions), lambda s: -1, settings)
+    ordered = rows_within(everything, next_bounds(everything, settings, settings.batch_limits), settings)
+    assert taken == list(zip(ordered["partition"].to_pylist(), ordered["offset"].to_pylist(), strict=True))
+    assert len(taken) == len(values)
+    assert row_count(features) == 0
+
+
+def test_a_batch_reads_the_bodies_of_its_own_files_only(
+    settings: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backlog of many files is not read once for each batch."""
+    for start in range(0, 40, 4):
+        land(lake, [os.urandom(4_000) for _ in range(4)], first_offset=start)
+    work = find_pending(lake.open(raw_transactions), lambda s: -1, settings)
+    groups: list[int] = []
+    from fraud_assets.lake import batches
+
+    real = batches.register_view
+
+    def counted(connection: Any, name: str, handle: Any, files: Any) -> None:
+        groups.append(len(files))
+        real(connection, name, handle, files)
+
+    monkeypatch.setattr(batches, "register_view", counted)
+    bounds = next_bounds(work, settings, BatchLimits(500_000, 30_000))
+    assert list(bounds.target.values()) == [6]
+    # Two files for the lengths, and all of them for the positions, which take little.
+    assert groups == [1, 1, 10]

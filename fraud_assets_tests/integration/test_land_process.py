@@ -1,0 +1,154 @@
+"""`fraud-assets land` and `fraud-assets broker` as processes: signals, kills, outages."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+
+import dagster as dg
+from deltalake import DeltaTable
+
+from fraud_assets.core.schema import raw_transactions
+from fraud_assets.engines.local.landing import land_topics
+from fraud_assets.ingest.landing import land_once
+from fraud_assets.ingest.service.presence import lander_is_running, register_lander, running_landers
+from fraud_assets.kafka.broker import Broker, embedded_broker
+from fraud_assets.lake.log import row_count
+from fraud_assets.lake.tables import Lake, dataset_of
+from fraud_assets.operations.setup_home import prepare_home
+from fraud_assets.settings import Settings
+from fraud_assets_tests.support.logged import logged
+from fraud_assets_tests.support.starting import Start, sender
+from fraud_assets_tests.support.waiting import until
+
+Send = Callable[..., None]
+
+
+def version(lake: Lake) -> int:
+    return DeltaTable(lake.uri(raw_transactions)).version() if lake.exists(raw_transactions) else -1
+
+
+def count(lake: Lake) -> int:
+    return row_count(lake.open(raw_transactions)) if lake.exists(raw_transactions) else 0
+
+
+def test_lands_topics_and_files_waits_for_brokers_and_ends_on_sigterm(
+    settings: Settings, lake: Lake, start: Start
+) -> None:
+    lander = start("land")
+    until(lambda: lander_is_running(settings))
+    # Without a broker the drop folder lands all the same.
+    until(settings.incoming.exists)
+    part = settings.incoming / "a.jsonl.part"
+    part.write_text('{"n": 1}\n')
+    part.rename(part.with_suffix(""))
+    until(lambda: count(lake) == 1)
+    for expected in (11, 21):
+
+        def landed(expected: int = expected) -> bool:
+            return count(lake) == expected
+
+        with embedded_broker(settings) as broker:
+            sender(broker)("transactions", [b"%d" % n for n in range(10)])
+            until(landed)
+    lander.send_signal(signal.SIGTERM)
+    _, lines = lander.communicate(timeout=20)
+    assert lander.returncode == 0
+    assert not lander_is_running(settings)
+    assert lines.count("No broker:") >= 1
+    assert "Landing of topics works again." in lines
+    assert "transactions" in lines
+    assert "Stopped" in lines
+    assert "Traceback" not in lines
+    assert len(lines.splitlines()) < 20
+
+
+def test_sigkill_between_commits_loses_and_repeats_nothing(
+    settings: Settings, lake: Lake, send: Send, start: Start
+) -> None:
+    send("transactions", [b"%d" % n for n in range(5000)])
+    lander = start("land", FRAUD_LAND_BATCH_ROWS="50")
+    until(lambda: version(lake) >= 3)
+    lander.kill()
+    lander.wait()
+    landed = count(lake)
+    assert 0 < landed < 5000
+    assert not lander_is_running(settings)
+    assert land_topics(lake, settings)["raw_transactions"].rows == 5000 - landed
+    values = dataset_of(lake.open(raw_transactions)).to_table()["value"].to_pylist()
+    assert sorted(map(int, values)) == list(range(5000))
+
+
+def test_broker_process_serves_others_and_ends_cleanly(settings: Settings, lake: Lake, start: Start) -> None:
+    broker = start("broker")
+    until(settings.broker_file.exists)
+    once = start("land", "--once", "--json")
+    out, errors = once.communicate(timeout=30)
+    assert once.returncode == 0, errors
+    report = json.loads(out)
+    assert report["raw_transactions"]["rows"] == 0
+    assert report["fraud_labels"]["quarantined_labels"] == 0
+    broker.send_signal(signal.SIGINT)
+    out, errors = broker.communicate(timeout=20)
+    assert broker.returncode == 0
+    assert errors == ""
+    assert "Broker at 127.0.0.1:" in out
+    assert "fraud-assets land" in out
+    assert not settings.broker_file.exists()
+
+
+def test_once_without_a_broker_is_one_sentence(start: Start) -> None:
+    once = start("land", "--once")
+    _, errors = once.communicate(timeout=30)
+    assert once.returncode == 1
+    assert errors.startswith("Error: No broker:")
+    assert len(errors.splitlines()) == 1
+
+
+def test_once_says_which_topic_the_embedded_broker_did_not_have(
+    settings: Settings, lake: Lake, broker: Broker, send: Send
+) -> None:
+    misspelled = settings.model_copy(update={"transactions_topic": "transactoins"})
+    send(settings.labels_topic, [b"{}"])
+    with logged() as lines:
+        land_once(lake, misspelled)
+    assert lines[0].startswith("Topic 'transactoins' did not exist at the embedded broker")
+    assert "FRAUD_TRANSACTIONS_TOPIC" in lines[0]
+    with logged() as lines:
+        land_once(lake, misspelled)
+    assert not any("did not exist" in line for line in lines)
+
+
+def test_landers_are_seen_while_they_run(settings: Settings) -> None:
+    assert not lander_is_running(settings)
+    with register_lander(settings, "http://127.0.0.1:1"):
+        assert running_landers(settings) == {os.getpid(): "http://127.0.0.1:1"}
+    assert not lander_is_running(settings)
+    # What a lander leaves that was killed.
+    left = settings.home_path / "landers" / "4194304.lander"
+    left.write_text("http://127.0.0.1:1\n")
+    assert running_landers(settings) == {}
+    assert not left.exists()
+
+
+def test_dagster_is_told_what_landed(start: Start, settings: Settings, lake: Lake, send: Send) -> None:
+    """The asset graph shows landing alive: events without a run, whose rows add up to what landed."""
+    prepare_home(settings)
+    bodies = [json.dumps({"transaction_id": number}).encode() for number in range(30)]
+    send(settings.transactions_topic, bodies)
+    (settings.incoming / "loop.csv").symlink_to("loop.csv")
+    process = start("land", DAGSTER_HOME=str(settings.home_path / "dagster"))
+    until(lambda: count(lake) == 30 and (settings.failed / "loop.csv").is_symlink())
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+    with dg.DagsterInstance.from_config(str(settings.home_path / "dagster")) as instance:
+        records = instance.fetch_materializations(dg.AssetKey("raw_transactions"), limit=100).records
+    materializations = [record.asset_materialization for record in records]
+    assert sum(event.metadata["rows"].value for event in materializations if event) == 30
+    assert any(
+        "loop.csv" in event.metadata["failed_files"].value
+        for event in materializations
+        if event and "failed_files" in event.metadata
+    )

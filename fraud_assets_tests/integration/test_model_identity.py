@@ -1,0 +1,172 @@
+"""A model is known by its MLflow run: two registries on one lake, a registry that was lost, a lake of before."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable
+
+from fraud_assets.core.schema import (
+    TABLES,
+    Table,
+    alert_thresholds,
+    fraud_predictions,
+    raw_transactions,
+)
+from fraud_assets.doctor.finding import Finding
+from fraud_assets.doctor.lake import check_lake, check_registry
+from fraud_assets.errors import LakeError, LostRegistryError
+from fraud_assets.lake.log import row_count
+from fraud_assets.lake.tables import Lake, dataset_of
+from fraud_assets.registry.models import champion
+from fraud_assets.settings import Settings, load_settings
+from fraud_assets.stages.backlog import find_backlog
+from fraud_assets.stages.scoring import score_pending, score_range
+from fraud_assets.stages.training import recalibrate, train
+from fraud_assets_tests.support.synthetic import FIRST, commit_features, features
+
+ROWS = 1_200
+Homes = tuple[Settings, Settings, Lake]
+
+
+@pytest.fixture(scope="module")
+def homes(tmp_path_factory: pytest.TempPathFactory) -> Homes:
+    """Two homes with a registry each and one lake; both have a version 1, with other trees and another budget."""
+    folder = tmp_path_factory.mktemp("homes")
+    lake = Lake(str(folder / "lake"))
+    commit_features(lake, features(ROWS))
+    both = []
+    for name, budget in (("one", 1.0), ("two", 4.0)):
+        settings = load_settings(
+            home=folder / name,
+            lake_uri=lake.root,
+            mlflow_tracking_uri="",
+            train_trees=5,
+            train_seed=int(budget),
+            alert_budget_per_day=budget,
+        )
+        assert train(lake, settings).version == 1
+        both.append(settings)
+    return both[0], both[1], lake
+
+
+@pytest.fixture
+def lake(homes: Homes, tmp_path: Path) -> Lake:
+    """A copy of their lake, not scored."""
+    shutil.copytree(homes[2].root, tmp_path / "lake")
+    return Lake(str(tmp_path / "lake"))
+
+
+def columns(lake: Lake, table: Table, *names: str) -> set[tuple[Any, ...]]:
+    rows = dataset_of(lake.open(table)).to_table(columns=list(names))
+    return set(zip(*(rows[name].to_pylist() for name in names), strict=True))
+
+
+def test_each_registry_scores_with_its_own_threshold_and_the_rows_say_which(homes: Homes, lake: Lake) -> None:
+    one, two, _ = homes
+    thresholds = dict(columns(lake, alert_thresholds, "model_run_id", "threshold"))
+    runs = champion(one).run_id, champion(two).run_id
+    assert thresholds.keys() == set(runs)
+    assert len(set(thresholds.values())) == 2
+    first = score_pending(lake, one)
+    commit_features(lake, features(300, first_offset=ROWS))
+    second = score_pending(lake, two)
+    assert (first.metadata()["model_run_id"], second.metadata()["model_run_id"]) == runs
+    assert columns(lake, fraud_predictions, "model_version", "model_run_id", "threshold") == {
+        (1, run, thresholds[run]) for run in runs
+    }
+
+
+def test_a_threshold_of_another_registrys_version_is_not_taken(homes: Homes, lake: Lake) -> None:
+    """As after a registry was lost and begun again: its new version 1 waits for its own threshold."""
+    one, two, _ = homes
+    recalibrate(lake, one)  # the newest threshold of a version 1 is that of the other registry
+    lake.open(alert_thresholds).delete(f"model_run_id = '{champion(two).run_id}'")
+    with pytest.raises(
+        LakeError, match=rf"run {champion(two).run_id}\) has no threshold .*run {champion(one).run_id}\)"
+    ):
+        score_pending(lake, two)
+    assert row_count(lake.open(fraud_predictions)) == 0
+    own = recalibrate(lake, two)
+    score_pending(lake, two)
+    assert columns(lake, fraud_predictions, "threshold") == {(own.threshold,)}
+
+
+@pytest.fixture
+def lost(homes: Homes, lake: Lake, tmp_path: Path) -> Settings:
+    """The first home with its lake scored, its registry gone, and more features to score."""
+    one = homes[0]
+    score_pending(lake, one)
+    commit_features(lake, features(50, first_offset=ROWS))
+    lake.open(raw_transactions)
+    return load_settings(home=tmp_path / "empty", lake_uri=lake.root, mlflow_tracking_uri="")
+
+
+def test_a_lost_registry_is_not_taken_for_one_that_never_had_a_model(homes: Homes, lake: Lake, lost: Settings) -> None:
+    run_id = champion(homes[0]).run_id
+    words = rf"no version of model isolation_forest .*version 1 \(MLflow run {run_id}\).*FRAUD_HOME.*train a new"
+    day = FIRST, FIRST + timedelta(days=1)
+    calls: list[Callable[[], object]] = [
+        lambda: score_pending(lake, lost),
+        lambda: score_range(lake, lost, *day),
+        lambda: recalibrate(lake, lost),
+    ]
+    for call in calls:
+        with pytest.raises(LostRegistryError, match=words):
+            call()
+    work = find_backlog(lake, lost)
+    assert work.assets == ()  # whether to train into this registry is for a person to decide
+    assert work.reason.startswith("50 transactions wait. The model registry ")
+    assert run_id in work.reason
+    (finding,) = check_registry(lost)
+    assert finding.state == "FAIL"
+    assert run_id in finding.text
+    assert "train a new champion" in finding.fix
+
+
+def test_before_the_first_model_nothing_is_lost(lake: Lake, lost: Settings) -> None:
+    shutil.rmtree(lake.uri(fraud_predictions))
+    assert find_backlog(lake, lost).training
+    assert [finding.state for finding in check_registry(lost)] == ["WARN"]
+
+
+# --- A lake that another version of the platform wrote ---------------------------------------------------------
+
+
+def written(lake: Lake, table: Table, schema: pa.Schema) -> None:
+    DeltaTable.create(lake.uri(table), schema=schema)
+
+
+@pytest.mark.parametrize("table", [fraud_predictions, alert_thresholds], ids=lambda table: table.name)
+def test_a_table_without_the_run_is_refused_in_one_sentence(tmp_path: Path, table: Table) -> None:
+    settings = load_settings(home=tmp_path, mlflow_tracking_uri="")
+    lake = Lake.of(settings)
+    written(lake, table, table.schema.remove(table.schema.get_field_index("model_run_id")))
+    words = rf"{table.name} has no column model_run_id: another version .*Move that folder away"
+    for call in (lake.open, lake.exists):
+        with pytest.raises(LakeError, match=words):
+            call(table)
+    with pytest.raises(LakeError, match=words):
+        lake.versions()
+    finding: Finding = check_lake(settings)[0]
+    assert (finding.state, "model_run_id" in finding.text) == ("FAIL", True)
+    shutil.move(lake.uri(table), tmp_path / "old")
+    assert lake.open(table).version() == 0
+
+
+def test_every_table_is_compared_and_further_columns_are_allowed(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path / "lake"))
+    for table in TABLES:
+        written(lake, table, table.schema.append(pa.field("note", pa.string())))
+        assert lake.open(table).version() == 0
+    wrong = Lake(str(tmp_path / "wrong"))
+    index = raw_transactions.schema.get_field_index("offset")
+    written(wrong, raw_transactions, raw_transactions.schema.set(index, pa.field("offset", pa.string())))
+    with pytest.raises(LakeError, match=r"has another type in column offset: .*new folder and land again"):
+        wrong.open(raw_transactions)

@@ -1,0 +1,93 @@
+"""The producer: order per customer, errors that are told, and patience with the lander."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fraud_assets.core.schema import raw_transactions
+from fraud_assets.engines.local.landing import land_topics
+from fraud_assets.errors import BrokerError, MessagesLostError
+from fraud_assets.kafka import producer as producing
+from fraud_assets.kafka.broker import Broker
+from fraud_assets.kafka.producer import Message, Producer, produce
+from fraud_assets_tests.support.logged import logged
+
+
+def messages(settings, count, size=100, start=0):
+    for number in range(start, start + count):
+        value = json.dumps({"transaction_id": number, "pad": "x" * size}).encode()
+        yield Message(settings.transactions_topic, b"%d" % (number % 7), value)
+
+
+def test_messages_of_a_key_stay_in_order(settings, lake, broker):
+    assert produce(messages(settings, 3_000), broker, settings) == 3_000
+    land_topics(lake, settings)
+    rows = lake.open(raw_transactions).to_pyarrow_dataset().to_table(columns=["key", "partition", "offset", "value"])
+    by_key: dict[bytes, list[tuple[int, int, int]]] = {}
+    for row in rows.to_pylist():
+        place = (row["partition"], row["offset"], json.loads(row["value"])["transaction_id"])
+        by_key.setdefault(row["key"], []).append(place)
+    assert len(by_key) == 7
+    for places in by_key.values():
+        assert len({partition for partition, _, _ in places}) == 1
+        numbers = [number for _, _, number in sorted(places)]
+        assert numbers == sorted(numbers)
+
+
+def test_no_broker(settings):
+    quick = settings.model_copy(update={"kafka_timeout_seconds": 1.0})
+    with pytest.raises(BrokerError, match=r"127\.0\.0\.1:1\b"):
+        produce([], Broker("127.0.0.1:1", embedded=False, topic_id=None), quick)
+
+
+def test_a_message_that_is_too_large(settings, broker):
+    huge = Message(settings.transactions_topic, None, b"x" * 2_000_000)
+    with pytest.raises(BrokerError, match="2000000 bytes was refused"):
+        produce([huge], broker, settings)
+
+
+def test_waits_for_the_lander_and_says_so_once(settings, lake, broker, monkeypatch):
+    monkeypatch.setattr(producing, "HELD_BYTES", 50_000)
+    monkeypatch.setattr(producing, "CHECK_BYTES", 10_000)
+    monkeypatch.setattr(producing, "PATIENCE_SECONDS", 0.0)
+    waits = 0
+
+    def land_late() -> None:
+        nonlocal waits
+        waits += 1
+        if waits % 3 == 0:
+            land_topics(lake, settings)
+
+    with logged() as said, Producer(broker, settings, on_wait=land_late) as producer:
+        for message in messages(settings, 3_000):
+            producer.send(message)
+    assert producer.delivered == 3_000
+    (line,) = [line for line in said if "waiting for the lander: " in line]
+    assert "fraud-assets land" in line
+    assert waits > 3
+
+
+def test_what_an_earlier_producer_left_counts(settings, broker, monkeypatch):
+    monkeypatch.setattr(producing, "HELD_BYTES", 100_000)
+    monkeypatch.setattr(producing, "CHECK_BYTES", 10_000)
+
+    class Waited(Exception):
+        pass
+
+    def wait() -> None:
+        raise Waited
+
+    # 70,000 bytes for one partition: the first of two such producers never waits, the second has to.
+    some = [message._replace(key=b"one") for message in messages(settings, 300)]
+    produce(some, broker, settings, on_wait=wait)
+    with pytest.raises(Waited):
+        produce(some, broker, settings, on_wait=wait)
+
+
+def test_lost_messages_are_told_instead_of_waited_for(settings, broker, monkeypatch):
+    monkeypatch.setattr(producing, "HELD_BYTES", 1e12)
+    flood = (Message(settings.transactions_topic, b"one", b"x" * 50_000) for _ in range(400))
+    with pytest.raises(MessagesLostError, match="has forgotten"):
+        produce(flood, broker, settings)

@@ -1,0 +1,193 @@
+"""The README says what is there: settings, commands, targets, files. Run as a module, it writes the settings table."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+import dagster as dg
+import pytest
+
+from fraud_assets.cli import COMMANDS, cli
+from fraud_assets.core.schema import fraud_labels
+from fraud_assets.definitions import defs
+from fraud_assets.engines.local.landing import land_topics
+from fraud_assets.kafka.broker import Broker
+from fraud_assets.lake.tables import Lake
+from fraud_assets.settings import CONTRACT_FIELDS, LABEL_FIELDS, Settings, environment_name
+from fraud_assets.stages.features import process_landed
+from fraud_assets_tests.support.starting import Send
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+ROOMS = "|".join(path.parent.name for path in (ROOT / "fraud_assets").glob("*/__init__.py"))
+REGENERATE = "python -m fraud_assets_tests.integration.test_readme"
+BEGIN, END = f"<!-- settings: {REGENERATE} -->\n", "<!-- /settings -->"
+
+
+def settings_table() -> str:
+    """The README's table: a row per setting, in the order of `settings.py`."""
+    rows = ["| variable | default | meaning |", "| --- | --- | --- |"]
+    for name, field in Settings.model_fields.items():
+        default = shown(field.get_default(call_default_factory=True))
+        meaning = (field.description or "").replace("|", "\\|")
+        rows.append(f"| `{environment_name(name)}` | {default} | {meaning} |")
+    return "\n".join(rows) + "\n"
+
+
+def shown(default: Any) -> str:
+    """A default as one writes it in the environment."""
+    if isinstance(default, float):
+        default = f"{default:g}"
+    text = "" if default in ({}, ()) else str(default)
+    return f"`{text}`" if text else "empty"
+
+
+def parts(text: str) -> tuple[str, str, str]:
+    """What is before, in and after the settings table."""
+    before, begin, rest = text.partition(BEGIN)
+    table, end, after = rest.partition(END)
+    assert "" not in (begin, end), f"README.md has not the line {BEGIN!r} and, below it, {END!r}"
+    return before, table, after
+
+
+def code(text: str) -> str:
+    """All code of a page: blocks and what is in backticks."""
+    blocks = re.findall(r"^```.*?^```", text, re.MULTILINE | re.DOTALL)
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
+    return "\n".join([*blocks, *spans]).replace("\\\n", " ")
+
+
+def fraud_assets_calls(text: str) -> list[list[str]]:
+    """The words after each `fraud-assets` in the code of a page."""
+    calls = re.findall(r"^(?:\$ |.*[;&] ?|.*\$\()?fraud-assets ([^\n#|;&)]+)", code(text), re.MULTILINE)
+    return [call.split() for call in calls]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The code blocks of a language, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def console_commands(text: str) -> list[str]:
+    """What a page has a user type, with continued lines in one."""
+    lines = "".join(blocks(text, "console")).replace("\\\n", " ").splitlines()
+    return [line[2:] for line in lines if line.startswith("$ ")]
+
+
+def test_settings_table() -> None:
+    table = parts(README.read_text(encoding="utf-8"))[1]
+    assert table == settings_table(), f"README.md and settings.py differ; write the table anew: {REGENERATE}"
+
+
+def test_every_setting_has_a_meaning() -> None:
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+def test_every_command_is_mentioned() -> None:
+    mentioned = {call[0] for call in fraud_assets_calls(README.read_text(encoding="utf-8"))}
+    assert set(COMMANDS) - mentioned == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_options_exist(page: Path) -> None:
+    for call in fraud_assets_calls(page.read_text(encoding="utf-8")):
+        if call[0] == "…" or call[0].startswith("-"):
+            continue
+        assert call[0] in COMMANDS, f"{page.name} names `fraud-assets {call[0]}`"
+        command = cli.get_command(click.Context(cli), call[0])
+        assert command is not None
+        if isinstance(command, click.Group):
+            assert call[1] in command.commands, f"{page.name} names `fraud-assets {' '.join(call[:2])}`"
+            command = command.commands[call[1]]
+        options = {name for parameter in command.params for name in parameter.opts}
+        used = {word.partition("=")[0] for word in call if word.startswith("--")}
+        assert used <= options | {"--help"}, f"{page.name} gives `fraud-assets {call[0]}` an option that it has not"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_make_targets_exist(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    used = set(re.findall(r"^(?:\$ )?make ([a-z]+)", code(page.read_text(encoding="utf-8")), re.MULTILINE))
+    assert used <= targets
+
+
+def test_every_target_is_mentioned() -> None:
+    targets = set(re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    used = set(re.findall(r"\bmake ([a-z]+)", code(README.read_text(encoding="utf-8"))))
+    assert targets - used == {"help"}
+
+
+def test_selected_assets_exist() -> None:
+    known = {key.to_user_string() for key in defs.resolve_asset_graph().get_all_asset_keys()}
+    commands = code(README.read_text(encoding="utf-8")) + (ROOT / "Procfile").read_text(encoding="utf-8")
+    for selection in re.findall(r"--select ([\w,]+)", commands):
+        assert set(selection.split(",")) <= known
+
+
+def test_run_config_fits_its_assets() -> None:
+    job = defs.resolve_implicit_global_asset_job_def()
+    seen = set()
+    for command in console_commands(README.read_text(encoding="utf-8")):
+        if "--config-json" not in command:
+            continue
+        selection, config = re.findall(r"--select (\S+) --config-json +'(.*)'$", command)[0]
+        dates = re.sub(r"'\$(START|END)'", "2026-01-01", config)
+        chosen = job.get_subset(asset_selection={dg.AssetKey(name) for name in selection.split(",")})
+        assert dg.validate_run_config(chosen, json.loads(dates))
+        seen |= set(json.loads(dates)["ops"])
+    assert seen == {"model", "cleaned_features", "fraud_predictions"}
+
+
+def test_no_command_names_a_day_that_goes_by() -> None:
+    dated = [line for line in console_commands(README.read_text(encoding="utf-8")) if re.search(r"\b20\d\d-\d", line)]
+    assert dated == [], "compute the date, as with `date -u -d yesterday +%F`"
+
+
+def test_example_messages_and_producer_work(
+    settings: Settings, lake: Lake, broker: Broker, send: Send, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = README.read_text(encoding="utf-8")
+    (examples,) = blocks(text, "json")
+    transaction, label = map(json.loads, examples.splitlines())
+    assert (tuple(transaction), tuple(label)) == (CONTRACT_FIELDS, LABEL_FIELDS)
+    send(settings.transactions_topic, [transaction])
+    send(settings.labels_topic, [label])
+    (producer,) = blocks(text, "python")
+    monkeypatch.setenv("FRAUD_HOME", str(settings.home_path))
+    exec(producer, {})
+    land_topics(lake, settings)
+    report = process_landed(lake, settings)
+    assert (report.features, report.quarantined) == (2, 0)
+    assert lake.open(fraud_labels).count() == 2
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_linked_and_named_files_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    named = re.findall(r"`((?:fraud_assets|fraud_assets_tests|docs|benchmarks)/[\w./]*)`", text)
+    named += [f"fraud_assets/{name}" for name in re.findall(rf"`((?:{ROOMS})/[\w/]+\.py)`", text)]
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_named_tests_exist(page: Path) -> None:
+    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parents[1].rglob("test_*.py"))
+    named = re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8"))
+    assert [name for name in named if f"def {name}(" not in tests] == []
+
+
+def main() -> None:
+    before, _, after = parts(README.read_text(encoding="utf-8"))
+    README.write_text(f"{before}{BEGIN}{settings_table()}{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import time
+
+import pytest
+
+from fraud_assets.core.training import fit
+from fraud_assets.errors import FeatureVersionError, ModelRegistryError, NoChampionError
+from fraud_assets.registry import models as registry
+from fraud_assets.registry.files import Recorded, read_model
+from fraud_assets.registry.home import local_path, sqlite_path
+from fraud_assets.registry.models import champion, champion_version, register_model, set_champion
+from fraud_assets.settings import load_settings
+from fraud_assets_tests.support.models import assert_first_trainings_are_quiet, facts, run
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    """A registry whose folder needs quoting, with versions 1 and 2; 2 is the champion."""
+    settings = load_settings(home=tmp_path_factory.mktemp("a registry #1 äöü 20% "), mlflow_tracking_uri="")
+    forest = fit(facts().example, 3)
+    for version in (1, 2):
+        assert register_model(forest, facts(), settings).version == version
+        with pytest.raises(NoChampionError):
+            champion(settings)  # registering alone moves no alias
+    set_champion(2, settings)
+    return settings
+
+
+def test_sqlite_and_client_agree(settings, monkeypatch):
+    by_file, by_client = registry._resolve(settings), registry._resolve_by_client(settings)
+    assert by_file[1]
+    assert by_file[:2] == by_client[:2]
+    cheap = champion(settings)
+    monkeypatch.setattr(registry, "sqlite_path", lambda uri: None)
+    thorough = champion(settings)
+    assert (cheap.version, cheap.feature_version) == (thorough.version, thorough.feature_version) == (2, "1")
+    assert cheap.run_id == thorough.run_id == by_file[1]
+    assert cheap.model is not thorough.model
+    assert cheap.model.serialize_bytes() == thorough.model.serialize_bytes()
+
+
+def test_the_alias_moves_and_both_ways_follow(settings):
+    set_champion(1, settings)
+    assert champion_version(settings) == registry._resolve_by_client(settings)[0] == 1
+    set_champion(2, settings)
+    assert champion(settings).version == 2
+
+
+def test_no_champion_yet(settings, tmp_path):
+    fresh = load_settings(home=tmp_path, mlflow_tracking_uri="")
+    for call in (champion, champion_version):
+        with pytest.raises(NoChampionError, match="FRAUD_TRAIN_MIN_ROWS"):
+            call(fresh)
+    assert not list(tmp_path.iterdir())  # asking creates nothing
+    other = settings.model_copy(update={"model_name": "another"})
+    with pytest.raises(NoChampionError, match="another"):
+        champion(other)
+    assert registry._resolve_by_client(other) is None
+
+
+def test_a_database_that_is_being_created_or_is_none(tmp_path):
+    settings = load_settings(home=tmp_path, mlflow_tracking_uri="")
+    path = sqlite_path(settings.mlflow_uri)
+    path.parent.mkdir()
+    sqlite3.connect(path).close()
+    with pytest.raises(NoChampionError):
+        champion_version(settings)
+    path.write_bytes(b"no database" * 500)
+    with pytest.raises(ModelRegistryError, match=r"cannot be read.*FRAUD_HOME"):
+        champion_version(settings)
+
+
+def test_another_feature_version_names_the_remedy(settings, monkeypatch):
+    monkeypatch.setattr(registry, "FEATURE_VERSION", "2")
+    with pytest.raises(FeatureVersionError, match=r"Version 2 .*feature version 1, .*of version 2: train a new"):
+        champion(settings)
+    assert champion_version(settings) == 2
+
+
+@pytest.fixture
+def copied(settings, tmp_path):
+    """The files of the champion in a folder of the test's own, and what its run recorded of them."""
+    _, run_id, artifacts = registry._resolve(settings)
+    folder = tmp_path / "treelite"
+    shutil.copytree(local_path(artifacts) / "treelite", folder)
+    return folder, registry._load(settings.mlflow_uri, run_id, artifacts)[1]
+
+
+def test_a_flipped_byte_is_refused_before_treelite_sees_it(copied, monkeypatch):
+    """Treelite scores wrongly or hangs on damaged bytes."""
+    import treelite
+
+    folder, recorded = copied
+    whole = (folder / "model.tl").read_bytes()
+    assert read_model(folder, recorded).serialize_bytes() == whole
+    monkeypatch.setattr(treelite.Model, "deserialize_bytes", lambda _: pytest.fail("treelite saw damaged bytes"))
+    for place in (0, len(whole) // 3, len(whole) - 1):
+        damaged = bytearray(whole)
+        damaged[place] ^= 4
+        (folder / "model.tl").write_bytes(damaged)
+        with pytest.raises(ModelRegistryError, match=r"model\.tl is damaged or was changed.*backup.*isolation_forest"):
+            read_model(folder, recorded)
+    (folder / "model.tl").write_bytes(whole[:-1])
+    with pytest.raises(ModelRegistryError, match="damaged"):
+        read_model(folder, recorded)
+
+
+def test_facts_that_differ_from_the_registry_are_refused(copied):
+    folder, recorded = copied
+    described = json.loads((folder / "model.json").read_text())
+    assert described["model_sha256"] == recorded.sha256
+    changes = ({"features": described["features"][::-1]}, {"feature_version": "2"}, {"model_sha256": "0"})
+    for text in [json.dumps({**described, **change}) for change in changes] + ["[]", "{}"]:
+        (folder / "model.json").write_text(text)
+        with pytest.raises(ModelRegistryError, match=r"model\.json is damaged or was changed"):
+            read_model(folder, recorded)
+
+
+def test_missing_and_cut_files(copied, tmp_path):
+    folder, recorded = copied
+    (folder / "model.json").write_text("{")
+    for place in (folder, tmp_path / "nowhere"):
+        with pytest.raises(ModelRegistryError, match=r"cannot be read.*alias champion"):
+            read_model(place, recorded)
+
+
+def test_a_model_without_a_recorded_hash_is_refused(copied):
+    folder, _ = copied
+    with pytest.raises(ModelRegistryError, match=r"no SHA-256 .*model_sha256.*train a new champion"):
+        read_model(folder, Recorded.of({"feature_version": "1"}))
+
+
+@pytest.mark.parametrize("name", ["model.tl", "model.json"])
+def test_the_champion_of_a_damaged_registry(settings, tmp_path, name):
+    """By the cheap way, which starts at the registry's database."""
+    home = tmp_path / "damaged"
+    shutil.copytree(settings.home_path, home)
+    damaged = load_settings(home=home, mlflow_tracking_uri="")
+    _, _, artifacts = registry._resolve(damaged)
+    path = local_path(artifacts) / "treelite" / name
+    assert path.is_relative_to(home)
+    path.write_bytes(path.read_bytes().replace(b"1", b"2"))
+    with pytest.raises(ModelRegistryError, match=f"{name} is damaged"):
+        champion(damaged)
+    assert champion(settings).version == 2
+
+
+def test_an_unreachable_server_is_one_sentence_without_its_password(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    settings = load_settings(mlflow_tracking_uri="http://me:geheim@127.0.0.1:9")
+    with pytest.raises(ModelRegistryError, match="MLFLOW_TRACKING_URI") as caught:
+        champion_version(settings)
+    assert "geheim" not in str(caught.value)
+
+
+def test_a_failed_registration_is_marked_and_registers_nothing(settings, monkeypatch):
+    from mlflow import MlflowClient
+
+    def lost(*_):
+        raise OSError("the connection is gone")
+
+    client = MlflowClient(settings.mlflow_uri, settings.mlflow_uri)
+    monkeypatch.setattr(registry, "_registered_model", lost)
+    with pytest.raises(ModelRegistryError, match=r"the connection is gone.*MLFLOW_TRACKING_URI"):
+        register_model(fit(facts().example, 3), facts(), settings)
+    experiment = client.get_experiment_by_name(settings.model_name)
+    assert client.search_runs([experiment.experiment_id])[0].info.status == "FAILED"
+    assert len(client.search_model_versions(f"name = '{settings.model_name}'")) == 2
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (None, "custom_model_development"),
+        ("genai_development_inferred", "custom_model_development"),
+        ("genai_development", "genai_development"),  # a person chose it
+    ],
+)
+def test_the_experiment_is_one_of_machine_learning(settings, before, after):
+    """MLflow knows the kind of an experiment by a tag; an experiment that exists already gets it too."""
+    client = registry._client(settings)
+    made = client.get_experiment_by_name(settings.model_name)
+    assert made.tags["mlflow.experimentKind"] == "custom_model_development"
+    if before is None:
+        client.delete_experiment_tag(made.experiment_id, "mlflow.experimentKind")
+    else:
+        client.set_experiment_tag(made.experiment_id, "mlflow.experimentKind", before)
+    try:
+        assert registry._experiment(client, settings) == made.experiment_id
+        assert client.get_experiment(made.experiment_id).tags["mlflow.experimentKind"] == after
+    finally:
+        client.set_experiment_tag(made.experiment_id, "mlflow.experimentKind", "custom_model_development")
+
+
+def test_the_cheap_way_imports_neither_mlflow_nor_scikit_learn(settings):
+    code = (
+        "import json, sys, time\n"
+        "from fraud_assets.registry.models import champion, champion_version\n"
+        "from fraud_assets.settings import load_settings\n"
+        "settings = load_settings(); champion(settings)\n"
+        "print(json.dumps(sorted({'mlflow', 'sklearn', 'pandas', 'dagster'} & set(sys.modules))))\n"
+    )
+    result = run(code, settings)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == []
+    began = time.monotonic()
+    for _ in range(20):
+        champion(settings)
+    assert time.monotonic() - began < 2.0
+
+
+def test_nothing_leaks_into_the_environment(settings):
+    assert os.environ.get("MLFLOW_TRACKING_URI") != settings.mlflow_uri
+    import mlflow
+
+    assert settings.mlflow_uri != mlflow.get_tracking_uri()
+
+
+def test_a_first_training_prints_nothing(tmp_path):
+    assert_first_trainings_are_quiet(tmp_path, 1)

@@ -1,0 +1,132 @@
+"""A home that was moved or copied: its registry reads and writes below the present home, and nowhere else."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from fraud_assets.core.schema import MODEL_INPUTS
+from fraud_assets.core.training import fit
+from fraud_assets.doctor.lake import check_registry
+from fraud_assets.operations.setup_home import prepare_home
+from fraud_assets.registry import home as registry_home
+from fraud_assets.registry.home import local_path, other_homes, relocate_registry
+from fraud_assets.registry.models import _resolve, champion, register_model, set_champion
+from fraud_assets.settings import Settings, load_settings
+from fraud_assets_tests.support.models import facts
+
+
+def home_at(path: Path) -> Settings:
+    return load_settings(home=path, mlflow_tracking_uri="")
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """A home with a champion, in a folder whose name needs quoting."""
+    settings = home_at(tmp_path_factory.mktemp("homes") / "the first 41% ä#")
+    set_champion(register_model(fit(facts().example, 3), facts(), settings).version, settings)
+    return settings
+
+
+@pytest.fixture
+def copy(original: Settings, tmp_path: Path) -> Settings:
+    """A copy of that home, with another such name."""
+    shutil.copytree(original.home_path, tmp_path / "a copy 20% ü")
+    return home_at(tmp_path / "a copy 20% ü")
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def locations(settings: Settings) -> list[str]:
+    """Every location that the registry stores for the platform's experiment and models."""
+    with sqlite3.connect(settings.mlflow_database) as connection:
+        queries = [
+            f"select {column} from {table}" for table, column in registry_home._LOCATIONS if table != "experiments"
+        ]
+        queries.append("select artifact_location from experiments where name = 'isolation_forest'")
+        return [value for query in queries for (value,) in connection.execute(query) if value]
+
+
+def test_the_database_is_where_the_settings_say(original: Settings) -> None:
+    """Neither below a folder whose name was decoded, nor cut at a question mark."""
+    assert original.mlflow_database.is_file()
+    assert [path.name for path in original.home_path.parent.iterdir()] == [original.home_path.name]
+    assert other_homes(original) == []
+
+
+def test_a_copy_reads_and_writes_below_itself_and_leaves_the_original_alone(original: Settings, copy: Settings) -> None:
+    before = content(original.home_path)
+    _, run_id, artifacts = _resolve(copy)
+    folder = local_path(artifacts)
+    assert folder is not None
+    assert folder.is_relative_to(copy.home_path)
+    assert (folder / "treelite" / "model.tl").is_file()
+    assert champion(copy).run_id == run_id == champion(original).run_id
+    assert content(copy.home_path).keys() == before.keys()  # reading writes nothing
+
+    made = register_model(fit(facts().example, 3, seed=7), facts(), copy)
+    set_champion(made.version, copy)
+    assert (made.version, champion(copy).run_id) == (2, made.run_id)
+    assert content(original.home_path) == before
+    root = copy.mlflow_artifacts.as_uri()
+    assert all(location.startswith((f"{root}/", "models:/")) or location == root for location in locations(copy))
+    assert (copy.mlflow_artifacts / made.run_id / "artifacts" / "treelite" / "model.tl").is_file()
+
+
+def test_a_moved_home_works_for_the_platform_and_for_mlflow(
+    copy: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No training is needed: `make setup` changes what MLflow stores."""
+    import mlflow
+
+    relocate_registry(copy)
+    before = champion(copy)
+    moved = home_at(tmp_path / "moved away ß")
+    copy.home_path.rename(moved.home_path)
+    assert champion(moved).model is not before.model
+    assert champion(moved).model.serialize_bytes() == before.model.serialize_bytes()
+    (finding,) = [finding for finding in check_registry(moved) if finding.state == "WARN"]
+    assert copy.mlflow_artifacts.as_uri() in finding.text
+    assert "make setup" in finding.fix
+
+    assert any(copy.mlflow_artifacts.as_uri() in sentence for sentence in prepare_home(moved))
+    assert prepare_home(moved) == []
+    assert [finding.state for finding in check_registry(moved)] == ["OK"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", moved.mlflow_uri)
+    forest = mlflow.sklearn.load_model("models:/isolation_forest@champion")
+    assert forest.predict(facts().example.select(MODEL_INPUTS).to_pandas()).shape == (20,)
+
+
+def test_locations_that_a_person_chose_stay(copy: Settings) -> None:
+    chosen = ["s3://bucket/mlflow/artifacts", "file:///elsewhere/models", "/elsewhere/models"]
+    with sqlite3.connect(copy.mlflow_database) as connection:
+        for number, location in enumerate(chosen):
+            connection.execute(
+                "insert into experiments (experiment_id, name, artifact_location) values (?, ?, ?)",
+                (100 + number, f"mine {number}", location),
+            )
+    assert len(relocate_registry(copy)) == 1
+    with sqlite3.connect(copy.mlflow_database) as connection:
+        kept = connection.execute("select artifact_location from experiments where experiment_id >= 100 order by 1")
+        assert [location for (location,) in kept] == sorted(chosen)
+
+
+def test_a_link_to_the_home_is_the_same_home(original: Settings, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(original.home_path)
+    linked = home_at(tmp_path / "link")
+    assert other_homes(linked) == []
+    assert champion(linked).run_id == champion(original).run_id
+
+
+def test_another_registry_is_never_changed(copy: Settings, tmp_path: Path) -> None:
+    database = tmp_path / "shared.db"
+    shutil.copy(copy.mlflow_database, database)
+    before = database.read_bytes()
+    named = load_settings(home=copy.home_path, mlflow_tracking_uri=f"sqlite:///{database}")
+    assert other_homes(named) == relocate_registry(named) == []
+    assert database.read_bytes() == before

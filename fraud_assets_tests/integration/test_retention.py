@@ -1,0 +1,169 @@
+"""Retention: old days go, what is still needed stays, positions and books hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
+from unittest.mock import patch
+
+import pytest
+
+from fraud_assets.core.schema import (
+    TABLES,
+    fraud_predictions,
+    quarantined_transactions,
+    raw_transactions,
+    transaction_features,
+)
+from fraud_assets.errors import SettingError
+from fraud_assets.lake import append
+from fraud_assets.lake.log import row_count
+from fraud_assets.lake.positions import SourcePartition, committed_offset
+from fraud_assets.lake.tables import Lake
+from fraud_assets.operations.maintenance import maintain_lake
+from fraud_assets.operations.reconciliation import compared_from, pin_versions, reconcile
+from fraud_assets.operations.retention import oldest_waiting
+from fraud_assets.settings import RETAINED_TABLES, Settings
+from fraud_assets.stages.features import process_landed
+from fraud_assets_tests.support.landed import FIRST, bodies, land
+from fraud_assets_tests.support.scored import score_all
+
+DAYS = 5
+LIFE = SourcePartition("transactions", "life", 0)
+
+
+class Clock(datetime):
+    """Stands at a day."""
+
+    day = FIRST
+
+    @classmethod
+    def now(cls, tz: object = None) -> datetime:
+        return cls.day
+
+
+def land_on(lake: Lake, day: int, count: int = 10) -> None:
+    """Lands valid transactions and two that are refused on the day-th day from FIRST."""
+    Clock.day = FIRST + timedelta(days=day, hours=12)
+    with patch.object(append, "datetime", Clock):
+        land(lake, [*bodies(count, first_id=day * 72), b"{", b"["], first_offset=day * 100)
+
+
+@pytest.fixture
+def filled(lake: Lake, make_settings: Callable[..., Settings]) -> Settings:
+    """A day's messages on each of five days, processed and scored."""
+    for day in range(DAYS):
+        land_on(lake, day)
+    settings = make_settings(retention_days="raw_transactions=2,quarantined_transactions=1,fraud_predictions=3")
+    process_landed(lake, settings)
+    score_all(lake)
+    return settings
+
+
+def day(number: int) -> date:
+    return (FIRST + timedelta(days=number)).date()
+
+
+def test_old_days_go_and_positions_and_books_hold(filled: Settings, lake: Lake) -> None:
+    reports = maintain_lake(lake, filled, today=day(4))
+    assert {name: (report.rows_retired, report.days_retired) for name, report in reports.items()} == {
+        "raw_transactions": (24, 2),
+        "fraud_labels": (0, 0),
+        "quarantined_transactions": (6, 3),
+        "transaction_features": (0, 0),
+        "fraud_predictions": (10, 1),
+    }
+    assert committed_offset(lake.open(raw_transactions), LIFE) == 411
+    assert committed_offset(lake.open(fraud_predictions), LIFE) == 409
+    assert compared_from(pin_versions(lake)) == day(3)
+    totals = reconcile(lake, filled)
+    assert (totals["landed"], totals["features"], totals["quarantined"]) == (24, 20, 4)
+    assert process_landed(lake, filled).landed == 0
+
+
+def test_a_second_maintenance_removes_nothing(filled: Settings, lake: Lake) -> None:
+    maintain_lake(lake, filled, today=day(4))
+    versions = {table.name: lake.open(table).history() for table in TABLES if lake.exists(table)}
+    assert all(report.rows_retired == 0 for report in maintain_lake(lake, filled, today=day(4)).values())
+    for table in TABLES:
+        if lake.exists(table):
+            deleted = [entry["operation"] for entry in lake.open(table).history()].count("DELETE")
+            assert deleted == [entry["operation"] for entry in versions[table.name]].count("DELETE")
+
+
+def test_only_metadata_is_written(filled: Settings, lake: Lake) -> None:
+    maintain_lake(lake, filled, today=day(4))
+    deletion = next(entry for entry in lake.open(raw_transactions).history() if entry["operation"] == "DELETE")
+    assert deletion["operationMetrics"]["num_copied_rows"] == 0
+    assert deletion["operationMetrics"]["num_deleted_rows"] == 24
+
+
+def test_what_is_not_processed_stays_however_old(filled: Settings, lake: Lake) -> None:
+    maintain_lake(lake, filled, today=day(4))
+    land_on(lake, 5)
+    assert oldest_waiting(lake, filled) == day(5)
+    reports = maintain_lake(lake, filled, today=day(400))
+    # Ages are counted from the day that waits, and that is the fifth.
+    assert reports["raw_transactions"].rows_retired == 12
+    assert process_landed(lake, filled).features == 10
+    # Without a score they still wait.
+    assert maintain_lake(lake, filled, today=day(400))["raw_transactions"].rows_retired == 0
+    assert reconcile(lake, filled)["landed"] == 24
+
+
+def test_a_history_that_landed_today_is_young(lake: Lake, make_settings: Callable[..., Settings]) -> None:
+    """Its transactions are of a year ago, and go only when their landing is old too."""
+    settings = make_settings(retention_days="transaction_features=91,fraud_predictions=91")
+    land_on(lake, 0)
+    Clock.day = FIRST + timedelta(days=365)
+    with patch.object(append, "datetime", Clock):
+        land(lake, bodies(10, first_id=100), first_offset=100)
+    process_landed(lake, settings)
+    score_all(lake)
+    assert maintain_lake(lake, settings, today=day(366))["transaction_features"].rows_retired == 10
+    assert row_count(lake.open(transaction_features)) == 10
+    assert maintain_lake(lake, settings, today=day(365 + 92))["transaction_features"].rows_retired == 10
+    totals = reconcile(lake, settings)
+    assert totals["landed"] == totals["features"] + totals["quarantined"]
+
+
+def test_without_the_setting_nothing_goes(filled: Settings, lake: Lake) -> None:
+    forever = filled.model_copy(update={"retention_days": {}})
+    assert all(report.rows_retired == 0 for report in maintain_lake(lake, forever, today=day(4000)).values())
+    assert compared_from(pin_versions(lake)) is None
+    assert row_count(lake.open(quarantined_transactions)) == 10
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("transaction_features=90", "91 days"),
+        ("fraud_labels=37", "38 days"),
+        ("raw_transactions=0", "1 days"),
+        ("alert_thresholds=5", "raw_transactions"),
+        ("raw_transactions:5", "table=days"),
+    ],
+)
+def test_what_the_platform_needs_cannot_be_given_up(
+    make_settings: Callable[..., Settings], value: str, message: str
+) -> None:
+    with pytest.raises(SettingError, match=f"FRAUD_RETENTION_DAYS.*{message}"):
+        make_settings(retention_days=value)
+
+
+def test_the_setting_follows_what_it_depends_on(make_settings: Callable[..., Settings]) -> None:
+    assert make_settings(retention_days="transaction_features=45", duplicate_horizon_days=30).retention_days
+    with pytest.raises(SettingError, match="201 days"):
+        make_settings(retention_days="transaction_features=100", train_days=200)
+
+
+def test_every_table_with_partitions_can_have_a_retention() -> None:
+    assert set(RETAINED_TABLES) == {table.name for table in TABLES if table.partition_by}
+
+
+def test_the_clock_of_maintenance_is_utc(filled: Settings, lake: Lake) -> None:
+    assert all(report.rows_retired == 0 for report in maintain_lake(lake, filled, today=day(0)).values())
+    maintain_lake(lake, filled)
+    # All of it landed long before today.
+    assert row_count(lake.open(raw_transactions)) == 0
+    assert datetime.now(UTC).date() > day(DAYS)

@@ -1,0 +1,263 @@
+"""Avro and JSON Schema from a registry to features; outages and restarts of the registry; tombstones."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from confluent_kafka.schema_registry import Schema, header_schema_id_serializer
+from confluent_kafka.schema_registry.avro import AvroSerializer
+from confluent_kafka.serialization import MessageField, SerializationContext
+from fastavro import parse_schema, schemaless_writer
+
+from fraud_assets.commands.simulate import produce_simulated
+from fraud_assets.core.schema import (
+    TRANSACTION,
+    quarantined_transactions,
+    raw_transactions,
+    transaction_features,
+)
+from fraud_assets.engines.local.landing import land_topics
+from fraud_assets.errors import SchemaRegistryError, SettingError
+from fraud_assets.kafka.broker import Broker
+from fraud_assets.kafka.schemas import registry_client
+from fraud_assets.lake.tables import Lake, dataset_of
+from fraud_assets.operations.reconciliation import reconcile
+from fraud_assets.settings import Settings, load_settings
+from fraud_assets.stages.features import process_landed
+from fraud_assets_tests.support.landed import land
+
+Make = Callable[..., Settings]
+Send = Callable[..., None]
+
+END = datetime(2026, 3, 1, tzinfo=UTC)
+SCHEMA = json.dumps(
+    {
+        "type": "record",
+        "name": "Payment",
+        "fields": [
+            {"name": "transaction_id", "type": "string"},
+            {"name": "tx_datetime", "type": {"type": "long", "logicalType": "timestamp-micros"}},
+            {"name": "customer_id", "type": "string"},
+            {"name": "terminal_id", "type": "string"},
+            {"name": "tx_amount", "type": "double"},
+        ],
+    }
+)
+
+
+def silent(_: str) -> None:
+    """Progress that nobody reads."""
+
+
+def payment(number: int) -> dict[str, Any]:
+    return {
+        "transaction_id": str(number),
+        "tx_datetime": END,
+        "customer_id": "c",
+        "terminal_id": "t",
+        "tx_amount": 1.5,
+    }
+
+
+def body(number: int, identity: int = 1) -> bytes:
+    stream = BytesIO()
+    schemaless_writer(stream, parse_schema(json.loads(SCHEMA)), payment(number))
+    return b"\0" + identity.to_bytes(4, "big") + stream.getvalue()
+
+
+def reasons(lake: Lake) -> Counter[str]:
+    return Counter(dataset_of(lake.open(quarantined_transactions)).to_table()["reason"].to_pylist())
+
+
+def assert_balanced(lake: Lake, settings: Settings) -> dict[str, int]:
+    counts = reconcile(lake, settings)
+    assert counts["landed"] == counts["features"] + counts["quarantined"] + counts["duplicates"]
+    return counts
+
+
+@pytest.fixture
+def avro_settings(make_settings: Make) -> Settings:
+    """Transactions in Avro, with a registry of this test's own."""
+    return make_settings(transactions_format="avro", schema_registry_url=f"mock://{uuid4().hex}")
+
+
+def test_what_the_client_serializes_is_read(avro_settings: Settings, broker: Broker, send: Send) -> None:
+    """With the id in the body and in a header, and with a second schema that comes while all is running."""
+    settings, lake = avro_settings, Lake.of(avro_settings)
+    context = SerializationContext("transactions", MessageField.VALUE, [])
+    client = registry_client(settings)
+    send("transactions", [AvroSerializer(client, SCHEMA)(payment(1), context)])
+    land_topics(lake, settings)
+    process_landed(lake, settings)
+    wider = json.loads(SCHEMA)
+    wider["fields"].append({"name": "channel", "type": ["null", "string"], "default": None})
+    wide = AvroSerializer(client, json.dumps(wider))
+    send("transactions", [wide({**payment(2), "channel": "web"}, context)])
+    in_header = AvroSerializer(client, SCHEMA, conf={"schema.id.serializer": header_schema_id_serializer})
+    context.headers = []
+    value = in_header(payment(3), context)
+    assert value[0] != 0
+    send("transactions", [value], headers=context.headers)
+    land_topics(lake, settings)
+    assert process_landed(lake, settings).features == 2
+    assert assert_balanced(lake, settings)["features"] == 3
+
+
+@pytest.mark.parametrize("kind", ["avro", "json_schema"])
+def test_a_simulated_stream_is_the_same_in_every_format(make_settings: Make, tmp_path: Path, kind: str) -> None:
+    from fraud_assets.kafka.broker import embedded_broker
+
+    found = {}
+    for name in ("json", kind):
+        settings = make_settings(
+            home=tmp_path / name,
+            transactions_format=name,
+            labels_format=name,
+            schema_registry_url=f"mock://{tmp_path.name}",
+        )
+        lake = Lake.of(settings)
+        with embedded_broker(settings):
+            facts = produce_simulated(settings, count=600, days=10, seed=3, bad=26, end=END)
+            land_topics(lake, settings)
+        process_landed(lake, settings)
+        counts = assert_balanced(lake, settings)
+        assert counts["labels"] == facts["labels"] > 0
+        rows = dataset_of(lake.open(transaction_features)).to_table().sort_by("transaction_id")
+        found[name] = rows.select(TRANSACTION.names), reasons(lake)
+        framed = [value for value in dataset_of(lake.open(raw_transactions)).to_table()["value"].to_pylist() if value]
+        assert (framed[0][0] == 0) == (name != "json")
+    assert found[kind][0].equals(found["json"][0])
+    # A broken message keeps its reason, but for those that no frame can be put before.
+    assert sum(found[kind][1].values()) == sum(found["json"][1].values())
+    assert found[kind][1]["negative_amount"] == found["json"][1]["negative_amount"] > 0
+    subject = registry_client(
+        load_settings(_env_file=None, schema_registry_url=f"mock://{tmp_path.name}")
+    ).get_subjects()
+    assert set(subject) == {"transactions-value", "fraud-labels-value"}
+
+
+def test_tombstones_are_counted_apart_and_the_books_balance(settings: Settings, lake: Lake, send: Send) -> None:
+    good = json.dumps({**payment(1), "tx_datetime": END.isoformat()}).encode()
+    send("transactions", [good, None, b"", None], key="k")
+    send("fraud-labels", [None])
+    land_topics(lake, settings)
+    process_landed(lake, settings)
+    assert reasons(lake) == {"tombstone": 2, "empty_body": 1, "label_tombstone": 1}
+    counts = assert_balanced(lake, settings)
+    assert (counts["quarantined"], counts["tombstones"]) == (3, 2)
+    kept = dataset_of(lake.open(quarantined_transactions)).to_table().to_pylist()
+    assert {row["value"] for row in kept if "tombstone" in row["reason"]} == {None}
+    assert {row["key"] for row in kept if row["reason"] == "tombstone"} == {b"k"}
+
+
+class Registry(BaseHTTPRequestHandler):
+    """As much of a Schema Registry as reading takes: schema 1, for one user."""
+
+    asked: list[str]
+    credentials = "Basic " + base64.b64encode(b"me:pass word").decode()
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        status, answer = 200, {"schema": SCHEMA}
+        if self.headers.get("Authorization") != self.credentials:
+            status, answer = 401, {"error_code": 401, "message": "Unauthorized"}
+        elif self.path.split("?")[0] != "/schemas/ids/1":
+            code = 40403 if self.path.startswith("/schemas/ids/") else 404
+            status, answer = 404, {"error_code": code, "message": "not found"}
+        text = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_: Any) -> None:
+        """Says nothing."""
+
+
+@contextmanager
+def serving(port: int = 0) -> Iterator[tuple[int, list[str]]]:
+    """A registry over HTTP; its port, and the paths that it was asked for."""
+    asked: list[str] = []
+    server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (Registry,), {"asked": asked}))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield server.server_port, asked
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_an_outage_stops_only_what_is_not_known_and_quarantines_nothing(make_settings: Make, lake: Lake) -> None:
+    with serving() as (port, asked):
+        pass
+    settings = make_settings(
+        transactions_format="avro",
+        schema_registry_url=f"http://127.0.0.1:{port}",
+        schema_registry_basic_auth_user_info="me:pass word",
+        kafka_timeout_seconds=2,
+    )
+    land(lake, [body(1), body(2)])
+    with pytest.raises(SchemaRegistryError, match=r"SCHEMA_REGISTRY_URL") as failure:
+        process_landed(lake, settings)
+    assert "pass word" not in str(failure.value)
+    assert not reasons(lake)
+    with serving(port) as (_, asked):
+        assert process_landed(lake, settings).features == 2
+        assert len(asked) == 1
+    # The registry is gone again, and so is this process's memory of it.
+    land(lake, [body(3)], first_offset=2)
+    assert process_landed(lake, settings).features == 1
+    land(lake, [body(4, identity=2)], first_offset=3)
+    with pytest.raises(SchemaRegistryError, match="schema 2"):
+        process_landed(lake, settings)
+    with serving(port):
+        assert process_landed(lake, settings).reasons == {"unknown_schema": 1}
+    assert assert_balanced(lake, settings)["landed"] == 4
+
+
+@pytest.mark.parametrize(
+    ("path", "user", "words"),
+    [("", "me:wrong", "SCHEMA_REGISTRY_BASIC_AUTH_USER_INFO"), ("/elsewhere", "me:pass word", "SCHEMA_REGISTRY_URL")],
+)
+def test_a_wrong_setting_is_no_unknown_schema(
+    make_settings: Make, lake: Lake, path: str, user: str, words: str
+) -> None:
+    land(lake, [body(1)])
+    with serving() as (port, _):
+        settings = make_settings(
+            transactions_format="avro",
+            schema_registry_url=f"http://127.0.0.1:{port}{path}",
+            schema_registry_basic_auth_user_info=user,
+        )
+        with pytest.raises(SchemaRegistryError, match=words):
+            process_landed(lake, settings)
+    assert not reasons(lake)
+
+
+def test_settings_that_do_not_go_together_are_refused(make_settings: Make) -> None:
+    with pytest.raises(SettingError, match=r"SCHEMA_REGISTRY_URL.*FRAUD_LABELS_FORMAT"):
+        make_settings(labels_format="avro")
+    with pytest.raises(SettingError) as failure:
+        make_settings(schema_registry_url="https://me:hidden@registry:8081")
+    assert "hidden" not in str(failure.value)
+
+
+def test_the_registry_keeps_a_schema_under_one_id() -> None:
+    settings = load_settings(_env_file=None, schema_registry_url=f"mock://{uuid4().hex}")
+    first, again = (registry_client(settings).register_schema("a-value", Schema(SCHEMA, "AVRO")) for _ in range(2))
+    assert first == again

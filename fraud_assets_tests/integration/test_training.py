@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+from datetime import timedelta
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from fraud_assets.core.schema import MODEL_INPUTS, alert_thresholds, transaction_features
+from fraud_assets.core.scoring import score
+from fraud_assets.core.training import score_samples
+from fraud_assets.errors import LakeError, ModelRegistryError, NoChampionError, NotEnoughDataError, SettingError
+from fraud_assets.lake.log import row_count
+from fraud_assets.lake.tables import Lake, dataset_of
+from fraud_assets.registry.models import ModelVersion, champion, champion_version
+from fraud_assets.settings import load_settings
+from fraud_assets.stages import training
+from fraud_assets.stages.training import current_threshold, read_features, recalibrate, train
+from fraud_assets_tests.support.synthetic import FIRST, commit_features, features
+
+ROWS = 4_000
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A lake with forty days of features and one champion, trained with the defaults but for its size."""
+    settings = load_settings(
+        home=tmp_path_factory.mktemp("trained"), mlflow_tracking_uri="", train_trees=10, alert_budget_per_day=2.0
+    )
+    lake = Lake.of(settings)
+    commit_features(lake, features(ROWS, days=40))
+    return settings, lake, train(lake, settings)
+
+
+def test_the_window_is_the_last_days_of_the_lake(home):
+    settings, _, report = home
+    newest = FIRST + timedelta(days=40) * ((ROWS - 1) / ROWS)
+    assert report.window_end == newest + timedelta(microseconds=1)
+    assert report.window_start == report.window_end - timedelta(days=settings.train_days)
+    assert report.rows == 2_800
+    assert report.metadata()["model_version"] == report.version == 1
+
+
+def test_the_champion_has_its_threshold_and_keeps_to_the_budget(home):
+    settings, lake, report = home
+    assert champion_version(settings) == report.version
+    threshold = current_threshold(lake, champion(settings), settings)
+    assert threshold == report.calibration.threshold
+    week = read_features(lake, report.calibration.window_start, report.calibration.window_end, training._COLUMNS)
+    assert week.num_rows == report.calibration.rows == 700
+    alerts = (score(champion(settings).model, week) >= threshold).sum()
+    assert alerts == 13  # seven days less a moment, at two a day
+    assert report.calibration.alerts_per_day <= 2.0
+
+
+def test_people_find_the_model_in_mlflow(home, monkeypatch):
+    """The scikit-learn form, by alias, gives the platform's scores; run, signature and example tell the rest."""
+    import mlflow
+
+    settings, lake, report = home
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", settings.mlflow_uri)
+    uri = f"models:/{settings.model_name}@champion"
+    forest = mlflow.sklearn.load_model(uri)
+    rows = read_features(lake, report.window_start, report.window_end, training._COLUMNS)
+    np.testing.assert_allclose(score_samples(forest, rows), score(champion(settings).model, rows), rtol=0, atol=1e-8)
+    info = mlflow.models.get_model_info(uri)
+    assert info.signature.inputs.input_names() == list(MODEL_INPUTS)
+    assert info.saved_input_example_info is not None
+    assert set(mlflow.pyfunc.load_model(uri).predict(rows.select(MODEL_INPUTS).to_pandas())) == {-1, 1}
+    run = mlflow.get_run(info.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["rows"] == "2800"
+    assert run.data.params["feature_version"] == "1"
+    assert run.data.metrics["threshold"] == report.calibration.threshold
+
+
+def test_the_same_data_gives_the_same_forest(home):
+    settings, lake, report = home
+    again = training.fit(
+        read_features(lake, report.window_start, report.window_end, training._COLUMNS), settings.train_trees, 42
+    )
+    rows = features(50, seed=9)
+    np.testing.assert_allclose(score_samples(again, rows), score(champion(settings).model, rows), rtol=0, atol=1e-8)
+
+
+def test_recalibrating_moves_the_threshold_but_not_the_model(home):
+    settings, lake, report = home
+    generous = settings.model_copy(update={"alert_budget_per_day": 4.0})
+    new = recalibrate(lake, generous)
+    assert new.model_version == champion_version(settings) == report.version
+    assert new.threshold < report.calibration.threshold
+    assert current_threshold(lake, champion(settings), settings) == new.threshold
+    recalibrate(lake, settings)
+    assert current_threshold(lake, champion(settings), settings) == report.calibration.threshold
+    assert row_count(lake.open(alert_thresholds)) == 3
+
+
+def test_too_few_rows_says_how_many_and_registers_nothing(home):
+    settings, lake, report = home
+    with pytest.raises(NotEnoughDataError, match=r"1,000 .*FRAUD_TRAIN_MIN_ROWS.* 100 "):
+        train(lake, settings, FIRST, FIRST + timedelta(days=1))
+    assert champion_version(settings) == report.version
+
+
+def test_an_empty_lake(tmp_path):
+    settings = load_settings(home=tmp_path, mlflow_tracking_uri="")
+    with pytest.raises(NotEnoughDataError, match=r"1,000 .*FRAUD_TRAIN_MIN_ROWS"):
+        train(Lake.of(settings), settings)
+    with pytest.raises(NoChampionError):
+        recalibrate(Lake.of(settings), settings)
+    assert not (tmp_path / "mlflow").exists()
+
+
+def test_bad_windows(home):
+    settings, lake, _ = home
+    with pytest.raises(SettingError, match="empty"):
+        train(lake, settings, FIRST, FIRST)
+    with pytest.raises(SettingError, match="zone"):
+        train(lake, settings, FIRST.replace(tzinfo=None), None)
+
+
+def test_rows_of_another_feature_version_are_not_trained_on(tmp_path):
+    settings = load_settings(home=tmp_path, mlflow_tracking_uri="")
+    lake = Lake.of(settings)
+    rows = features(1_500)
+    name = rows.column_names.index("feature_version")
+    commit_features(lake, rows.set_column(name, rows.schema.field(name), pa.array(["0"] * 1_500)))
+    with pytest.raises(NotEnoughDataError, match=r"holds 0 of feature version 1"):
+        train(lake, settings)
+
+
+def test_a_version_without_threshold_says_what_to_do(home):
+    settings, lake, _ = home
+    with pytest.raises(LakeError, match=r"Version 99 .*\(MLflow run r\) has no .* materialize alert_thresholds"):
+        current_threshold(lake, ModelVersion(99, "r"), settings)
+
+
+def test_the_alias_stays_where_it_is_if_the_threshold_cannot_be_stored(home, monkeypatch):
+    settings, lake, report = home
+
+    def full(*_):
+        raise LakeError("The disk is full")
+
+    monkeypatch.setattr(training, "commit_append", full)
+    with pytest.raises(LakeError):
+        train(lake, settings)
+    assert champion_version(settings) == report.version
+
+
+def test_a_registry_that_cannot_be_written(tmp_path):
+    (tmp_path / "mlflow").write_text("a file where the folder should be")
+    settings = load_settings(home=tmp_path, mlflow_tracking_uri="", train_trees=2)
+    lake = Lake.of(settings)
+    commit_features(lake, features(1_200))
+    with pytest.raises(ModelRegistryError, match="FRAUD_HOME"):
+        train(lake, settings)
+    assert dataset_of(lake.open(transaction_features)).count_rows() == 1_200

@@ -1,0 +1,115 @@
+"""The web UI's server on the workspace file: what a person sees is what was designed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3 import Retry
+
+from fraud_assets.operations.setup_home import prepare_home
+from fraud_assets.settings import Settings
+
+REPOSITORY = Path(__file__).parents[2]
+WORKSPACE = str(REPOSITORY / "workspace.yaml")
+DEPENDENCIES: dict[str, set[str]] = {
+    "raw_transactions": set(),
+    "fraud_labels": set(),
+    "transaction_features": {"raw_transactions", "fraud_labels"},
+    "quarantined_transactions": {"raw_transactions", "fraud_labels"},
+    "isolation_forest": {"transaction_features"},
+    "alert_thresholds": {"transaction_features"},
+    "fraud_predictions": {"transaction_features", "isolation_forest", "alert_thresholds"},
+    "lake_maintenance": set(),
+}
+
+Query = Callable[[str], dict[str, Any]]
+
+
+@pytest.fixture
+def query(settings: Settings) -> Iterator[Query]:
+    """`query(text)`: what a webserver of the test's own answers by GraphQL.
+
+    Not in the repository's folder: Dagster puts the `.env` of the folder above the environment.
+    """
+    prepare_home(settings)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "FRAUD_HOME": str(settings.home_path),
+        "DAGSTER_HOME": str(settings.home_path / "dagster"),
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    log = settings.home_path / "webserver.log"
+    with log.open("w") as output, requests.Session() as session:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "dagster_webserver", "-w", WORKSPACE, "-h", "127.0.0.1", "-p", str(port)],
+            cwd=settings.home_path,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        # Until it listens: a new try every quarter of a second, for a minute at most.
+        session.mount("http://", HTTPAdapter(max_retries=Retry(240, backoff_factor=0.25, backoff_max=0.25)))
+
+        def ask(text: str) -> dict[str, Any]:
+            answer = session.post(f"http://127.0.0.1:{port}/graphql", json={"query": text}, timeout=60).json()
+            assert "errors" not in answer, answer
+            return answer["data"]
+
+        try:
+            yield ask
+        finally:
+            server.terminate()
+            try:
+                server.wait(20)
+            finally:
+                # The server of the code location is its child.
+                kill_group(server.pid)
+
+
+def kill_group(leader: int) -> None:
+    """Ends what is left of a process group."""
+    with suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
+
+
+def test_asset_graph_sensors_and_schedules(query: Query) -> None:
+    nodes = query("{ assetNodes { assetKey { path } dependencyKeys { path } groupName isExecutable } }")["assetNodes"]
+    graph = {node["assetKey"]["path"][-1]: {key["path"][-1] for key in node["dependencyKeys"]} for node in nodes}
+    assert graph == DEPENDENCIES
+    assert all(node["isExecutable"] for node in nodes)
+
+    locations = query(
+        """{ repositoriesOrError { __typename ... on RepositoryConnection { nodes {
+            location { name }
+            jobs { name }
+            sensors { name sensorState { status } }
+            schedules { name cronSchedule scheduleState { status } }
+        } } } }"""
+    )["repositoriesOrError"]
+    (repository,) = locations["nodes"]
+    assert repository["location"]["name"] == "fraud_assets"
+    assert {sensor["name"]: sensor["sensorState"]["status"] for sensor in repository["sensors"]} == {
+        "new_files_sensor": "RUNNING",
+        "dropped_files_sensor": "RUNNING",
+    }
+    assert {s["name"]: (s["cronSchedule"], s["scheduleState"]["status"]) for s in repository["schedules"]} == {
+        "training_schedule": ("0 3 * * 1", "RUNNING"),
+        "maintenance_schedule": ("*/15 * * * *", "RUNNING"),
+    }
+    jobs = {job["name"] for job in repository["jobs"]}
+    assert jobs >= {"score_new_transactions", "land_files", "train_model", "maintain_lake"}

@@ -1,0 +1,7 @@
+"""Two first trainings at once, on a fresh model registry."""
+
+from fraud_assets_tests.support.models import assert_first_trainings_are_quiet
+
+
+def test_first_trainings_do_not_race(tmp_path):
+    assert_first_trainings_are_quiet(tmp_path, 2)

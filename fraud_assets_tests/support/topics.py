@@ -1,0 +1,60 @@
+"""Messages at Apache Kafka, and landers that run beside the test."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any
+
+from confluent_kafka import Producer
+
+from fraud_assets.settings import Settings
+from fraud_assets_tests.support.logged import logged
+
+
+def produce(settings: Settings, values: list[Any], partition: int = -1, topic: str = "", **more: Any) -> None:
+    """Produces to the transactions topic or another and waits; a dict goes as JSON; `more` is of every message."""
+    producer = Producer({"bootstrap.servers": settings.kafka_bootstrap_servers, "log_level": 0})
+    for value in values:
+        body = json.dumps(value).encode() if isinstance(value, dict) else value
+        producer.produce(topic or settings.transactions_topic, body, partition=partition, **more)
+    assert producer.flush(20) == 0
+
+
+def done(futures: dict[Any, Future[Any]]) -> None:
+    """Waits for what the broker's administration was asked for."""
+    for future in futures.values():
+        future.result(timeout=30)
+
+
+def numbers(first: int, last: int) -> list[bytes]:
+    """Bodies that sort as they were numbered."""
+    return [b"%06d" % number for number in range(first, last)]
+
+
+@contextmanager
+def always_on(land: Callable[[threading.Event], None]) -> Iterator[list[str]]:
+    """A lander in a thread, `land(stop)`; gives the lines that are logged. Told to stop with the block."""
+    failed: list[BaseException] = []
+    stop = threading.Event()
+
+    def run() -> None:
+        try:
+            land(stop)
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    with logged() as lines:
+        thread.start()
+        try:
+            yield lines
+        finally:
+            stop.set()
+            thread.join(60)
+    assert not thread.is_alive()
+    if failed:
+        raise failed[0]
