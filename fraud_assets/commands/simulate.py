@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fraud_assets.commands.stop_signal import StopSignal
 from fraud_assets.settings import Settings, load_settings
 from fraud_assets.simulator.outlet import Via, via_option
 
@@ -269,7 +269,7 @@ def _run_live(settings: Settings, plan: _LivePlan, via: Via | None) -> dict[str,
     from fraud_assets.simulator.pace import show_progress
     from fraud_assets.simulator.world import WorldKeeper
 
-    stop = _StopSignal()
+    stop = StopSignal()
 
     def pause() -> None:
         # The same Ctrl-C may have stopped the lander, and then waiting for it would not end.
@@ -392,35 +392,3 @@ def _format_summary(summary: dict[str, Any]) -> str:
         f"Produced {summary['transactions']:,} transactions, {summary['labels']:,} labels and {summary['bad']:,} bad "
         f"messages in {summary['seconds']:.1f} s; {summary['labels_not_due']:,} labels are not due yet."
     )
-
-
-class _StoppedError(Exception):
-    """Ctrl-C or SIGTERM arrived during a wait."""
-
-
-class _StopSignal:
-    """Records Ctrl-C and SIGTERM while its block runs. `raise_if_set` then ends the block without an error."""
-
-    def __init__(self) -> None:
-        self._set = False
-
-    def is_set(self) -> bool:
-        return self._set
-
-    def raise_if_set(self) -> None:
-        if self._set:
-            raise _StoppedError
-
-    def __enter__(self) -> _StopSignal:
-        self._previous_handlers = {
-            number: signal.signal(number, self._record) for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
-        for number, handler in self._previous_handlers.items():
-            signal.signal(number, handler)
-        return kind is not None and issubclass(kind, _StoppedError)
-
-    def _record(self, number: int, frame: object) -> None:
-        self._set = True
