@@ -14,7 +14,7 @@ quarantine retry, and deletes successful runs of the sensors that are older than
 def lake_maintenance(context: dg.AssetExecutionContext, platform: PlatformResource) -> dg.MaterializeResult:
     """Maintains the tables and the run history, and returns the numbers of each table."""
     from fraud_assets.operations.maintenance import maintain_lake
-    from fraud_assets.operations.quarantine import land_retries
+    from fraud_assets.operations.retries import land_retries
     from fraud_assets.run_history import delete_old_runs, shrink_databases
 
     with reporting(context):

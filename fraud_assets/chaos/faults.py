@@ -1,4 +1,4 @@
-"""What goes wrong, each a function on the run; `FAULTS` says how often each comes and what it needs."""
+"""Defines the faults that a chaos run applies, and how often it applies each of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import sleep
 
-from fraud_assets.chaos.processes import LAND, Processes, worker
+from fraud_assets.chaos.processes import LAND, Processes, worker_command
 from fraud_assets.testing.apache_kafka import Cluster
 from fraud_assets.testing.object_store import ObjectStore
 
@@ -22,7 +22,13 @@ _LET_RUN_SECONDS = (0.3, 1.5)
 
 @dataclass(frozen=True)
 class LakeLocation:
-    """Where the lake is: in a folder, perhaps on a disk of its own, or on an object store."""
+    """The location of the lake under test.
+
+    Attributes:
+        uri: of the lake, as FRAUD_LAKE_URI.
+        disk: mount point of the lake's own disk; None if it has none.
+        store: the object store that holds the lake; None if the lake is in a folder.
+    """
 
     uri: str
     disk: Path | None = None
@@ -31,44 +37,56 @@ class LakeLocation:
 
 @dataclass
 class Run:
-    """What faults act upon."""
+    """The platform under test, to which faults are applied."""
 
     processes: Processes
     cluster: Cluster
-    place: LakeLocation
+    lake_location: LakeLocation
     random: random.Random
 
     def wait(self, span: tuple[float, float]) -> None:
-        """A moment of random length."""
+        """Sleeps for a random time between two numbers of seconds."""
         sleep(self.random.uniform(*span))
 
 
-Fault = Callable[[Run], None]
+@dataclass(frozen=True)
+class Fault:
+    """A fault.
+
+    Attributes:
+        name: in the outcome of the run.
+        apply: applies the fault to the run and returns when it is over.
+        weight: how often the fault is chosen, relative to the weights of the others.
+    """
+
+    name: str
+    apply: Callable[[Run], None]
+    weight: int
 
 
 def kill_lander(run: Run) -> None:
-    """SIGKILL to one of the landers."""
+    """Sends SIGKILL to one of the landers."""
     run.processes.kill(run.random.choice(["land-1", "land-2"]))
 
 
 def kill_features(run: Run) -> None:
-    """SIGKILL to the features process."""
+    """Sends SIGKILL to the features process."""
     run.processes.kill("features")
 
 
 def kill_scoring(run: Run) -> None:
-    """SIGKILL to the scoring process."""
+    """Sends SIGKILL to the scoring process."""
     run.processes.kill("scoring")
 
 
 def kill_all(run: Run) -> None:
-    """SIGKILL to all of them at once, as a power cut does."""
+    """Sends SIGKILL to all processes at once, as in a power cut."""
     for name in run.processes.names():
         run.processes.kill(name)
 
 
 def kill_broker(run: Run) -> None:
-    """SIGKILL to a node of the broker, and a new start."""
+    """Sends SIGKILL to a node of the broker and starts it again."""
     node = run.random.randrange(run.cluster.brokers) + 1
     run.cluster.kill(node)
     run.processes.kills += 1
@@ -77,7 +95,7 @@ def kill_broker(run: Run) -> None:
 
 
 def restart_broker(run: Run) -> None:
-    """A node of the broker is stopped in good order and started again."""
+    """Stops a node of the broker in good order and starts it again."""
     node = run.random.randrange(run.cluster.brokers) + 1
     run.cluster.stop(node)
     run.wait(_LET_RUN_SECONDS)
@@ -85,74 +103,74 @@ def restart_broker(run: Run) -> None:
 
 
 def rebalance(run: Run) -> None:
-    """A third lander comes for a moment, and goes in good order or by SIGKILL."""
-    run.processes.start("land-3", LAND, for_ever=False)
+    """Starts a third lander for a few seconds and ends it by SIGTERM or SIGKILL."""
+    run.processes.start("land-3", LAND, restarts=False)
     run.wait((2.0, 5.0))
     if run.random.random() < 0.5:
         run.processes.kill("land-3")
     run.processes.stop("land-3")
 
 
-def race(run: Run) -> None:
-    """A second run of features and of scoring beside the first; one of them may be killed."""
+def race_stages(run: Run) -> None:
+    """Starts a second process each for features and scoring; may kill one of them."""
     for kind in ("features", "scoring"):
-        run.processes.start(f"{kind}-again", worker(kind, "--once"), for_ever=False)
+        run.processes.start(f"{kind}-again", worker_command(kind, "--once"), restarts=False)
     run.wait((1.0, 3.0))
     if run.random.random() < 0.3:
         run.processes.kill(f"{run.random.choice(['features', 'scoring'])}-again")
 
 
-def assets(run: Run) -> None:
-    """Two runs of the Dagster assets at once."""
+def race_assets(run: Run) -> None:
+    """Starts two runs of the Dagster assets at once."""
     command = ("-m", "dagster", "asset", "materialize", "-m", "fraud_assets.definitions", "--select")
     for number in (1, 2):
         name = f"assets-{number}"
         if name not in run.processes.names():
-            run.processes.start(name, (*command, "transaction_features,fraud_predictions"), for_ever=False)
+            run.processes.start(name, (*command, "transaction_features,fraud_predictions"), restarts=False)
 
 
-def maintenance(run: Run) -> None:
-    """Compaction, checkpoint and vacuum in between; it may be killed."""
+def run_maintenance(run: Run) -> None:
+    """Starts compaction, checkpoint and vacuum; may kill the process."""
     if "maintenance" in run.processes.names():
         return
-    run.processes.start("maintenance", worker("maintenance", "--once"), for_ever=False)
+    run.processes.start("maintenance", worker_command("maintenance", "--once"), restarts=False)
     if run.random.random() < 0.3:
         run.wait((1.0, 3.0))
         run.processes.kill("maintenance")
 
 
-def full_disk(run: Run) -> None:
-    """The disk of the lake is full for a moment."""
-    assert run.place.disk is not None
-    ballast = run.place.disk / "ballast"
+def fill_disk(run: Run) -> None:
+    """Fills the disk of the lake for a few seconds."""
+    assert run.lake_location.disk is not None
+    ballast = run.lake_location.disk / "ballast"
     try:
         with ballast.open("wb") as file:
-            _fill(file.fileno(), run.place.disk)
+            _allocate_all(file.fileno(), run.lake_location.disk)
         run.wait(_OUTAGE_SECONDS)
     finally:
         ballast.unlink(missing_ok=True)
 
 
-def _fill(file: int, disk: Path) -> None:
-    """Takes all that is free, while others take and give back."""
+def _allocate_all(file: int, disk: Path) -> None:
+    """Allocates all free space of the disk, while other processes allocate and free space."""
     space = os.statvfs(disk)
-    piece, filled = space.f_bavail * space.f_frsize, 0
-    while piece >= space.f_frsize:
+    size, allocated = space.f_bavail * space.f_frsize, 0
+    while size >= space.f_frsize:
         try:
-            os.posix_fallocate(file, filled, piece)
-            filled += piece
+            os.posix_fallocate(file, allocated, size)
+            allocated += size
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-            piece //= 2
+            size //= 2
 
 
-def read_only_disk(run: Run) -> None:
-    """The disk of the lake cannot be written for a moment."""
-    assert run.place.disk is not None
-    disk = str(run.place.disk)
+def make_disk_read_only(run: Run) -> None:
+    """Makes the disk of the lake read-only for a few seconds."""
+    assert run.lake_location.disk is not None
+    disk = str(run.lake_location.disk)
     for _ in range(50):
-        # Refused while a file is open for writing.
+        # The remount fails while a file is open for writing.
         if not subprocess.run(["mount", "-o", "remount,ro", disk], capture_output=True, check=False).returncode:
             break
         sleep(0.02)
@@ -162,9 +180,9 @@ def read_only_disk(run: Run) -> None:
         subprocess.run(["mount", "-o", "remount,rw", disk], capture_output=True, check=True)
 
 
-def closed_folders(run: Run) -> None:
-    """The folders of the tables cannot be written for a moment."""
-    lake = Path(run.place.uri)
+def make_folders_read_only(run: Run) -> None:
+    """Makes the folders of the tables read-only for a few seconds."""
+    lake = Path(run.lake_location.uri)
     folders = [lake, *(path for path in lake.rglob("*") if path.is_dir())]
     try:
         for folder in folders:
@@ -176,41 +194,41 @@ def closed_folders(run: Run) -> None:
 
 
 def kill_store(run: Run) -> None:
-    """SIGKILL to the object store, and a new start."""
-    assert run.place.store is not None
-    run.place.store.kill()
+    """Sends SIGKILL to the object store and starts it again."""
+    assert run.lake_location.store is not None
+    run.lake_location.store.kill()
     run.processes.kills += 1
     run.wait(_OUTAGE_SECONDS)
-    run.place.store.start()
+    run.lake_location.store.start()
 
 
 def freeze_store(run: Run) -> None:
-    """The object store takes requests and does not answer for a moment."""
-    assert run.place.store is not None
-    run.place.store.freeze()
+    """Freezes the object store: it accepts requests but does not answer for a few seconds."""
+    assert run.lake_location.store is not None
+    run.lake_location.store.freeze()
     run.wait(_OUTAGE_SECONDS)
-    run.place.store.thaw()
+    run.lake_location.store.thaw()
 
 
-FAULTS: dict[Fault, int] = {
-    kill_lander: 8,
-    kill_features: 6,
-    kill_scoring: 6,
-    kill_all: 2,
-    kill_broker: 1,
-    restart_broker: 1,
-    rebalance: 2,
-    race: 3,
-    assets: 1,
-    maintenance: 4,
-}
-"""Faults that need nothing special, and how often each comes among them."""
+FAULTS = (
+    Fault("kill_lander", kill_lander, 8),
+    Fault("kill_features", kill_features, 6),
+    Fault("kill_scoring", kill_scoring, 6),
+    Fault("kill_all", kill_all, 2),
+    Fault("kill_broker", kill_broker, 1),
+    Fault("restart_broker", restart_broker, 1),
+    Fault("rebalance", rebalance, 2),
+    Fault("race", race_stages, 3),
+    Fault("assets", race_assets, 1),
+    Fault("maintenance", run_maintenance, 4),
+)
+"""Faults that any lake location allows."""
 
-DISK_FAULTS: dict[Fault, int] = {full_disk: 2, read_only_disk: 2}
-"""For a lake on a disk of its own, which only root can mount."""
+DISK_FAULTS = (Fault("full_disk", fill_disk, 2), Fault("read_only_disk", make_disk_read_only, 2))
+"""Faults of a lake on a disk of its own, which only root can mount."""
 
-FOLDER_FAULTS: dict[Fault, int] = {closed_folders: 2}
-"""For a lake in a folder: root is not held up by permissions."""
+FOLDER_FAULTS = (Fault("closed_folders", make_folders_read_only, 2),)
+"""Faults of a lake in a folder. They have no effect for root, which ignores permissions."""
 
-STORE_FAULTS: dict[Fault, int] = {kill_store: 2, freeze_store: 2}
-"""For a lake on an object store."""
+STORE_FAULTS = (Fault("kill_store", kill_store, 2), Fault("freeze_store", freeze_store, 2))
+"""Faults of a lake on an object store."""

@@ -1,4 +1,4 @@
-"""The whole platform under faults: a known stream, everything killed at random, and a judgement at the end."""
+"""Runs the whole platform on known traffic, applies random faults, and verifies the tables at the end."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import random
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
 
 from fraud_assets.chaos.faults import DISK_FAULTS, FAULTS, FOLDER_FAULTS, STORE_FAULTS, Fault, LakeLocation, Run
-from fraud_assets.chaos.processes import LAND, Processes, worker
+from fraud_assets.chaos.processes import LAND, Processes, worker_command
 from fraud_assets.chaos.traffic import Traffic
 from fraud_assets.chaos.verification import Check, is_drained, verify
 from fraud_assets.errors import BrokerError, FraudAssetsError
@@ -28,25 +28,25 @@ from fraud_assets.testing.object_store import ObjectStore
 
 logger = logging.getLogger(__name__)
 
-_FIRST = 2_000
+_FIRST_TRANSACTIONS = 2_000
 _PREFIX = "chaos"
 _DISK_BYTES = 1_500_000_000
 _DRAIN_SECONDS = 300
 _PAUSE_SECONDS = (0.2, 1.2)
-_LINE_SECONDS = 5.0
+_LOG_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do to the platform.
+    """The plan of a run.
 
-    Args:
-        minutes: how long faults come.
-        kills: they come until so many processes were killed, however long it takes.
-        brokers: nodes of the Kafka cluster.
-        object_store: the lake is on an S3 server instead of a folder.
+    Attributes:
+        minutes: how long faults are applied, at least.
+        kills: faults are applied until this number of processes was killed, even if that takes longer.
+        brokers: number of nodes of the Kafka cluster.
+        object_store: whether the lake is on an S3 server instead of in a folder.
         rate: transactions per second.
-        seed: of what happens and when; processes are not replayed to the millisecond.
+        seed: of the choice of faults and of the pauses. The timing of processes is not reproducible.
     """
 
     minutes: float = 1.0
@@ -59,7 +59,17 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was done, and what of it shows."""
+    """The result of a run.
+
+    Attributes:
+        checks: results of `verify`.
+        faults: number of applied faults, by name.
+        kills: number of SIGKILLs.
+        failed_runs: number of failed Dagster runs.
+        transactions: number of transactions that the broker acknowledged.
+        labels: number of labels that the broker acknowledged.
+        seconds: duration of the run.
+    """
 
     checks: list[Check]
     faults: dict[str, int]
@@ -71,50 +81,49 @@ class Outcome:
 
     @property
     def holds(self) -> bool:
-        """Whether every check does."""
+        """Whether every check holds."""
         return all(check.holds for check in self.checks)
 
 
 def run_chaos(folder: Path, plan: Plan) -> Outcome:
-    """Runs the platform in a new folder, on a Kafka cluster of its own, while faults come.
+    """Runs the platform in a new folder, on a Kafka cluster of its own, and applies faults to it.
 
     Raises:
-        BrokerError: Apache Kafka cannot be started here.
-        FraudAssetsError: the platform did not start, or what was sent did not get through within five minutes.
+        BrokerError: Apache Kafka cannot be started on this machine.
+        FraudAssetsError: the platform did not start, or the messages were not processed within five minutes.
     """
     if reason := why_unavailable():
         raise BrokerError(reason)
-    begun = monotonic()
+    began = monotonic()
     with ExitStack() as stack:
-        place = stack.enter_context(_on_object_store(folder) if plan.object_store else _on_disk(folder))
+        location = stack.enter_context(_lake_on_object_store(folder) if plan.object_store else _lake_on_disk(folder))
         logger.info(f"Starting Apache Kafka with {plan.brokers} node{'s' * (plan.brokers > 1)} …")
         cluster = stack.enter_context(apache_kafka(folder / "kafka", plan.brokers))
-        settings = _settings(folder, place, cluster.bootstrap)
+        settings = _chaos_settings(folder, location, cluster.bootstrap)
         create_topics(find_broker(settings), settings)
-        run = Run(Processes(settings, folder), cluster, place, random.Random(plan.seed))
+        run = Run(Processes(settings, folder), cluster, location, random.Random(plan.seed))
         traffic = Traffic(settings, plan.rate, plan.seed)
         stack.callback(run.processes.end_all)
         stack.callback(traffic.abandon)
-        _begin(run, traffic, settings)
-        faults = {**FAULTS, **_of_the_lake(place)}
-        came = _come(run, traffic, faults, plan)
-        logger.info(f"{sum(came.values())} faults, {run.processes.kills} kills; letting the rest through …")
+        _start_platform(run, traffic, settings)
+        applied = _apply_faults(run, traffic, (*FAULTS, *_faults_of_lake(location)), plan)
+        logger.info(f"{applied.total()} faults, {run.processes.kills} kills; waiting for the remaining messages …")
         traffic.stop()
-        _drain(run, settings, traffic)
+        _wait_until_drained(run, settings, traffic)
         run.processes.end_all()
         checks = verify(Lake.of(settings), settings, traffic.sent, run.processes.deaths)
     return Outcome(
         checks,
-        dict(came.most_common()),
+        dict(applied.most_common()),
         run.processes.kills,
         run.processes.failed_runs,
         len(traffic.sent.transactions),
         len(traffic.sent.labels),
-        monotonic() - begun,
+        monotonic() - began,
     )
 
 
-def _settings(folder: Path, place: LakeLocation, bootstrap: str) -> Settings:
+def _chaos_settings(folder: Path, location: LakeLocation, bootstrap: str) -> Settings:
     return load_settings(
         home=folder / "home",
         kafka_bootstrap_servers=bootstrap,
@@ -127,23 +136,23 @@ def _settings(folder: Path, place: LakeLocation, bootstrap: str) -> Settings:
         batch_rows=5_000,
         land_batch_rows=2_000,
         duckdb_memory_limit="500MB",
-        **(place.store.settings(_PREFIX) if place.store else {"lake_uri": place.uri}),
+        **(location.store.settings(_PREFIX) if location.store else {"lake_uri": location.uri}),
     )
 
 
-def _of_the_lake(place: LakeLocation) -> dict[Fault, int]:
-    """The faults that the place of the lake allows."""
-    if place.store:
+def _faults_of_lake(location: LakeLocation) -> tuple[Fault, ...]:
+    """Returns the faults that are possible at the location of the lake."""
+    if location.store:
         return STORE_FAULTS
-    if place.disk:
+    if location.disk:
         return DISK_FAULTS
-    logger.info("The lake is in a folder: a full disk is not tried (root could mount a small one).")
-    return FOLDER_FAULTS if os.geteuid() else {}
+    logger.info("The lake is in a folder, so no fault fills the disk. As root, the run mounts a small disk for that.")
+    return FOLDER_FAULTS if os.geteuid() else ()
 
 
 @contextmanager
-def _on_disk(folder: Path) -> Iterator[LakeLocation]:
-    """A folder for the lake; for root on a disk of its own."""
+def _lake_on_disk(folder: Path) -> Iterator[LakeLocation]:
+    """Creates a folder for the lake; for root, on a disk of its own."""
     disk = folder / "disk"
     disk.mkdir(parents=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={_DISK_BYTES}", "tmpfs", str(disk)]
@@ -156,8 +165,8 @@ def _on_disk(folder: Path) -> Iterator[LakeLocation]:
 
 
 @contextmanager
-def _on_object_store(folder: Path) -> Iterator[LakeLocation]:
-    """An S3 server for the lake."""
+def _lake_on_object_store(folder: Path) -> Iterator[LakeLocation]:
+    """Runs an S3 server for the lake."""
     store = ObjectStore(folder / "s3")
     try:
         store.start()
@@ -166,8 +175,8 @@ def _on_object_store(folder: Path) -> Iterator[LakeLocation]:
         store.kill()
 
 
-def _begin(run: Run, traffic: Traffic, settings: Settings) -> None:
-    """Everything runs, a first stretch of the stream has gone through, and a champion is there."""
+def _start_platform(run: Run, traffic: Traffic, settings: Settings) -> None:
+    """Starts all processes, waits for the features of the first transactions, and trains a champion."""
     from dagster import DagsterInstance
 
     from fraud_assets.operations.setup_home import prepare_home
@@ -175,20 +184,20 @@ def _begin(run: Run, traffic: Traffic, settings: Settings) -> None:
 
     prepare_home(settings)
     with DagsterInstance.from_config(str(settings.home_path / "dagster")) as instance:
-        # Two that make its database at the same time would lock each other out.
+        # Two processes that create the database at the same time would lock each other out.
         instance.get_runs_count()
     lake = Lake.of(settings)
-    traffic.burst(_FIRST)
+    traffic.burst(_FIRST_TRANSACTIONS)
     for name, command in (
         ("land-1", LAND),
         ("land-2", LAND),
-        ("features", worker("features")),
+        ("features", worker_command("features")),
     ):
         run.processes.start(name, command)
-    logger.info(f"{_FIRST:,} transactions sent; landing them and training a model …")
-    _until(run, lambda: _has_features(lake), "features of the first transactions")
+    logger.info(f"{_FIRST_TRANSACTIONS:,} transactions sent; landing them and training a model …")
+    _wait_until(run, lambda: _has_features(lake), "the features of the first transactions")
     train(lake, settings)
-    run.processes.start("scoring", worker("scoring"))
+    run.processes.start("scoring", worker_command("scoring"))
     traffic.start()
 
 
@@ -196,41 +205,45 @@ def _has_features(lake: Lake) -> bool:
     from fraud_assets.core.schema import transaction_features
     from fraud_assets.lake.log import row_count
 
-    return lake.exists(transaction_features) and row_count(lake.open(transaction_features)) > _FIRST * 0.8
+    return lake.exists(transaction_features) and row_count(lake.open(transaction_features)) > _FIRST_TRANSACTIONS * 0.8
 
 
-def _come(run: Run, traffic: Traffic, faults: dict[Fault, int], plan: Plan) -> Counter[str]:
-    """Faults, one after another, until time is over and enough were killed."""
-    came: Counter[str] = Counter()
-    begun = told = monotonic()
-    names = list(faults)
-    while monotonic() - begun < plan.minutes * 60 or run.processes.kills < plan.kills:
+def _apply_faults(run: Run, traffic: Traffic, faults: Sequence[Fault], plan: Plan) -> Counter[str]:
+    """Applies one fault after another until the time is over and enough processes were killed.
+
+    Returns:
+        The number of applied faults, by name.
+    """
+    applied: Counter[str] = Counter()
+    began = logged = monotonic()
+    weights = [fault.weight for fault in faults]
+    while monotonic() - began < plan.minutes * 60 or run.processes.kills < plan.kills:
         run.processes.maintain()
-        fault = run.random.choices(names, list(faults.values()))[0]
-        fault(run)
-        came[fault.__name__] += 1
+        fault = run.random.choices(faults, weights)[0]
+        fault.apply(run)
+        applied[fault.name] += 1
         run.wait(_PAUSE_SECONDS)
-        if monotonic() - told > _LINE_SECONDS:
-            told = monotonic()
+        if monotonic() - logged > _LOG_SECONDS:
+            logged = monotonic()
             logger.info(
-                f"{told - begun:4.0f} s: {len(traffic.sent.transactions):,} transactions sent, {sum(came.values())} "
-                f"faults, {run.processes.kills} kills, last {fault.__name__}"
+                f"{logged - began:4.0f} s: {len(traffic.sent.transactions):,} transactions sent, {applied.total()} "
+                f"faults, {run.processes.kills} kills, last {fault.name}"
             )
-    return came
+    return applied
 
 
-def _drain(run: Run, settings: Settings, traffic: Traffic) -> None:
+def _wait_until_drained(run: Run, settings: Settings, traffic: Traffic) -> None:
     lake = Lake.of(settings)
-    _until(run, lambda: is_drained(lake, traffic.sent), "the rest of the stream")
+    _wait_until(run, lambda: is_drained(lake, traffic.sent), "the remaining messages")
 
 
-def _until(run: Run, condition: Callable[[], bool], what: str) -> None:
+def _wait_until(run: Run, condition: Callable[[], bool], awaited: str) -> None:
     deadline = monotonic() + _DRAIN_SECONDS
     while not _holds(condition):
         run.processes.maintain()
         if monotonic() > deadline:
             raise FraudAssetsError(
-                f"Waited {_DRAIN_SECONDS} s for {what} in vain. The logs are in {run.processes.folder}."
+                f"Waiting for {awaited} timed out after {_DRAIN_SECONDS} s. Read the logs in {run.processes.folder}."
             )
         sleep(0.3)
 
@@ -239,5 +252,5 @@ def _holds(condition: Callable[[], bool]) -> bool:
     try:
         return condition()
     except FileNotFoundError:
-        # The vacuum took a file between the look at the log and the read.
+        # The vacuum removed a file after the log was read and before the file was.
         return False

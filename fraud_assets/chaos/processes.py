@@ -1,4 +1,4 @@
-"""The processes under test: started, killed, started again, and their last words kept."""
+"""Starts, kills and restarts the processes under test, and records those that failed."""
 
 from __future__ import annotations
 
@@ -11,40 +11,42 @@ from pathlib import Path
 
 from fraud_assets.settings import Settings
 
-RUNS = "dagster"
-_THE_USERS = ("FRAUD_", "KAFKA_", "MLFLOW_", "AWS_", "SCHEMA_")
+_DAGSTER = "dagster"
+_USER_PREFIXES = ("FRAUD_", "KAFKA_", "MLFLOW_", "AWS_", "SCHEMA_")
 LAND = ("-m", "fraud_assets.cli", "land")
 
 
-def worker(kind: str, *arguments: str) -> tuple[str, ...]:
-    """Command line of a worker."""
+def worker_command(kind: str, *arguments: str) -> tuple[str, ...]:
+    """Returns the arguments of Python that run a worker."""
     return ("-m", "fraud_assets.chaos.worker", kind, *arguments)
 
 
 @dataclass
 class Process:
-    """One process that is to run, under a name."""
+    """A process under test; `restarts` says whether `Processes.maintain` starts it again after it ended."""
 
     name: str
     command: tuple[str, ...]
     log: Path
     running: subprocess.Popen[bytes]
-    for_ever: bool = True
+    restarts: bool = True
 
     @property
     def ended(self) -> bool:
-        """Whether it is over."""
+        """Whether the process has ended."""
         return self.running.poll() is not None
 
 
 @dataclass
 class Processes:
-    """All processes of a run of the harness.
+    """All processes of a chaos run.
 
     Attributes:
-        deaths: what ended by itself with an error, and its last words.
-        failed_runs: Dagster runs that failed, as runs do on a full disk; the next one goes on.
-        kills: how often SIGKILL was sent.
+        settings: that the processes get as environment variables.
+        folder: of the logs, and working directory of the processes.
+        deaths: processes that failed by themselves, each with the last lines of its log.
+        failed_runs: number of failed Dagster runs. A run may fail, for example on a full disk; the next one continues.
+        kills: number of SIGKILLs.
     """
 
     settings: Settings
@@ -54,13 +56,17 @@ class Processes:
     kills: int = 0
     _processes: dict[str, Process] = field(default_factory=dict)
 
-    def start(self, name: str, command: tuple[str, ...], *, for_ever: bool = True) -> None:
-        """Starts a process; one `for_ever` is started again when it was killed."""
+    def start(self, name: str, command: tuple[str, ...], *, restarts: bool = True) -> None:
+        """Starts a process; with `restarts`, `maintain` starts it again after it ended."""
         log = self.folder / f"{name}.log"
-        self._processes[name] = Process(name, command, log, self._popen(command, log), for_ever)
+        self._processes[name] = Process(name, command, log, self._popen(command, log), restarts)
 
     def kill(self, name: str) -> bool:
-        """Ends a process by SIGKILL, as a power cut or the kernel's memory killer does; False if it was over."""
+        """Ends a process by SIGKILL, as a power cut or the kernel's OOM killer does.
+
+        Returns:
+            False if the process had already ended.
+        """
         process = self._processes.get(name)
         if process is None or process.ended:
             return False
@@ -82,34 +88,34 @@ class Processes:
                 process.running.kill()
                 process.running.wait()
                 self.deaths.append(f"{name} did not end within 30 s of SIGTERM")
-        self._note(process)
+        self._record_end(process)
 
     def maintain(self) -> None:
-        """Starts again what was killed; notes what ended by itself."""
+        """Restarts processes that were killed; records processes that failed by themselves."""
         for name, process in list(self._processes.items()):
             if not process.ended:
                 continue
-            self._note(process)
-            if process.for_ever:
+            self._record_end(process)
+            if process.restarts:
                 process.running = self._popen(process.command, process.log)
             else:
                 del self._processes[name]
 
     def end_all(self) -> None:
-        """Ends all in good order."""
+        """Ends all processes by SIGTERM."""
         for name in list(self._processes):
             self.stop(name)
 
     def names(self, prefix: str = "") -> list[str]:
-        """Names of those that run."""
+        """Returns the names of the running processes that start with the prefix."""
         return [name for name, process in self._processes.items() if name.startswith(prefix) and not process.ended]
 
-    def _note(self, process: Process) -> None:
+    def _record_end(self, process: Process) -> None:
         code = process.running.returncode
-        asked = (0, -signal.SIGKILL, -signal.SIGTERM)
-        if code == 1 and RUNS in process.command:
+        expected = (0, -signal.SIGKILL, -signal.SIGTERM)
+        if code == 1 and _DAGSTER in process.command:
             self.failed_runs += 1
-        elif code not in asked:
+        elif code not in expected:
             last = process.log.read_text(errors="replace").strip().splitlines()[-3:]
             self.deaths.append(f"{process.name} ended with code {code}: {' | '.join(last)[-600:]}")
 
@@ -127,10 +133,10 @@ class Processes:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """Environment of the processes: the run's own settings, and nothing of the user's."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith(_THE_USERS)}
+    """Returns the environment of the processes: the settings of the run, without those of the user."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith(_USER_PREFIXES)}
     return {
-        **own,
+        **others,
         "FRAUD_HOME": str(settings.home_path),
         "FRAUD_LAKE_URI": settings.lake_uri,
         "KAFKA_BOOTSTRAP_SERVERS": settings.kafka_bootstrap_servers,

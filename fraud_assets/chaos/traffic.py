@@ -1,4 +1,4 @@
-"""A known stream: every message carries a number, and by its number it is good, broken or a repetition."""
+"""Sends known traffic: each message has a number, which determines whether it is valid, broken or repeated."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ BROKEN_LABEL_EVERY = 7
 CUSTOMERS = 200
 TERMINALS = 100
 NUMBER = "number"
-"""Header that carries the number of a message."""
+"""Header with the number of a message."""
 
 _HISTORY = timedelta(days=10)
 
 
 @dataclass
 class Sent:
-    """What the broker has taken, by the numbers of the messages."""
+    """The numbers of the messages that the broker acknowledged, and the failures of the others."""
 
     transactions: set[int] = field(default_factory=set)
     labels: set[int] = field(default_factory=set)
@@ -34,32 +34,38 @@ class Sent:
 
     @property
     def broken(self) -> int:
-        """Transactions that belong into quarantine."""
+        """Number of transactions that are expected in quarantine because they cannot be parsed."""
         return sum(is_broken(number) for number in self.transactions)
 
     @property
     def repeated(self) -> int:
-        """Transactions that are `duplicate`: their id was sent before."""
+        """Number of transactions that are expected in quarantine as `duplicate`, because their id was sent before."""
         return sum(is_repeated(number) for number in self.transactions)
 
     @property
     def broken_labels(self) -> int:
-        """Labels that belong into quarantine."""
+        """Number of labels that are expected in quarantine."""
         return sum(number % BROKEN_LABEL_EVERY == 0 for number in self.labels)
 
 
 def is_broken(number: int) -> bool:
-    """Whether the transaction of this number cannot be parsed."""
+    """Whether the transaction with this number cannot be parsed."""
     return number % BROKEN_EVERY == 5
 
 
 def is_repeated(number: int) -> bool:
-    """Whether it is the message before it once more."""
+    """Whether the transaction with this number repeats the one before it."""
     return number % REPEATED_EVERY == 7 and not is_broken(number) and not is_broken(number - 1)
 
 
 class Traffic:
-    """Sends transactions and labels from a thread of its own, until it is stopped."""
+    """Sends transactions and labels from a thread of its own until it is stopped.
+
+    Args:
+        settings: of the broker and the topics.
+        rate: transactions per second.
+        seed: of the amounts.
+    """
 
     def __init__(self, settings: Settings, rate: float, seed: int) -> None:
         from confluent_kafka import Producer
@@ -78,39 +84,39 @@ class Traffic:
                 "enable.idempotence": True,
                 "acks": "all",
                 "linger.ms": 20,
-                # Longer than any fault lasts: what the harness sends must be known to have arrived.
+                # Longer than any fault, so that each message is either acknowledged or a failure of the run.
                 "message.timeout.ms": 300_000,
                 "reconnect.backoff.max.ms": 500,
             }
         )
 
     def burst(self, count: int) -> None:
-        """Sends so many transactions at once, spread over ten days before now, and waits until all have arrived."""
+        """Sends `count` transactions at once, with times in the last ten days, and waits until all are acknowledged."""
         begin = datetime.now(UTC) - _HISTORY
         for number in range(count):
             self._send(begin + _HISTORY * number / count)
         self._producer.flush(60)
 
     def start(self) -> None:
-        """Goes on at the rate."""
+        """Starts to send transactions at the rate."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends, and waits until all that was sent has arrived."""
+        """Stops sending and waits until all messages are acknowledged."""
         self._stop.set()
         self._thread.join()
         left = self._producer.flush(300)
         if left:
-            self.sent.failures.append(f"{left} messages did not arrive")
+            self.sent.failures.append(f"{left} messages were not acknowledged")
 
     def abandon(self) -> None:
-        """Ends without waiting for anything to arrive. Safe to repeat."""
+        """Stops sending without waiting for acknowledgments. Safe to repeat."""
         self._stop.set()
 
     def _run(self) -> None:
-        begun, sent = monotonic(), 0
+        began, sent = monotonic(), 0
         while not self._stop.is_set():
-            due = int((monotonic() - begun) * self._rate) - sent
+            due = int((monotonic() - began) * self._rate) - sent
             for _ in range(min(due, 1000)):
                 self._send(datetime.now(UTC))
             sent += max(0, min(due, 1000))
@@ -120,31 +126,31 @@ class Traffic:
     def _send(self, moment: datetime) -> None:
         number = self._next
         self._next += 1
-        of = number - 1 if is_repeated(number) else number
+        content = number - 1 if is_repeated(number) else number
         body = json.dumps(
             {
-                "transaction_id": of,
+                "transaction_id": content,
                 "tx_datetime": moment.isoformat(),
-                "customer_id": of % CUSTOMERS,
-                "terminal_id": of * 7 % TERMINALS,
+                "customer_id": content % CUSTOMERS,
+                "terminal_id": content * 7 % TERMINALS,
                 "tx_amount": round(self._random.lognormvariate(3, 1), 2),
             }
         ).encode()
         if is_broken(number):
             body = body[:-1]
-        self._produce(self._settings.transactions_topic, number, str(of % CUSTOMERS), body, self.sent.transactions)
+        self._produce(self._settings.transactions_topic, number, str(content % CUSTOMERS), body, self.sent.transactions)
         if number % LABEL_EVERY == 0:
             label: dict[str, Any] = {"transaction_id": number, "is_fraud": number % 40 == 0}
             if number % BROKEN_LABEL_EVERY:
                 label["labelled_at"] = datetime.now(UTC).isoformat()
             self._produce(self._settings.labels_topic, number, None, json.dumps(label).encode(), self.sent.labels)
 
-    def _produce(self, topic: str, number: int, key: str | None, body: bytes, arrived: set[int]) -> None:
-        def taken(error: Any, message: Any) -> None:
+    def _produce(self, topic: str, number: int, key: str | None, body: bytes, acknowledged: set[int]) -> None:
+        def on_delivery(error: Any, message: Any) -> None:
             if error is None:
-                arrived.add(number)
+                acknowledged.add(number)
             else:
-                self.sent.failures.append(f"message {number} did not arrive: {error}")
+                self.sent.failures.append(f"message {number} was not acknowledged: {error}")
 
         while True:
             try:
@@ -153,7 +159,7 @@ class Traffic:
                     body,
                     key,
                     headers=[(NUMBER, b"%d" % number)],
-                    on_delivery=taken,
+                    on_delivery=on_delivery,
                     timestamp=time_ns() // 1_000_000,
                 )
                 return

@@ -1,4 +1,4 @@
-"""The judgement: every message that the broker took is in the lake once, and once in what comes after."""
+"""Verifies that each message that the broker acknowledged is in each expected table exactly once."""
 
 from __future__ import annotations
 
@@ -19,13 +19,20 @@ from fraud_assets.core.schema import (
     transaction_features,
 )
 from fraud_assets.lake.tables import Lake, dataset_of
+from fraud_assets.operations.quarantine import LABEL_PREFIX
 from fraud_assets.operations.reconciliation import reconcile
 from fraud_assets.settings import Settings
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that must hold: what, whether it does, and the figures."""
+    """The result of a check.
+
+    Attributes:
+        name: the condition.
+        holds: whether the condition holds.
+        figures: the numbers that were compared.
+    """
 
     name: str
     holds: bool
@@ -33,7 +40,17 @@ class Check:
 
 
 def verify(lake: Lake, settings: Settings, sent: Sent, deaths: list[str]) -> list[Check]:
-    """All checks, after everything that was sent has gone through."""
+    """Checks the tables after all messages were processed.
+
+    Args:
+        lake: to check.
+        settings: of the reconciliation.
+        sent: the messages that the broker acknowledged.
+        deaths: processes that failed by themselves.
+
+    Returns:
+        The result of each check.
+    """
     landed = _numbers(lake, raw_transactions)
     positions = {table.name: _positions(lake, table) for table in (raw_transactions, fraud_labels, transaction_features,
                                                                    fraud_predictions)}  # fmt: skip
@@ -44,7 +61,7 @@ def verify(lake: Lake, settings: Settings, sent: Sent, deaths: list[str]) -> lis
     bad_labels = _positions(lake, quarantined_transactions, labels=True)
     labels = positions[fraud_labels.name] + bad_labels
     totals = reconcile(lake, settings)
-    judged = features + quarantined
+    processed = features + quarantined
     return [
         Check(
             "every transaction landed once",
@@ -58,8 +75,8 @@ def verify(lake: Lake, settings: Settings, sent: Sent, deaths: list[str]) -> lis
         ),
         Check(
             "every landed transaction is once in features or quarantine",
-            sorted(judged) == sorted(transactions),
-            f"{len(features):,} features + {len(quarantined):,} quarantined = {len(judged):,} of {len(landed):,}",
+            sorted(processed) == sorted(transactions),
+            f"{len(features):,} features + {len(quarantined):,} quarantined = {len(processed):,} of {len(landed):,}",
         ),
         Check(
             "every feature row is scored once",
@@ -67,28 +84,30 @@ def verify(lake: Lake, settings: Settings, sent: Sent, deaths: list[str]) -> lis
             f"{len(features):,} features, {len(predictions):,} predictions",
         ),
         Check(
-            "what is broken or repeated was seen as such",
+            "every broken transaction is quarantined and every repeated one is a duplicate",
             totals["quarantined"] == sent.broken and totals["duplicates"] == sent.repeated,
             f"{totals['quarantined']:,} of {sent.broken:,} broken, "
             f"{totals['duplicates']:,} of {sent.repeated:,} repeated",
         ),
         Check(
-            "the stream arrived at the broker", not sent.failures, "; ".join(sent.failures[:3]) or "all acknowledged"
+            "the broker acknowledged every message",
+            not sent.failures,
+            "; ".join(sent.failures[:3]) or "all acknowledged",
         ),
-        Check("no process ended by itself", not deaths, "; ".join(deaths[:3]) or "only those that were killed"),
+        Check("no process ended by itself", not deaths, "; ".join(deaths[:3]) or "only killed processes ended"),
     ]
 
 
 def is_drained(lake: Lake, sent: Sent) -> bool:
-    """Whether as much has gone through as was sent."""
+    """Whether all messages were processed, by the numbers of rows."""
     landed = len(_positions(lake, raw_transactions))
     labels = len(_positions(lake, fraud_labels)) + len(_positions(lake, quarantined_transactions, labels=True))
     features = len(_positions(lake, transaction_features))
-    judged = features + len(_positions(lake, quarantined_transactions, labels=False))
+    processed = features + len(_positions(lake, quarantined_transactions, labels=False))
     return (
         landed >= len(sent.transactions)
         and labels >= len(sent.labels)
-        and judged >= landed
+        and processed >= landed
         and len(_positions(lake, fraud_predictions)) >= features
     )
 
@@ -99,14 +118,16 @@ def _numbers(lake: Lake, table: Table) -> list[int]:
 
 
 def _positions(lake: Lake, table: Table, labels: bool | None = None) -> list[tuple[object, ...]]:
-    """Source positions of a table's rows; of quarantine those of labels or of transactions."""
+    """Returns the source positions of a table's rows; with `labels`, only those of labels or only the others."""
     extra = [] if labels is None else ["reason"]
     rows = _read(lake, table, [*POSITION_COLUMNS, *extra]).to_pydict()
-    places = list(zip(*(rows[name] for name in POSITION_COLUMNS), strict=True))
+    positions = list(zip(*(rows[name] for name in POSITION_COLUMNS), strict=True))
     if labels is None:
-        return places
+        return positions
     return [
-        place for place, reason in zip(places, rows["reason"], strict=True) if reason.startswith("label_") == labels
+        position
+        for position, reason in zip(positions, rows["reason"], strict=True)
+        if reason.startswith(LABEL_PREFIX) == labels
     ]
 
 

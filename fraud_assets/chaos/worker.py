@@ -1,7 +1,8 @@
-"""What the harness lets run and kills: `python -m fraud_assets.chaos.worker features|scoring|maintenance [--once]`.
+"""Runs one stage in a loop: `python -m fraud_assets.chaos.worker features|scoring|maintenance [--once]`.
 
-Each does again and again what a run of the asset does. A fault that a person could act upon is said and tried
-again, as Dagster's sensor would; any other ends the process, and the harness reports it.
+The harness starts and kills these processes. Each pass does what a run of the asset does. An error of the platform
+is logged and the stage is retried, as Dagster's sensor retries it. Any other exception ends the process, and the
+harness reports it.
 """
 
 from __future__ import annotations
@@ -17,22 +18,22 @@ from fraud_assets.settings import Settings, load_settings
 _PAUSE_SECONDS = 0.2
 
 
-def features(lake: Lake, settings: Settings) -> None:
-    """Landed messages to features and quarantine."""
+def run_features(lake: Lake, settings: Settings) -> None:
+    """Processes landed messages into features and quarantine."""
     from fraud_assets.stages.features import process_landed
 
     process_landed(lake, settings)
 
 
-def scoring(lake: Lake, settings: Settings) -> None:
-    """Features to predictions."""
+def run_scoring(lake: Lake, settings: Settings) -> None:
+    """Scores pending features."""
     from fraud_assets.stages.scoring import score_pending
 
     score_pending(lake, settings)
 
 
-def maintenance(lake: Lake, settings: Settings) -> None:
-    """Compaction, checkpoints and a vacuum that takes at once what it would else take after a week."""
+def run_maintenance(lake: Lake, settings: Settings) -> None:
+    """Compacts, writes checkpoints and vacuums at once what maintenance usually vacuums after a week."""
     from deltalake.exceptions import DeltaError
 
     from fraud_assets.core.schema import TABLES
@@ -43,27 +44,27 @@ def maintenance(lake: Lake, settings: Settings) -> None:
     for table in TABLES:
         if lake.exists(table):
             try:
-                # Not `full`: that would take the files of commits that are under way.
+                # A full vacuum would remove the files of commits in progress.
                 lake.open(table).vacuum(retention_hours=0, dry_run=False, enforce_retention_duration=False, full=False)
             except (DeltaError, OSError) as error:
                 raise table_error(lake.uri(table), error) from error
 
 
-WORK: dict[str, Callable[[Lake, Settings], None]] = {
-    "features": features,
-    "scoring": scoring,
-    "maintenance": maintenance,
+STAGES: dict[str, Callable[[Lake, Settings], None]] = {
+    "features": run_features,
+    "scoring": run_scoring,
+    "maintenance": run_maintenance,
 }
 
 
 def main() -> None:
-    """Runs one kind of work until it is ended, or once."""
-    work, once = WORK[sys.argv[1]], "--once" in sys.argv
+    """Runs the stage of the first argument once, or until the process is ended."""
+    stage, once = STAGES[sys.argv[1]], "--once" in sys.argv
     settings = load_settings()
     lake = Lake.of(settings)
     while True:
         try:
-            work(lake, settings)
+            stage(lake, settings)
         except FraudAssetsError as error:
             sys.stderr.write(f"{error}\n")
             sys.stderr.flush()

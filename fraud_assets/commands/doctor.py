@@ -28,15 +28,15 @@ def command(as_json: bool) -> None:
     Example: fraud-assets doctor
              fraud-assets doctor --json
     """
-    from fraud_assets.doctor.finding import refused
+    from fraud_assets.doctor.finding import fail_from_error
 
     start = time.monotonic()
     try:
         settings = load_settings()
     except SettingError as error:
-        findings = [refused("settings", error)]
+        findings = [fail_from_error("settings", error)]
     else:
-        from fraud_assets.doctor.examination import run_checks
+        from fraud_assets.doctor.checks import run_checks
 
         findings = run_checks(settings)
     failed = any(finding.state == "FAIL" for finding in findings)

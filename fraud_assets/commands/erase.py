@@ -13,7 +13,7 @@ from fraud_assets.printable import printable
 from fraud_assets.settings import load_settings
 
 if TYPE_CHECKING:
-    from fraud_assets.operations.erasure import Holdings
+    from fraud_assets.operations.holdings import Holdings
     from fraud_assets.settings import Settings
 
 _SHOWN = 5
@@ -51,7 +51,8 @@ def command(customer: str, dry_run: bool, unreadable: bool, now: bool, yes: bool
     from fraud_assets.core.schema import transaction_features
     from fraud_assets.lake.held_days import describe_held_days
     from fraud_assets.lake.tables import Lake
-    from fraud_assets.operations.erasure import erase_customer, find_holdings, vacuum_now
+    from fraud_assets.operations.erasure import erase_customer, vacuum_now
+    from fraud_assets.operations.holdings import find_holdings
 
     if not customer.strip():
         raise click.UsageError("--customer is blank. Give the customer_id.")

@@ -73,7 +73,8 @@ def list_command(
     from fraud_assets.core.schema import quarantined_transactions
     from fraud_assets.lake.held_days import describe_held_days
     from fraud_assets.lake.tables import Lake
-    from fraud_assets.operations.quarantine import count_reasons, count_waiting_retries, list_messages
+    from fraud_assets.operations.quarantine import count_reasons, list_messages
+    from fraud_assets.operations.retries import count_waiting_retries
 
     settings = load_settings()
     lake = Lake.of(settings)
@@ -192,7 +193,7 @@ def retry_command(
     from fraud_assets.core.schema import quarantined_transactions
     from fraud_assets.lake.held_days import describe_held_days
     from fraud_assets.lake.tables import Lake
-    from fraud_assets.operations.quarantine import retry_messages
+    from fraud_assets.operations.retries import retry_messages
 
     settings = load_settings()
     selection = _make_selection(reason, since, topic, positions)

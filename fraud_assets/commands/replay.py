@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from fraud_assets.settings import load_settings
-from fraud_assets.simulator.outlet import Via, via_option
+from fraud_assets.simulator.destination import Via, via_option
 
 
 @click.command("replay", context_settings={"help_option_names": ["-h", "--help"]})
@@ -50,8 +50,8 @@ def command(
       fraud-assets replay train_first_5039_rows.parquet --map transaction_id=trans_num,customer_id=cc_num \\
         --map terminal_id=merchant,tx_amount=amt,tx_datetime=trans_date_trans_time
     """
+    from fraud_assets.simulator.destination import open_producer
     from fraud_assets.simulator.event_order import EventOrder
-    from fraud_assets.simulator.outlet import outlet
     from fraud_assets.simulator.pace import pace_messages, show_progress
     from fraud_assets.simulator.replay import open_source, replay_messages
 
@@ -62,7 +62,7 @@ def command(
     total = min(sum(known), limit or sum(known)) if len(known) == len(sources) else limit
     order = EventOrder(settings)
     start = time.monotonic()
-    with outlet(settings, via) as producer, show_progress(total, "replay") as tick:
+    with open_producer(settings, via) as producer, show_progress(total, "replay") as tick:
         for message in pace_messages(replay_messages(sources, order, limit), rate):
             producer.send(message)
             tick()

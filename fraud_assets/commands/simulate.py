@@ -14,7 +14,7 @@ import click
 
 from fraud_assets.commands.stop_signal import StopSignal
 from fraud_assets.settings import Settings, load_settings
-from fraud_assets.simulator.outlet import Via, via_option
+from fraud_assets.simulator.destination import Via, via_option
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -225,16 +225,16 @@ def _produce(
     via: Via | None,
     on_wait: Callable[[], object] | None = None,
 ) -> dict[str, Any]:
-    from fraud_assets.simulator.bad import mix_in_bad_messages
+    from fraud_assets.simulator.bad_messages import mix_in_bad_messages
+    from fraud_assets.simulator.destination import open_producer
     from fraud_assets.simulator.event_order import EventOrder
-    from fraud_assets.simulator.outlet import outlet
     from fraud_assets.simulator.pace import pace_messages, show_progress
 
     order = EventOrder(settings)
     messages: Iterable[Message] = order.messages(transactions.to_batches(20_000))
     if bad:
         messages = mix_in_bad_messages(messages, bad, max(1, transactions.num_rows // bad), settings)
-    with outlet(settings, via, on_wait) as producer, show_progress(transactions.num_rows, "simulate") as tick:
+    with open_producer(settings, via, on_wait) as producer, show_progress(transactions.num_rows, "simulate") as tick:
         for message in pace_messages(iter(messages), rate):
             producer.send(message)
             tick()
@@ -261,11 +261,11 @@ class _LivePlan:
 
 
 def _run_live(settings: Settings, plan: _LivePlan, via: Via | None) -> dict[str, Any]:
-    from fraud_assets.simulator.bad import mix_in_bad_messages
+    from fraud_assets.simulator.bad_messages import mix_in_bad_messages
+    from fraud_assets.simulator.destination import open_producer
     from fraud_assets.simulator.event_order import EventOrder
     from fraud_assets.simulator.generator import population
     from fraud_assets.simulator.live import LiveTraffic
-    from fraud_assets.simulator.outlet import outlet
     from fraud_assets.simulator.pace import show_progress
     from fraud_assets.simulator.world import WorldKeeper
 
@@ -283,26 +283,26 @@ def _run_live(settings: Settings, plan: _LivePlan, via: Via | None) -> dict[str,
     _print_traffic(settings, known, world, people, traffic)
     keeper = WorldKeeper(world, settings, enabled=known is None or known.same_people(world))
     dropped = 0
-    with stop, outlet(settings, via, on_wait=pause) as producer:
-        start, now = world.lived_until, datetime.now(UTC)
+    with stop, open_producer(settings, via, on_wait=pause) as producer:
+        start, now = world.simulated_until, datetime.now(UTC)
         if plan.drop_history:
             dropped = _drop_past(
                 _generate_past(people, start, now, plan.label_delay, lambda _: stop.raise_if_set()), settings, pause
             )
         elif plan.history_days:
-            past = _generate_past(people, start, now, plan.label_delay, keeper.lived_to)
+            past = _generate_past(people, start, now, plan.label_delay, keeper.advance_to)
             with show_progress(round(people.payments_per_day * ((now - start) / timedelta(days=1))), "history") as tick:
                 for message in order.messages(past):
                     stop.raise_if_set()
                     producer.send(message)
                     tick()
-        keeper.lived_to(now)
+        keeper.advance_to(now)
         with show_progress(None, "live") as tick:
             for message in mix_in_bad_messages(traffic.messages(), plan.bad, LIVE_BAD_EVERY, settings):
                 producer.send(message)
                 tick()
-                keeper.lived_to(datetime.now(UTC), timedelta(seconds=KEEP_SECONDS))
-        keeper.lived_to(datetime.now(UTC))
+                keeper.advance_to(datetime.now(UTC), timedelta(seconds=KEEP_SECONDS))
+        keeper.advance_to(datetime.now(UTC))
         stop.raise_if_set()
     return {
         "transactions": dropped + order.transactions + traffic.transactions,
@@ -334,15 +334,19 @@ def _drop_past(past: Iterator[pa.Table], settings: Settings, pause: Callable[[],
 
 
 def _generate_past(
-    people: Population, start: datetime, end: datetime, label_delay: timedelta, lived_to: Callable[[datetime], object]
+    people: Population,
+    start: datetime,
+    end: datetime,
+    label_delay: timedelta,
+    on_day_done: Callable[[datetime], object],
 ) -> Iterator[pa.Table]:
-    """Yields the payments of (start, end], one table per day, and calls `lived_to` after each day."""
+    """Yields the payments of (start, end], one table per day, and calls `on_day_done` after each day."""
     from fraud_assets.simulator.live import past_traffic
     from fraud_assets.simulator.world import days_between
 
     for first, last in days_between(start, end):
         yield past_traffic(people, first, last, label_delay)
-        lived_to(last)
+        on_day_done(last)
 
 
 def _choose_world(settings: Settings, plan: _LivePlan) -> tuple[World | None, World]:
@@ -355,13 +359,13 @@ def _choose_world(settings: Settings, plan: _LivePlan) -> tuple[World | None, Wo
         return known, World(plan.seed, plan.customers or LIVE_CUSTOMERS, start)
     # An empty lake lacks all traffic: it was removed, or the broker stopped before anything landed.
     is_all_missing = plan.history_days > 0 and lake_is_empty(settings)
-    return known, known.lived_to(start if is_all_missing else max(known.lived_until, start))
+    return known, known.advance_to(start if is_all_missing else max(known.simulated_until, start))
 
 
 def _print_traffic(
     settings: Settings, known: World | None, world: World, people: Population, traffic: LiveTraffic
 ) -> None:
-    from fraud_assets.simulator.rhythm import DAY
+    from fraud_assets.simulator.payment_times import DAY
     from fraud_assets.simulator.world import why_unusual, world_file
 
     own, rate = people.payments_per_day, traffic.rate_at(datetime.now(UTC))

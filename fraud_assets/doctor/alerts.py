@@ -1,4 +1,4 @@
-"""Whether the alerts of the newest days keep to what the analysts can review."""
+"""Checks that the alerts of the newest days stay within the alert budget."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fraud_assets.settings import Settings
 
 
 def check_alerts(settings: Settings) -> list[Finding]:
-    """The busiest of the newest days with predictions, beside the budget of alerts per day."""
+    """Compares the busiest of the newest days that have predictions with the alert budget per day."""
     from fraud_assets.stages.alert_days import COUNTED_DAYS, REMEDY, describe_busy_day, find_busiest_day
 
     try:

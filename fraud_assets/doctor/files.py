@@ -1,4 +1,4 @@
-"""The drop folder: entries that cannot be landed, and files that failed."""
+"""Checks the drop folder: entries that cannot land, files that wait, and files that failed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SHOWN = 3
 
 
 def check_files(settings: Settings) -> list[Finding]:
-    """Folders in the drop folder, files that have waited there for an hour, and files in `failed/`."""
+    """Looks for folders in the drop folder, files that have waited there for an hour, and files in `failed/`."""
     late = settings.model_copy(update={"file_quiet_seconds": max(_LATE_SECONDS, settings.file_quiet_seconds)})
     name = "drop folder"
     try:
@@ -26,20 +26,21 @@ def check_files(settings: Settings) -> list[Finding]:
         return [fail(name, f"{settings.incoming} cannot be read: {error.strerror or error}", fix)]
     found = [warn(name, *folder_remedy(folder).split(". ", 1)) for folder in folders[:_SHOWN]]
     if waiting:
-        text = f"{_files(waiting, 'has', 'have')} waited for an hour or longer: {name_of(waiting[0])}{_more(waiting)}"
-        fix = f"Start `fraud-assets land`; if it runs, it says why it leaves them in {settings.incoming}."
+        first = f"{name_of(waiting[0])}{_and_more(waiting)}"
+        text = f"{_count_files(waiting, 'has', 'have')} waited for an hour or longer: {first}"
+        fix = f"Start `fraud-assets land`. If it runs, its log names the reason for each file in {settings.incoming}."
         found.append(warn(name, text, fix))
     if failed:
         newest = max(failed, key=lambda path: path.lstat().st_mtime)
-        text = f"{_files(failed, 'failed', 'failed')}, the last is {name_of(newest).removesuffix(REASON)}"
-        fix = f"Read the reasons in {settings.failed}, drop corrected files, and remove the old ones from there."
+        text = f"{_count_files(failed, 'failed', 'failed')}, the last is {name_of(newest).removesuffix(REASON)}"
+        fix = f"Read the reasons in {settings.failed}, drop corrected files, and remove the failed ones from there."
         found.append(warn(name, text, fix))
     return found or [ok(name, f"{settings.incoming}, no file failed and none is stuck")]
 
 
-def _files(paths: list[Path], one: str, many: str) -> str:
+def _count_files(paths: list[Path], one: str, many: str) -> str:
     return f"1 file {one}" if len(paths) == 1 else f"{len(paths):,} files {many}"
 
 
-def _more(paths: list[Path]) -> str:
+def _and_more(paths: list[Path]) -> str:
     return f" and {len(paths) - 1:,} more" if len(paths) > 1 else ""

@@ -1,4 +1,4 @@
-"""What a check found: one line, and the fix where one is needed."""
+"""Defines the findings that checks report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ State = Literal["OK", "WARN", "FAIL", "SKIP"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. `SKIP`: it could not be checked, because of what another line says."""
+    """One line of the report.
+
+    Attributes:
+        name: of the part of the platform.
+        state: OK, WARN, FAIL, or SKIP if another finding is the reason why the part could not be checked.
+        text: the finding.
+        fix: what the user should do; empty for OK and SKIP.
+    """
 
     name: str
     state: State
@@ -18,33 +25,35 @@ class Finding:
     fix: str = ""
 
     def as_json(self) -> dict[str, str]:
-        """As JSON values."""
+        """Returns the fields as JSON values."""
         return asdict(self)
 
 
 def ok(name: str, text: str) -> Finding:
-    """All is well."""
+    """Reports that the part works."""
     return Finding(name, "OK", text)
 
 
 def warn(name: str, text: str, fix: str) -> Finding:
-    """It works, but somebody should know."""
+    """Reports that the part works but needs attention."""
     return Finding(name, "WARN", text, fix)
 
 
 def fail(name: str, text: str, fix: str) -> Finding:
-    """It does not work."""
+    """Reports that the part does not work."""
     return Finding(name, "FAIL", text, fix)
 
 
 def skip(name: str, text: str) -> Finding:
-    """It could not be checked."""
+    """Reports that the part could not be checked."""
     return Finding(name, "SKIP", text)
 
 
-def refused(name: str, error: Exception) -> Finding:
-    """A failure that has its own sentence, the fix in its last part."""
+def fail_from_error(name: str, error: Exception) -> Finding:
+    """Reports an error of the platform, whose message is a sentence that states the problem and then the fix."""
     text, dot, fix = str(error).partition(". ")
     return fail(
-        name, text + dot.strip() if fix else text, fix or "Correct what it names; the README lists the settings."
+        name,
+        text + dot.strip() if fix else text,
+        fix or "Correct the setting or file that it names. The README lists the settings.",
     )

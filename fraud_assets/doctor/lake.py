@@ -1,4 +1,4 @@
-"""Lake, books, quarantine and model registry."""
+"""Checks the lake, its reconciliation, quarantine and the model registry."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fraud_assets.core.schema import (
     quarantined_transactions,
     raw_transactions,
 )
-from fraud_assets.doctor.finding import Finding, fail, ok, refused, skip, warn
+from fraud_assets.doctor.finding import Finding, fail, fail_from_error, ok, skip, warn
 from fraud_assets.errors import DamagedFileError, FraudAssetsError, NoChampionError
 from fraud_assets.lake.location import TableLocation
 from fraud_assets.lake.log import add_actions, row_count
@@ -33,7 +33,7 @@ _MANY_SMALL_FILES = 2_000
 _MANY_QUARANTINED = 0.05
 _CONNECT_SECONDS = 3.0
 _FOOTERS = 20
-"""Data files of each table whose footers are read: the newest, as what a power cut takes is new."""
+"""Number of the newest data files of each table whose footers are read. A power cut damages only new files."""
 _FOOTER_SECONDS = 3.0
 _MAINTENANCE = (
     "Run `dagster asset materialize -m fraud_assets.definitions --select lake_maintenance`, or wait for its schedule."
@@ -41,18 +41,18 @@ _MAINTENANCE = (
 
 
 def check_lake(settings: Settings) -> list[Finding]:
-    """Whether the tables can be reached and written, their versions, and whether maintenance keeps up."""
+    """Checks that the tables can be reached and written, and that maintenance keeps up; lists their versions."""
     try:
         lake = Lake.of(settings)
         handles = {table.name: lake.open(table) for table in TABLES if lake.exists(table)}
     except FraudAssetsError as error:
-        return [refused("lake", error)]
+        return [fail_from_error("lake", error)]
     folder = Path(lake.root.removeprefix("file://"))
     if "://" not in str(folder):
-        there = next(path for path in (folder, *folder.parents) if path.exists())
-        if not os.access(there, os.W_OK):
-            fix = "Correct its owner and mount, or point FRAUD_LAKE_URI (or FRAUD_HOME) elsewhere."
-            return [fail("lake", f"{there} cannot be written", fix)]
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        if not os.access(existing, os.W_OK):
+            fix = "Correct its owner and mount, or set FRAUD_LAKE_URI (or FRAUD_HOME) to another folder."
+            return [fail("lake", f"{existing} cannot be written", fix)]
     if not handles:
         return [ok("lake", f"{lake.root}, no tables yet")]
     versions = ", ".join(f"{name} v{handle.version()}" for name, handle in handles.items())
@@ -67,63 +67,64 @@ def check_lake(settings: Settings) -> list[Finding]:
     if worst and small[worst] > _MANY_SMALL_FILES:
         found.append(warn("maintenance", f"{worst} has {small[worst]:,} small files", _MAINTENANCE))
     else:
-        found.append(ok("maintenance", f"at most {small.get(worst, 0):,} small files a table"))
-    return [*found, _data_files(lake, handles)]
+        found.append(ok("maintenance", f"at most {small.get(worst, 0):,} small files per table"))
+    return [*found, _check_data_files(lake, handles)]
 
 
-def _data_files(lake: Lake, handles: Mapping[str, DeltaTable]) -> Finding:
-    """Whether the live data files are there and can be read."""
+def _check_data_files(lake: Lake, handles: Mapping[str, DeltaTable]) -> Finding:
+    """Checks that the data files of the current versions exist and can be read."""
     from fraud_assets.lake.damage import examine_data_files
 
     files = footers = 0
     deadline = time.monotonic() + _FOOTER_SECONDS
     for name, handle in handles.items():
-        place = TableLocation(f"{lake.root.rstrip('/')}/{name}", dict(lake.storage_options))
+        location = TableLocation(f"{lake.root.rstrip('/')}/{name}", dict(lake.storage_options))
         try:
-            examined = examine_data_files(place, handle, _FOOTERS, deadline - time.monotonic())
+            examined = examine_data_files(location, handle, _FOOTERS, deadline - time.monotonic())
         except OSError as error:
-            return refused("data files", table_error(place.uri, error))
+            return fail_from_error("data files", table_error(location.uri, error))
         if examined.damage is not None:
-            return refused("data files", DamagedFileError(examined.damage))
+            return fail_from_error("data files", DamagedFileError(examined.damage))
         files, footers = files + examined.files, footers + examined.footers
-    text = f"{files:,} have the size that the log says; the Parquet footers of the newest {footers:,} can be read"
+    text = f"{files:,} have the size that the log records; the Parquet footers of the newest {footers:,} can be read"
     return ok("data files", text)
 
 
 def check_reconciliation(settings: Settings) -> list[Finding]:
-    """Whether every landed message is in exactly one of features and quarantine or waits, and what waits."""
-    from fraud_assets.operations.reconciliation import compared_from, pin_versions, totals
+    """Checks that every landed message is in exactly one of features and quarantine, or waits for its features."""
+    from fraud_assets.operations.reconciliation import count_totals, find_first_counted_day, pin_versions
 
     try:
         handles = pin_versions(Lake.of(settings))
         if raw_transactions.name not in handles:
             return [skip("reconciliation", f"there is no table {raw_transactions.name} yet")]
-        counts, since = totals(handles, settings), compared_from(handles)
+        counts, since = count_totals(handles, settings), find_first_counted_day(handles)
     except FraudAssetsError as error:
         return [skip("reconciliation", f"the lake cannot be read: {error}")]
-    taken = counts["features"] + counts["quarantined"] + counts["duplicates"]
-    fix = "Run a cut-off `fraud-assets erase` again; if it is not that, rows are missing: see docs/restore.md."
+    processed = counts["features"] + counts["quarantined"] + counts["duplicates"]
+    fix = "If `fraud-assets erase` was interrupted, run it again. If not, rows are missing: see docs/restore.md."
     text = (
         f"{counts['landed']:,} landed{f' since {since}' if since else ''} = {counts['features']:,} features + "
         f"{counts['quarantined']:,} quarantined + {counts['duplicates']:,} duplicates + {counts['waiting']:,} waiting"
     )
     found = [ok("reconciliation", text)]
-    if counts["landed"] != taken + counts["waiting"]:
-        text = f"{counts['landed']:,} landed, but {taken:,} taken and {counts['waiting']:,} waiting"
+    if counts["landed"] != processed + counts["waiting"]:
+        text = f"{counts['landed']:,} landed, but {processed:,} processed and {counts['waiting']:,} waiting"
         found = [fail("reconciliation", text, fix)]
     scored, unscored = counts["scored"], counts["unscored"]
     if counts["features"] != scored + unscored:
-        text = f"{counts['features']:,} features, but {scored:,} scored and {unscored:,} waiting for their score"
+        text = f"{counts['features']:,} features, but {scored:,} scored and {unscored:,} waiting for a score"
         found.append(fail("predictions", text, fix))
     elif unscored:
-        fix = "Dagster's daemon scores them by itself; without it materialize fraud_predictions."
-        found.append(warn("predictions", f"{unscored:,} features wait for their score", fix))
+        fix = "Dagster's daemon scores them. If it does not run, materialize fraud_predictions."
+        found.append(warn("predictions", f"{unscored:,} features wait for a score", fix))
     return found
 
 
 def check_quarantine(settings: Settings) -> list[Finding]:
-    """Open messages in quarantine, their share of what landed, and retries that were cut off."""
-    from fraud_assets.operations.quarantine import DUPLICATE, Selection, count_reasons, count_waiting_retries
+    """Compares the open messages in quarantine with the landed ones, and looks for interrupted retries."""
+    from fraud_assets.operations.quarantine import DUPLICATE, Selection, count_reasons
+    from fraud_assets.operations.retries import count_waiting_retries
 
     try:
         lake = Lake.of(settings)
@@ -139,18 +140,19 @@ def check_quarantine(settings: Settings) -> list[Finding]:
     share = total / landed if landed else 0.0
     most = f", most of them {max(counts, key=lambda reason: counts[reason])}" if counts else ""
     others = f"{duplicates:,} repeated ids, {tombstones:,} tombstones"
-    text = f"{total:,} open messages ({share:.2%} of what landed){most}; {others}"
+    text = f"{total:,} open messages ({share:.2%} of the landed){most}; {others}"
     found = [ok("quarantine", text)]
     if share > _MANY_QUARANTINED:
-        found = [warn("quarantine", text, "See `fraud-assets quarantine list`, and after a fix `quarantine retry`.")]
+        fix = "Run `fraud-assets quarantine list`, fix the cause, then run `fraud-assets quarantine retry`."
+        found = [warn("quarantine", text, fix)]
     if waiting:
-        fix = "Run `fraud-assets quarantine retry` again; maintenance does by itself."
-        found.append(warn("quarantine", f"{waiting:,} messages of a retry that was cut off wait", fix))
+        fix = "Run `fraud-assets quarantine retry` again, or wait for maintenance, which lands them too."
+        found.append(warn("quarantine", f"{waiting:,} messages of an interrupted retry wait", fix))
     return found
 
 
 def check_registry(settings: Settings) -> list[Finding]:
-    """The model registry, its champion, and whether that fits the features of this version."""
+    """Checks that the model registry can be reached and has a champion that fits the features of this version."""
     from fraud_assets.errors import LostRegistryError
     from fraud_assets.registry.champion import load_champion
     from fraud_assets.registry.home import other_homes, sqlite_path
@@ -159,25 +161,25 @@ def check_registry(settings: Settings) -> list[Finding]:
     if address.scheme in ("http", "https"):
         port = address.port or (443 if address.scheme == "https" else 80)
         try:
-            # MLflow's client would try for minutes.
+            # MLflow's client would retry for minutes.
             socket.create_connection((address.hostname or "", port), timeout=_CONNECT_SECONDS).close()
         except OSError as error:
-            text = f"nothing answers at {address.hostname}:{port} ({error.strerror or error})"
+            text = f"no server answers at {address.hostname}:{port} ({error.strerror or error})"
             return [fail("registry", text, "Start the MLflow server, or correct MLFLOW_TRACKING_URI.")]
     path = sqlite_path(settings.mlflow_uri)
     try:
         current = load_champion(Lake.of(settings), settings)
         others = other_homes(settings)
     except LostRegistryError as error:
-        return [refused("registry", error)]
+        return [fail_from_error("registry", error)]
     except NoChampionError as error:
         if path is not None and not path.exists():
-            return [warn("registry", f"{path} does not exist yet", "It is made by the first training.")]
+            return [warn("registry", f"{path} does not exist yet", "The first training creates it.")]
         text, _, _ = str(error).partition(":")
-        fix = f"It is trained once the lake holds {settings.train_min_rows:,} transactions (FRAUD_TRAIN_MIN_ROWS)."
+        fix = f"Land at least {settings.train_min_rows:,} transactions (FRAUD_TRAIN_MIN_ROWS) for the first training."
         return [warn("registry", text, fix)]
     except FraudAssetsError as error:
-        return [refused("registry", error)]
+        return [fail_from_error("registry", error)]
     found = [
         ok(
             "registry",
@@ -186,7 +188,7 @@ def check_registry(settings: Settings) -> list[Finding]:
         )
     ]
     if others:
-        text = f"MLflow's database still names the files of another home: {', '.join(others)}"
-        fix = "Run `make setup`: it names this home's. Scoring reads this home's files already."
+        text = f"MLflow's database still points to the files of another home: {', '.join(others)}"
+        fix = "Run `make setup`, which changes them to this home. Scoring already reads this home's files."
         found.append(warn("registry", text, fix))
     return found

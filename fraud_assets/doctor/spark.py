@@ -1,10 +1,10 @@
-"""Apache Spark, where FRAUD_ENGINE names it: Java, a master that answers, and what it reads Kafka with."""
+"""Checks Apache Spark if FRAUD_ENGINE selects it: Java, the master, and the jars of the Kafka connector."""
 
 from __future__ import annotations
 
 from importlib.metadata import version
 
-from fraud_assets.doctor.finding import Finding, ok, refused, warn
+from fraud_assets.doctor.finding import Finding, fail_from_error, ok, warn
 from fraud_assets.errors import FraudAssetsError
 from fraud_assets.settings import Settings
 
@@ -12,7 +12,10 @@ _ANSWER_SECONDS = 4.0
 
 
 def check_spark(settings: Settings) -> list[Finding]:
-    """Nothing where Spark has no part; starts no session, so that workers are not asked for."""
+    """Checks Java, the master and the connector; reports nothing for another engine.
+
+    Starts no session, because a session would request workers.
+    """
     if settings.engine != "spark":
         return []
     from fraud_assets.engines.spark.session import connector_is_resolved, require_master
@@ -25,10 +28,10 @@ def check_spark(settings: Settings) -> list[Finding]:
     if not uses_external_broker(settings):
         return findings
     try:
-        is_there = connector_is_resolved(settings)
+        is_resolved = connector_is_resolved(settings)
     except FraudAssetsError as error:
-        return [*findings, refused("spark connector", error)]
-    if is_there:
-        return [*findings, ok("spark connector", "the jars with which Spark reads Kafka are there")]
-    fix = "Give it a minute, or name a folder of them by FRAUD_SPARK_JARS where Maven reaches no repository."
-    return [*findings, warn("spark connector", "the first landing on Spark has Maven fetch its jars", fix)]
+        return [*findings, fail_from_error("spark connector", error)]
+    if is_resolved:
+        return [*findings, ok("spark connector", "the jars with which Spark reads Kafka are installed")]
+    fix = "Allow it a minute. If Maven reaches no repository, set FRAUD_SPARK_JARS to a folder with the jars."
+    return [*findings, warn("spark connector", "the first landing on Spark downloads its jars with Maven", fix)]

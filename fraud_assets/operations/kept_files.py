@@ -1,4 +1,4 @@
-"""Dropped files that are kept after their landing: which hold a customer's rows, and those files without them."""
+"""Finds and removes a customer's rows in dropped files that are kept after they landed or failed."""
 
 from __future__ import annotations
 
@@ -25,10 +25,14 @@ _BATCH_ROWS = 50_000
 
 @dataclass(frozen=True)
 class FileRows:
-    """A kept file: `rows` of the customer, and lines that cannot be read but mention the id.
+    """The customer's rows in a kept file.
 
-    `by_lines` says that it was looked at line by line, `closed` that nobody can look into it, as into a damaged
-    Parquet file.
+    Attributes:
+        path: of the file.
+        rows: number of the customer's rows.
+        unreadable: number of lines that cannot be parsed but mention the id.
+        by_lines: the file was searched line by line instead of by column.
+        closed: the file cannot be searched, such as a damaged Parquet file.
     """
 
     path: Path
@@ -38,28 +42,35 @@ class FileRows:
     closed: bool = False
 
 
-def rows_in_files(settings: Settings, folder: Path, ids: Collection[str]) -> list[FileRows]:
-    """The files of a folder that hold the customer, mention the id, or cannot be looked into."""
-    found = [_look(path, settings, ids) for path in _files(folder)]
+def find_customer_files(settings: Settings, folder: Path, ids: Collection[str]) -> list[FileRows]:
+    """Returns the files of a folder that hold the customer, mention the id or cannot be searched."""
+    found = [_search(path, settings, ids) for path in _files(folder)]
     return [file for file in found if file.rows or file.unreadable or file.closed]
 
 
-def strip(file: FileRows, settings: Settings, ids: Collection[str], *, unreadable: bool) -> FileRows:
-    """Writes the file anew without the customer's rows, with `table_error` also without lines that mention the id.
+def remove_from_file(file: FileRows, settings: Settings, ids: Collection[str], *, unreadable: bool) -> FileRows:
+    """Rewrites a file without the customer's rows and replaces the old file in one step.
 
-    The new one takes the old one's place in one step. Gives what was removed.
+    Args:
+        file: a result of `find_customer_files`.
+        settings: of the contract, and of the DuckDB session that reads CSV.
+        ids: the forms in which the customer's id is stored.
+        unreadable: also remove lines that cannot be parsed but mention the id.
+
+    Returns:
+        The number of removed rows and lines.
 
     Raises:
-        LakeError: the folder cannot be written; the file is as it was.
+        LakeError: the file cannot be rewritten. It is unchanged.
     """
     part = file.path.with_name(f".{file.path.name}.erase.part")
     try:
-        removed = _without(file, part, settings, ids, unreadable=unreadable)
+        removed = _write_without(file, part, settings, ids, unreadable=unreadable)
         shutil.copystat(file.path, part)
         part.replace(file.path)
     except OSError as error:
         raise LakeError(
-            f"{printable(file.path)} cannot be written anew ({error.strerror or error}): check its folder and the free "
+            f"{printable(file.path)} cannot be rewritten ({error.strerror or error}). Check its folder and the free "
             "space there, then run the command again."
         ) from error
     finally:
@@ -74,53 +85,55 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _may_hold_rows(path: Path) -> bool:
-    """Whether it is a file; one behind a closed folder may be one. A link that leads nowhere holds nothing."""
+    """Whether the path is a file, or may be one in a folder that cannot be opened. A broken link holds no rows."""
     try:
         return path.is_file()
     except OSError:
         return True
 
 
-def _look(path: Path, settings: Settings, ids: Collection[str]) -> FileRows:
+def _search(path: Path, settings: Settings, ids: Collection[str]) -> FileRows:
     try:
-        return _looked_into(path, settings, ids)
+        return _count_rows(path, settings, ids)
     except FileNotFoundError:
         return FileRows(path)
     except OSError:
         return FileRows(path, closed=True)
 
 
-def _looked_into(path: Path, settings: Settings, ids: Collection[str]) -> FileRows:
+def _count_rows(path: Path, settings: Settings, ids: Collection[str]) -> FileRows:
     suffix = path.suffix.lower()
-    with suppress(*_unusable()):
+    with suppress(*_format_errors()):
         if suffix == ".parquet":
             return FileRows(path, sum(_is_customers(batch, settings, ids).true_count for batch in _batches(path)))
         if suffix == ".csv":
-            return FileRows(path, _csv_rows(path, settings, ids))
+            return FileRows(path, _count_csv_rows(path, settings, ids))
     if suffix == ".parquet":
         return FileRows(path, closed=True)
     rows = unreadable = 0
-    for _, kind in _lines(path, settings, ids):
+    for _, kind in _classify_lines(path, settings, ids):
         rows += kind == "customer"
         unreadable += kind == "mention"
     return FileRows(path, rows, unreadable, by_lines=True)
 
 
-def _without(file: FileRows, part: Path, settings: Settings, ids: Collection[str], *, unreadable: bool) -> FileRows:
+def _write_without(
+    file: FileRows, part: Path, settings: Settings, ids: Collection[str], *, unreadable: bool
+) -> FileRows:
     path = file.path
     if not file.by_lines and path.suffix.lower() == ".parquet":
-        return FileRows(path, _parquet_without(path, part, settings, ids))
+        return FileRows(path, _write_parquet_without(path, part, settings, ids))
     if not file.by_lines:
         csv = csv_file(path)
-        others = f"select * from {csv.scan} where not ({_csv_match(csv, settings)})"
+        others = f"select * from {csv.scan} where not ({_csv_condition(csv, settings)})"
         with connect(settings) as connection:
             values = {**csv.params, "part": str(part), "ids": list(ids)}
-            # In quotes NULL and the like stay text, and a missing value stays empty.
+            # With all values in quotes, a text such as NULL stays text and a missing value stays empty.
             connection.execute(f"copy ({others}) to $part (header, format csv, force_quote *)", values)
         return file
     rows = mentioned = 0
     with part.open("wb") as output:
-        for line, kind in _lines(path, settings, ids):
+        for line, kind in _classify_lines(path, settings, ids):
             if kind == "customer":
                 rows += 1
             elif kind == "mention" and unreadable:
@@ -130,26 +143,27 @@ def _without(file: FileRows, part: Path, settings: Settings, ids: Collection[str
     return FileRows(path, rows, mentioned, by_lines=True)
 
 
-def _unusable() -> tuple[type[BaseException], ...]:
-    """What readers raise for a file that is not what its suffix says."""
+def _format_errors() -> tuple[type[BaseException], ...]:
+    """Returns the exceptions that readers raise for a file that does not have the format of its suffix."""
     import duckdb
 
     return (duckdb.Error, pa.ArrowException, ValueError, LookupError, LakeError)
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Lines: JSON lines, and whatever else can only be looked at line by line.
+# Lines: JSON lines, and any other file that can only be searched line by line.
 
 
-def _lines(path: Path, settings: Settings, ids: Collection[str]) -> Iterator[tuple[bytes, str]]:
+def _classify_lines(path: Path, settings: Settings, ids: Collection[str]) -> Iterator[tuple[bytes, str]]:
+    """Yields each line with "customer" if it is the customer's, "mention" if it only mentions the id, else ""."""
     names = {settings.contract.payload_field("customer_id"), "customer_id"}
     mention = mention_of(ids)
-    # An id may be written with escapes.
-    quick = [name.encode() for name in ids] + [b"\\"]
+    # The id may be written with escaped characters, so a line with a backslash is parsed too.
+    needles = [name.encode() for name in ids] + [b"\\"]
     with path.open("rb") as file:
         for line in file:
             kind = ""
-            if any(part in line for part in quick):
+            if any(needle in line for needle in needles):
                 found = ids_in(line, names)
                 if found is not None:
                     kind = "customer" if found & set(ids) else ""
@@ -163,7 +177,7 @@ def _lines(path: Path, settings: Settings, ids: Collection[str]) -> Iterator[tup
 
 
 def _customer_column(columns: Collection[str], settings: Settings) -> str:
-    """The column that lands as customer_id. Raises `LookupError` where there is none."""
+    """Returns the name of the column that lands as customer_id. Raises `LookupError` if there is none."""
     for wanted in (settings.contract.payload_field("customer_id"), "customer_id"):
         for match in (str.__eq__, lambda column, name: column.lower() == name.lower()):
             for column in columns:
@@ -172,15 +186,15 @@ def _customer_column(columns: Collection[str], settings: Settings) -> str:
     raise LookupError("no column customer_id")
 
 
-def _csv_match(csv: CsvFile, settings: Settings) -> str:
+def _csv_condition(csv: CsvFile, settings: Settings) -> str:
     quoted = _customer_column(csv.columns, settings).replace('"', '""')
     return f"""coalesce(list_contains($ids, "{quoted}"), false)"""
 
 
-def _csv_rows(path: Path, settings: Settings, ids: Collection[str]) -> int:
+def _count_csv_rows(path: Path, settings: Settings, ids: Collection[str]) -> int:
     csv = csv_file(path)
     with connect(settings) as connection:
-        query = f"select count(*) from {csv.scan} where {_csv_match(csv, settings)}"
+        query = f"select count(*) from {csv.scan} where {_csv_condition(csv, settings)}"
         return connection.execute(query, {**csv.params, "ids": list(ids)}).fetchall()[0][0]
 
 
@@ -189,8 +203,8 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
         yield from file.iter_batches(_BATCH_ROWS, use_threads=False)
 
 
-def _customers(batch: pa.RecordBatch, settings: Settings) -> pa.Array:
-    """The column that lands as customer_id, also where it is within others. Raises `LookupError` without one."""
+def _customer_values(batch: pa.RecordBatch, settings: Settings) -> pa.Array:
+    """Returns the values that land as customer_id, also if they are nested. Raises `LookupError` if there are none."""
     path = settings.contract.payload_field("customer_id")
     if path in paths_within(batch.schema):
         return column_at(batch, path)
@@ -198,32 +212,34 @@ def _customers(batch: pa.RecordBatch, settings: Settings) -> pa.Array:
 
 
 def _is_customers(batch: pa.RecordBatch, settings: Settings, ids: Collection[str]) -> pa.BooleanArray:
-    column = _customers(batch, settings)
+    """Returns for each row whether it is the customer's (bool, no nulls)."""
+    column = _customer_values(batch, settings)
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if pa.types.is_floating(column.type):
-        # As pandas writes integers beside missing values.
+        # pandas stores integers as floats if some values are missing.
         column = pc.if_else(pc.equal(column, pc.floor(column)), column, None).cast(pa.int64(), safe=False)
     texts = text_column(column) if is_bytes(column.type) else column.cast(pa.string())
     return pc.fill_null(pc.is_in(texts, pa.array(sorted(ids), pa.string())), False)
 
 
-def _parquet_without(path: Path, part: Path, settings: Settings, ids: Collection[str]) -> int:
+def _write_parquet_without(path: Path, part: Path, settings: Settings, ids: Collection[str]) -> int:
+    """Writes the file without the customer's rows to `part`; returns the number of the customer's rows."""
     import pyarrow.parquet
 
     removed = 0
     with open_parquet(path) as file:
-        schema = _filterable(file.schema_arrow)
+        schema = _without_views(file.schema_arrow)
         with pyarrow.parquet.ParquetWriter(part, schema) as writer:
             for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
-                mine = _is_customers(batch, settings, ids)
-                removed += mine.true_count
-                writer.write_batch(batch.cast(schema).filter(pc.invert(mine)))
+                matching = _is_customers(batch, settings, ids)
+                removed += matching.true_count
+                writer.write_batch(batch.cast(schema).filter(pc.invert(matching)))
     return removed
 
 
-def _filterable(schema: pa.Schema) -> pa.Schema:
-    """The schema without views, which Arrow does not filter; in Parquet they are the same."""
+def _without_views(schema: pa.Schema) -> pa.Schema:
+    """Replaces view types, which Arrow cannot filter, by the plain types that have the same Parquet form."""
     plain = {pa.binary_view(): pa.binary(), pa.string_view(): pa.string()}
     fields = [field.with_type(plain.get(field.type, field.type)) for field in schema]
     return pa.schema(fields, schema.metadata)

@@ -1,4 +1,4 @@
-"""Maintains the tables: applies retention, compacts, writes checkpoints and vacuums. It adds no rows."""
+"""Maintains the tables: applies retention, compacts files, writes checkpoints and vacuums. Adds no rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from fraud_assets.core.schema import TABLES, Table
 from fraud_assets.lake.append import WRITER
 from fraud_assets.lake.tables import Lake, table_error
-from fraud_assets.operations.retention import Retired, delete_old_rows, oldest_waiting
+from fraud_assets.operations.retention import NO_ROWS_RETIRED, RetiredRows, delete_old_rows, find_oldest_waiting_day
 from fraud_assets.settings import Settings
 
 _LOG_RETENTION = "delta.logRetentionDuration"
@@ -20,7 +20,17 @@ _LOG_RETENTION = "delta.logRetentionDuration"
 
 @dataclass(frozen=True)
 class MaintenanceReport:
-    """What maintenance did to one table; `rows_retired` and `days_retired` are what FRAUD_RETENTION_DAYS took away."""
+    """What maintenance did to one table.
+
+    Attributes:
+        version: of the table after maintenance.
+        files_before: data files of the version before.
+        files_after: data files of the version after.
+        files_removed: files on disk that the vacuum removed.
+        seconds: that compaction, log clean-up and vacuum took.
+        rows_retired: rows that FRAUD_RETENTION_DAYS removed.
+        days_retired: partition days that FRAUD_RETENTION_DAYS removed.
+    """
 
     version: int
     files_before: int
@@ -31,15 +41,22 @@ class MaintenanceReport:
     days_retired: int = 0
 
     def metadata(self) -> dict[str, int | float]:
-        """Plain numbers, for plots in the web UI."""
+        """Returns the report as plain numbers, which the web UI plots."""
         return {key: round(value, 3) for key, value in asdict(self).items()}
 
 
-def maintain_table(lake: Lake, table: Table, settings: Settings, retired: Retired = Retired()) -> MaintenanceReport:  # noqa: B008
-    """Compact small files, shorten the log, remove files older than FRAUD_VACUUM_HOURS that no version uses.
+def maintain_table(
+    lake: Lake, table: Table, settings: Settings, retired: RetiredRows = NO_ROWS_RETIRED
+) -> MaintenanceReport:
+    """Compacts small files, shortens the log, and removes unused files that are older than FRAUD_VACUUM_HOURS.
 
-    Stored positions survive it, and readers that take new rows by position see nothing new. `retired` is what
-    retention did to the table before, for the report.
+    Committed positions stay, and readers that read new rows by position see nothing new.
+
+    Args:
+        lake: of the table.
+        table: to maintain; it exists.
+        settings: of sizes and ages.
+        retired: what retention removed from the table before, for the report.
 
     Raises:
         LakeError: the table cannot be written.
@@ -51,7 +68,7 @@ def maintain_table(lake: Lake, table: Table, settings: Settings, retired: Retire
         try:
             handle.optimize.compact(target_size=settings.compact_target_bytes, writer_properties=WRITER)
         except CommitFailedError:
-            # A recomputation rewrote the same files meanwhile: they are compacted the next time.
+            # A recomputation rewrote the same files meanwhile. The next maintenance compacts them.
             handle = lake.open(table)
         _shorten_log(handle, settings)
         removed = handle.vacuum(
@@ -72,21 +89,33 @@ def maintain_table(lake: Lake, table: Table, settings: Settings, retired: Retire
 
 
 def _shorten_log(handle: DeltaTable, settings: Settings) -> None:
-    """Removes log entries older than FRAUD_LOG_HOURS that lie before the last checkpoint, then writes a new one.
+    """Removes log entries before the last checkpoint that are older than FRAUD_LOG_HOURS, then writes a checkpoint.
 
-    In this order, because who opened the table just before the new checkpoint still reads the entries before it.
+    The order matters: a reader that opened the table just before the new checkpoint still reads the entries before it.
     """
-    kept = {_LOG_RETENTION: f"interval {settings.log_hours} hours"}
-    if handle.metadata().configuration.get(_LOG_RETENTION) != kept[_LOG_RETENTION]:
-        handle.alter.set_table_properties(kept)
+    retention = {_LOG_RETENTION: f"interval {settings.log_hours} hours"}
+    if handle.metadata().configuration.get(_LOG_RETENTION) != retention[_LOG_RETENTION]:
+        handle.alter.set_table_properties(retention)
     handle.cleanup_metadata()
     handle.create_checkpoint()
 
 
 def maintain_lake(lake: Lake, settings: Settings, today: date | None = None) -> dict[str, MaintenanceReport]:
-    """Maintains every table that exists; gives a report by table name. Ages are counted from `today` (default: UTC)."""
+    """Maintains every table that exists.
+
+    Args:
+        lake: to maintain.
+        settings: of sizes, ages and retention.
+        today: the day from which ages are counted; the default is the current day in UTC.
+
+    Returns:
+        A report for each table, by name.
+
+    Raises:
+        LakeError: a table cannot be read or written.
+    """
     today = today or datetime.now(UTC).date()
-    waiting = oldest_waiting(lake, settings) if settings.retention_days else None
+    waiting = find_oldest_waiting_day(lake, settings) if settings.retention_days else None
     return {
         table.name: maintain_table(lake, table, settings, delete_old_rows(lake, table, settings, today, waiting))
         for table in TABLES

@@ -1,4 +1,4 @@
-"""The books: every landed message is in exactly one of features and quarantine."""
+"""Reconciles the tables: every landed message is in exactly one of features and quarantine, or waits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from fraud_assets.lake.log import add_actions
 from fraud_assets.lake.positions import NOTHING, Positions, SourcePartition, committed_offset
 from fraud_assets.lake.scan import register_view
 from fraud_assets.lake.tables import Lake, read
-from fraud_assets.operations.retention import retained_from
+from fraud_assets.operations.quarantine import DUPLICATE, LABEL_PREFIX
+from fraud_assets.operations.retention import read_retained_from
 from fraud_assets.settings import Settings
 
 _DOWNSTREAM_FIRST = (
@@ -34,71 +35,86 @@ _DOWNSTREAM_FIRST = (
     raw_transactions,
     fraud_labels,
 )
-"""The order in which the books pin versions, so that each table holds all that the one before it was made from.
+"""The order in which versions are pinned. Each table then contains all rows that the table before it was made from.
 
-A batch of features is two commits, quarantine first. Quarantine is pinned after features and may be ahead of it; what
-lies beyond the positions of features still counts as waiting.
+A batch of features is two commits, quarantine first. Quarantine is pinned after features and may be ahead of it. Its
+rows beyond the positions of features count as waiting.
 """
 
 Handles = Mapping[str, DeltaTable]
 
 
 def pin_versions(lake: Lake) -> Handles:
-    """One version of every counted table that exists, by name, such that the books balance. Raises `LakeError`."""
+    """Pins one version of every counted table that exists, so that the totals balance.
+
+    Returns:
+        The pinned versions, by table name.
+
+    Raises:
+        LakeError: a table cannot be read.
+    """
     found = {table.name: lake.find(table) for table in _DOWNSTREAM_FIRST}
     return {name: handle for name, handle in found.items() if handle is not None}
 
 
-def compared_from(handles: Handles) -> date | None:
-    """First day of ingest that the books count: from then on retention has removed nothing. None: all are counted."""
-    floors = [retained_from(handle) for handle in handles.values()]
+def find_first_counted_day(handles: Handles) -> date | None:
+    """Returns the first day of ingest from which on retention has removed nothing; None if all days are counted."""
+    floors = [read_retained_from(handle) for handle in handles.values()]
     return max((floor for floor in floors if floor is not None), default=None)
 
 
 def reconcile(lake: Lake, settings: Settings) -> dict[str, int]:
-    """`totals` of the versions of now. Raises `LakeError`."""
-    return totals(pin_versions(lake), settings)
+    """Counts the totals of the current versions; see `count_totals`.
+
+    Raises:
+        LakeError: a table cannot be read.
+    """
+    return count_totals(pin_versions(lake), settings)
 
 
-def totals(handles: Handles, settings: Settings) -> dict[str, int]:
-    """Rows of each table, and what waits, all from one set of pinned versions.
+def count_totals(handles: Handles, settings: Settings) -> dict[str, int]:
+    """Counts the rows of each table, and the rows that wait, in one set of pinned versions.
 
     `landed` = `features` + `quarantined` + `duplicates` + `waiting`, and `features` = `scored` + `unscored`, whatever
-    other processes commit meanwhile. Where retention removed rows, only messages ingested from `compared_from` on are
-    counted. Counts come from file statistics, those of quarantine from its reasons (bad labels are counted apart).
+    other processes commit meanwhile. If retention removed rows, only messages that were ingested on or after the first
+    counted day are counted. Counts come from file statistics, except those of quarantine, which come from its reasons.
+    Bad labels are counted separately.
 
     Args:
-        handles: what `pinned` gave.
-        settings: of the session that counts.
+        handles: result of `pin_versions`.
+        settings: of the DuckDB session that counts.
+
+    Returns:
+        The number of rows, by name.
 
     Raises:
         LakeError: a file cannot be read.
     """
-    since = compared_from(handles)
-    reasons = _reasons(handles, since, settings)
-    labels = sum(count for reason, count in reasons.items() if reason.startswith("label_"))
-    duplicates = reasons.get("duplicate", 0)
+    since = find_first_counted_day(handles)
+    reasons = _count_reasons(handles, since, settings)
+    labels = sum(count for reason, count in reasons.items() if reason.startswith(LABEL_PREFIX))
+    duplicates = reasons.get(DUPLICATE, 0)
     return {
-        "landed": _rows(handles, raw_transactions, since, settings),
-        "features": _rows(handles, transaction_features, since, settings),
+        "landed": _count_rows(handles, raw_transactions, since, settings),
+        "features": _count_rows(handles, transaction_features, since, settings),
         "quarantined": sum(reasons.values()) - duplicates - labels,
         "duplicates": duplicates,
-        "waiting": _beyond(handles, raw_transactions, transaction_features, settings),
-        # Some of `quarantined`, and no bad data.
+        "waiting": _count_pending(handles, raw_transactions, transaction_features, settings),
+        # Tombstones are part of `quarantined` but are not bad data.
         "tombstones": reasons.get("tombstone", 0),
-        "labels": _rows(handles, fraud_labels, since, settings),
+        "labels": _count_rows(handles, fraud_labels, since, settings),
         "quarantined_labels": labels,
-        "scored": _rows(handles, fraud_predictions, since, settings),
-        "unscored": _beyond(handles, transaction_features, fraud_predictions, settings),
+        "scored": _count_rows(handles, fraud_predictions, since, settings),
+        "unscored": _count_pending(handles, transaction_features, fraud_predictions, settings),
     }
 
 
-def _reasons(handles: Handles, since: date | None, settings: Settings) -> dict[str, int]:
-    """Rows of quarantine by reason: labels, and of the transactions those that features has taken too."""
+def _count_reasons(handles: Handles, since: date | None, settings: Settings) -> dict[str, int]:
+    """Counts the rows of quarantine by reason: all labels, and the transactions up to the positions of features."""
     quarantine = handles.get(quarantined_transactions.name)
     if quarantine is None:
         return {}
-    taken = handles.get(transaction_features.name)
+    features = handles.get(transaction_features.name)
     with connect(settings) as connection:
         register_view(connection, "quarantine", quarantine)
         recent = f"where {_since(since)}" if since else ""
@@ -110,53 +126,63 @@ def _reasons(handles: Handles, since: date | None, settings: Settings) -> dict[s
         reached: dict[SourcePartition, int] = {}
         for topic, topic_id, partition, reason, count, last in counted:
             reasons[reason] = reasons.get(reason, 0) + count
-            if not reason.startswith("label_"):
-                stream = SourcePartition(topic, topic_id, partition)
-                reached[stream] = max(last, reached.get(stream, NOTHING))
-        ahead = _ahead(reached, taken)
+            if not reason.startswith(LABEL_PREFIX):
+                source = SourcePartition(topic, topic_id, partition)
+                reached[source] = max(last, reached.get(source, NOTHING))
+        ahead = _find_ahead(reached, features)
         if not ahead:
             return reasons
-        # A batch is between its two commits.
-        connection.register("ahead", _positions(ahead))
+        # A batch is between its two commits: quarantine contains its rows, features does not yet.
+        connection.register("ahead", _positions_table(ahead))
         waiting = connection.sql(
             f"""select reason, count(*) from (select * from quarantine {recent}) q join ahead
             on q.topic = ahead.topic and q.topic_id = ahead.topic_id and q."partition" = ahead."partition"
-            where q."offset" > ahead."offset" and not starts_with(reason, 'label_') group by 1"""
+            where q."offset" > ahead."offset" and not starts_with(reason, '{LABEL_PREFIX}') group by 1"""
         ).fetchall()
     for reason, count in waiting:
         reasons[reason] -= count
     return reasons
 
 
-def _ahead(reached: Positions, taken: DeltaTable | None) -> dict[SourcePartition, int]:
-    """Positions that `taken` has stored, of the streams of which it has not stored all."""
-    known = {stream: NOTHING if taken is None else committed_offset(taken, stream) for stream in reached}
-    return {stream: offset for stream, offset in known.items() if offset < reached[stream]}
+def _find_ahead(reached: Positions, features: DeltaTable | None) -> dict[SourcePartition, int]:
+    """Returns the positions of features in the source partitions in which `reached` is ahead of it."""
+    committed = {source: NOTHING if features is None else committed_offset(features, source) for source in reached}
+    return {source: offset for source, offset in committed.items() if offset < reached[source]}
 
 
-def _positions(positions: Positions) -> pa.Table:
+def _positions_table(positions: Positions) -> pa.Table:
     return pa.table(
         {
-            "topic": pa.array([stream.topic for stream in positions], pa.string()),
-            "topic_id": pa.array([stream.topic_id for stream in positions], pa.string()),
-            "partition": pa.array([stream.partition for stream in positions], pa.int32()),
+            "topic": pa.array([source.topic for source in positions], pa.string()),
+            "topic_id": pa.array([source.topic_id for source in positions], pa.string()),
+            "partition": pa.array([source.partition for source in positions], pa.int32()),
             "offset": pa.array(positions.values(), pa.int64()),
         }
     )
 
 
-def _beyond(handles: Handles, source: Table, target: Table, settings: Settings) -> int:
-    """Rows of the source that the target has not taken."""
+def _count_pending(handles: Handles, source: Table, target: Table, settings: Settings) -> int:
+    """Counts the rows of the source that the target has not processed."""
     if source.name not in handles:
         return 0
-    taken = handles.get(target.name)
+    handle = handles.get(target.name)
     return find_pending(
-        handles[source.name], lambda stream: NOTHING if taken is None else committed_offset(taken, stream), settings
+        handles[source.name],
+        lambda partition: NOTHING if handle is None else committed_offset(handle, partition),
+        settings,
     ).rows
 
 
 def count_alerts(lake: Lake, last: timedelta | None = None) -> int:
-    """Predictions at or above their threshold; with `last` those of the newest stretch of `tx_datetime` alone."""
+    """Counts the predictions at or above their threshold.
+
+    Args:
+        lake: of the predictions.
+        last: count only alerts whose `tx_datetime` is within this time of the newest alert.
+
+    Raises:
+        LakeError: the predictions cannot be read.
+    """
     scored = read(lake.open(fraud_predictions), ["tx_datetime"], pc.field("is_alert"))
     times = scored["tx_datetime"]
     if last is None or not len(times):
@@ -165,8 +191,8 @@ def count_alerts(lake: Lake, last: timedelta | None = None) -> int:
     return pc.sum(pc.greater(times, pa.scalar(since, times.type))).as_py()
 
 
-def _rows(handles: Handles, table: Table, since: date | None, settings: Settings) -> int:
-    """Rows ingested from a day on; only files that hold both older and younger ones are read."""
+def _count_rows(handles: Handles, table: Table, since: date | None, settings: Settings) -> int:
+    """Counts the rows that were ingested on a day or later. Reads only files that hold both older and newer rows."""
     handle = handles.get(table.name)
     if handle is None:
         return 0
@@ -176,11 +202,11 @@ def _rows(handles: Handles, table: Table, since: date | None, settings: Settings
     if since is None:
         return pc.sum(actions["num_records"]).as_py()
     midnight = pa.scalar(datetime(since.year, since.month, since.day, tzinfo=UTC), TIME)
-    # A file without statistics is read.
-    young = pc.fill_null(pc.greater_equal(actions["min.ingested_at"].cast(TIME), midnight), False)
+    # Without statistics, a file is neither new nor old and is read.
+    new = pc.fill_null(pc.greater_equal(actions["min.ingested_at"].cast(TIME), midnight), False)
     old = pc.fill_null(pc.less(actions["max.ingested_at"].cast(TIME), midnight), False)
-    whole = pc.sum(actions.filter(young)["num_records"]).as_py() or 0
-    mixed = actions.filter(pc.invert(pc.or_(young, old)))["path"].to_pylist()
+    whole = pc.sum(actions.filter(new)["num_records"]).as_py() or 0
+    mixed = actions.filter(pc.invert(pc.or_(new, old)))["path"].to_pylist()
     if not mixed:
         return whole
     with connect(settings) as connection:
@@ -189,5 +215,6 @@ def _rows(handles: Handles, table: Table, since: date | None, settings: Settings
 
 
 def _since(day: date) -> str:
+    """Returns the SQL condition that a row was ingested on a day or later."""
     midnight = datetime(day.year, day.month, day.day, tzinfo=UTC)
     return f"epoch_us(ingested_at) >= {midnight.timestamp() * 1_000_000:.0f}"

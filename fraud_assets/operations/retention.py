@@ -1,7 +1,7 @@
-"""Retention: rows that are older than FRAUD_RETENTION_DAYS keeps their table go, whole partitions at a time.
+"""Deletes rows that are older than the FRAUD_RETENTION_DAYS of their table, whole partitions at a time.
 
-A row goes once it is too old by both its partition and its day of ingest, so a history that was landed today is
-as young as today. What a stage has not taken yet stops the clock for all tables.
+A row is deleted if both its partition day and its day of ingest are too old, so a history that landed today counts as
+new. Ages are counted from the oldest message that a stage has not processed yet, for all tables.
 """
 
 from __future__ import annotations
@@ -25,70 +25,82 @@ from fraud_assets.lake.append import commit_errors, retry_conflicts
 from fraud_assets.lake.batches import find_pending, read_batch
 from fraud_assets.lake.damage import TRANSACTIONS
 from fraud_assets.lake.log import add_actions
-from fraud_assets.lake.positions import SourcePartition, committed_offset
+from fraud_assets.lake.positions import NOTHING, SourcePartition, committed_offset
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
 
 _RETAINED_FROM = "fraud:retained_from"
-"""Application id whose version is the first day of ingest that a table still holds in full, as an ordinal."""
+"""Application id. Its version is the first day of ingest that a table still contains in full, as an ordinal."""
 
 
 @dataclass(frozen=True)
-class Retired:
-    """What retention removed from a table: rows and partition days, all older than `before`."""
+class RetiredRows:
+    """What retention removed from a table: the number of rows and of partition days, all older than `before`."""
 
     rows: int = 0
     days: int = 0
     before: date | None = None
 
 
-def retained_from(handle: DeltaTable) -> date | None:
-    """First day of ingest from which the table holds everything; None where retention has removed nothing."""
+NO_ROWS_RETIRED = RetiredRows()
+
+
+def read_retained_from(handle: DeltaTable) -> date | None:
+    """Returns the first day of ingest that the table contains in full; None if retention has removed nothing."""
     ordinal = handle.transaction_version(_RETAINED_FROM)
     return None if ordinal is None else date.fromordinal(ordinal)
 
 
-def oldest_waiting(lake: Lake, settings: Settings) -> date | None:
-    """Day of ingest of the oldest message that has no features or no score yet; None where nothing waits."""
+def find_oldest_waiting_day(lake: Lake, settings: Settings) -> date | None:
+    """Returns the day of ingest of the oldest message without features or score; None if no message waits."""
     days = []
     for source, target in ((raw_transactions, transaction_features), (transaction_features, fraud_predictions)):
         if not lake.exists(source):
             continue
-        taken = lake.open(target) if lake.exists(target) else None
+        handle = lake.open(target) if lake.exists(target) else None
 
-        def known(stream: SourcePartition, taken: DeltaTable | None = taken) -> int:
-            return -1 if taken is None else committed_offset(taken, stream)
+        def committed(partition: SourcePartition, handle: DeltaTable | None = handle) -> int:
+            return NOTHING if handle is None else committed_offset(handle, partition)
 
-        work = find_pending(lake.open(source), known, settings)
-        if work.rows:
-            days.append(pc.min(read_batch(work, settings, columns=["ingested_at"])["ingested_at"]).as_py().date())
+        pending = find_pending(lake.open(source), committed, settings)
+        if pending.rows:
+            days.append(pc.min(read_batch(pending, settings, columns=["ingested_at"])["ingested_at"]).as_py().date())
     return min(days, default=None)
 
 
-def delete_old_rows(lake: Lake, table: Table, settings: Settings, today: date, waiting: date | None) -> Retired:
-    """Removes the table's partitions that are older than its retention; positions stay. Only metadata is written.
+def delete_old_rows(lake: Lake, table: Table, settings: Settings, today: date, waiting: date | None) -> RetiredRows:
+    """Deletes the table's partitions that are older than its retention. Committed positions stay.
+
+    Only metadata is written.
 
     Args:
-        today: the day that ages are counted from, UTC.
-        waiting: `oldest_waiting`; what lies so many days before it is still needed.
+        lake: of the table.
+        table: to delete from.
+        settings: of the retention.
+        today: the day from which ages are counted, in UTC.
+        waiting: result of `find_oldest_waiting_day`. If it is before `today`, ages are counted from it, because the
+            message that waits needs the rows before it.
+
+    Returns:
+        The deleted rows and partition days.
 
     Raises:
         LakeError: the table cannot be written.
     """
     keep, partition = settings.retention_days.get(table.name), table.partition_by
     if keep is None or partition is None:
-        return Retired()
+        return NO_ROWS_RETIRED
     before = min(day for day in (today, waiting) if day is not None) - timedelta(days=keep)
 
     @retry_conflicts
-    def delete() -> Retired:
+    def delete() -> RetiredRows:
         handle = lake.open(table)
-        days = _outdated(handle, partition, before)
+        days = _find_outdated_days(handle, partition, before)
         if not days:
-            return Retired()
-        floor = max(before, retained_from(handle) or before)
+            return NO_ROWS_RETIRED
+        floor = max(before, read_retained_from(handle) or before)
         listed = ", ".join(f"date '{day}'" for day in days)
-        # A late row or a compaction may come into one of these days meanwhile.
+        # A late row or a compaction may change one of these days meanwhile; `commit_errors` reports a conflict.
         with commit_errors(handle):
             removed = handle.delete(
                 f"{partition} in ({listed})",
@@ -97,21 +109,21 @@ def delete_old_rows(lake: Lake, table: Table, settings: Settings, today: date, w
                     app_transactions=[Transaction(_RETAINED_FROM, floor.toordinal())],
                 ),
             )
-        return Retired(removed["num_deleted_rows"], len(days), before)
+        return RetiredRows(removed["num_deleted_rows"], len(days), before)
 
     return delete()
 
 
-def _outdated(handle: DeltaTable, partition: str, before: date) -> Sequence[date]:
-    """Partition days before a day of which every row was also ingested before it, by file statistics."""
+def _find_outdated_days(handle: DeltaTable, partition: str, before: date) -> Sequence[date]:
+    """Returns the partition days before a day whose rows were all ingested before it too, by file statistics."""
     actions = add_actions(handle)
     if not actions.num_rows:
         return []
     midnight = datetime(before.year, before.month, before.day, tzinfo=UTC)
     old = pc.and_(
         pc.less(actions[f"partition.{partition}"], pa.scalar(before)),
-        # A file without statistics may hold anything.
+        # A file without statistics may hold newer rows.
         pc.fill_null(pc.less(actions["max.ingested_at"].cast(TIME), pa.scalar(midnight, TIME)), False),
     )
-    young = set(actions.filter(pc.invert(old))[f"partition.{partition}"].to_pylist())
-    return sorted(set(actions.filter(old)[f"partition.{partition}"].to_pylist()) - young)
+    new = set(actions.filter(pc.invert(old))[f"partition.{partition}"].to_pylist())
+    return sorted(set(actions.filter(old)[f"partition.{partition}"].to_pylist()) - new)

@@ -1,8 +1,8 @@
-"""Set-up of the state folder: `python -m fraud_assets.operations.setup_home`, run by `make setup`.
+"""Sets up the state folder: `python -m fraud_assets.operations.setup_home`, run by `make setup`.
 
-Makes the folders under `FRAUD_HOME`, a `dagster.yaml` there unless one exists, and `DAGSTER_HOME` in the `.env`
-of the current folder, which the bare `dagster` commands read. The model registry of a home that was moved or copied
-names its files in the present home from then on. Running it again changes nothing.
+Creates the folders under `FRAUD_HOME`, writes a `dagster.yaml` there unless one exists, and sets `DAGSTER_HOME` in the
+`.env` of the current folder, which the bare `dagster` commands read. If the home was moved or copied, the paths in the
+model registry are changed to the current home. Running it again changes nothing.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from fraud_assets.system.env_file import quoted
 FOLDERS = ("incoming", "processed", "failed", "dagster", "mlflow")
 
 DAGSTER_YAML = """\
-# Written once by `make setup`; edit it freely, it is not written again while it exists.
+# Written once by `make setup`. Edit it freely: `make setup` does not overwrite it.
 
-# Runs tell their progress on the console; Dagster's own step events (DEBUG) are in the event log.
+# Runs log their progress to the console; Dagster's own step events (DEBUG) are in the event log.
 python_logs:
   python_log_level: INFO
 
@@ -32,7 +32,7 @@ telemetry:
 nux:
   enabled: false
 
-# A small queue that starts a run within a second: the pipeline wants latency, not many runs at once.
+# A small queue that starts a run within a second: the pipeline needs low latency, not many runs at once.
 run_coordinator:
   module: dagster.core.run_coordinator
   class: QueuedRunCoordinator
@@ -43,7 +43,7 @@ run_coordinator:
     dequeue_num_workers: 2
 
 # A run that never starts, never ends or cannot be cancelled is failed instead of blocking the queue.
-# The default launcher cannot tell a killed run from a slow one, so max_runtime_seconds is what ends those.
+# The default launcher cannot distinguish a killed run from a slow one, so max_runtime_seconds ends those.
 run_monitoring:
   enabled: true
   start_timeout_seconds: 180
@@ -59,7 +59,7 @@ schedules:
   use_threads: true
   num_workers: 2
 
-# Ticks of sensors and schedules. A sensor that looks every 5 seconds skips 17,000 times a day.
+# Ticks of sensors and schedules. A sensor that runs every 5 seconds skips 17,000 times a day.
 retention:
   sensor:
     purge_after_days:
@@ -79,29 +79,31 @@ _DAGSTER_HOME_LINE = re.compile(r"\s*(export\s+)?DAGSTER_HOME\s*=")
 
 
 def set_up_home(settings: Settings, env_file: Path) -> list[str]:
-    """Makes what is missing of the state folder, and points `env_file` to it.
+    """Creates the missing parts of the state folder and sets `DAGSTER_HOME` in `env_file`.
 
     Args:
-        settings: where the state lives.
-        env_file: the `.env` that gets `DAGSTER_HOME`; its other lines stay.
+        settings: of the state folder.
+        env_file: the `.env` to change; its other lines stay.
 
     Returns:
-        What was made or changed, a sentence each; empty when everything was there.
+        One sentence for each change; empty if nothing was missing.
 
     Raises:
-        SettingError: when a folder or file cannot be made.
-        ModelRegistryError: when the model registry cannot be read or written.
+        SettingError: a folder or file cannot be created.
+        ModelRegistryError: the model registry cannot be read or written.
     """
     done = prepare_home(settings)
     try:
         changed = _set_dagster_home(env_file, settings.home_path / "dagster")
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingError(f"Cannot set DAGSTER_HOME in {env_file}: {error}.") from error
+        raise SettingError(
+            f"Cannot set DAGSTER_HOME in {env_file}: {error}. Correct the file or its permissions."
+        ) from error
     return [*done, f"Set DAGSTER_HOME in {env_file}."] if changed else done
 
 
 def prepare_home(settings: Settings) -> list[str]:
-    """Makes what is missing of the state folder alone; the same result and error as `set_up_home`."""
+    """Creates the missing parts of the state folder only; returns and raises the same as `set_up_home`."""
     home = settings.home_path
     done = []
     try:
@@ -109,42 +111,43 @@ def prepare_home(settings: Settings) -> list[str]:
         for name in missing:
             (home / name).mkdir(parents=True)
         if missing:
-            done.append(f"Made {', '.join(missing)} in {home}.")
+            done.append(f"Created {', '.join(missing)} in {home}.")
         dagster_yaml = home / "dagster" / "dagster.yaml"
         if not dagster_yaml.exists():
             dagster_yaml.write_text(DAGSTER_YAML, encoding="utf-8")
             done.append(f"Wrote {dagster_yaml}.")
         if old := relocate_registry(settings):
-            done.append(f"The model registry now names its files in {home}, no longer in {', '.join(old)}.")
+            done.append(f"The model registry now points to the files in {home} instead of {', '.join(old)}.")
     except OSError as error:
         raise SettingError(
-            f"Setting FRAUD_HOME is {home}: cannot write {error.filename or home} ({error.strerror})."
+            f"Setting FRAUD_HOME is {home}: cannot write {error.filename or home} ({error.strerror}). "
+            "Set FRAUD_HOME to a writable folder."
         ) from error
     return done
 
 
 def _set_dagster_home(env_file: Path, dagster_home: Path) -> bool:
-    """Whether `env_file` had to change to say `DAGSTER_HOME=<dagster_home>`, once."""
+    """Sets `DAGSTER_HOME` in `env_file` exactly once; returns whether the file changed."""
     wanted = f"DAGSTER_HOME={quoted(str(dagster_home))}"
     text = env_file.read_text(encoding="utf-8") if env_file.exists() else ""
-    # Not `splitlines`, which also splits at characters that belong to a value.
+    # `splitlines` would also split at characters that may be part of a value.
     lines = text.removesuffix("\n").split("\n") if text else []
-    places = [index for index, line in enumerate(lines) if _DAGSTER_HOME_LINE.match(line)]
-    if not places:
+    found = [index for index, line in enumerate(lines) if _DAGSTER_HOME_LINE.match(line)]
+    if not found:
         lines.append(wanted)
     else:
-        lines[places[0]] = wanted
-        for index in reversed(places[1:]):
+        lines[found[0]] = wanted
+        for index in reversed(found[1:]):
             del lines[index]
     changed = "\n".join(lines) + "\n"
-    if changed == text or (places and changed == text + "\n"):
+    if changed == text or (found and changed == text + "\n"):
         return False
     env_file.write_text(changed, encoding="utf-8")
     return True
 
 
 def main() -> None:
-    """Sets up for the settings of the environment and the current folder, telling on standard error."""
+    """Sets up the home of the settings in the environment and the current folder; reports on standard error."""
     try:
         for sentence in set_up_home(load_settings(), Path.cwd() / ".env"):
             click.echo(sentence, err=True)

@@ -1,4 +1,4 @@
-"""Rows to messages: transactions in their order, each label sent once the stream's time has passed it."""
+"""Turns rows into messages: transactions in the order of the rows, each label when event time has reached it."""
 
 from __future__ import annotations
 
@@ -21,17 +21,24 @@ from fraud_assets.settings import CONTRACT_FIELDS, LABEL_FIELDS, Settings
 Rows: TypeAlias = pa.RecordBatch | pa.Table
 
 RAW = "raw"
-"""Optional column of the rows: a body that is sent as it is, because no contract fields could be made of it."""
+"""Optional column with bodies that are sent unchanged, because they do not fit the columns of the contract."""
 
 
 @dataclass
 class EventOrder:
-    """Makes one stream of messages of batches of rows, and counts what it made.
+    """Makes messages from batches of rows, and counts them.
 
-    The rows have the contract's columns, and for labels `is_fraud`, or `labelled_at`, or both. Without
-    `labelled_at` a fraud's label comes FRAUD_FEEDBACK_DELAY_DAYS after its transaction; a genuine transaction
-    then has no label, because that is what no label means. A label is sent right before the first transaction that
-    is not older than it. After the last transaction come the labels dated up to `now`; later ones are not due.
+    The rows have the contract's columns, and for labels `is_fraud`, `labelled_at` or both. Without `labelled_at`, the
+    label of a fraud comes FRAUD_FEEDBACK_DELAY_DAYS after its transaction, and a genuine transaction has no label,
+    because a transaction without a label counts as genuine. A label is sent just before the first transaction that is
+    not older than it. The labels up to `now` follow the last transaction; later labels are not sent.
+
+    Attributes:
+        settings: of the contract and the topics.
+        now: the time up to which labels are sent after the last transaction.
+        transactions: number of transactions that were yielded.
+        labels: number of labels that were yielded.
+        labels_not_due: number of labels after `now`; set when the messages end.
     """
 
     settings: Settings
@@ -42,10 +49,10 @@ class EventOrder:
     _pending: list[tuple[int, int, Message]] = field(default_factory=list)
 
     def messages(self, batches: Iterable[Rows]) -> Iterator[Message]:
-        """The messages, lazily; holds one batch and the labels that are not due yet."""
+        """Yields the messages; keeps one batch and the labels that are not due in memory."""
         for batch in batches:
-            labelled = self._labels(batch)
-            if not labelled and not self._pending:
+            labels = self._labels(batch)
+            if not labels and not self._pending:
                 for message in transaction_messages(batch, self.settings):
                     self.transactions += 1
                     yield message
@@ -53,22 +60,22 @@ class EventOrder:
             times = _microseconds(_times(batch))
             for row, message in enumerate(transaction_messages(batch, self.settings)):
                 if (time := times[row]) is not None:
-                    yield from self._due(time)
+                    yield from self._pop_due(time)
                 self.transactions += 1
                 yield message
-                if row in labelled:
-                    labelled_at, label = labelled[row]
+                if row in labels:
+                    labelled_at, label = labels[row]
                     heapq.heappush(self._pending, (labelled_at, self.transactions, label))
-        yield from self._due(round(self.now.timestamp() * 1e6))
+        yield from self._pop_due(round(self.now.timestamp() * 1e6))
         self.labels_not_due = len(self._pending)
 
-    def _due(self, time: int) -> Iterator[Message]:
+    def _pop_due(self, time: int) -> Iterator[Message]:
         while self._pending and self._pending[0][0] <= time:
             self.labels += 1
             yield heapq.heappop(self._pending)[2]
 
     def _labels(self, batch: Rows) -> dict[int, tuple[int, Message]]:
-        """Time (microseconds) and message of the labels in a batch, by row."""
+        """Returns time (microseconds since 1970) and message of the labels in a batch, by row number."""
         names = set(batch.schema.names)
         if not names & {"is_fraud", "labelled_at"}:
             return {}
@@ -94,7 +101,7 @@ class EventOrder:
 
 
 def transaction_messages(rows: Rows, settings: Settings) -> Iterator[Message]:
-    """A message of the contract for each row, keyed by customer, so that a customer's payments stay in order."""
+    """Yields a transaction message for each row, keyed by customer, so that a customer's payments stay in order."""
     keys = _texts(rows.column("customer_id"))
     raw = rows.column(RAW).to_pylist() if RAW in rows.schema.names else itertools.repeat(None)
     for key, body, verbatim in zip(keys, _bodies(rows, CONTRACT_FIELDS, settings), raw):  # noqa: B905
@@ -102,14 +109,14 @@ def transaction_messages(rows: Rows, settings: Settings) -> Iterator[Message]:
 
 
 def label_messages(rows: Rows, settings: Settings) -> Iterator[Message]:
-    """A label message for each row, keyed by its transaction."""
+    """Yields a label message for each row, keyed by its transaction."""
     keys = _texts(rows.column("transaction_id"))
     for key, body in zip(keys, _bodies(rows, LABEL_FIELDS, settings), strict=True):
         yield Message(settings.labels_topic, _key(key), body)
 
 
 def as_flags(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """Booleans of 0 and 1, true and false, as numbers or text; null where it is none of these."""
+    """Converts 0 and 1, true and false, as numbers or text, to bool; other values become null."""
     if pa.types.is_boolean(column.type):
         return column
     if not pa.types.is_string(column.type):
@@ -121,9 +128,12 @@ def as_flags(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
 
 
 def as_times(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """Times in UTC, a time without zone taken for UTC; null where a text is no ISO 8601 time."""
+    """Converts times to timestamp[us, UTC].
+
+    A time without a zone is UTC; a text that is not an ISO 8601 time becomes null.
+    """
     if pa.types.is_timestamp(column.type):
-        # Casting a naive timestamp to one with a zone keeps the wall clock, which is UTC by contract.
+        # The cast of a timestamp without a zone keeps the wall clock, which is UTC by contract.
         return pc.cast(column, TIME, safe=False)
     if pa.types.is_date(column.type):
         return pc.cast(pc.cast(column, pa.timestamp("us")), TIME)
@@ -135,7 +145,7 @@ def _times(rows: Rows) -> pa.Array | pa.ChunkedArray:
 
 
 def _microseconds(times: pa.Array | pa.ChunkedArray) -> list[int | None]:
-    # Numbers, because a Python datetime for each row of a large file takes longer than all the rest.
+    # Integers, because making a Python datetime for each row of a large file takes longer than all other steps.
     numbers: list[int | None] = times.cast(pa.int64()).to_pylist()
     return numbers
 
@@ -149,15 +159,18 @@ def _time(text: Any) -> datetime | None:
 
 
 def _bodies(rows: Rows, fields: tuple[str, ...], settings: Settings) -> Iterator[bytes]:
-    """JSON objects with the fields under their payload names. Written by column, which is ten times faster."""
+    """Yields JSON objects with the fields under their payload names.
+
+    Formatting column by column is ten times faster than row by row.
+    """
     names = [json.dumps(settings.contract.payload_field(name)).replace("%", "%%") for name in fields]
     template = "{" + ", ".join(f"{name}: %s" for name in names) + "}"
-    for values in zip(*(_json(rows.column(name)) for name in fields), strict=True):
+    for values in zip(*(_as_json(rows.column(name)) for name in fields), strict=True):
         yield (template % values).encode()
 
 
-def _json(column: pa.Array | pa.ChunkedArray) -> list[str]:
-    """Each value of a column as JSON text; whole numbers stay whole, times become ISO 8601 in UTC."""
+def _as_json(column: pa.Array | pa.ChunkedArray) -> list[str]:
+    """Returns each value of a column as JSON text: integers as integers, times as ISO 8601 in UTC."""
     kind = column.type
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         text = pc.strftime(as_times(column).cast(pa.timestamp("us")), "%Y-%m-%dT%H:%M:%SZ")

@@ -1,13 +1,14 @@
-"""Simulated card transactions with three kinds of fraud, after the handbook's published model (chapter 3).
+"""Simulates card transactions with three kinds of fraud, as the Fraud Detection Handbook specifies (chapter 3).
 
-Customers and terminals are points on a square. A customer pays at the terminals within reach, with an own mean
-amount and number of payments per day, mostly around noon. Frauds are amounts above 220 (scenario 1), everything
-at a compromised terminal for 28 days (2), and a third of a leaked customer's payments, times five, for 14 days (3).
+Customers and terminals are points on a square. Each customer pays at the terminals within a radius, with an individual
+mean amount and number of payments per day, mostly around noon. Frauds are all payments above 220 (scenario 1), all
+payments at a compromised terminal for 28 days (scenario 2), and a third of the payments of a leaked customer for 14
+days, with five times the amount (scenario 3).
 
-The book's world has 5,000 customers and 10,000 terminals, and compromises 2 terminals and 3 customers a day. A
-smaller population keeps the book's *rates*: the events come at even distances of time, in proportion to the
-population (50 customers: a terminal every 50 days, a customer every 33), began before the first day, and hit
-terminals and customers of ordinary traffic. So about 1 % are frauds whatever the size.
+The handbook has 5,000 customers and 10,000 terminals, and compromises 2 terminals and 3 customers per day. A smaller
+population keeps these *rates*. The events come at even intervals, in proportion to the population (with 50 customers, a
+terminal every 50 days and a customer every 33 days). They begin before the first simulated day, and they hit terminals
+and customers with ordinary traffic. So about 1 % of the transactions are frauds for any size.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from fraud_assets.core.schema import LABELS_PARSED, TIME, TRANSACTION
-from fraud_assets.simulator.rhythm import times_between, times_of_days
+from fraud_assets.simulator.payment_times import times_between, times_of_days
 
 BOOK_CUSTOMERS, BOOK_TERMINALS, BOOK_RADIUS, SIDE = 5_000, 10_000, 5.0, 100.0
 TERMINALS_PER_CUSTOMER = BOOK_TERMINALS // BOOK_CUSTOMERS
@@ -36,7 +37,7 @@ DEFAULT_DAYS = 50
 FEWEST_CUSTOMERS = 50
 
 SIMULATED = pa.schema([*TRANSACTION, pa.field("is_fraud", pa.bool_(), False), pa.field("scenario", pa.int8(), False)])
-"""A transaction of the contract, and the truth about it: `scenario` is 0 for a genuine one, else 1, 2 or 3."""
+"""Schema: a transaction of the contract and its ground truth. `scenario` is 0 if it is genuine, else 1, 2 or 3."""
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -44,7 +45,14 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Outbreak:
-    """One kind of event that makes frauds: how many begin per day, for how long, and whom they may hit."""
+    """One kind of event that causes frauds.
+
+    Attributes:
+        kind: the scenario, 2 or 3.
+        per_day: number of events that begin per day.
+        days: duration of an event.
+        eligible: indexes of the terminals or customers that an event can hit (int64).
+    """
 
     kind: int
     per_day: float
@@ -52,12 +60,12 @@ class Outbreak:
     eligible: Integers
 
     def active(self, seed: int, day: int) -> Integers:
-        """Who is hit on a day (since 1970). The same seed and day give the same answer in any run."""
+        """Returns the indexes (int64) that events hit on a day (days since 1970), reproducible for the same seed."""
         phase = np.random.default_rng((seed, self.kind)).random()
         first = int(np.ceil((day - self.days + 1) * self.per_day - phase))
         last = int(np.ceil((day + 1) * self.per_day - phase))
         hit = [
-            # Generators take no negative seeds; days before 1970 have negative numbers.
+            # Random generators reject negative seeds; events before 1970 have negative numbers.
             self.eligible[np.random.default_rng((seed, self.kind, abs(number))).integers(len(self.eligible))]
             for number in range(first, last)
         ]
@@ -66,7 +74,17 @@ class Outbreak:
 
 @dataclass(frozen=True)
 class Population:
-    """Customers, the terminals that each can reach (`reach[starts[i]:starts[i + 1]]`), and what befalls them."""
+    """Customers, the terminals within their reach, and the events that cause frauds.
+
+    Attributes:
+        seed: that the population was drawn with.
+        mean_amount: mean amount of each customer's payments, shape (customers,), float64.
+        daily_payments: mean number of each customer's payments per day, shape (customers,), float64.
+        reach: indexes of terminals; customer i pays at `reach[starts[i]:starts[i + 1]]` (int64).
+        starts: start of each customer's terminals in `reach`, shape (customers + 1,), int64.
+        compromised: events of scenario 2.
+        leaked: events of scenario 3.
+    """
 
     seed: int
     mean_amount: Floats
@@ -82,7 +100,7 @@ class Population:
         return len(self.daily_payments)
 
     def seeds_unlike(self, seed: int) -> tuple[int, ...]:
-        """The population's seed where it is another one; transaction ids then differ as well."""
+        """Returns the population's seed if it is not `seed`, so that the transaction ids differ too."""
         return () if self.seed == seed else (self.seed,)
 
     @property
@@ -92,14 +110,14 @@ class Population:
 
 
 def population(customers: int, seed: int) -> Population:
-    """A population of so many customers and twice as many terminals; the same for the same arguments."""
+    """Draws a population with twice as many terminals as customers; the same for the same arguments."""
     rng = np.random.default_rng((seed, customers))
     terminals = customers * TERMINALS_PER_CUSTOMER
     mean_amount = _spread(rng, customers, *MEAN_AMOUNT)
     daily_payments = _spread(rng, customers, *DAILY_PAYMENTS)
-    # The radius grows as terminals get sparse, so that a customer reaches as many of them as in the book.
+    # The radius grows as terminals get sparse, so that a customer reaches as many of them as in the handbook.
     radius = BOOK_RADIUS * np.sqrt(BOOK_TERMINALS / terminals)
-    reach, starts = _within(rng.random((customers, 2)) * SIDE, rng.random((terminals, 2)) * SIDE, radius)
+    reach, starts = _points_within(rng.random((customers, 2)) * SIDE, rng.random((terminals, 2)) * SIDE, radius)
     owners = np.repeat(np.arange(customers), np.diff(starts))
     traffic = np.bincount(reach, weights=(daily_payments / np.diff(starts))[owners], minlength=terminals)
     return Population(
@@ -122,20 +140,20 @@ def simulate(
     customers: int | None = None,
     people: Population | None = None,
 ) -> pa.Table:
-    """Exactly `count` transactions of the last `days` whole days and of `end`'s day until `end`, in time order.
+    """Simulates exactly `count` transactions of the last `days` whole days and of `end`'s day until `end`.
 
     The same arguments give the same table; other arguments give other transaction ids.
 
     Args:
         count: number of transactions.
-        seed: of the payments, and of the population where none is given.
-        end: no transaction is later; with a time zone.
-        days: whole days before `end`'s day.
-        customers: size of the population; without it the population is as large as pays so often by the book.
-        people: a population to take instead.
+        seed: of the payments, and of the population if `people` is None.
+        end: latest time of a transaction; with a time zone.
+        days: number of whole days before `end`'s day.
+        customers: size of the population. The default is the size that makes `count` payments at the handbook's rate.
+        people: the population that pays; the default is a new one.
 
     Returns:
-        A table of the schema SIMULATED.
+        A table of the schema SIMULATED, in time order.
     """
     if people is None:
         people = population(customers or customers_for(count, days), seed)
@@ -146,37 +164,48 @@ def simulate(
 
 
 def payments_between(people: Population, start: datetime, end: datetime) -> pa.Table:
-    """What a population pays in (start, end], at its own rate: the same table for the same arguments.
+    """Simulates the payments of a population in (start, end] at its own rate; the same for the same arguments.
 
     Args:
-        people: who pays.
-        start: the first transaction is later; with a time zone.
-        end: no transaction is later; with a time zone.
+        people: the population that pays.
+        start: all transactions are later; with a time zone.
+        end: latest time of a transaction; with a time zone.
 
     Returns:
         A table of the schema SIMULATED, in time order.
     """
     edges = (int(start.timestamp()), int(end.timestamp()))
-    # Generators take no negative seeds; times before 1970 are negative.
+    # Random generators reject negative seeds; times before 1970 are negative.
     rng = np.random.default_rng((people.seed, people.customers, *map(abs, edges)))
     times = times_between(rng, people.payments_per_day, start, end)
     return transactions(people, rng, times, run_name("between", people.seed, people.customers, *edges))
 
 
 def customers_for(count: int, days: int) -> int:
-    """How many customers make about `count` payments in so many days."""
+    """Returns the number of customers that make about `count` payments in `days` days."""
     return max(FEWEST_CUSTOMERS, round(count / (PAYMENTS_PER_CUSTOMER_DAY * max(days, 1))))
 
 
 def run_name(*parts: object) -> str:
-    """Short prefix that keeps the transaction ids of different runs apart."""
+    """Returns a short prefix that makes the transaction ids of different runs distinct."""
     return sha256(" ".join(map(str, parts)).encode()).hexdigest()[:10]
 
 
 def transactions(
     people: Population, rng: np.random.Generator, times: NDArray[np.datetime64], run: str, first: int = 0
 ) -> pa.Table:
-    """One transaction at each of the (ascending) times, with ids `<run>-<number>` counted from `first`."""
+    """Simulates one transaction at each of the times.
+
+    Args:
+        people: the population that pays.
+        rng: random generator of customers, terminals and amounts.
+        times: ascending times, datetime64, UTC.
+        run: prefix of the transaction ids, which are `<run>-<number>`.
+        first: number of the first transaction.
+
+    Returns:
+        A table of the schema SIMULATED, with a row for each time.
+    """
     count = len(times)
     likelihood = np.cumsum(people.daily_payments)
     customer = np.searchsorted(likelihood, rng.random(count) * likelihood[-1], side="right")
@@ -210,7 +239,7 @@ def transactions(
 
 
 def fraud_labels(simulated: pa.Table, delay: timedelta, until: datetime | None = None) -> pa.Table:
-    """The labels of the frauds, each `delay` after its transaction; with `until` only those known by then."""
+    """Returns the labels of the frauds, each `delay` after its transaction; with `until`, only those until then."""
     frauds = simulated.filter(simulated["is_fraud"])
     labelled_at = pc.add(frauds["tx_datetime"], pa.scalar(delay, pa.duration("us")))
     labels = pa.table([frauds["transaction_id"], frauds["is_fraud"], labelled_at], schema=LABELS_PARSED)
@@ -220,39 +249,44 @@ def fraud_labels(simulated: pa.Table, delay: timedelta, until: datetime | None =
 
 
 def _spread(rng: np.random.Generator, count: int, low: float, high: float) -> Floats:
-    """Uniform draws, one from each of `count` equal slices, so that a small population has the whole range too."""
+    """Draws one uniform value from each of `count` equal slices, so that a small population covers the range too."""
     return low + (high - low) * (rng.permutation(count) + rng.random(count)) / count
 
 
-def _within(centres: Floats, points: Floats, radius: float) -> tuple[Integers, Integers]:
-    """Indexes of the points within the radius of each centre, one after the other, and where each centre's begin."""
-    reach: list[Integers] = [np.empty(0, np.int64)] * len(centres)
-    # Centres that lie side by side are compared with the points of their strip only, not with all.
-    for part in np.array_split(np.argsort(centres[:, 0]), max(1, len(centres) // 100)):
-        across = centres[part, 0]
+def _points_within(centers: Floats, points: Floats, radius: float) -> tuple[Integers, Integers]:
+    """Finds the points within the radius of each center.
+
+    Returns:
+        The indexes of the points, center by center (int64), and the start of each center's indexes, shape
+        (centers + 1,), int64.
+    """
+    reach: list[Integers] = [np.empty(0, np.int64)] * len(centers)
+    # Neighboring centers are compared only with the points of their strip, not with all points.
+    for part in np.array_split(np.argsort(centers[:, 0]), max(1, len(centers) // 100)):
+        across = centers[part, 0]
         strip = np.nonzero((points[:, 0] >= across.min() - radius) & (points[:, 0] <= across.max() + radius))[0]
-        near = _squared_distances(centres[part], points[strip]) <= radius * radius
-        for centre, row in zip(part, near, strict=True):
-            reach[centre] = strip[row]
-    # Nobody is without a terminal: who has none in reach takes the nearest.
-    for centre in [number for number, found in enumerate(reach) if not len(found)]:
-        reach[centre] = _squared_distances(centres[[centre]], points).argmin(axis=1)
+        near = _squared_distances(centers[part], points[strip]) <= radius * radius
+        for center, row in zip(part, near, strict=True):
+            reach[center] = strip[row]
+    # A customer without a terminal within the radius pays at the nearest one.
+    for center in [number for number, found in enumerate(reach) if not len(found)]:
+        reach[center] = _squared_distances(centers[[center]], points).argmin(axis=1)
     return np.concatenate(reach), np.concatenate([[0], np.cumsum([len(found) for found in reach])]).astype(np.int64)
 
 
-def _squared_distances(centres: Floats, points: Floats) -> Floats:
-    distances: Floats = np.square(centres[:, None, :] - points[None, :, :]).sum(axis=2)
+def _squared_distances(centers: Floats, points: Floats) -> Floats:
+    distances: Floats = np.square(centers[:, None, :] - points[None, :, :]).sum(axis=2)
     return distances
 
 
 def _ordinary(traffic: NDArray[Any]) -> Integers:
-    """Indexes of those with half to one and a half times the mean traffic: a fraud where nobody pays is none."""
+    """Returns the indexes of those with 0.5 to 1.5 times the mean traffic: an event without payments makes no fraud."""
     mean = traffic.mean()
     return np.nonzero((traffic >= mean / 2) & (traffic <= mean * 1.5))[0]
 
 
 def _hit(outbreak: Outbreak, seed: int, who: Integers, day: Integers) -> NDArray[np.bool_]:
-    """Which of the (who, day) pairs, in order of days, fall under an outbreak."""
+    """Returns for each pair of `who` and `day`, which is ascending, whether an event hits it (bool)."""
     hit = np.zeros(len(who), np.bool_)
     for number in np.unique(day):
         rows = slice(*np.searchsorted(day, [number, number + 1]))

@@ -1,4 +1,4 @@
-"""The past of a simulated world, as one file for the drop folder: far quicker than a message for each payment."""
+"""Drops the history of a simulated world as one file, which lands far faster than one message per payment."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ LANDING_SECONDS = 120.0
 
 
 def drop_history(days: Iterable[pa.Table], settings: Settings) -> tuple[Path | None, int]:
-    """Moves one Parquet file with all rows into the drop folder.
+    """Drops one Parquet file with all rows into the drop folder.
 
     Args:
-        days: tables of `past_traffic`.
-        settings: of the drop folder, and of the names that the fields have in files.
+        days: results of `past_traffic`.
+        settings: of the drop folder and of the field names in files.
 
     Returns:
-        The file and its number of rows; no file if there are no rows.
+        The file and its number of rows; None and 0 if there are no rows.
 
     Raises:
         DiskError: the file cannot be written.
     """
-    tables = [_as_dropped(table, settings) for table in days if table.num_rows]
+    tables = [_as_file_rows(table, settings) for table in days if table.num_rows]
     if not tables:
         return None, 0
     rows = pa.concat_tables(tables)
     file = settings.incoming / f"simulated-history-{datetime.now(UTC):%Y%m%dT%H%M%S%f}.parquet"
-    # Landing ignores this name, so that a half-written file is never taken.
+    # Landing ignores this name, so a partly written file never lands.
     part = file.with_name(f"{file.name}.part")
     try:
         settings.incoming.mkdir(parents=True, exist_ok=True)
@@ -48,12 +48,15 @@ def drop_history(days: Iterable[pa.Table], settings: Settings) -> tuple[Path | N
 
 
 def wait_until_landed(file: Path, on_wait: Callable[[], object], seconds: float = LANDING_SECONDS) -> bool:
-    """Waits until the lander has taken a dropped file; False if that takes longer than `seconds`.
+    """Waits until a dropped file has landed.
 
     Args:
         file: in the drop folder.
-        on_wait: called between two looks; it pauses, and may raise to give up.
-        seconds: to wait at most.
+        on_wait: called between two checks; it sleeps, and may raise an exception to stop the wait.
+        seconds: maximum time to wait.
+
+    Returns:
+        False if the file has not landed within `seconds`.
     """
     until = time.monotonic() + seconds
     while file.exists():
@@ -63,8 +66,8 @@ def wait_until_landed(file: Path, on_wait: Callable[[], object], seconds: float 
     return True
 
 
-def _as_dropped(made: pa.Table, settings: Settings) -> pa.Table:
-    # A null is no label. With False, every genuine payment would get one.
+def _as_file_rows(made: pa.Table, settings: Settings) -> pa.Table:
+    # Null means no label. With False, every genuine payment would get a label.
     fraud = pc.if_else(made["is_fraud"], True, pa.scalar(None, pa.bool_()))
     columns = {settings.contract.payload_field(name): made[name] for name in CONTRACT_FIELDS}
     columns[settings.contract.payload_field("is_fraud")] = fraud

@@ -1,4 +1,4 @@
-"""Reads files of transactions or labels, batch by batch, into rows with the contract's column names."""
+"""Reads files of transactions or labels in batches of rows with the contract's column names, and replays them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,14 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class Source:
-    """A file, its format, the file's column of each contract field, and how many rows it has if it says so."""
+    """A file to replay.
+
+    Attributes:
+        path: of the file.
+        format: `parquet`, `csv` or `jsonl`.
+        columns: the file's column of each contract field.
+        rows: number of rows; None if the format does not record it.
+    """
 
     path: Path
     format: str
@@ -49,23 +56,25 @@ class Source:
 
     @property
     def has_transactions(self) -> bool:
-        """Whether its rows are transactions, perhaps with labels; otherwise they are labels alone."""
+        """Whether its rows are transactions, with or without labels; if not, they are labels."""
         return set(CONTRACT_FIELDS) <= set(self.columns)
 
 
 def open_source(path: Path, settings: Settings, mapping: Mapping[str, str] | None = None) -> Source:
-    """Look at a file's column names and match them, in any case, with the contract's.
+    """Reads a file's column names and matches them with the contract's, ignoring case.
 
     Args:
-        mapping: the file's column of a contract field, where its name differs.
+        path: of the file.
+        settings: of the contract.
+        mapping: columns of contract fields whose names differ from the contract's.
 
     Raises:
         FraudAssetsError: the file cannot be read.
-        SettingError: fields are missing, or the mapping names what is not there.
+        SettingError: a field has no column, or the mapping names a column that does not exist.
     """
     kind = FORMATS.get(path.suffix.lower())
     if kind is None:
-        raise FraudAssetsError(f"File {path} is of no known format; replay reads {', '.join(FORMATS)}.")
+        raise FraudAssetsError(f"File {path} has no known format. Replay reads {', '.join(FORMATS)}.")
     try:
         names, rows = _columns_of(path, kind)
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
@@ -74,17 +83,17 @@ def open_source(path: Path, settings: Settings, mapping: Mapping[str, str] | Non
     if not (set(CONTRACT_FIELDS) <= set(columns) or set(LABEL_FIELDS) <= set(columns)):
         missing = ", ".join(field for field in CONTRACT_FIELDS if field not in columns)
         raise SettingError(
-            f"File {path} has no column for {missing}. It has {', '.join(names) or 'none'}: "
-            f"say which is which, as --map {missing.split(', ')[0]}=column."
+            f"File {path} has no column for {missing}. It has {', '.join(names) or 'none'}. "
+            f"Map a column to each field, such as --map {missing.split(', ')[0]}=column."
         )
     return Source(path, kind, columns, rows)
 
 
 def read(source: Source) -> Iterator[pa.Table]:
-    """The rows of a file in bounded batches, columns under the contract's names. Integers never become floats.
+    """Yields the rows of a file in bounded batches, with the contract's column names. Integers never become floats.
 
     Raises:
-        FraudAssetsError: the file breaks off or is no such file.
+        FraudAssetsError: the file is truncated or does not have the format of its suffix.
     """
     readers = {"parquet": _read_parquet, "csv": _read_csv, "jsonl": _read_jsonl}
     try:
@@ -94,14 +103,14 @@ def read(source: Source) -> Iterator[pa.Table]:
 
 
 def replay_messages(sources: Iterable[Source], order: EventOrder, limit: int | None = None) -> Iterator[Message]:
-    """The messages of the files in the given order, at most `limit` transactions.
+    """Yields the messages of the files in the given order, with at most `limit` transactions.
 
-    Labels in files of transactions follow them in event time (see `EventOrder`); the labels of a file that has
-    only labels are sent in its order, after the transactions.
+    Labels in files of transactions are sent in event time (see `EventOrder`). The labels of files with only labels are
+    sent in the order of the file, after all transactions.
     """
     sources = list(sources)
     batches = itertools.chain.from_iterable(read(source) for source in sources if source.has_transactions)
-    yield from order.messages(batches if limit is None else _first(batches, limit))
+    yield from order.messages(batches if limit is None else _limit_rows(batches, limit))
     for source in sources:
         if not source.has_transactions:
             for batch in read(source):
@@ -154,7 +163,9 @@ def _match(path: Path, names: list[str], settings: Settings, mapping: Mapping[st
 def _read_parquet(source: Source) -> Iterator[pa.Table]:
     with open_parquet(source.path) as file:
         for batch in file.iter_batches(BATCH_ROWS, columns=list(set(source.columns.values()))):
-            yield pa.table({field: _plain(field, column_at(batch, name)) for field, name in source.columns.items()})
+            yield pa.table(
+                {field: _as_plain_type(field, column_at(batch, name)) for field, name in source.columns.items()}
+            )
 
 
 def _read_csv(source: Source) -> Iterator[pa.Table]:
@@ -163,7 +174,7 @@ def _read_csv(source: Source) -> Iterator[pa.Table]:
         source.path,
         read_options=pyarrow.csv.ReadOptions(block_size=4_000_000),
         parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-        # As text: a guess would make floats of long card numbers and of columns with gaps.
+        # All columns are read as text: type inference would turn long card numbers and columns with gaps into floats.
         convert_options=pyarrow.csv.ConvertOptions(
             include_columns=names,
             column_types=dict.fromkeys(names, pa.string()),
@@ -173,9 +184,9 @@ def _read_csv(source: Source) -> Iterator[pa.Table]:
         ),
     ) as reader:
         for batch in reader:
-            columns = {field: _or_null(batch.column(name)) for field, name in source.columns.items()}
+            columns = {field: _empty_as_null(batch.column(name)) for field, name in source.columns.items()}
             if "tx_amount" in columns:
-                columns["tx_amount"] = _numbers(columns["tx_amount"])
+                columns["tx_amount"] = _as_numbers(columns["tx_amount"])
             yield pa.table(columns)
 
 
@@ -190,7 +201,7 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _rows_of_lines(lines: list[bytes], columns: Mapping[str, str]) -> pa.Table:
-    """Rows of JSON lines. A line whose fields have no place in typed columns is kept to be sent as it is."""
+    """Returns the rows of JSON lines. A line whose fields do not fit typed columns goes unchanged to column `raw`."""
     values: dict[str, list[Any]] = {field: [] for field in columns}
     raw: list[bytes | None] = []
     for line in lines:
@@ -237,8 +248,8 @@ def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _plain(field: str, column: pa.Array) -> pa.Array:
-    """Plain strings for dictionaries and large strings, whole numbers for the floats that pandas makes of ids."""
+def _as_plain_type(field: str, column: pa.Array) -> pa.Array:
+    """Converts dictionaries and large strings to strings, and ids that pandas stored as floats to integers."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if is_bytes(column.type):
@@ -250,20 +261,20 @@ def _plain(field: str, column: pa.Array) -> pa.Array:
     return column
 
 
-def _or_null(texts: pa.Array) -> pa.Array:
-    """The texts with null for an empty one, which a writer that quotes all values writes for a missing value."""
+def _empty_as_null(texts: pa.Array) -> pa.Array:
+    """Replaces empty texts by null: a writer that quotes all values writes a missing value as an empty text."""
     return pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
 
 
-def _numbers(texts: pa.Array) -> pa.Array:
-    """Amounts as numbers; if one of them is none, all stay text, and the landing judges."""
+def _as_numbers(texts: pa.Array) -> pa.Array:
+    """Returns amounts as float64. If one is not a number, all stay text, and landing decides."""
     try:
         return pc.cast(texts, pa.float64())
     except pa.ArrowInvalid:
         return texts
 
 
-def _first(batches: Iterable[pa.Table], limit: int) -> Iterator[pa.Table]:
+def _limit_rows(batches: Iterable[pa.Table], limit: int) -> Iterator[pa.Table]:
     for batch in batches:
         yield batch.slice(0, limit)
         limit -= batch.num_rows
@@ -273,4 +284,6 @@ def _first(batches: Iterable[pa.Table], limit: int) -> Iterator[pa.Table]:
 
 def _unreadable(path: Path, error: Exception) -> FraudAssetsError:
     cause = " ".join(str(error).split())
-    return FraudAssetsError(f"File {path} cannot be read: {cause[:300]}. Check that it is whole and of its format.")
+    return FraudAssetsError(
+        f"File {path} cannot be read: {cause[:300]}. Check that it is complete and has the format of its suffix."
+    )

@@ -1,7 +1,7 @@
-"""The simulated world of a lake: who pays there, and up to when. Kept in FRAUD_HOME, so that every run continues it.
+"""Stores the simulated world of a home in FRAUD_HOME: its population, and the time up to which it was simulated.
 
-Traffic of other customers, or of the same customers at another rate, has no history in the lake. It looks unusual and
-raises far more alerts than the budget allows.
+Each simulation continues the stored world. Traffic of other customers, or of the same customers at another rate, has no
+history in the lake. It looks unusual and raises far more alerts than the budget allows.
 """
 
 from __future__ import annotations
@@ -18,39 +18,39 @@ from fraud_assets.system.files import replaced_file
 
 FILE = "simulated_world.json"
 UNUSUAL_SHARE = 0.5
-"""Traffic that adds more than this share to the customers' own payments deserves a warning."""
+"""Traffic that adds more than this share to the customers' own payments causes a warning."""
 
 
 @dataclass(frozen=True)
 class World:
-    """A population, by what it is made of, and the time that its traffic covers.
+    """A population, by the arguments that reproduce it, and the time up to which its traffic was sent.
 
     Attributes:
         seed: of the population.
         customers: size of the population.
-        lived_until: its own traffic was sent up to this time; with a time zone.
+        simulated_until: time up to which the population's own traffic was sent; with a time zone.
     """
 
     seed: int
     customers: int
-    lived_until: datetime
+    simulated_until: datetime
 
-    def lived_to(self, moment: datetime) -> World:
-        """The same world at a later moment."""
-        return replace(self, lived_until=moment)
+    def advance_to(self, moment: datetime) -> World:
+        """Returns the same world, simulated until `moment`."""
+        return replace(self, simulated_until=moment)
 
     def same_people(self, other: World) -> bool:
-        """Whether both have the same population."""
+        """Whether both worlds have the same population."""
         return (self.seed, self.customers) == (other.seed, other.customers)
 
 
 def world_file(settings: Settings) -> Path:
-    """Where a home keeps its world."""
+    """Returns the path of the file that stores a home's world."""
     return settings.home_path / FILE
 
 
 def load_world(settings: Settings) -> World | None:
-    """The world of this home, or None if it has none yet.
+    """Loads the world of a home; None if it has none yet.
 
     Raises:
         SettingError: the file cannot be read as a world.
@@ -62,13 +62,13 @@ def load_world(settings: Settings) -> World | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _not_a_world(path, type(error).__name__) from None
-    if world.seed < 0 or world.customers < 1 or world.lived_until.tzinfo is None:
-        raise _not_a_world(path, "a value is out of range")
+        raise _invalid_file(path, type(error).__name__) from None
+    if world.seed < 0 or world.customers < 1 or world.simulated_until.tzinfo is None:
+        raise _invalid_file(path, "a value is out of range")
     return world
 
 
-def _not_a_world(path: Path, reason: str) -> SettingError:
+def _invalid_file(path: Path, reason: str) -> SettingError:
     return SettingError(
         f"{path} cannot be read as the simulated world of this home ({reason}). "
         "Remove the file; the next `fraud-assets simulate` then makes a new world."
@@ -76,13 +76,13 @@ def _not_a_world(path: Path, reason: str) -> SettingError:
 
 
 def save_world(world: World, settings: Settings) -> None:
-    """Writes the world to its file, as a whole or not at all.
+    """Saves the world to its file, atomically.
 
     Raises:
         DiskError: the file cannot be written.
     """
     path = world_file(settings)
-    until = world.lived_until.astimezone(UTC).isoformat()
+    until = world.simulated_until.astimezone(UTC).isoformat()
     entry = {"seed": world.seed, "customers": world.customers, "lived_until": until}
     try:
         with replaced_file(path) as part:
@@ -92,31 +92,31 @@ def save_world(world: World, settings: Settings) -> None:
 
 
 class WorldKeeper:
-    """Keeps how far a world has lived.
+    """Saves the progress of a world.
 
     Args:
-        world: where it stands now; kept at once, so that other commands continue it.
+        world: the current world. It is saved at once, so that other commands continue it.
         settings: of the home.
-        enabled: False for a world beside the home's own, which is not kept.
+        enabled: False for a world that is not the home's own, which is not saved.
     """
 
     def __init__(self, world: World, settings: Settings, *, enabled: bool = True) -> None:
         self.world, self._settings, self._enabled = world, settings, enabled
-        self.lived_to(world.lived_until)
+        self.advance_to(world.simulated_until)
 
-    def lived_to(self, moment: datetime, at_least: timedelta = timedelta(0)) -> None:
-        """Keeps the moment, if it is `at_least` so much later than the one kept last."""
-        if moment - self.world.lived_until < at_least:
+    def advance_to(self, moment: datetime, at_least: timedelta = timedelta(0)) -> None:
+        """Saves the moment if it is at least `at_least` later than the last saved one."""
+        if moment - self.world.simulated_until < at_least:
             return
-        self.world = self.world.lived_to(moment)
+        self.world = self.world.advance_to(moment)
         if self._enabled:
             save_world(self.world, self._settings)
 
 
 def days_between(start: datetime, end: datetime) -> Iterator[tuple[datetime, datetime]]:
-    """The time (start, end] in pieces that end at midnight UTC, the last one at `end`.
+    """Splits (start, end] at each midnight UTC and yields the start and end of each part.
 
-    A whole day is always the same piece, so that its payments have the same ids when they are sent again.
+    A whole day is always one part, so its payments have the same ids each time they are sent.
     """
     start, end = start.astimezone(UTC), end.astimezone(UTC)
     while start < end:
@@ -126,7 +126,7 @@ def days_between(start: datetime, end: datetime) -> Iterator[tuple[datetime, dat
 
 
 def lake_is_empty(settings: Settings) -> bool:
-    """Whether no transaction has landed yet; False also if the lake cannot be read now."""
+    """Whether no transaction has landed yet; False if the lake cannot be read."""
     from fraud_assets.core.schema import raw_transactions
     from fraud_assets.lake.log import add_actions
     from fraud_assets.lake.tables import Lake
@@ -141,20 +141,23 @@ def lake_is_empty(settings: Settings) -> bool:
 def why_unusual(
     known: World | None, world: World, added_per_day: float, own_per_day: float, settings: Settings
 ) -> str | None:
-    """A sentence with its remedy if traffic will alert more often than the budget allows; else None.
+    """Explains why traffic will raise more alerts than the budget allows, and how to avoid it.
 
     Args:
-        known: the world of this home before this traffic; None if it had none.
-        world: who pays in this traffic.
-        added_per_day: payments of this traffic that come on top of the people's own.
-        own_per_day: what the people pay by themselves.
+        known: the world of the home before this traffic; None if it had none.
+        world: the world of this traffic.
+        added_per_day: payments per day that this traffic adds to the population's own.
+        own_per_day: payments per day that the population makes by itself.
         settings: of the home.
+
+    Returns:
+        The explanation; None if the traffic is usual.
     """
     remedy = "expect more alerts than the budget. To avoid that, {}set FRAUD_HOME to a new folder."
     if known is None and not lake_is_empty(settings):
         return (
-            f"The lake holds transactions, but not of a simulated world ({world_file(settings)} is missing). The "
-            "simulated customers have no history there: " + remedy.format("")
+            f"The lake contains transactions that are not of a simulated world ({world_file(settings)} is missing). "
+            "The simulated customers have no history there: " + remedy.format("")
         )
     if known is not None and not known.same_people(world):
         return (

@@ -1,6 +1,7 @@
-"""Apache Kafka itself, in KRaft mode on 127.0.0.1, from the jars that Maven resolves for `apache-kafka.pom.xml`.
+"""Runs Apache Kafka in KRaft mode on 127.0.0.1, from the jars that Maven resolves for `apache-kafka.pom.xml`.
 
-For tests, proofs and benchmarks, and for `fraud-assets broker --apache`. Needs Java 17 or newer, and once Maven.
+Tests, proofs, benchmarks and `fraud-assets broker --apache` use it. It needs Java 17 or newer, and Maven at the first
+start.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _PLAIN, _CONTROLLER = "PLAINTEXT", "CONTROLLER"
 
 
 def why_unavailable() -> str | None:
-    """Why Apache Kafka cannot be started here, in one line; None where it can. Resolves the jars the first time."""
+    """Returns why Apache Kafka cannot run on this machine, in one line; None if it can. Resolves the jars once."""
     try:
         java_program(_PRODUCT)
         _jars()
@@ -40,7 +41,7 @@ def why_unavailable() -> str | None:
 
 @dataclass
 class _Node:
-    """One combined broker and controller: its files and, while it runs, its process."""
+    """A combined broker and controller: its files and, while it runs, its process."""
 
     number: int
     folder: Path
@@ -62,11 +63,11 @@ class _Node:
 
 @dataclass
 class Cluster:
-    """A running cluster; nodes are numbered from 1. A node keeps its data and its ports when it goes and comes back.
+    """A running cluster. Nodes are numbered from 1 and keep their data and ports when they are restarted.
 
     Attributes:
-        folder: what the nodes keep; `node-1/server.log` is the log of the first.
-        brokers: how many nodes there are, running or not.
+        folder: of the nodes' files; `node-1/server.log` is the log of the first node.
+        brokers: number of nodes, running or not.
     """
 
     folder: Path
@@ -76,34 +77,38 @@ class Cluster:
 
     @property
     def bootstrap(self) -> str:
-        """`host:port,…` of all nodes, without encryption."""
+        """`host:port,…` of the unencrypted listeners of all nodes."""
         return self.address(_PLAIN)
 
     def address(self, listener: str) -> str:
-        """`host:port,…` of one of the `listeners` that were asked for."""
+        """Returns `host:port,…` of a listener on all nodes."""
         return ",".join(f"127.0.0.1:{node.ports[listener]}" for node in self._nodes.values())
 
     def pid(self, node: int) -> int | None:
-        """The process of a node; None while it is down."""
+        """Returns the process id of a node; None if it does not run."""
         process = self._nodes[node].process
         return None if process is None or process.poll() is not None else process.pid
 
     def check(self) -> None:
-        """Raises `BrokerError`, with the last lines of its log, where a node is down."""
+        """Checks that all nodes run.
+
+        Raises:
+            BrokerError: a node does not run; with the last lines of its log.
+        """
         for node in self._nodes.values():
             if self.pid(node.number) is None:
-                raise BrokerError(f"Node {node.number} of Apache Kafka has ended. {_last_words(node)}")
+                raise BrokerError(f"Node {node.number} of Apache Kafka has ended. {_log_excerpt(node)}")
 
     def kill(self, *nodes: int) -> None:
-        """Ends nodes (all, without a number) as a power cut does: SIGKILL."""
-        for node in self._some(nodes):
+        """Ends nodes by SIGKILL, as a power cut does; without arguments, all nodes."""
+        for node in self._select(nodes):
             if node.process is not None:
                 node.process.kill()
                 node.process.wait()
 
     def stop(self, *nodes: int) -> None:
-        """Ends nodes (all, without a number) in good order; those that take longer than 15 s, by SIGKILL."""
-        running = [node.process for node in self._some(nodes) if node.process is not None]
+        """Ends nodes by SIGTERM, and after 15 s by SIGKILL; without arguments, all nodes."""
+        running = [node.process for node in self._select(nodes) if node.process is not None]
         for process in running:
             process.send_signal(signal.SIGTERM)
         deadline = monotonic() + _STOP_SECONDS
@@ -115,12 +120,12 @@ class Cluster:
                 process.wait()
 
     def start(self, *nodes: int) -> None:
-        """Starts nodes (all, without a number) that are down, and waits until each answers.
+        """Starts the nodes that do not run, and waits until each answers; without arguments, all nodes.
 
         Raises:
             BrokerError: a node ended or did not answer within a minute; with the last lines of its log.
         """
-        down = [node for node in self._some(nodes) if self.pid(node.number) is None]
+        down = [node for node in self._select(nodes) if self.pid(node.number) is None]
         for node in down:
             with node.log.open("ab") as log:
                 node.process = subprocess.Popen(
@@ -129,21 +134,21 @@ class Cluster:
                     stdout=log,
                     stderr=log,
                     cwd=node.folder,
-                    # Ctrl-C is for the Python process, which then stops the nodes.
+                    # Ctrl-C must reach only the Python process, which then stops the nodes.
                     start_new_session=True,
                 )
         deadline = monotonic() + _UP_SECONDS
         for node in down:
             self._wait_for(node, deadline)
 
-    def _some(self, numbers: Sequence[int]) -> list[_Node]:
+    def _select(self, numbers: Sequence[int]) -> list[_Node]:
         return [self._nodes[number] for number in numbers or self._nodes]
 
     def _wait_for(self, node: _Node, deadline: float) -> None:
         from confluent_kafka import KafkaException
         from confluent_kafka.admin import AdminClient
 
-        # Asked at its own address: others would name a node that was killed a moment ago.
+        # The client asks the node itself: other nodes may still list a node that was just killed.
         admin = AdminClient(
             {
                 "bootstrap.servers": f"127.0.0.1:{node.ports[_PLAIN]}",
@@ -155,7 +160,7 @@ class Cluster:
         )
         while monotonic() < deadline:
             if self.pid(node.number) is None:
-                raise BrokerError(f"Node {node.number} of Apache Kafka ended at its start. {_last_words(node)}")
+                raise BrokerError(f"Node {node.number} of Apache Kafka ended during startup. {_log_excerpt(node)}")
             try:
                 if node.number in admin.list_topics(timeout=0.5).brokers:
                     return
@@ -163,7 +168,7 @@ class Cluster:
                 continue
             sleep(0.02)
         raise BrokerError(
-            f"Node {node.number} of Apache Kafka does not answer after {_UP_SECONDS} s. {_last_words(node)}"
+            f"Node {node.number} of Apache Kafka did not answer within {_UP_SECONDS} s. {_log_excerpt(node)}"
         )
 
 
@@ -178,38 +183,32 @@ def apache_kafka(
     config: Mapping[str, object] | None = None,
     jvm: Sequence[str] = QUICK_START,
 ) -> Iterator[Cluster]:
-    """Runs Apache Kafka until the block ends, on free ports of 127.0.0.1; what `folder` holds is kept and used again.
+    """Runs Apache Kafka until the block ends, on free ports of 127.0.0.1. The data in `folder` is kept and reused.
 
-    Topics are not made on first use. With three brokers, topics have three replicas and need two of them in sync.
+    Topics are not created on first use. With three brokers, topics have three replicas, two of which must be in sync.
 
     Args:
-        folder: of the data, configuration and logs.
-        brokers: nodes, each a broker and a controller.
-        port: of the first node without encryption; a free one where None.
-        listeners: names of further listeners (capitals) and their security protocol, as `{"SASL": "SASL_SSL"}`.
-        scram: users and passwords that SCRAM-SHA-256 and SCRAM-SHA-512 know; set when the folder is new.
-        config: further settings of all nodes, as in `server.properties`; they win.
-        jvm: options of the Java machine.
+        folder: of data, configuration and logs.
+        brokers: number of nodes, each a broker and a controller.
+        port: of the unencrypted listener of the first node; the default is a free port.
+        listeners: security protocols of additional listeners by name (in capitals), such as `{"SASL": "SASL_SSL"}`.
+        scram: passwords by user for SCRAM-SHA-256 and SCRAM-SHA-512; used only if the folder is new.
+        config: additional settings of all nodes, as in `server.properties`; they override the others.
+        jvm: options of the Java virtual machine.
+
+    Yields:
+        The running cluster.
 
     Raises:
         BrokerError: a node did not start; with the last lines of its log.
-        JarsError: Java or the jars are not there and cannot be had.
+        JarsError: Java is missing, or the jars cannot be resolved.
         DiskError: the folder cannot be written.
     """
     extra = dict(listeners or {})
     command = [java_program(_PRODUCT), *jvm, _QUIET, "-cp", f"{_jars()}/*"]
-    names = [_PLAIN, _CONTROLLER, *extra]
-    nodes: dict[int, _Node] = {}
-    for number in range(1, brokers + 1):
-        node_folder = folder.absolute() / f"node-{number}"
-        try:
-            node_folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DiskError(f"{node_folder} cannot be made: {error.strerror}. Choose another folder.") from error
-        taken = {used for node in nodes.values() for used in node.ports.values()}
-        nodes[number] = _Node(number, node_folder, free_ports(names, taken))
+    nodes = _create_nodes(folder, brokers, [_PLAIN, _CONTROLLER, *extra])
     if port is not None:
-        _refuse_taken(port)
+        _require_free(port)
         nodes[1].ports[_PLAIN] = port
     voters = ",".join(f"{node.number}@127.0.0.1:{node.ports[_CONTROLLER]}" for node in nodes.values())
     for node in nodes.values():
@@ -223,19 +222,33 @@ def apache_kafka(
         cluster.stop()
 
 
+def _create_nodes(folder: Path, brokers: int, listeners: Sequence[str]) -> dict[int, _Node]:
+    """Creates the folders of the nodes and assigns a free port to each listener."""
+    nodes: dict[int, _Node] = {}
+    for number in range(1, brokers + 1):
+        node_folder = folder.absolute() / f"node-{number}"
+        try:
+            node_folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DiskError(f"{node_folder} cannot be created: {error.strerror}. Choose another folder.") from error
+        used = {port for node in nodes.values() for port in node.ports.values()}
+        nodes[number] = _Node(number, node_folder, free_ports(listeners, used))
+    return nodes
+
+
 def _properties(
     node: _Node, brokers: int, voters: str, extra: Mapping[str, str], config: Mapping[str, object]
 ) -> dict[str, object]:
-    """`server.properties` of a node."""
+    """Returns the `server.properties` of a node."""
     protocols = {_CONTROLLER: "PLAINTEXT", _PLAIN: "PLAINTEXT", **extra}
-    places = {name: f"{name}://127.0.0.1:{port}" for name, port in node.ports.items()}
+    addresses = {name: f"{name}://127.0.0.1:{port}" for name, port in node.ports.items()}
     copies, in_sync = min(3, brokers), 2 if brokers >= 3 else 1
     return {
         "process.roles": "broker,controller",
         "node.id": node.number,
         "controller.quorum.voters": voters,
-        "listeners": ",".join(places.values()),
-        "advertised.listeners": ",".join(place for name, place in places.items() if name != _CONTROLLER),
+        "listeners": ",".join(addresses.values()),
+        "advertised.listeners": ",".join(address for name, address in addresses.items() if name != _CONTROLLER),
         "controller.listener.names": _CONTROLLER,
         "inter.broker.listener.name": _PLAIN,
         "listener.security.protocol.map": ",".join(f"{name}:{protocol}" for name, protocol in protocols.items()),
@@ -253,17 +266,17 @@ def _properties(
         "share.coordinator.state.topic.replication.factor": copies,
         "share.coordinator.state.topic.min.isr": in_sync,
         "group.initial.rebalance.delay.ms": 0,
-        # A node that was killed is let in again only when this is over; 9 s by default.
+        # A killed node can join again only after this timeout; the default is 9 s.
         "broker.session.timeout.ms": 3000,
         "broker.heartbeat.interval.ms": 500,
-        # Half the heap by default, and taken at once.
+        # The default is half the heap, allocated at startup.
         "log.cleaner.dedupe.buffer.size": 8_388_608,
         **config,
     }
 
 
 def _format(nodes: Mapping[int, _Node], command: list[str], id_file: Path, scram: Mapping[str, str]) -> None:
-    """Prepares the data folders that are new."""
+    """Formats the data folders that are new."""
     new = [node for node in nodes.values() if not node.is_formatted]
     if not new:
         return
@@ -286,11 +299,11 @@ def _format(nodes: Mapping[int, _Node], command: list[str], id_file: Path, scram
     ]
     try:
         for node, process in zip(new, running, strict=True):
-            told = process.communicate(timeout=_FORMAT_SECONDS)[0]
+            output = process.communicate(timeout=_FORMAT_SECONDS)[0]
             if process.returncode:
-                raise BrokerError(f"{node.folder / 'data'} cannot be prepared for Apache Kafka: {telling(told)}")
+                raise BrokerError(f"{node.folder / 'data'} cannot be formatted for Apache Kafka: {telling(output)}")
     except subprocess.TimeoutExpired:
-        raise BrokerError(f"Apache Kafka did not prepare its folders within {_FORMAT_SECONDS} s. Try again.") from None
+        raise BrokerError(f"Apache Kafka did not format its folders within {_FORMAT_SECONDS} s. Try again.") from None
     finally:
         for process in running:
             process.kill()
@@ -298,7 +311,7 @@ def _format(nodes: Mapping[int, _Node], command: list[str], id_file: Path, scram
 
 
 def _write_private(path: Path, properties: Mapping[str, object]) -> None:
-    """Writes a properties file that only its owner reads: it may hold passwords."""
+    """Writes a properties file that only its owner can read, because it may contain passwords."""
     lines = "".join(f"{key}={_escaped(value)}\n" for key, value in properties.items())
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(lines)
@@ -308,14 +321,14 @@ def _escaped(value: object) -> str:
     return str(value).replace("\\", "\\\\").replace("\n", "\\n")
 
 
-def _last_words(node: _Node) -> str:
-    """The end of a node's log, for an error."""
-    return f"The log {node.log} says: {telling(node.log.read_bytes())}"
+def _log_excerpt(node: _Node) -> str:
+    """Returns the last lines of a node's log for an error message."""
+    return f"The log {node.log} ends with: {telling(node.log.read_bytes())}"
 
 
-def _refuse_taken(port: int) -> None:
+def _require_free(port: int) -> None:
     if not is_free(port):
-        raise BrokerError(f"Port {port} of 127.0.0.1 is taken. Choose another with --port, or stop what uses it.")
+        raise BrokerError(f"Port {port} of 127.0.0.1 is in use. Choose another with --port, or free this one.")
 
 
 def _jars() -> Path:

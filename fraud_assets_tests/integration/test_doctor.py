@@ -18,14 +18,14 @@ from dagster._daemon.types import DaemonHeartbeat
 
 from fraud_assets.cli import cli
 from fraud_assets.core.schema import fraud_predictions, raw_transactions, transaction_features
-from fraud_assets.doctor.examination import run_checks
+from fraud_assets.doctor.checks import run_checks
 from fraud_assets.doctor.files import check_files
 from fraud_assets.doctor.finding import Finding
 from fraud_assets.doctor.installation import check_home, check_settings, check_versions
+from fraud_assets.doctor.kafka import check_broker, check_landers, check_schema_registry
 from fraud_assets.doctor.lake import check_lake, check_quarantine, check_reconciliation, check_registry
 from fraud_assets.doctor.orchestrator import check_dagster
 from fraud_assets.doctor.spark import check_spark
-from fraud_assets.doctor.stream import check_broker, check_landers, check_schema_registry
 from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.ingest.files.landing import land_files
 from fraud_assets.ingest.service.presence import register_lander
@@ -309,7 +309,7 @@ def test_books_that_do_not_balance(settings: Settings, lake: Lake) -> None:
     assert of(check_reconciliation(settings), "reconciliation").state == "OK"
     assert of(check_reconciliation(settings), "predictions").state == "WARN"
     lake.open(transaction_features).delete("transaction_id = '3'")
-    assert_broken(check_reconciliation(settings), "reconciliation", "10 landed, but 9 taken", "fraud-assets erase")
+    assert_broken(check_reconciliation(settings), "reconciliation", "10 landed, but 9 processed", "fraud-assets erase")
 
 
 def test_much_in_quarantine(settings: Settings, lake: Lake) -> None:
@@ -321,7 +321,7 @@ def test_much_in_quarantine(settings: Settings, lake: Lake) -> None:
     finding = of(check_quarantine(settings), "quarantine")
     assert finding.state == "WARN"
     assert (
-        "5 open messages (13.89% of what landed), most of them missing_field; 1 repeated ids, 0 tombstones"
+        "5 open messages (13.89% of the landed), most of them missing_field; 1 repeated ids, 0 tombstones"
         in finding.text
     )
 
@@ -420,7 +420,7 @@ def test_a_run_that_failed_until_one_succeeds(
     assert finding.state == "WARN"
     assert "1 failed within a day" in finding.text
     assert daemon.run(daemon.requested()).success
-    assert "a later one of it succeeded" in of(check_dagster(settings), "runs").text
+    assert "a later run of that job succeeded" in of(check_dagster(settings), "runs").text
 
 
 def test_a_check_that_hangs_or_breaks_is_a_line(settings: Settings) -> None:
@@ -431,7 +431,7 @@ def test_a_check_that_hangs_or_breaks_is_a_line(settings: Settings) -> None:
     def breaks(settings: Settings) -> list[Finding]:
         raise ZeroDivisionError("of its own")
 
-    findings = run_checks(settings, {"one": hangs, "two": breaks, "home": check_home}, patience=0.5)
+    findings = run_checks(settings, {"one": hangs, "two": breaks, "home": check_home}, timeout=0.5)
     assert_broken(findings, "one", "no answer within 0.5 s")
     assert_broken(findings, "two", "ZeroDivisionError: of its own")
     assert of(findings, "home").state in {"OK", "WARN"}

@@ -26,7 +26,7 @@ from fraud_assets.ingest.files.landing import land_files, waiting_files
 from fraud_assets.ingest.files.stuck_entries import StuckEntries
 from fraud_assets.lake.log import row_count
 from fraud_assets.lake.tables import Lake
-from fraud_assets.operations.kept_files import rows_in_files
+from fraud_assets.operations.kept_files import find_customer_files
 from fraud_assets.printable import printable
 from fraud_assets.settings import CONTRACT_FIELDS, Settings
 from fraud_assets_tests.support.dropped import drop, land, rows_of
@@ -108,7 +108,7 @@ def test_what_is_no_file_fails_alone(settings: Settings, lake: Lake, incoming: P
     (incoming / "a.csv").symlink_to("a.csv")
     land(lake, settings)
     assert (settings.failed / "a.1.csv").is_symlink()
-    assert rows_in_files(settings, settings.failed, ["1"]) == []
+    assert find_customer_files(settings, settings.failed, ["1"]) == []
 
 
 def test_a_link_into_a_closed_folder_fails_alone(
@@ -123,7 +123,9 @@ def test_a_link_into_a_closed_folder_fails_alone(
     assert "secret.jsonl, which cannot be read (Permission denied)" in reports[0].reason
     assert (settings.failed / "a.jsonl").is_symlink()
     # Whoever erases a customer has to know that nobody looked into it.
-    assert [file.closed for file in rows_in_files(settings, settings.failed, ["1"]) if file.path.is_symlink()] == [True]
+    assert [
+        file.closed for file in find_customer_files(settings, settings.failed, ["1"]) if file.path.is_symlink()
+    ] == [True]
 
 
 @pytest.mark.parametrize(

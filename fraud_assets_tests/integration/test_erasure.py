@@ -30,10 +30,12 @@ from fraud_assets.lake.batches import find_pending
 from fraud_assets.lake.log import row_count
 from fraud_assets.lake.positions import SourcePartition, committed_offset
 from fraud_assets.lake.tables import Lake, dataset_of
-from fraud_assets.operations.erasure import ERASED_TABLES, erase_customer, find_holdings
+from fraud_assets.operations.erasure import erase_customer
+from fraud_assets.operations.holdings import ERASED_TABLES, find_holdings
 from fraud_assets.operations.maintenance import maintain_lake
-from fraud_assets.operations.quarantine import Selection, retry_messages
+from fraud_assets.operations.quarantine import Selection
 from fraud_assets.operations.reconciliation import reconcile
+from fraud_assets.operations.retries import retry_messages
 from fraud_assets.settings import Settings
 from fraud_assets.stages.features import process_landed
 from fraud_assets_tests.support.killed import killed
@@ -142,7 +144,7 @@ def test_what_cannot_be_read_is_named_and_goes_when_asked(filled: Settings, lake
 @pytest.mark.parametrize("done", ["quarantined labels", "predictions", "landed bodies", "quarantine"])
 def test_killed_after_a_step_the_next_run_completes_it(filled: Settings, lake: Lake, done: str) -> None:
     deletion = {"quarantined labels": 1, "predictions": 3, "landed bodies": 4, "quarantine": 5}[done]
-    killed(filled, ERASE.format(f"die_at(erasure, '_delete', {deletion}, after=True)"))
+    killed(filled, ERASE.format(f"die_at(erasure, '_delete_where', {deletion}, after=True)"))
     report = erase_customer(lake, filled, WHO)
     assert report.tables["transaction_features"] == 10
     assert_erased(lake, filled)

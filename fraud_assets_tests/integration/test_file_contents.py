@@ -23,7 +23,7 @@ from fraud_assets.errors import SettingError
 from fraud_assets.ingest.files import parquet_file
 from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.operations.erasure import erase_customer
-from fraud_assets.operations.kept_files import rows_in_files
+from fraud_assets.operations.kept_files import find_customer_files
 from fraud_assets.settings import Settings
 from fraud_assets_tests.support.dropped import bodies, drop, land, rows_of, transaction
 
@@ -166,7 +166,7 @@ def test_bytes_of_a_customer_are_its_text(settings: Settings, lake: Lake, kind: 
     drop(settings, "b.jsonl", jsonl(transaction(7, customer_id=NAME)))
     land(lake, settings)
     assert [row["customer_id"] for row in parsed(lake, settings)[0]] == [NAME] * 2
-    found = {file.path.name: file.rows for file in rows_in_files(settings, settings.processed, [NAME])}
+    found = {file.path.name: file.rows for file in find_customer_files(settings, settings.processed, [NAME])}
     assert found == {"a.parquet": 1, "b.jsonl": 1}
     report = erase_customer(lake, settings, NAME)
     assert report.tables["raw_transactions"] == 2
@@ -185,7 +185,7 @@ def test_a_uuid_is_its_text_and_other_bytes_are_refused(settings: Settings, lake
     assert [(row["reason"], "ff01" in row["detail"] or GUID.hex in row["detail"]) for row in bad] == [
         ("wrong_type", True)
     ] * 2
-    found = {file.path.name: file.rows for file in rows_in_files(settings, settings.processed, [str(GUID)])}
+    found = {file.path.name: file.rows for file in find_customer_files(settings, settings.processed, [str(GUID)])}
     assert found == {"a.parquet": 1}
 
 
@@ -253,7 +253,7 @@ def test_names_in_capitals_are_put_right_in_every_format(settings: Settings, lak
     assert second == json.dumps(row).encode()
     assert third == b'{"transaction_id": 9007199254740993123, "tx_datetime": "x"}'
     assert [row["reason"] for row in bad] == ["missing_field"]
-    found = {file.path.name: file.rows for file in rows_in_files(settings, settings.processed, ["1"])}
+    found = {file.path.name: file.rows for file in find_customer_files(settings, settings.processed, ["1"])}
     assert found == {"a.jsonl": 2}
 
 
@@ -298,7 +298,7 @@ def test_a_field_within_a_column_is_read_as_a_column(make_settings: Callable[...
     good, bad = parsed(lake, settings)
     assert [(row["customer_id"], row["tx_datetime"]) for row in good] == [(str(GUID), moment), ("Zoë", moment)]
     assert [row["detail"][:40] for row in bad] == ['after.who (customer_id) is {"bytes": "ff']
-    assert sum(file.rows for file in rows_in_files(settings, settings.processed, [str(GUID), "Zoë"])) == 2
+    assert sum(file.rows for file in find_customer_files(settings, settings.processed, [str(GUID), "Zoë"])) == 2
 
 
 @pytest.mark.parametrize(

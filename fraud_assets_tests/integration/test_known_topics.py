@@ -12,7 +12,7 @@ from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
 from fraud_assets.core.schema import Table, fraud_labels, raw_transactions
-from fraud_assets.doctor.stream import check_broker
+from fraud_assets.doctor.kafka import check_broker
 from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.errors import BrokerError, MessagesLostError
 from fraud_assets.ingest.landing import land_once

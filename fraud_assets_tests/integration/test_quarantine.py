@@ -25,17 +25,9 @@ from fraud_assets.ingest.files.landing import land_files
 from fraud_assets.lake.append import append_landed
 from fraud_assets.lake.log import row_count
 from fraud_assets.lake.tables import Lake, dataset_of
-from fraud_assets.operations.quarantine import (
-    ORIGIN_HEADER,
-    RetryReport,
-    Selection,
-    count_reasons,
-    count_waiting_retries,
-    find_message,
-    list_messages,
-    retry_messages,
-)
+from fraud_assets.operations.quarantine import Selection, count_reasons, find_message, list_messages
 from fraud_assets.operations.reconciliation import reconcile
+from fraud_assets.operations.retries import ORIGIN_HEADER, RetryReport, count_waiting_retries, retry_messages
 from fraud_assets.resources import PlatformResource
 from fraud_assets.settings import Settings
 from fraud_assets.stages.backlog import find_backlog
@@ -45,8 +37,8 @@ from fraud_assets_tests.support.landed import bodies, land
 from fraud_assets_tests.support.quarantined import label_rows, other_names
 
 RETRY = (
-    "from fraud_assets.operations import quarantine\n{}\n"
-    "quarantine.retry_messages(lake, settings, quarantine.Selection())"
+    "from fraud_assets.operations import quarantine, retries\n{}\n"
+    "retries.retry_messages(lake, settings, quarantine.Selection())"
 )
 
 
@@ -148,9 +140,9 @@ def test_what_fails_again_is_open_again_and_keeps_its_first_origin(refused: Sett
 @pytest.mark.parametrize(
     ("death", "landed"),
     [
-        ("die_at(quarantine, 'commit_append', 1)", 0),
-        ("die_at(quarantine, 'commit_append', 1, after=True)", 0),
-        ("die_at(quarantine, 'append_landed', 1, after=True)", 10),
+        ("die_at(retries, 'commit_append', 1)", 0),
+        ("die_at(retries, 'commit_append', 1, after=True)", 0),
+        ("die_at(retries, 'append_landed', 1, after=True)", 10),
     ],
     ids=["before the log", "between log and landing", "after landing"],
 )
@@ -215,7 +207,7 @@ def test_labels_of_a_dropped_file_are_read_as_they_were_there(lake: Lake, settin
 
 def test_maintenance_finishes_a_killed_retry(refused: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FRAUD_FIELD_MAPPING", "tx_amount=amt")
-    killed(refused, RETRY.format("die_at(quarantine, 'commit_append', 1, after=True)"))
+    killed(refused, RETRY.format("die_at(retries, 'commit_append', 1, after=True)"))
     assert count_waiting_retries(lake, refused) == 10
     platform = PlatformResource(overrides={"home": str(refused.home_path)})
     result = dg.materialize([lake_maintenance], resources={"platform": platform})

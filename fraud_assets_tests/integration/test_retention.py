@@ -21,8 +21,8 @@ from fraud_assets.lake.log import row_count
 from fraud_assets.lake.positions import SourcePartition, committed_offset
 from fraud_assets.lake.tables import Lake
 from fraud_assets.operations.maintenance import maintain_lake
-from fraud_assets.operations.reconciliation import compared_from, pin_versions, reconcile
-from fraud_assets.operations.retention import oldest_waiting
+from fraud_assets.operations.reconciliation import find_first_counted_day, pin_versions, reconcile
+from fraud_assets.operations.retention import find_oldest_waiting_day
 from fraud_assets.settings import RETAINED_TABLES, Settings
 from fraud_assets.stages.features import process_landed
 from fraud_assets_tests.support.landed import FIRST, bodies, land
@@ -75,7 +75,7 @@ def test_old_days_go_and_positions_and_books_hold(filled: Settings, lake: Lake) 
     }
     assert committed_offset(lake.open(raw_transactions), LIFE) == 411
     assert committed_offset(lake.open(fraud_predictions), LIFE) == 409
-    assert compared_from(pin_versions(lake)) == day(3)
+    assert find_first_counted_day(pin_versions(lake)) == day(3)
     totals = reconcile(lake, filled)
     assert (totals["landed"], totals["features"], totals["quarantined"]) == (24, 20, 4)
     assert process_landed(lake, filled).landed == 0
@@ -101,7 +101,7 @@ def test_only_metadata_is_written(filled: Settings, lake: Lake) -> None:
 def test_what_is_not_processed_stays_however_old(filled: Settings, lake: Lake) -> None:
     maintain_lake(lake, filled, today=day(4))
     land_on(lake, 5)
-    assert oldest_waiting(lake, filled) == day(5)
+    assert find_oldest_waiting_day(lake, filled) == day(5)
     reports = maintain_lake(lake, filled, today=day(400))
     # Ages are counted from the day that waits, and that is the fifth.
     assert reports["raw_transactions"].rows_retired == 12
@@ -130,7 +130,7 @@ def test_a_history_that_landed_today_is_young(lake: Lake, make_settings: Callabl
 def test_without_the_setting_nothing_goes(filled: Settings, lake: Lake) -> None:
     forever = filled.model_copy(update={"retention_days": {}})
     assert all(report.rows_retired == 0 for report in maintain_lake(lake, forever, today=day(4000)).values())
-    assert compared_from(pin_versions(lake)) is None
+    assert find_first_counted_day(pin_versions(lake)) is None
     assert row_count(lake.open(quarantined_transactions)) == 10
 
 

@@ -136,9 +136,9 @@ def test_live_traffic_goes_on_where_it_stopped(settings, lake, broker, start):
     summary = _ended(first)
     assert 250 < summary["history"] < 360
     assert row_count(lake.open(fraud_labels)) < 30, "genuine payments have no labels"
-    save_world(load_world(settings).lived_to(datetime.now(UTC) - timedelta(days=1)), settings)
+    save_world(load_world(settings).advance_to(datetime.now(UTC) - timedelta(days=1)), settings)
     second = start("simulate", "--live", "--history-days", "3", "--drop-history", "--json")
-    until(lambda: load_world(settings).lived_until > datetime.now(UTC) - MINUTE, 60)
+    until(lambda: load_world(settings).simulated_until > datetime.now(UTC) - MINUTE, 60)
     assert 60 < _ended(second)["history"] < 150, "the day that is missing, of the same customers"
     lander.send_signal(signal.SIGTERM)
     lander.wait(30)

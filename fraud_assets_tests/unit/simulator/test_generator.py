@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 
-from fraud_assets.simulator.bad import KINDS, mix_in_bad_messages
+from fraud_assets.simulator.bad_messages import KINDS, mix_in_bad_messages
 from fraud_assets.simulator.event_order import EventOrder
 from fraud_assets.simulator.generator import SIMULATED, fraud_labels, population, simulate
 from fraud_assets.simulator.live import LiveTraffic

@@ -1,4 +1,4 @@
-"""Messages that a parser must survive: each kind of breakage is made of a good message of the stream."""
+"""Makes bad messages, which the parser must reject without failing, from valid messages."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from fraud_assets.kafka.producer import Message
 from fraud_assets.settings import Settings
 
-BadBody = Callable[[bytes, Settings], bytes]
+BodyChange = Callable[[bytes, Settings], bytes]
 
 
 def mix_in_bad_messages(messages: Iterable[Message], count: int, every: int, settings: Settings) -> Iterator[Message]:
-    """The messages with a broken transaction after every `every`-th transaction, `count` in all."""
+    """Yields the messages and, after every `every`-th transaction, a bad one, until there are `count` bad ones."""
     kinds = list(KINDS.values())
     seen = made = 0
     for message in messages:
@@ -25,17 +25,20 @@ def mix_in_bad_messages(messages: Iterable[Message], count: int, every: int, set
                 made += 1
 
 
-def _with(field: str, value: Any) -> BadBody:
-    """A new id, so that the message is not a repeated one as well, and one field replaced."""
+def _with(field: str, value: Any) -> BodyChange:
+    """Returns a function that replaces one field of a body.
 
-    def broken(body: bytes, settings: Settings) -> bytes:
+    It also replaces the id, so that the message does not count as repeated.
+    """
+
+    def change(body: bytes, settings: Settings) -> bytes:
         message = json.loads(body)
         identity = settings.contract.payload_field("transaction_id")
         message[identity] = f"{message[identity]}-bad-{field}"
         message[settings.contract.payload_field(field)] = value
         return json.dumps(message).encode()
 
-    return broken
+    return change
 
 
 def _without_amount(body: bytes, settings: Settings) -> bytes:
@@ -53,7 +56,7 @@ def _amount_twice(body: bytes, settings: Settings) -> bytes:
     return b'{%b:"bad-twice",%b:1.00,%b:' % (identity, field, field) + b"9999.99," + body.lstrip().removeprefix(b"{")
 
 
-KINDS: dict[str, BadBody] = {
+KINDS: dict[str, BodyChange] = {
     "truncated": lambda body, settings: body[: len(body) // 2],
     "amount_nan": _with("tx_amount", float("nan")),
     "amount_negative": _with("tx_amount", -12.5),
@@ -68,4 +71,4 @@ KINDS: dict[str, BadBody] = {
     "keys_twice": _amount_twice,
     "repeated_id": lambda body, settings: body,
 }
-"""How to break a good body, by kind. `repeated_id` is a good message sent again."""
+"""Functions that make a valid body bad, by kind. `repeated_id` sends a valid message a second time."""

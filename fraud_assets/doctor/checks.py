@@ -1,4 +1,4 @@
-"""All checks at once, each on its own and within a few seconds."""
+"""Runs all checks at the same time, independently of each other and within a time limit."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 
 from fraud_assets.doctor.alerts import check_alerts
 from fraud_assets.doctor.files import check_files
-from fraud_assets.doctor.finding import Finding, fail, refused
+from fraud_assets.doctor.finding import Finding, fail, fail_from_error
 from fraud_assets.doctor.installation import check_home, check_settings, check_versions
+from fraud_assets.doctor.kafka import check_broker, check_landers, check_schema_registry
 from fraud_assets.doctor.lake import check_lake, check_quarantine, check_reconciliation, check_registry
 from fraud_assets.doctor.orchestrator import check_dagster
 from fraud_assets.doctor.spark import check_spark
-from fraud_assets.doctor.stream import check_broker, check_landers, check_schema_registry
 from fraud_assets.errors import FraudAssetsError
 from fraud_assets.settings import Settings
 
@@ -35,18 +35,27 @@ CHECKS: Mapping[str, Check] = {
     "spark": check_spark,
     "dagster": check_dagster,
 }
-"""In the order of the report."""
+"""All checks, in the order of the report."""
 
-PATIENCE_SECONDS = 15.0
+TIMEOUT_SECONDS = 15.0
 _ANSWER_SECONDS = 4.0
 
 
 def run_checks(
-    settings: Settings, checks: Mapping[str, Check] = CHECKS, patience: float = PATIENCE_SECONDS
+    settings: Settings, checks: Mapping[str, Check] = CHECKS, timeout: float = TIMEOUT_SECONDS
 ) -> list[Finding]:
-    """Runs the checks beside each other and gives what they found, in their order.
+    """Runs the checks at the same time.
 
-    A check that fails or has not ended after `patience` seconds is a line of its own and hides no other.
+    A check that raises an exception, or has not ended after `timeout` seconds, reports that as its finding. It does
+    not hide the findings of other checks.
+
+    Args:
+        settings: to check.
+        checks: to run, by name.
+        timeout: for all checks together, in seconds.
+
+    Returns:
+        The findings, in the order of `checks`.
     """
     quick = settings.model_copy(
         update={
@@ -57,30 +66,32 @@ def run_checks(
     results: dict[str, list[Finding]] = {}
 
     def run(name: str, check: Check) -> None:
-        # What it names is shown as it is set; only waiting is cut short.
-        results[name] = _guarded(name, check, settings if check is check_settings else quick)
+        # `check_settings` shows the timeouts as they are set. All other checks use the short ones.
+        results[name] = _run_safely(name, check, settings if check is check_settings else quick)
 
-    # Daemons: one that hangs must not keep the process from ending.
+    # The threads are daemons because a check that hangs must not keep the process from ending.
     threads = [threading.Thread(target=run, args=item, name=f"check {item[0]}", daemon=True) for item in checks.items()]
     for thread in threads:
         thread.start()
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + timeout
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
-    late = f"no answer within {patience:g} s"
+    late = f"no answer within {timeout:g} s"
     return [
         finding
         for name in checks
-        for finding in results.get(name, [fail(name, late, "See whether what it asks is overloaded or away.")])
+        for finding in results.get(
+            name, [fail(name, late, "Check whether the service behind it is overloaded or unreachable.")]
+        )
     ]
 
 
-def _guarded(name: str, check: Check, settings: Settings) -> list[Finding]:
+def _run_safely(name: str, check: Check, settings: Settings) -> list[Finding]:
     try:
         return check(settings)
     except FraudAssetsError as error:
-        return [refused(name, error)]
-    # A fault of a check must not hide the others, nor be a stack trace.
+        return [fail_from_error(name, error)]
+    # A bug in one check must not hide the findings of the others or print a stack trace.
     except Exception as error:  # noqa: BLE001
         cause = " ".join(str(error).split())[:200]
-        return [fail(name, f"could not be checked ({type(error).__name__}: {cause})", "Report this line.")]
+        return [fail(name, f"could not be checked ({type(error).__name__}: {cause})", "Report this line as a bug.")]

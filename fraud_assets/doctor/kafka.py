@@ -1,4 +1,4 @@
-"""Broker, topics, lag, landers, schema registry."""
+"""Checks broker, topics, lag, landers and schema registry."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from fraud_assets.core.schema import Table, fraud_labels, raw_transactions
-from fraud_assets.doctor.finding import Finding, fail, ok, refused, skip, warn
+from fraud_assets.doctor.finding import Finding, fail, fail_from_error, ok, skip, warn
 from fraud_assets.errors import FraudAssetsError, LakeError
 from fraud_assets.kafka.broker import Broker, broker_is_configured, find_broker
 from fraud_assets.lake.positions import NOTHING, SourcePartition, committed_offset
@@ -25,51 +25,51 @@ _BEHIND_MESSAGES = 100_000
 
 
 def check_broker(settings: Settings) -> list[Finding]:
-    """Broker, both topics, and what of them has not landed."""
+    """Checks the broker and both topics; counts the messages that have not landed."""
     topics = ((settings.labels_topic, fraud_labels), (settings.transactions_topic, raw_transactions))
     unchecked = [skip(f"topic {topic}", "the broker was not reached") for topic, _ in topics]
     if not broker_is_configured(settings):
-        fix = "Start `fraud-assets broker`, or set KAFKA_BOOTSTRAP_SERVERS; without, only dropped files land."
-        return [warn("broker", "none is named", fix), *unchecked]
+        fix = "Start `fraud-assets broker`, or set KAFKA_BOOTSTRAP_SERVERS. Without a broker, only dropped files land."
+        return [warn("broker", "none is configured", fix), *unchecked]
     try:
         broker = find_broker(settings)
-        with closing(_consumer(broker, settings)) as consumer:
-            metadata = _asked(lambda: consumer.list_topics(timeout=settings.kafka_timeout_seconds), broker)
+        with closing(_open_consumer(broker, settings)) as consumer:
+            metadata = _request(lambda: consumer.list_topics(timeout=settings.kafka_timeout_seconds), broker)
             kind = "embedded" if broker.embedded else f"{len(metadata.brokers)} brokers"
-            found = [ok("broker", f"{broker.bootstrap}, {kind}, {_protocol(broker, settings)}")]
+            found = [ok("broker", f"{broker.bootstrap}, {kind}, {_security_protocol(broker, settings)}")]
             for topic, table in topics:
                 entry = metadata.topics.get(topic)
                 partitions = sorted(entry.partitions) if entry is not None and entry.error is None else []
-                found += _topic(topic, table, partitions, consumer, broker, settings)
+                found += _check_topic(topic, table, partitions, consumer, broker, settings)
             return found
     except FraudAssetsError as error:
-        return [refused("broker", error), *unchecked]
+        return [fail_from_error("broker", error), *unchecked]
 
 
 def check_landers(settings: Settings) -> list[Finding]:
-    """The `fraud-assets land` processes, and how they say they are."""
+    """Checks the running `fraud-assets land` processes by the health that they report."""
     from fraud_assets.ingest.service.presence import running_landers
 
     running = running_landers(settings)
     if not running:
         if not broker_is_configured(settings):
             return [ok("landers", "none runs, and none is needed without a broker")]
-        return [warn("landers", "none runs, so nothing lands by itself", "Start `fraud-assets land`.")]
+        return [warn("landers", "none runs, so nothing lands", "Start `fraud-assets land`.")]
     found = []
     for process, address in running.items():
-        state, reason, recovered = _health(address)
+        state, reason, lands_messages = _read_health(address)
         text = f"process {process}{f' at {address}' if address else ''} {state}"
-        if recovered and reason:
-            found.append(warn("landers", f"{text}: {reason}", "Messages land; correct the drop folder."))
+        if lands_messages and reason:
+            found.append(warn("landers", f"{text}: {reason}", "Messages land. Correct the drop folder."))
         elif reason:
-            found.append(fail("landers", f"{text}: {reason}", "Remove that cause; it goes on by itself."))
+            found.append(fail("landers", f"{text}: {reason}", "Remove that cause. Landing then continues by itself."))
         else:
             found.append(ok("landers", text))
     return found
 
 
 def check_schema_registry(settings: Settings) -> list[Finding]:
-    """The schema registry, where a format needs one."""
+    """Checks the schema registry if a format needs it."""
     if (settings.transactions_format, settings.labels_format) == ("json", "json"):
         return []
     from fraud_assets.kafka.schemas import registry_client
@@ -77,7 +77,7 @@ def check_schema_registry(settings: Settings) -> list[Finding]:
     url = settings.schema_registry_url
     try:
         subjects = registry_client(settings).get_subjects()
-    # Its client raises its own errors, those of HTTP and those of certificates.
+    # The client raises its own errors and those of its HTTP and TLS libraries.
     except Exception as error:  # noqa: BLE001
         cause = " ".join(str(error).split())[:200]
         fix = "Check SCHEMA_REGISTRY_URL, its credentials and SCHEMA_REGISTRY_CA_LOCATION."
@@ -85,7 +85,7 @@ def check_schema_registry(settings: Settings) -> list[Finding]:
     return [ok("schema registry", f"{url}, {len(subjects)} subjects")]
 
 
-def _topic(
+def _check_topic(
     topic: str, table: Table, partitions: list[int], consumer: Consumer, broker: Broker, settings: Settings
 ) -> list[Finding]:
     from fraud_assets.kafka.client import find_topic_id, topic_setting
@@ -95,8 +95,8 @@ def _topic(
     name = f"topic {topic}"
     if not partitions:
         if broker.embedded:
-            return [ok(name, "not there yet; the embedded broker makes it on first use")]
-        fix = f"Create it, or set {topic_setting(topic, settings)} to the topic that is meant."
+            return [ok(name, "not there yet; the embedded broker creates it on first use")]
+        fix = f"Create it, or set {topic_setting(topic, settings)} to the right topic."
         return [fail(name, f"does not exist at {broker.name}, or may not be read", fix)]
     topic_id = find_topic_id(broker, topic, settings)
     try:
@@ -104,66 +104,67 @@ def _topic(
         handle = lake.open(table) if lake.exists(table) else None
     except LakeError as error:
         return [skip(name, f"{len(partitions)} partitions; the lake cannot be read: {error}")]
-    streams = [SourcePartition(topic, topic_id, partition) for partition in partitions]
-    marks = {partition: _ends(consumer, topic, partition, broker, settings) for partition in partitions}
+    sources = [SourcePartition(topic, topic_id, partition) for partition in partitions]
+    marks = {partition: _watermarks(consumer, topic, partition, broker, settings) for partition in partitions}
     low, high = ({partition: mark[side] for partition, mark in marks.items()} for side in (0, 1))
-    landed = {stream: NOTHING if handle is None else committed_offset(handle, stream) for stream in streams}
-    if not broker.embedded and (handle is None or not is_known(handle, topic, streams)):
-        # Landing will record these log starts at its first sight of the topic.
-        landed = {stream: low[stream.partition] - 1 for stream in streams}
+    landed = {source: NOTHING if handle is None else committed_offset(handle, source) for source in sources}
+    if not broker.embedded and (handle is None or not is_known(handle, topic, sources)):
+        # The first landing of the topic will record these log starts, so messages before them are not lost.
+        landed = {source: low[source.partition] - 1 for source in sources}
     found = first_readable_offset(landed, low, high, settings.accept_lost)
     if found.lost:
         lost = ", ".join(
-            f"{low[stream.partition] - last - 1} of partition {stream.partition}" for stream, last in found.lost.items()
+            f"{low[source.partition] - last - 1} of partition {source.partition}" for source, last in found.lost.items()
         )
         fix = (
-            "Bring them back from another copy into the drop folder and raise the topic's retention; "
-            f"{environment_name('accept_lost')} goes on without them."
+            "Restore them from another copy into the drop folder and raise the topic's retention, or set "
+            f"{environment_name('accept_lost')} to continue without them."
         )
-        return [fail(name, f"messages are gone that had not landed: {lost}", fix)]
+        return [fail(name, f"messages are gone that have not landed: {lost}", fix)]
     if found.ahead:
-        beyond = ", ".join(str(stream.partition) for stream in found.ahead)
+        beyond = ", ".join(str(source.partition) for source in found.ahead)
         text = f"the lake holds messages that the broker has lost: partitions {beyond}"
-        return [fail(name, text, "Find out what happened to the broker; a topic recreated lands from its start.")]
-    waiting = sum(max(0, high[stream.partition] - first) for stream, first in found.first.items())
+        fix = "Find out what happened to the broker. If you recreate the topic, it lands from its start."
+        return [fail(name, text, fix)]
+    waiting = sum(max(0, high[source.partition] - first) for source, first in found.first.items())
     text = f"{len(partitions)} partitions, {waiting:,} messages to land"
     if waiting > _BEHIND_MESSAGES:
-        return [warn(name, text, "Start `fraud-assets land`, or more of them: they share the partitions.")]
+        return [warn(name, text, "Start `fraud-assets land`, or more of these processes: they share the partitions.")]
     return [ok(name, text)]
 
 
-def _consumer(broker: Broker, settings: Settings) -> Consumer:
+def _open_consumer(broker: Broker, settings: Settings) -> Consumer:
     from confluent_kafka import Consumer
 
     from fraud_assets.kafka.client import admin_client, client_config
     from fraud_assets.kafka.connection import EMBEDDED, connection
 
     if not broker.embedded:
-        # It listens for the broker's refusal, which a consumer would only time out on.
+        # The admin client reports why the broker refuses a connection; a consumer would only time out.
         admin_client(broker, settings)
     config = {**client_config(broker, settings), "group.id": "fraud-assets-doctor", "enable.auto.commit": False}
-    # Looking must not make a topic.
+    # A check must not create a topic.
     config["allow.auto.create.topics"] = False
     return (EMBEDDED if broker.embedded else connection(settings)).client(Consumer, config)
 
 
-def _ends(consumer: Consumer, topic: str, partition: int, broker: Broker, settings: Settings) -> tuple[int, int]:
+def _watermarks(consumer: Consumer, topic: str, partition: int, broker: Broker, settings: Settings) -> tuple[int, int]:
     from confluent_kafka import TopicPartition
 
-    place = TopicPartition(topic, partition)
-    ends: tuple[int, int] = _asked(
-        lambda: consumer.get_watermark_offsets(place, timeout=settings.kafka_timeout_seconds), broker
+    topic_partition = TopicPartition(topic, partition)
+    offsets: tuple[int, int] = _request(
+        lambda: consumer.get_watermark_offsets(topic_partition, timeout=settings.kafka_timeout_seconds), broker
     )
-    return ends
+    return offsets
 
 
-def _asked(question: Callable[[], Any], broker: Broker) -> Any:
+def _request(request: Callable[[], Any], broker: Broker) -> Any:
     from confluent_kafka import KafkaException
 
     from fraud_assets.kafka.client import unreachable_error
 
     try:
-        answer = question()
+        answer = request()
     except KafkaException as error:
         raise unreachable_error(broker, error.args[0].str()) from None
     if answer is None:
@@ -171,14 +172,17 @@ def _asked(question: Callable[[], Any], broker: Broker) -> Any:
     return answer
 
 
-def _protocol(broker: Broker, settings: Settings) -> str:
+def _security_protocol(broker: Broker, settings: Settings) -> str:
     from fraud_assets.kafka.connection import connection
 
     return "PLAINTEXT" if broker.embedded else connection(settings).config.get("security.protocol", "PLAINTEXT")
 
 
-def _health(address: str) -> tuple[str, str, bool]:
-    """How a lander says it is, what is wrong, and whether messages land; it need not serve its health at all."""
+def _read_health(address: str) -> tuple[str, str, bool]:
+    """Returns a lander's state, its problem if there is one, and whether it lands messages.
+
+    A lander that serves no HTTP counts as running without a problem.
+    """
     if not address.startswith("http"):
         return "runs", "", True
     try:
@@ -188,6 +192,6 @@ def _health(address: str) -> tuple[str, str, bool]:
         health = json.load(error)
     except (OSError, ValueError) as error:
         return "runs", f"{address}/health does not answer ({error})", False
-    waits = health.get("oldest_unlanded_seconds", 0)
+    age = health.get("oldest_unlanded_seconds", 0)
     status = health.get("status")
-    return f"is {status}, oldest message not landed {waits:g} s old", health.get("reason", ""), status != "failing"
+    return f"is {status}, oldest message not landed {age:g} s old", health.get("reason", ""), status != "failing"

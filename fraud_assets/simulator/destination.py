@@ -1,4 +1,4 @@
-"""Where the simulator and replays send to: a Kafka broker, or Confluent's REST API."""
+"""Selects the destination of simulated and replayed messages: a Kafka broker or Confluent's REST API."""
 
 from __future__ import annotations
 
@@ -19,17 +19,21 @@ Via = Literal["kafka", "rest"]
 via_option = click.option(
     "--via",
     type=click.Choice(["kafka", "rest"]),
-    help="Kafka's protocol, or Confluent's REST API; by default the latter where CONFLUENT_API is set and no broker.",
+    help="Kafka's protocol, or Confluent's REST API. The default is rest if only CONFLUENT_API is set, else kafka.",
 )
 
 
-class Outlet(Protocol):
-    """Sends messages; the end of its `with` block waits until all are delivered."""
+class MessageProducer(Protocol):
+    """Sends messages. The end of its `with` block waits until all are delivered.
+
+    Attributes:
+        delivered: number of delivered messages.
+    """
 
     delivered: int
 
     def send(self, message: Message) -> None:
-        """Queue one message."""
+        """Queues one message."""
 
     def __enter__(self) -> Self: ...
 
@@ -38,11 +42,18 @@ class Outlet(Protocol):
     ) -> None: ...
 
 
-def outlet(settings: Settings, via: Via | None = None, on_wait: Callable[[], object] | None = None) -> Outlet:
-    """What `--via` says, else what the settings name.
+def open_producer(
+    settings: Settings, via: Via | None = None, on_wait: Callable[[], object] | None = None
+) -> MessageProducer:
+    """Returns a producer for the destination of `via`, or of the settings if `via` is None.
+
+    Args:
+        settings: of broker and REST API.
+        via: value of the option `--via`.
+        on_wait: called while the Kafka producer waits for the broker.
 
     Raises:
-        FraudAssetsError: nothing is named, or it cannot be reached.
+        FraudAssetsError: no destination is configured, or it cannot be reached.
     """
     from fraud_assets.kafka.broker import find_broker, uses_external_broker
 
@@ -53,7 +64,7 @@ def outlet(settings: Settings, via: Via | None = None, on_wait: Callable[[], obj
 
         return Producer(find_broker(settings), settings, on_wait)
     if not settings.confluent_api:
-        raise SettingError("Setting CONFLUENT_API is empty and --via rest needs it: set it to https://host:port.")
+        raise SettingError("Setting CONFLUENT_API is empty, but --via rest needs it. Set it to https://host:port.")
     from fraud_assets.kafka.rest import RestProducer
 
     return RestProducer(settings)
