@@ -1,4 +1,4 @@
-"""`fraud-assets …`: the command line. Each command is a module of `fraud_assets.commands`, loaded when called."""
+"""The command line `fraud-assets`. Each command is a module of `fraud_assets.commands`, loaded when it is called."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import click
 from fraud_assets.errors import FraudAssetsError, disk_fault
 
 COMMANDS = {
-    "broker": "Run a broker in the foreground: the embedded one, or Apache Kafka.",
-    "simulate": "Produce simulated transactions and their late fraud labels.",
-    "replay": "Produce the transactions and labels of files.",
-    "land": "Land the topics and the drop folder for as long as it lives.",
-    "evaluate": "Train and test by the handbook's protocol on what the lake holds.",
-    "quarantine": "List what was refused, show it, drive it again after a fix.",
-    "erase": "Remove a customer from every table and from kept files.",
+    "broker": "Run a Kafka broker for demos and development: the embedded one, or Apache Kafka.",
+    "simulate": "Produce simulated card transactions and their fraud labels.",
+    "replay": "Produce the transactions and fraud labels of files.",
+    "land": "Land the Kafka topics and the drop folder into the lake until stopped.",
+    "evaluate": "Train and test a model on the lake, without registering it.",
+    "quarantine": "List quarantined messages, show one, and retry them after a fix.",
+    "erase": "Remove a customer from every table and from the kept files.",
     "upgrade": "Add the columns that tables of an earlier version lack.",
-    "doctor": "Check settings, broker, lake, registry and Dagster, with the fix for each fault.",
-    "chaos": "Run the platform while everything goes wrong, and count every message.",
-    "demo": "Stream to scored predictions in a fresh folder, with a summary.",
+    "doctor": "Check settings, broker, lake, registry and Dagster, and name the fix for each fault.",
+    "chaos": "Run a separate platform under faults, and verify that no message is lost or counted twice.",
+    "demo": "Run the whole platform once in a new folder and print a summary.",
 }
 
 
 class LazyCommands(click.Group):
-    """Imports a command's module only when it is called, so that `--help` answers at once."""
+    """Imports the module of a command only when it is called, so that `--help` is fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -46,7 +46,7 @@ class LazyCommands(click.Group):
 def cli() -> None:
     """Real-time card-fraud detection on Dagster.
 
-    Settings come from the environment or `.env`; the README lists them.
+    Settings are read from environment variables and from `.env`; the README lists them. Every command has --help.
 
     \b
     Example: fraud-assets broker &
@@ -58,7 +58,7 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one sentence on standard error, never a stack trace."""
+    """Runs the command line. A `FraudAssetsError` becomes one message on standard error, without a stack trace."""
     try:
         cli(standalone_mode=False)
     except click.ClickException as error:
@@ -70,15 +70,15 @@ def main() -> None:
         click.echo("Interrupted.", err=True)
         sys.exit(130)
     except FraudAssetsError as error:
-        _fail(error)
+        _exit_with(error)
     except OSError as error:
         fault = disk_fault(error)
         if fault is None:
             raise
-        _fail(fault)
+        _exit_with(fault)
 
 
-def _fail(error: FraudAssetsError) -> NoReturn:
+def _exit_with(error: FraudAssetsError) -> NoReturn:
     click.echo(f"Error: {error}", err=True)
     sys.exit(error.exit_code)
 

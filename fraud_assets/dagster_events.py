@@ -1,4 +1,4 @@
-"""What always-on landing tells Dagster: aggregated materializations, so that the asset graph shows it alive."""
+"""Reports always-on landing to Dagster as aggregated materializations, so that the asset graph shows its activity."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ logger = logging.getLogger(__name__)
 
 
 def dagster_home(settings: Settings) -> Path | None:
-    """The Dagster home that is set up: `DAGSTER_HOME`, else the one under FRAUD_HOME; None where there is none."""
+    """Returns the configured Dagster home: `DAGSTER_HOME`, else the one under FRAUD_HOME; None if it is not set up."""
     home = settings.dagster_path
     return home if (home / "dagster.yaml").is_file() else None
 
 
 def report_landed(settings: Settings, reports: Mapping[str, LandingReport]) -> None:
-    """One materialization event per table that got rows or refused a file.
+    """Reports one materialization event for each table with new rows or with failed or stuck files.
 
-    What landed has landed, whether Dagster hears of it or not.
+    A failure to report is only logged, because the rows have landed in any case.
     """
     home = dagster_home(settings)
     landed = {table: report for table, report in reports.items() if report.has_changes}
@@ -33,5 +33,7 @@ def report_landed(settings: Settings, reports: Mapping[str, LandingReport]) -> N
         with dg.DagsterInstance.from_config(str(home)) as instance:
             for table, report in landed.items():
                 instance.report_runless_asset_event(dg.AssetMaterialization(table, metadata=report.metadata()))
-    except Exception as error:  # noqa: BLE001 - any fault of Dagster's storage; landing must go on
-        logger.warning(f"Dagster at {home} was not told of the last rows ({type(error).__name__}: {error}).")
+    except Exception as error:  # noqa: BLE001 - Dagster's storage can raise anything, and landing must continue.
+        logger.warning(
+            f"The last landed rows could not be reported to Dagster at {home} ({type(error).__name__}: {error})."
+        )

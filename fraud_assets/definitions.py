@@ -1,7 +1,7 @@
-"""The whole platform on one screen: what exists, what starts it, what it is given.
+"""The Dagster definitions of the platform: its assets, jobs, sensors, schedules and resources.
 
-Assets are thin and live in `fraud_assets.assets`; what they do is in `pipeline`, `core`, `lake` and `kafka`,
-none of which knows Dagster.
+The assets in `fraud_assets.assets` are thin. The work is in `ingest`, `stages`, `engines`, `core`, `lake` and `kafka`,
+which do not import Dagster.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fraud_assets.sensors import SENSORS
 
 
 def build_defs(resource_overrides: dict[str, Any] | None = None) -> dg.Definitions:
-    """The platform's definitions; `resource_overrides` takes the place of resources by key."""
+    """Returns the definitions of the platform. Resources in `resource_overrides` replace the default ones by key."""
     return dg.Definitions(
         assets=[
             landing,  # raw_transactions, fraud_labels
@@ -34,7 +34,7 @@ def build_defs(resource_overrides: dict[str, Any] | None = None) -> dg.Definitio
         sensors=SENSORS,
         schedules=SCHEDULES,
         resources={"platform": PlatformResource(), "spark": SparkResource(), **(resource_overrides or {})},
-        # A process per step costs about 3 s each; the steps of a run share one.
+        # A process per step would cost about 3 s each, so the steps of a run share one process.
         executor=dg.in_process_executor,
     )
 

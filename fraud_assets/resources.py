@@ -1,4 +1,4 @@
-"""What assets and sensors are given: the settings, once, and by them the lake."""
+"""Resources of the assets and sensors: the settings, the lake and the Spark session."""
 
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,50 +16,53 @@ if TYPE_CHECKING:
 
 
 class PlatformResource(dg.ConfigurableResource):
-    """The settings of the environment; `overrides` (by setting name) are for tests and embedded use.
+    """The settings of the environment, and the lake that they name.
 
-    `storage_options` reach the lake's object store and win over the settings. They are what the storage settings of
-    dagster-deltalake give, as `S3Config(region="eu-west-1").str_dict()`. Landers do not run in Dagster: give those
-    the same by the settings.
+    Attributes:
+        overrides: values by setting name that replace those of the environment, for tests and embedded use.
+        storage_options: options of the lake's object store. They take precedence over the settings and have the form of
+            dagster-deltalake's storage configs, for example `S3Config(region="eu-west-1").str_dict()`. Landers do not
+            run in Dagster, so they need the same options in the settings.
     """
 
     overrides: dict[str, str] = Field(default_factory=dict)
     storage_options: dict[str, str] = Field(default_factory=dict)
 
     def settings(self) -> Settings:
-        """The settings. Raises `SettingError`."""
+        """Returns the settings. Raises `SettingError`."""
         return load_settings(**self.overrides)
 
     def lake(self) -> "Lake":
-        """The lake of these settings. Raises `SettingError`."""
+        """Returns the lake of these settings. Raises `SettingError`."""
         from fraud_assets.lake.tables import Lake
 
         return Lake.of(self.settings(), self.storage_options)
 
 
 class SparkResource(dg.ConfigurableResource):
-    """A session of dagster-pyspark, started when an asset asks for it first and stopped when the run ends.
+    """A dagster-pyspark session that starts when an asset first needs it and stops when the run ends.
 
-    `spark_config` wins over the settings, by names of Spark.
+    Attributes:
+        spark_config: Spark options by name, which take precedence over the settings.
     """
 
     spark_config: dict[str, str] = Field(default_factory=dict)
     _session: "SparkSession | None" = PrivateAttr(default=None)
 
     def engine(self, settings: Settings) -> "Engine":
-        """The engine that FRAUD_ENGINE names; the session starts when Spark has something to do."""
+        """Returns the engine named by FRAUD_ENGINE. A Spark session starts only when Spark has work."""
         from fraud_assets.engines.choice import choose_engine
 
         return choose_engine(settings, partial(self.session, settings))
 
     def session(self, settings: Settings) -> "SparkSession":
-        """The session. Raises `EngineError`, `JarsError` and `SettingError`."""
+        """Returns the running session or starts one. Raises `EngineError`, `JarsError` and `SettingError`."""
         from dagster_pyspark import LazyPySparkResource
         from pyspark.sql import SparkSession
 
         from fraud_assets.engines.spark.session import describe_session, spark_config, start_session
 
-        # A session that was there before, as in a notebook, is not ours to stop.
+        # A session that already runs, as in a notebook, belongs to the caller and is not stopped here.
         if (running := SparkSession.getActiveSession()) is not None:
             return running
         self._session = start_session(
@@ -72,7 +75,7 @@ class SparkResource(dg.ConfigurableResource):
         return self._session
 
     def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
-        """Stops the session, if there is one."""
+        """Stops the session if this resource started it."""
         if self._session is not None:
             from fraud_assets.engines.spark.session import stop_session
 

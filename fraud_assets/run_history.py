@@ -1,6 +1,6 @@
-"""Keeps Dagster's history small: old successful runs of the sensors are deleted, databases of ended runs shrunk.
+"""Keeps Dagster's history small: deletes old successful runs of the sensors and shrinks the databases of ended runs.
 
-Dagster itself keeps every run, and a SQLite database for each.
+Dagster itself keeps every run and one SQLite database per run.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from dagster._core.storage.event_log.sqlite import SqliteEventLogStorage
 
 from fraud_assets.sensors import SENSOR_TAG, SENSORS
 
-MOST_AT_ONCE = 500
-"""Runs per maintenance. At a run every 10 seconds 90 become due between two of them."""
+MAX_RUNS_PER_CALL = 500
+"""Runs per maintenance. With one run every 10 seconds, 90 become due between two maintenance runs."""
 
 _SMALL_PAGE = 1024
 
 
 def delete_old_runs(
-    instance: dg.DagsterInstance, days: float, now: datetime | None = None, most: int = MOST_AT_ONCE
+    instance: dg.DagsterInstance, days: float, now: datetime | None = None, most: int = MAX_RUNS_PER_CALL
 ) -> int:
-    """Deletes successful runs of the sensors that are older than `days`, the oldest first, with their logs.
+    """Deletes successful runs of the sensors that are older than `days`, with their logs, the oldest first.
 
-    Failed runs stay, and so does the run of each asset's last materialization. The materialization events of deleted
-    runs go too, so that the plots of an asset reach back `days`.
+    Failed runs and the run of each asset's last materialization stay. The materialization events of deleted runs are
+    deleted too, so the plots of an asset reach back only `days`.
 
     Args:
         instance: Dagster's instance.
         days: age in days from which a run is deleted.
-        now: the moment that ages are counted from; the present by default.
-        most: number of runs that one call deletes, at most.
+        now: the time that ages are counted from; default: the current time.
+        most: largest number of runs to delete.
 
     Returns:
-        Number of runs that were deleted.
+        The number of deleted runs.
     """
     before = (now or datetime.now(UTC)) - timedelta(days=days)
-    last = _last_runs(instance)
+    last = _find_last_runs(instance)
     due = dg.RunsFilter(
         tags={SENSOR_TAG: [sensor.name for sensor in SENSORS]},
         statuses=[dg.DagsterRunStatus.SUCCESS],
@@ -49,22 +49,22 @@ def delete_old_runs(
     records = instance.get_run_records(due, limit=most + len(last), ascending=True)
     old = [record.dagster_run.run_id for record in records if record.dagster_run.run_id not in last][:most]
     for run_id in old:
-        _delete(instance, run_id)
+        _delete_run(instance, run_id)
     return len(old)
 
 
-def shrink_databases(instance: dg.DagsterInstance, most: int = MOST_AT_ONCE) -> int:
-    """Rewrites the SQLite databases of ended runs with small pages: 71 kB in place of 156 kB for 22 events.
+def shrink_databases(instance: dg.DagsterInstance, most: int = MAX_RUNS_PER_CALL) -> int:
+    """Rewrites the SQLite databases of ended runs with small pages: 71 kB instead of 156 kB for 22 events.
 
-    A new database of Dagster has 25 tables and indexes, most of them empty, and each takes a page of 4 kB. A database
-    that somebody reads at this moment is left for the next time.
+    A new database of Dagster has 25 tables and indexes, most of them empty, and each uses a page of 4 kB. A database
+    that is currently being read is left for the next call.
 
     Args:
-        instance: Dagster's instance; nothing happens where its event log is not in SQLite files.
-        most: number of databases that one call rewrites, at most.
+        instance: Dagster's instance. Nothing happens if its event log is not in SQLite files.
+        most: largest number of databases to rewrite.
 
     Returns:
-        Number of databases that were rewritten.
+        The number of rewritten databases.
     """
     storage = instance.event_log_storage
     if not isinstance(storage, SqliteEventLogStorage):
@@ -73,7 +73,7 @@ def shrink_databases(instance: dg.DagsterInstance, most: int = MOST_AT_ONCE) -> 
     for run_id in storage.get_all_run_ids():
         file = Path(storage.path_for_shard(run_id))
         with suppress(FileNotFoundError, sqlite3.OperationalError):
-            if _page_size(file) > _SMALL_PAGE and (run := instance.get_run_by_id(run_id)) and run.is_finished:
+            if _read_page_size(file) > _SMALL_PAGE and (run := instance.get_run_by_id(run_id)) and run.is_finished:
                 _shrink(file)
                 shrunk += 1
         if shrunk == most:
@@ -81,7 +81,7 @@ def shrink_databases(instance: dg.DagsterInstance, most: int = MOST_AT_ONCE) -> 
     return shrunk
 
 
-def _page_size(file: Path) -> int:
+def _read_page_size(file: Path) -> int:
     with file.open("rb") as database:
         header = database.read(18)
     return int(struct.unpack(">H", header[16:18])[0]) if len(header) == 18 else 0
@@ -89,24 +89,25 @@ def _page_size(file: Path) -> int:
 
 def _shrink(file: Path) -> None:
     with closing(sqlite3.connect(file, timeout=1, isolation_level=None)) as connection:
-        # The page size of a database with a write-ahead log is fixed.
+        # SQLite cannot change the page size while the database has a write-ahead log.
         connection.execute("pragma journal_mode = delete")
         connection.execute(f"pragma page_size = {_SMALL_PAGE}")
         connection.execute("vacuum")
         connection.execute("pragma journal_mode = wal")
 
 
-def _last_runs(instance: dg.DagsterInstance) -> set[str]:
-    """The run of each asset's last materialization."""
+def _find_last_runs(instance: dg.DagsterInstance) -> set[str]:
+    """Returns the id of the run of each asset's last materialization."""
     records = instance.get_asset_records(instance.all_asset_keys())
     entries = [record.asset_entry.last_materialization_record for record in records]
     return {entry.run_id for entry in entries if entry is not None}
 
 
-def _delete(instance: dg.DagsterInstance, run_id: str) -> None:
+def _delete_run(instance: dg.DagsterInstance, run_id: str) -> None:
     storage = instance.event_log_storage
     if isinstance(storage, SqliteEventLogStorage):
-        # Dagster would empty the run's own database row by row and leave the file; removing the file does both.
+        # Dagster would delete the rows of the run's own database one by one and keep the file. Removing the file is
+        # enough.
         instance.run_storage.delete_run(run_id)
         with storage.index_connection() as connection:
             storage.delete_events_for_run(connection, run_id)

@@ -1,6 +1,6 @@
-"""What starts runs by itself. A sensor only looks and requests; every effect is an asset's.
+"""Sensors that request runs for new data. A sensor only reads; the assets of the requested run write.
 
-What is pending is read from the tables alone, so a restart or a wiped Dagster home loses nothing.
+Pending work is derived from the tables only, so a restart or a deleted Dagster home loses nothing.
 """
 
 import json
@@ -22,43 +22,48 @@ PROGRESS_TAG = "fraud/progress-"
 RUN_KEY_TAG = "dagster/run_key"
 FAILED = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 ENDED = [*FAILED, dg.DagsterRunStatus.SUCCESS]
-_STUCK_AGAIN_SECONDS = 600
-# Queued runs too: Dagster's own list of runs in progress leaves them out.
-UNDER_WAY = [status for status in dg.DagsterRunStatus if status not in ENDED]
+_STUCK_RETRY_SECONDS = 600
+# Includes queued runs, which Dagster's own list of runs in progress omits.
+IN_PROGRESS = [status for status in dg.DagsterRunStatus if status not in ENDED]
 
 
 class StuckError(Exception):
-    """The same messages failed too often in a row; a person has to look."""
+    """Too many runs in a row failed on the same messages. A person must remove the cause."""
 
 
 def _interval_seconds() -> int:
-    """FRAUD_SENSOR_INTERVAL_SECONDS. With a wrong setting the definitions still load; runs and sensors then name it."""
+    """Returns FRAUD_SENSOR_INTERVAL_SECONDS, or its default if a setting is invalid.
+
+    The definitions then still load, and runs and sensors report the invalid setting.
+    """
     try:
         return load_settings().sensor_interval_seconds
     except SettingError:
         return int(Settings.model_fields["sensor_interval_seconds"].default)
 
 
-def in_flight(instance: dg.DagsterInstance, sensor: str, silent_seconds: float) -> bool:
-    """Whether a run that the sensor requested has not ended yet.
+def has_run_in_progress(instance: dg.DagsterInstance, sensor: str, silent_seconds: float) -> bool:
+    """Returns whether a run that the sensor requested has not ended yet.
 
-    A run whose process was killed stays "started" forever: Dagster's default launcher cannot see it. One without
-    any event for `silent_seconds` is marked failed, so that a person sees it and the next attempt goes on.
+    A run whose process was killed stays in status "started" forever, because Dagster's default launcher does not notice
+    it. A run without an event for `silent_seconds` is therefore marked as failed, so that a person sees it and the
+    sensor can request the next attempt.
     """
     alive = False
-    for record in instance.get_run_records(dg.RunsFilter(tags={SENSOR_TAG: sensor}, statuses=UNDER_WAY)):
+    for record in instance.get_run_records(dg.RunsFilter(tags={SENSOR_TAG: sensor}, statuses=IN_PROGRESS)):
         run = record.dagster_run
         last = instance.get_records_for_run(run.run_id, limit=1, ascending=False).records
         silent = time.time() - (last[0].timestamp if last else record.create_timestamp.timestamp())
         if run.status is dg.DagsterRunStatus.STARTED and silent > silent_seconds:
-            instance.report_run_failed(run, f"No event for {silent:.0f} s (FRAUD_RUN_SILENT_SECONDS): it was killed.")
+            reason = f"The run had no event for {silent:.0f} s (FRAUD_RUN_SILENT_SECONDS) and counts as killed."
+            instance.report_run_failed(run, reason)
         else:
             alive = True
     return alive
 
 
-def interrupted(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
-    """Whether a run failed only because Dagster was stopped under it (Ctrl-C, a restart), no fault of the work."""
+def was_interrupted(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Returns whether a run failed only because Dagster was stopped during it (Ctrl-C, a restart)."""
     for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE):
         error = entry.dagster_event.step_failure_data.error if entry.dagster_event else None
         if error and error.cls_name == "DagsterExecutionInterruptedError":
@@ -66,33 +71,45 @@ def interrupted(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     return False
 
 
-def request(
+def request_run(
     instance: dg.DagsterInstance, sensor: str, progress: Mapping[str, str], target: str, attempts: int, **run: Any
 ) -> dg.RunRequest | dg.SkipReason:
-    """A run under a key that Dagster has not seen: how far each stage is, where the work ends, and the attempt.
+    """Requests a run with a new run key, made of the progress of each stage, the target and the number of the attempt.
+
+    Args:
+        instance: Dagster's instance.
+        sensor: name of the sensor.
+        progress: for each stage, a text that changes when the stage makes progress.
+        target: identifies where the work ends.
+        attempts: number of failed runs without progress after which the sensor stops.
+        **run: further arguments of `RunRequest`.
+
+    Returns:
+        The request, or the reason to skip if an earlier run already had the same key.
 
     Raises:
-        StuckError: `attempts` runs failed without progress of one stage, whatever came in since.
+        StuckError: `attempts` runs failed without progress of a stage, regardless of new data.
     """
     ended = 0
     for stage, mark in progress.items():
         tags = {SENSOR_TAG: sensor, PROGRESS_TAG + stage: mark}
         runs = instance.get_runs(dg.RunsFilter(tags=tags, statuses=FAILED))
         ended = max(ended, len(runs))
-        failed = [run for run in runs if len(runs) >= attempts and not interrupted(instance, run)]
+        failed = [run for run in runs if len(runs) >= attempts and not was_interrupted(instance, run)]
         if len(failed) >= attempts:
             raise StuckError(
-                f"{len(failed)} runs failed on the same messages without any progress, the last is run "
-                f"{failed[0].run_id}. Nothing is lost and nothing is skipped: look at that run, remove the cause, then "
-                f"materialize its assets by hand; {sensor} goes on from there. (FRAUD_SENSOR_ATTEMPTS is {attempts}.)"
+                f"{len(failed)} runs failed on the same messages without progress; the last one is run "
+                f"{failed[0].run_id} (FRAUD_SENSOR_ATTEMPTS is {attempts}). No data is lost or skipped. Look at that "
+                f"run, remove the cause, then materialize its assets manually; {sensor} continues after that."
             )
     key = "/".join([*(f"{stage}:{mark}" for stage, mark in progress.items()), target, str(ended)])
     done = instance.get_runs(dg.RunsFilter(tags={SENSOR_TAG: sensor, RUN_KEY_TAG: key}), limit=1)
     if done:
-        # Dagster would drop the request without a word.
+        # Dagster would drop the request without a message.
         return dg.SkipReason(
-            f"Run {done[0].run_id} was for exactly this and ended as {done[0].status.value}, but it is still to do. It "
-            "is asked for again once more comes in; materialize the assets by hand to have it now."
+            f"Run {done[0].run_id} covered this work and ended as {done[0].status.value}, but the work is still "
+            "pending. The sensor requests another run when more data arrives. To process it now, materialize the "
+            "assets manually."
         )
     tags = {SENSOR_TAG: sensor, **{PROGRESS_TAG + stage: mark for stage, mark in progress.items()}}
     return dg.RunRequest(run_key=key, tags=tags, **run)
@@ -103,25 +120,27 @@ def request(
     job=score_new_transactions,
     minimum_interval_seconds=_interval_seconds(),
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Requests features and predictions (and the first training) when landed messages are pending.",
+    description="Watches the landing table `raw_transactions` for new files, which hold newly landed messages. "
+    "Requests features and predictions for them, and the first training as soon as there is enough data. Only one of "
+    "its runs is in progress at a time.",
 )
 def new_files_sensor(context: dg.SensorEvaluationContext, platform: PlatformResource) -> dg.RunRequest | dg.SkipReason:
-    """One coalesced run at a time, from the stored positions to what has landed."""
+    """Requests one run for everything that has landed since the positions stored in the tables."""
     from fraud_assets.stages.backlog import find_backlog, has_champion
 
     settings, lake = platform.settings(), platform.lake()
-    if in_flight(context.instance, "new_files_sensor", settings.run_silent_seconds):
-        return dg.SkipReason("A run is under way; what lands meanwhile is taken by the next one.")
-    # What is pending follows from these alone; versions are a cheap hint that nothing changed, never the work.
-    facts = [settings.lake, settings.train_min_rows, settings.train_days, has_champion(settings), lake.versions()]
-    look = json.dumps(facts)
-    if context.cursor == look:
-        return dg.SkipReason("No table has changed since the last look.")
+    if has_run_in_progress(context.instance, "new_files_sensor", settings.run_silent_seconds):
+        return dg.SkipReason("A run is in progress. The next run processes what lands meanwhile.")
+    # Pending work depends only on these values. If they are unchanged, the tables need not be read.
+    inputs = [settings.lake, settings.train_min_rows, settings.train_days, has_champion(settings), lake.versions()]
+    cursor = json.dumps(inputs)
+    if context.cursor == cursor:
+        return dg.SkipReason("No table has changed since the last evaluation.")
     work = find_backlog(lake, settings)
     if not work.assets:
-        context.update_cursor(look)
+        context.update_cursor(cursor)
         return dg.SkipReason(work.reason)
-    return request(
+    return request_run(
         context.instance,
         "new_files_sensor",
         work.progress,
@@ -137,12 +156,13 @@ def new_files_sensor(context: dg.SensorEvaluationContext, platform: PlatformReso
     job=land_files,
     minimum_interval_seconds=_interval_seconds(),
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Lands dropped files where no `fraud-assets land` process runs.",
+    description="Watches the drop folder FRAUD_HOME/incoming. Requests a run that lands its files if no `fraud-assets "
+    "land` process is running.",
 )
 def dropped_files_sensor(
     context: dg.SensorEvaluationContext, platform: PlatformResource
 ) -> dg.RunRequest | dg.SkipReason:
-    """Requests landing of the drop folder alone; topics are the lander's."""
+    """Requests a run that lands only the drop folder, because `fraud-assets land` lands the topics."""
     from fraud_assets.ingest.files.drop_folder import folder_remedy, waiting_entries
     from fraud_assets.ingest.service.presence import lander_is_running
 
@@ -150,34 +170,37 @@ def dropped_files_sensor(
     try:
         waiting = waiting_entries(settings)
     except OSError as error:
-        return dg.SkipReason(f"{settings.incoming} cannot be read: {error.strerror or error}.")
+        return dg.SkipReason(f"The drop folder {settings.incoming} cannot be read: {error.strerror or error}.")
     if not waiting.files:
         remedies = "".join(f" {folder_remedy(folder)}" for folder in waiting.folders)
-        return dg.SkipReason(f"No file waits in {settings.incoming}.{remedies}")
+        return dg.SkipReason(f"No files are waiting in {settings.incoming}.{remedies}")
     if lander_is_running(settings):
-        return dg.SkipReason("`fraud-assets land` runs and takes them.")
-    if in_flight(context.instance, "dropped_files_sensor", settings.run_silent_seconds):
-        return dg.SkipReason("A landing run is under way.")
-    states = {state: file.name for file in waiting.files if (state := _state(file))}
+        return dg.SkipReason("`fraud-assets land` is running and lands the files.")
+    if has_run_in_progress(context.instance, "dropped_files_sensor", settings.run_silent_seconds):
+        return dg.SkipReason("A landing run is in progress.")
+    states = {state: file.name for file in waiting.files if (state := _read_times(file))}
     if not states:
-        return dg.SkipReason("The files were taken at this moment.")
-    # A landing that fails leaves the oldest file where it is, whatever else is dropped.
+        return dg.SkipReason("The waiting files have just been removed from the drop folder.")
+    # A failed landing leaves the oldest file in place, so progress means that another file is the oldest.
     oldest = min(states)
-    return request(
+    return request_run(
         context.instance,
         "dropped_files_sensor",
         {"oldest_file": _digest([oldest, states[oldest]])},
-        # A file that a successful run had to leave there is tried again after a while, also where nothing else comes.
-        _digest([sorted(states.items()), time.time() // _STUCK_AGAIN_SECONDS]),
+        # A file that a successful run had to leave is tried again after this time, even if no other file arrives.
+        _digest([sorted(states.items()), time.time() // _STUCK_RETRY_SECONDS]),
         settings.sensor_attempts,
         run_config={"ops": {"landing": {"config": {"topics": False}}}},
     )
 
 
-def _state(file: Path) -> tuple[int, int] | None:
-    """When the file came and was changed; the same file dropped again came anew. None: it is gone."""
+def _read_times(file: Path) -> tuple[int, int] | None:
+    """Returns the change and modification time of a file in nanoseconds, or None if it is gone.
+
+    The change time differs if the same file is dropped again.
+    """
     try:
-        # Of a link itself: what it leads to may be a loop or closed to us.
+        # `lstat` reads the link itself, because its target may be a loop or unreadable.
         status = file.lstat()
     except FileNotFoundError:
         return None

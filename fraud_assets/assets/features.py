@@ -1,11 +1,12 @@
-"""`transaction_features` and `quarantined_transactions`: every landed message is in exactly one of them."""
+"""Assets `transaction_features` and `quarantined_transactions`: every landed message goes to exactly one of them."""
 
 from collections.abc import Iterator
 
 import dagster as dg
+from pydantic import Field
 
 from fraud_assets.assets.ranges import parse_range
-from fraud_assets.assets.reporting import materialized, reporting
+from fraud_assets.assets.reporting import report_table, reporting, warn_empty_range
 from fraud_assets.core.schema import FEATURE_VERSION, transaction_features
 from fraud_assets.resources import PlatformResource, SparkResource
 
@@ -13,10 +14,10 @@ _QUARANTINE_TOTALS = ("quarantined", "duplicates", "tombstones", "quarantined_la
 
 
 class FeatureConfig(dg.Config):
-    """Recomputing: features of `tx_datetime` in [recompute_start, recompute_end) are computed again instead."""
+    """Recomputes features of `tx_datetime` in [recompute_start, recompute_end) instead of processing new messages."""
 
-    recompute_start: str | None = None
-    recompute_end: str | None = None
+    recompute_start: str | None = Field(None, description="Start of the range to recompute, ISO 8601 in UTC.")
+    recompute_end: str | None = Field(None, description="End of the range to recompute, exclusive, ISO 8601 in UTC.")
 
 
 @dg.multi_asset(
@@ -24,7 +25,9 @@ class FeatureConfig(dg.Config):
         dg.AssetSpec(
             "transaction_features",
             deps=["raw_transactions", "fraud_labels"],
-            description="Valid, first-of-their-id transactions with the model's fifteen inputs, point in time.",
+            description="One row per valid transaction with the fifteen inputs of the model, such as amounts, counts "
+            "and known frauds of its customer and terminal. Each input uses only data that was known at the time of "
+            "the transaction. If an id is repeated, only its first transaction is here.",
             skippable=True,
             group_name="features",
             kinds={"duckdb", "deltalake"},
@@ -33,7 +36,8 @@ class FeatureConfig(dg.Config):
         dg.AssetSpec(
             "quarantined_transactions",
             deps=["raw_transactions", "fraud_labels"],
-            description="What does not pass, with its reason and its bytes intact; repeated ids too.",
+            description="Messages that are invalid or repeat a transaction id, each with the reason and its original "
+            "bytes. `fraud-assets quarantine` lists them and retries them after a fix.",
             skippable=True,
             group_name="features",
             kinds={"duckdb", "deltalake"},
@@ -45,26 +49,24 @@ class FeatureConfig(dg.Config):
 def cleaned_features(
     context: dg.AssetExecutionContext, config: FeatureConfig, platform: PlatformResource, spark: SparkResource
 ) -> Iterator[dg.MaterializeResult]:
-    """Take what landed since the last run, or recompute a range."""
-    from fraud_assets.lake.held_days import describe_empty_range
+    """Computes the features of the messages that landed since the last run, or recomputes a range."""
     from fraud_assets.operations.reconciliation import reconcile
     from fraud_assets.stages.features import process_landed, recompute
 
     with reporting(context):
         settings, lake = platform.settings(), platform.lake()
         engine = spark.engine(settings)
-        recomputed = parse_range(config.recompute_start, config.recompute_end)
-        if recomputed:
-            rows = recompute(lake, settings, *recomputed, engine)
-            facts: dict[str, int | str] = {"recomputed": rows}
+        period = parse_range(config.recompute_start, config.recompute_end)
+        if period:
+            rows = recompute(lake, settings, *period, engine)
+            recomputed: dict[str, int | str] = {"recomputed": rows}
             if not rows:
-                facts["note"] = describe_empty_range(lake, transaction_features, *recomputed, "to recompute")
-                context.log.warning(facts["note"])
-            yield from materialized(context, "transaction_features", facts)
+                recomputed["note"] = warn_empty_range(context, lake, transaction_features, period, "to recompute")
+            yield from report_table(context, "transaction_features", recomputed)
             return
         report = process_landed(lake, settings, engine)
         totals = reconcile(lake, settings)
-        # Both tables are written together: what landed and whether it is all in one of them is said of both.
+        # One call writes both tables, so both materializations report the landed messages and the balance.
         shared = {
             "landed": report.landed,
             "balanced": report.landed == report.features + report.quarantined + report.duplicates,
@@ -78,5 +80,5 @@ def cleaned_features(
             **{f"reason/{reason}": count for reason, count in report.reasons.items()},
             **{f"table/{name}": totals[name] for name in _QUARANTINE_TOTALS},
         }
-        yield from materialized(context, "transaction_features", {**shared, **features})
-        yield from materialized(context, "quarantined_transactions", {**shared, **quarantine})
+        yield from report_table(context, "transaction_features", {**shared, **features})
+        yield from report_table(context, "quarantined_transactions", {**shared, **quarantine})

@@ -1,31 +1,35 @@
-"""`raw_transactions` and `fraud_labels`: what came in, exactly once by source position."""
+"""Assets `raw_transactions` and `fraud_labels`: incoming data, landed exactly once by source position."""
 
 from collections.abc import Iterator
 
 import dagster as dg
+from pydantic import Field
 
-from fraud_assets.assets.reporting import materialized, reporting
+from fraud_assets.assets.reporting import is_selected, report_table, reporting
 from fraud_assets.resources import PlatformResource, SparkResource
 
 
 class LandingConfig(dg.Config):
-    """What to land: with `topics` off only the drop folder."""
+    """Sources to land."""
 
-    topics: bool = True
+    topics: bool = Field(True, description="Land the Kafka topics too; if false, land only the drop folder.")
 
 
 @dg.multi_asset(
     specs=[
         dg.AssetSpec(
             "fraud_labels",
-            description="Late fraud labels from the labels topic and from dropped files. A bad one goes to quarantine.",
+            description="Fraud labels from the labels topic and from dropped files: whether a transaction was a fraud, "
+            "and when that became known. Invalid labels go to quarantine.",
             skippable=True,
             group_name="landing",
             kinds={"kafka", "deltalake"},
         ),
         dg.AssetSpec(
             "raw_transactions",
-            description="Messages as they came: every body byte for byte, exactly once per source position.",
+            description="Messages of the transactions topic and rows of dropped files, each landed exactly once by its "
+            "source position. The bytes of the bodies are unchanged; fields named in FRAUD_PSEUDONYMISE are replaced "
+            "by keyed hashes.",
             skippable=True,
             group_name="landing",
             kinds={"kafka", "deltalake"},
@@ -37,18 +41,18 @@ class LandingConfig(dg.Config):
 def landing(
     context: dg.AssetExecutionContext, config: LandingConfig, platform: PlatformResource, spark: SparkResource
 ) -> Iterator[dg.MaterializeResult]:
-    """Drain topics and drop folder to the ends seen at the start, labels first."""
+    """Lands what the topics and the drop folder hold when the run starts, labels first."""
     from fraud_assets.ingest.landing import land_once
 
     with reporting(context):
-        settings = platform.settings()
+        settings, lake = platform.settings(), platform.lake()
         reports = land_once(
-            platform.lake(),
+            lake,
             settings,
             spark.engine(settings),
-            transactions=dg.AssetKey("raw_transactions") in context.selected_asset_keys,
+            transactions=is_selected(context, "raw_transactions"),
             topics=config.topics,
         )
-        # Labels are drained before transactions even where only the latter were asked for.
+        # Labels are drained before transactions even if only `raw_transactions` is selected.
         for table, report in reports.items():
-            yield from materialized(context, table, report.metadata())
+            yield from report_table(context, table, report.metadata())

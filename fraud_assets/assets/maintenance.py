@@ -1,25 +1,26 @@
-"""`lake_maintenance`: small files, checkpoints and unused files of all tables."""
+"""Asset `lake_maintenance`: maintains all tables and the run history."""
 
 import dagster as dg
 
 from fraud_assets.assets.reporting import reporting
 from fraud_assets.resources import PlatformResource
 
+_DESCRIPTION = """Maintains every table: deletes rows older than FRAUD_RETENTION_DAYS, compacts small files, writes a
+checkpoint and removes unused files older than FRAUD_VACUUM_HOURS. It also lands the messages of an interrupted
+quarantine retry, and deletes successful runs of the sensors that are older than FRAUD_RUN_DAYS."""
 
-@dg.asset(group_name="maintenance", kinds={"deltalake"})
+
+@dg.asset(group_name="maintenance", kinds={"deltalake"}, description=_DESCRIPTION)
 def lake_maintenance(context: dg.AssetExecutionContext, platform: PlatformResource) -> dg.MaterializeResult:
-    """Applies FRAUD_RETENTION_DAYS, compacts, checkpoints and vacuums every table, and lands what a retry had left.
-
-    It also deletes the sensors' successful runs after FRAUD_RUN_DAYS.
-    """
+    """Maintains the tables and the run history, and returns the numbers of each table."""
     from fraud_assets.operations.maintenance import maintain_lake
     from fraud_assets.operations.retries import land_retries
     from fraud_assets.run_history import delete_old_runs, shrink_databases
 
     with reporting(context):
         settings, lake = platform.settings(), platform.lake()
-        # Before retention could take away what a retry that was cut off is yet to land.
-        finished = land_retries(lake, settings)
+        # This comes first, because retention could delete messages that an interrupted retry has not landed yet.
+        retried = land_retries(lake, settings)
         reports = maintain_lake(lake, settings)
         deleted = delete_old_runs(context.instance, settings.run_days)
         shrink_databases(context.instance)
@@ -27,6 +28,6 @@ def lake_maintenance(context: dg.AssetExecutionContext, platform: PlatformResour
         f"{table}/{key}": value for table, report in reports.items() for key, value in report.metadata().items()
     }
     metadata["runs_deleted"] = deleted
-    if finished:
-        metadata["retried_messages_landed"] = finished
+    if retried:
+        metadata["retried_messages_landed"] = retried
     return dg.MaterializeResult(metadata=metadata)

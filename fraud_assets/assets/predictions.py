@@ -1,20 +1,25 @@
-"""`fraud_predictions`: every feature row scored once, by the champion."""
+"""Asset `fraud_predictions`: the champion scores every row of `transaction_features` once."""
 
 from collections.abc import Iterator
 
 import dagster as dg
+from pydantic import Field
 
 from fraud_assets.assets.ranges import parse_range
-from fraud_assets.assets.reporting import reporting
+from fraud_assets.assets.reporting import reporting, warn_empty_range
 from fraud_assets.errors import NoChampionError
 from fraud_assets.resources import PlatformResource, SparkResource
 
+_DESCRIPTION = """The fraud score of every transaction in `transaction_features`, exactly one row each. A higher score
+is more suspicious, and `is_alert` marks the scores that raise an alert. Each row names the model version that scored
+it."""
+
 
 class ScoringConfig(dg.Config):
-    """Scoring again: `tx_datetime` in [rescore_start, rescore_end) by the champion of now."""
+    """Scores `tx_datetime` in [rescore_start, rescore_end) again with the current champion, instead of new rows."""
 
-    rescore_start: str | None = None
-    rescore_end: str | None = None
+    rescore_start: str | None = Field(None, description="Start of the range to score again, ISO 8601 in UTC.")
+    rescore_end: str | None = Field(None, description="End of the range to score again, exclusive, ISO 8601 in UTC.")
 
 
 @dg.asset(
@@ -22,33 +27,33 @@ class ScoringConfig(dg.Config):
     group_name="predictions",
     kinds={"treelite", "deltalake"},
     output_required=False,
+    description=_DESCRIPTION,
 )
 def fraud_predictions(
     context: dg.AssetExecutionContext, config: ScoringConfig, platform: PlatformResource, spark: SparkResource
 ) -> Iterator[dg.MaterializeResult]:
-    """Scores new feature rows exactly once. A higher score is more suspicious; each row names its model version."""
+    """Scores the feature rows that have no score yet, or scores a range again."""
     from fraud_assets.core.schema import fraud_predictions as predictions_table
     from fraud_assets.errors import LostRegistryError
-    from fraud_assets.lake.held_days import describe_empty_range
     from fraud_assets.stages.alert_days import REMEDY, describe_busy_day
     from fraud_assets.stages.scoring import score_pending, score_range
 
     with reporting(context):
         settings, lake = platform.settings(), platform.lake()
-        again = parse_range(config.rescore_start, config.rescore_end)
-        if again:
-            report = score_range(lake, settings, *again)
+        period = parse_range(config.rescore_start, config.rescore_end)
+        if period:
+            report = score_range(lake, settings, *period)
             if not report.rows:
-                note = describe_empty_range(lake, predictions_table, *again, "to score again")
-                context.log.warning(note)
+                note = warn_empty_range(context, lake, predictions_table, period, "to score again")
                 yield dg.MaterializeResult(metadata={"rows": 0, "note": note})
                 return
         else:
             try:
                 report = score_pending(lake, settings, spark.engine(settings))
             except NoChampionError as error:
-                tell = context.log.warning if isinstance(error, LostRegistryError) else context.log.info
-                tell(f"Scoring skipped, it catches up later: {error}")
+                # Before the first training this is normal. A lost registry needs a person.
+                log = context.log.warning if isinstance(error, LostRegistryError) else context.log.info
+                log(f"Scoring is skipped and catches up later: {error}")
                 return
         if report.busiest and report.busiest.is_over_limit:
             context.log.warning(f"{describe_busy_day(report.busiest, settings)}. {REMEDY}")

@@ -1,9 +1,12 @@
-"""How assets tell a person what they did, and in one sentence that something failed."""
+"""Shared parts of the assets: logging to the run, failures as one message, and reports of written tables."""
+
+from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from dagster._core.errors import DagsterUserCodeProcessError
@@ -11,23 +14,27 @@ from dagster._utils.error import SerializableErrorInfo
 
 from fraud_assets.errors import FraudAssetsError, disk_fault
 
+if TYPE_CHECKING:
+    from fraud_assets.core.schema import Table
+    from fraud_assets.lake.tables import Lake
 
-class Refusal(dg.Failure, DagsterUserCodeProcessError):
-    """A failure of which Dagster shows the sentence alone, without a stack trace.
 
-    Dagster makes a stack trace of every exception but a `DagsterUserCodeProcessError`, which brings its own.
+class PlatformFailure(dg.Failure, DagsterUserCodeProcessError):
+    """A run failure that Dagster shows as its message only, without a stack trace.
+
+    Dagster makes a stack trace of every exception except a `DagsterUserCodeProcessError`, which carries its own.
     """
 
     def __init__(self, reason: FraudAssetsError) -> None:
         name = type(reason).__name__
-        # Not through `super()`: the two parents' constructors do not fit together.
+        # `super().__init__` cannot be used, because the constructors of the two parents are incompatible.
         Exception.__init__(self, str(reason))
         self.__dict__.update(vars(dg.Failure(description=str(reason), metadata={"error": name})))
         self.user_code_process_error_infos = [SerializableErrorInfo(f"{reason}\n", [], name)]
 
 
 class _RunLogHandler(logging.Handler):
-    """Passes the platform's log records on to the log of a run."""
+    """Forwards the platform's log records to the log of a run."""
 
     def __init__(self, log: logging.Logger) -> None:
         super().__init__()
@@ -39,10 +46,10 @@ class _RunLogHandler(logging.Handler):
 
 @contextmanager
 def reporting(context: dg.AssetExecutionContext) -> Iterator[None]:
-    """The frame of every asset: its log shows what the platform logs, and a user's mistake is one sentence.
+    """Wraps the body of every asset: forwards the platform's log to the run and reports an error as one message.
 
     Raises:
-        Refusal: a `FraudAssetsError`, or a fault of the disk, in the body.
+        PlatformFailure: the body raised a `FraudAssetsError`, or an `OSError` of the disk.
     """
     handler = _RunLogHandler(context.log)
     platform = logging.getLogger("fraud_assets")
@@ -55,17 +62,44 @@ def reporting(context: dg.AssetExecutionContext) -> Iterator[None]:
         reason = disk_fault(error) if isinstance(error, OSError) else error
         if reason is None:
             raise
-        raise Refusal(reason) from None
+        raise PlatformFailure(reason) from None
     finally:
         platform.removeHandler(handler)
         platform.setLevel(level)
 
 
-def materialized(
+def is_selected(context: dg.AssetExecutionContext, name: str) -> bool:
+    """Returns whether the run materializes an asset."""
+    return dg.AssetKey(name) in context.selected_asset_keys
+
+
+def report_table(
     context: dg.AssetExecutionContext, name: str, metadata: Mapping[str, Any]
 ) -> Iterator[dg.MaterializeResult]:
-    """Reports a table as written, also where only its sister was asked for and both are written together."""
-    if dg.AssetKey(name) in context.selected_asset_keys:
+    """Reports a table as written, even if only the other table of the same multi-asset is selected."""
+    if is_selected(context, name):
         yield dg.MaterializeResult(asset_key=name, metadata=metadata)
     else:
         context.log_event(dg.AssetMaterialization(name, metadata=metadata))
+
+
+def warn_empty_range(
+    context: dg.AssetExecutionContext, lake: Lake, table: Table, period: tuple[datetime, datetime], purpose: str
+) -> str:
+    """Logs a warning that a range of `tx_datetime` has no rows, and returns it for the metadata.
+
+    Args:
+        context: the run.
+        lake: the tables.
+        table: the table that was searched.
+        period: start and end of the range.
+        purpose: the purpose of the rows, for example "to recompute".
+
+    Raises:
+        LakeError: the table cannot be read.
+    """
+    from fraud_assets.lake.held_days import describe_empty_range
+
+    note = describe_empty_range(lake, table, *period, purpose)
+    context.log.warning(note)
+    return note

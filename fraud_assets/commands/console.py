@@ -1,4 +1,4 @@
-"""How the commands log: sentences on standard error for a person, or JSON lines for a log collector."""
+"""Configures the log of the commands on standard error: text for a person, or JSON lines for a log collector."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fraud_assets.settings import LogSettings
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one JSON object: `time` (ISO 8601, UTC), `level`, `logger`, `message` and, if any, `error`."""
+    """Formats a record as a JSON object: `time` (ISO 8601, UTC), `level`, `logger`, `message` and, if any, `error`."""
 
     def format(self, record: logging.LogRecord) -> str:
         """See `logging.Formatter.format`."""
@@ -28,9 +28,9 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logging() -> None:
-    """Sends the platform's log to standard error, in the format that FRAUD_LOG_FORMAT names.
+    """Sends the platform's log to standard error in the format named by FRAUD_LOG_FORMAT.
 
-    If the settings cannot be read the format is text; the command reports that error itself.
+    If the settings cannot be read, the format is text. The command itself reports that error.
     """
     kind = "text"
     with suppress(ValueError, OSError):
@@ -44,6 +44,6 @@ def configure_logging() -> None:
 
 
 def show_warnings_only() -> None:
-    """Keeps lines of level INFO off standard error, for a command that shows its progress itself."""
+    """Hides log lines of level INFO, for a command that shows its own progress."""
     for handler in logging.getLogger("fraud_assets").handlers:
         handler.setLevel(logging.WARNING)

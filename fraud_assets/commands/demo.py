@@ -1,4 +1,4 @@
-"""`fraud-assets demo`: from a stream to scored predictions in a fresh folder, through the Dagster assets."""
+"""`fraud-assets demo`: runs the whole platform once in a new folder, from messages to scored predictions."""
 
 from __future__ import annotations
 
@@ -34,24 +34,32 @@ STEPS = {
 
 
 @click.command()
-@click.option("--count", default=20_000, show_default=True, help="Simulated transactions.")
-@click.option("--seed", default=1, show_default=True, help="Seed of the simulation.")
+@click.option("--count", default=20_000, show_default=True, help="Number of simulated transactions.")
+@click.option("--seed", default=1, show_default=True, help="Random seed of the simulation.")
 @click.option(
     "--data",
     "files",
     multiple=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Land these files through the drop folder instead of simulating (repeatable).",
+    help="Land this file through the drop folder instead of simulating. Repeatable.",
 )
-@click.option("--sample", type=click.Choice(list(FIELD_MAPPINGS)), help="Land this bundled data set instead, mapped.")
-@click.option("--home", type=click.Path(path_type=Path), help="Folder to use; default: a new one under FRAUD_HOME.")
-@click.option("--lake", help="Make the tables in a new folder or prefix below this URI; default: in the demo's folder.")
+@click.option(
+    "--sample", type=click.Choice(list(FIELD_MAPPINGS)), help="Land this bundled data set instead of simulating."
+)
+@click.option(
+    "--home",
+    type=click.Path(path_type=Path),
+    help="New or empty folder for the demo. Default: a new one in FRAUD_HOME/demo.",
+)
+@click.option("--lake", help="Create the tables under this URI, in a new folder. Default: in the demo's folder.")
 def command(
     count: int, seed: int, files: tuple[Path, ...], sample: str | None, home: Path | None, lake: str | None
 ) -> None:
-    """Run the whole platform once in a fresh folder and say what came of it.
+    """Run the whole platform once in a new folder and print a summary.
 
-    Progress and the summary are for a person; the last line of standard output is one JSON object.
+    The demo produces or lands data, computes features, trains a model and scores every transaction through the Dagster
+    assets. It does not use a configured broker, lake or model registry. The last line of standard output is one JSON
+    object; the lines before it are progress and a summary, with the command that opens the demo in the web UI.
 
     \b
     Example: fraud-assets demo --count 5000
@@ -61,20 +69,20 @@ def command(
     """
     if sample:
         if files:
-            raise click.UsageError("--sample and --data do not go together.")
+            raise click.UsageError("--sample and --data cannot be used together.")
         files = (sample_file(sample),)
         os.environ["FRAUD_FIELD_MAPPING"] = FIELD_MAPPINGS[sample]
     show_warnings_only()
-    # SIGTERM ends the demo as Ctrl-C does, also between Dagster's runs, so that its broker is withdrawn.
+    # SIGTERM must end the demo like Ctrl-C, even between Dagster's runs, so that its broker stops.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    began = time.monotonic()
-    settings = _fresh(home, lake, count, simulated=not files)
+    start = time.monotonic()
+    settings = _prepare_settings(home, lake, count, simulated=not files)
     click.echo(f"State of this demo: {settings.home_path}")
     if files:
         with _step(f"Dropping {len(files)} files into incoming/"):
             settings.incoming.mkdir(parents=True, exist_ok=True)
             for file in files:
-                _drop(file, settings.incoming)
+                _drop_file(file, settings.incoming)
         _materialize_all(settings, topics=False)
     else:
         from fraud_assets.kafka.broker import embedded_broker
@@ -83,30 +91,30 @@ def command(
             with _step(f"Producing {count:,} simulated transactions of {DAYS} days, their labels, some bad messages"):
                 _produce(settings, count, seed)
             _materialize_all(settings, topics=True)
-    _summarise(settings, time.monotonic() - began)
+    _print_summary(settings, time.monotonic() - start)
 
 
-def _fresh(home: Path | None, lake: str | None, count: int, *, simulated: bool) -> Settings:
+def _prepare_settings(home: Path | None, lake: str | None, count: int, *, simulated: bool) -> Settings:
     base = load_settings()
     stamp = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}"
     folder = (home or base.home_path / "demo" / stamp).absolute()
     if folder.exists() and any(folder.iterdir()):
-        raise FraudAssetsError(f"--home {folder} is not empty: name a new folder, the demo always starts fresh.")
+        raise FraudAssetsError(f"The folder --home {folder} is not empty. Name a new folder.")
     overrides: dict[str, Any] = {"FRAUD_HOME": str(folder), "FRAUD_FILE_QUIET_SECONDS": "0"}
-    # The demo is self-contained: it never touches a broker, lake or registry that is configured for real work.
+    # The demo must not use a broker, lake or registry that is configured for real work.
     for name in ("KAFKA_BOOTSTRAP_SERVERS", "KAFKA_CLIENT_PROPERTIES", "FRAUD_LAKE_URI", "MLFLOW_TRACKING_URI"):
         overrides[name] = ""
     if lake:
         overrides["FRAUD_LAKE_URI"] = f"{lake.rstrip('/')}/{stamp}"
     if simulated and "FRAUD_ALERT_BUDGET_PER_DAY" not in os.environ:
-        # About one transaction in a hundred; the default budget is that of a bank's review team.
+        # About one transaction in a hundred. The default budget fits the review team of a bank.
         overrides["FRAUD_ALERT_BUDGET_PER_DAY"] = str(max(1.0, round(count / DAYS / 100, 1)))
     os.environ.update(overrides)
     return load_settings()
 
 
-def _drop(file: Path, incoming: Path) -> None:
-    # Copied under a name that landing ignores, so that a half-copied file is never taken.
+def _drop_file(file: Path, incoming: Path) -> None:
+    # Landing ignores this name, so it cannot land a file that is only partly copied.
     part = incoming / f"{file.name}.part"
     shutil.copyfile(file, part)
     part.rename(incoming / file.name)
@@ -133,7 +141,7 @@ def _materialize_all(settings: Settings, *, topics: bool) -> None:
         from fraud_assets.operations.setup_home import prepare_home
 
         prepare_home(settings)
-        _remember(settings)
+        _write_env_file(settings)
         instance = dg.DagsterInstance.from_config(str(settings.home_path / "dagster"))
     with instance:
         for name, selection in STEPS.items():
@@ -148,12 +156,12 @@ def _materialize_all(settings: Settings, *, topics: bool) -> None:
                     raise_on_error=False,
                 )
                 if not result.success:
-                    raise _failure(result)
+                    raise _find_failure(result)
 
 
-def _remember(settings: Settings) -> None:
-    """A `.env` in the demo's folder, so that Dagster's commands started there show the demo."""
-    # Which fields are pseudonymised, but never the key: without it nothing more lands there.
+def _write_env_file(settings: Settings) -> None:
+    """Writes a `.env` to the demo's folder, so that Dagster commands started there use the demo."""
+    # The key of the pseudonyms is never written. Without it no more data can land in the demo's lake.
     names = (
         "FRAUD_LAKE_URI",
         "FRAUD_FILE_QUIET_SECONDS",
@@ -162,39 +170,39 @@ def _remember(settings: Settings) -> None:
         "FRAUD_PSEUDONYMISE",
     )
     values = {name: os.environ[name] for name in names if name in os.environ}
-    # Relative: a copy of the demo's folder is a home of its own.
+    # The path is relative, so that a copy of the demo's folder is an independent home.
     values["FRAUD_HOME"] = "."
     values["DAGSTER_HOME"] = str(settings.home_path / "dagster")
     lines = [f"{name}={quote_value(value)}\n" for name, value in values.items()]
     (settings.home_path / ".env").write_text("".join(lines), encoding="utf-8")
 
 
-def _failure(result: Any) -> BaseException:
-    """Why a run failed: `KeyboardInterrupt` where a signal stopped it, else the sentence of the step that failed."""
+def _find_failure(result: Any) -> BaseException:
+    """Returns why a run failed: `KeyboardInterrupt` after a signal, else the message of the failed step as an error."""
     for event in result.all_events:
         if event.is_step_failure:
             data = event.step_failure_data
             if data.error and data.error.cls_name == "DagsterExecutionInterruptedError":
                 return KeyboardInterrupt()
-            words = data.user_failure_data.description if data.user_failure_data else None
-            return FraudAssetsError(words or str(data.error_display_string).splitlines()[-1])
-    return FraudAssetsError("the run failed without a reason")
+            message = data.user_failure_data.description if data.user_failure_data else None
+            return FraudAssetsError(message or str(data.error_display_string).splitlines()[-1])
+    return FraudAssetsError("The run failed without a reason. Look at the run in the web UI of the demo.")
 
 
 @contextmanager
 def _step(name: str) -> Iterator[None]:
     click.echo(f"  {name} … ", nl=False)
     sys.stdout.flush()
-    began = time.monotonic()
+    start = time.monotonic()
     try:
         yield
     except BaseException:
         click.echo("failed")
         raise
-    click.echo(f"{time.monotonic() - began:.1f} s")
+    click.echo(f"{time.monotonic() - start:.1f} s")
 
 
-def _summarise(settings: Settings, seconds: float) -> None:
+def _print_summary(settings: Settings, seconds: float) -> None:
     from fraud_assets.lake.duckdb_session import connect
     from fraud_assets.lake.tables import Lake
     from fraud_assets.operations.reconciliation import count_alerts, reconcile
@@ -202,35 +210,34 @@ def _summarise(settings: Settings, seconds: float) -> None:
 
     lake = Lake.of(settings)
     counts, alerted = reconcile(lake, settings), count_alerts(lake)
-    _say = click.echo
-    _say()
-    _say(f"  {counts['landed']:>12,} messages landed")
-    _say(
+    click.echo()
+    click.echo(f"  {counts['landed']:>12,} messages landed")
+    click.echo(
         f"  {counts['features']:>12,} features + {counts['quarantined']:,} quarantined + "
         f"{counts['duplicates']:,} duplicates = {counts['features'] + counts['quarantined'] + counts['duplicates']:,}"
     )
     if counts["tombstones"]:
-        _say(f"  {counts['tombstones']:>12,} of the quarantined are tombstones, no bad data")
-    _say(f"  {counts['labels']:>12,} labels of the past")
+        click.echo(f"  {counts['tombstones']:>12,} of the quarantined are tombstones, which are not bad data")
+    click.echo(f"  {counts['labels']:>12,} labels")
     week = count_alerts(lake, timedelta(days=CALIBRATION_DAYS)) / CALIBRATION_DAYS
     budget = f"budget {settings.alert_budget_per_day:g} a day, {week:.1f} a day in the last {CALIBRATION_DAYS} days"
-    _say(f"  {counts['scored']:>12,} scored, {alerted:,} of them alerts ({budget})")
-    _say("\n  Top alerts (a higher score is more suspicious)")
-    _say(f"    {'score':>7}  {'amount':>9}  {'when':<16}  {'customer':>9}  {'terminal':>9}  label")
+    click.echo(f"  {counts['scored']:>12,} scored, {alerted:,} of them alerts ({budget})")
+    click.echo("\n  Top alerts (a higher score is more suspicious)")
+    click.echo(f"    {'score':>7}  {'amount':>9}  {'when':<16}  {'customer':>9}  {'terminal':>9}  label")
     with connect(settings) as connection:
-        for row in _top_alerts(connection, lake):
+        for row in _read_top_alerts(connection, lake):
             score, amount, when, *ids, fraud = row
             customer, terminal = (name if len(name) <= 16 else f"{name[:8]}…" for name in ids)
-            _say(f"    {score:7.4f}  {amount:9.2f}  {when:<16}  {customer:>9}  {terminal:>9}  {fraud}")
-    _say(f"\n  Tables    {lake.root}")
-    _say(f"  Registry  {settings.mlflow_uri}")
-    _say("\n  Next")
+            click.echo(f"    {score:7.4f}  {amount:9.2f}  {when:<16}  {customer:>9}  {terminal:>9}  {fraud}")
+    click.echo(f"\n  Tables    {lake.root}")
+    click.echo(f"  Registry  {settings.mlflow_uri}")
+    click.echo("\n  Next")
     dagster = Path(sys.executable).with_name("dagster")
-    _say(
+    click.echo(
         f"    cd {shlex.quote(str(settings.home_path))} && {shlex.quote(str(dagster))} dev -m fraud_assets.definitions"
     )
-    _say("                this demo in the web UI, its sensors on (.env in that folder names it)")
-    _say("    make dev    the same, live")
+    click.echo("                opens this demo in the web UI and starts its sensors")
+    click.echo("    make dev    runs the platform with live traffic")
     summary = {
         "landed": counts["landed"],
         "features": counts["features"],
@@ -241,10 +248,10 @@ def _summarise(settings: Settings, seconds: float) -> None:
         "seconds": round(seconds, 1),
         "lake": lake.root,
     }
-    _say(json.dumps(summary))
+    click.echo(json.dumps(summary))
 
 
-def _top_alerts(connection: Any, lake: Any) -> list[tuple[Any, ...]]:
+def _read_top_alerts(connection: Any, lake: Any) -> list[tuple[Any, ...]]:
     from fraud_assets.core.schema import fraud_labels, fraud_predictions, transaction_features
     from fraud_assets.lake.scan import register_view
 

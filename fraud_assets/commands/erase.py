@@ -1,4 +1,4 @@
-"""`fraud-assets erase`: a customer out of every table and kept file."""
+"""`fraud-assets erase`: removes a customer from every table and kept file."""
 
 from __future__ import annotations
 
@@ -23,21 +23,24 @@ logger = logging.getLogger(__name__)
 
 
 @click.command("erase", context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--customer", required=True, metavar="ID", help="The original customer_id, even if it is pseudonymized.")
+@click.option("--dry-run", is_flag=True, help="Print what would be removed, and change nothing.")
 @click.option(
-    "--customer", required=True, metavar="ID", help="The customer_id, in clear also where it is pseudonymised."
+    "--unreadable", is_flag=True, help="Also remove messages and lines that cannot be parsed but mention the id."
 )
-@click.option("--dry-run", is_flag=True, help="Only say what there is.")
-@click.option("--unreadable", is_flag=True, help="Also remove what cannot be read but mentions the id.")
-@click.option("--now", is_flag=True, help="Also remove the files of older table versions at once.")
-@click.option("--yes", is_flag=True, help="Do not ask. Needed where there is no terminal.")
-@click.option("--json", "as_json", is_flag=True, help="Result as one JSON object.")
+@click.option("--now", is_flag=True, help="Also remove the files of older table versions now.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation. Needed without a terminal, and with --json.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def command(customer: str, dry_run: bool, unreadable: bool, now: bool, yes: bool, as_json: bool) -> None:
-    """Remove a customer from every table and from kept files, and say what was removed.
+    """Remove a customer from every table and from the kept files, and print what was removed.
 
-    Messages, quarantine, features, predictions, labels, and the rows of dropped files in processed/ and failed/.
-    Nothing lands or is scored again, and the books balance afterwards. Safe to interrupt: run it again. Older
-    versions of the tables hold the rows until maintenance removes their files, after FRAUD_VACUUM_HOURS; --now
-    does it at once, and breaks readers that hold an older version. The broker's own copies are not touched.
+    Removes landed messages, quarantined messages, features, predictions, labels, and the rows of dropped files in
+    processed/ and failed/. The rows do not land again and are not scored again, and the reconciliation of the tables
+    still balances. If the command is interrupted, run it again.
+
+    Older versions of the tables keep the rows until maintenance removes their files after FRAUD_VACUUM_HOURS. With
+    --now they are removed immediately, and readers of an older version fail. The command does not remove the messages
+    on the Kafka broker.
 
     \b
     Example: fraud-assets erase --customer 4711 --dry-run
@@ -52,29 +55,31 @@ def command(customer: str, dry_run: bool, unreadable: bool, now: bool, yes: bool
     from fraud_assets.operations.holdings import find_holdings
 
     if not customer.strip():
-        raise click.UsageError("--customer is blank; give the customer_id.")
+        raise click.UsageError("--customer is blank. Give the customer_id.")
     if not dry_run and not yes and (as_json or not sys.stdin.isatty()):
-        raise click.UsageError("It removes data for good: give --yes where nobody can be asked.")
+        raise click.UsageError(
+            "The command removes data permanently and cannot ask for confirmation here. Add --yes to confirm."
+        )
     settings = load_settings()
     lake = Lake.of(settings)
     found = find_holdings(lake, settings, customer)
     if found.empty:
         logger.info(f"Nothing of customer {customer!r} was found: {describe_held_days(lake, transaction_features)}.")
-    left = _left(found, unreadable=unreadable and not dry_run)
+    left = _remaining(found, unreadable=unreadable and not dry_run)
     if dry_run:
         if as_json:
             click.echo(json.dumps({"tables": found.rows, "files": found.file_rows, "removed": False, **left}))
         else:
-            _print_rows("There is", found.rows, found.file_rows)
-            _print_left(found, customer, unreadable=False)
+            _print_rows("Found", found.rows, found.file_rows)
+            _print_remaining(found, customer, unreadable=False)
         return
     nothing = found.empty and not (unreadable and (found.mentions.num_rows or found.unreadable_lines))
     if not yes and not nothing:
-        _print_rows("There is", found.rows, found.file_rows)
-        click.confirm("Remove this for good?", abort=True)
+        _print_rows("Found", found.rows, found.file_rows)
+        click.confirm("Remove this permanently?", abort=True)
     report = erase_customer(lake, settings, customer, unreadable=unreadable, found=found)
     if now:
-        logger.info("removing the files of older table versions; readers that hold one of them will fail")
+        logger.info("Removing the files of older table versions. Readers of these versions will fail.")
         report = replace(report, vacuumed_files=vacuum_now(lake))
     if as_json:
         removed = {"unreadable": report.unreadable, "vacuumed_files": report.vacuumed_files}
@@ -83,12 +88,12 @@ def command(customer: str, dry_run: bool, unreadable: bool, now: bool, yes: bool
     _print_rows("Removed", report.tables, report.files)
     if report.unreadable:
         click.echo(f"{report.unreadable:>12,}  messages and lines that could not be read but mentioned the id")
-    _print_left(found, customer, unreadable=unreadable)
-    click.echo(_old_versions(settings, report.vacuumed_files, now=now))
+    _print_remaining(found, customer, unreadable=unreadable)
+    click.echo(_describe_old_versions(settings, report.vacuumed_files, now=now))
 
 
-def _left(found: Holdings, *, unreadable: bool) -> dict[str, object]:
-    """What mentions the id and is not removed."""
+def _remaining(found: Holdings, *, unreadable: bool) -> dict[str, object]:
+    """Returns what mentions the id and stays, as JSON values."""
     return {
         "unreadable_messages": [] if unreadable else _positions(found),
         "unreadable_lines": {} if unreadable else found.unreadable_lines,
@@ -101,39 +106,38 @@ def _positions(found: Holdings) -> list[str]:
     return [f"{row['topic']}/{row['partition']}/{row['offset']}" for row in found.mentions.to_pylist()]
 
 
-def _print_rows(verb: str, tables: dict[str, int], files: dict[str, int]) -> None:
-    click.echo(f"{verb}:")
+def _print_rows(title: str, tables: dict[str, int], files: dict[str, int]) -> None:
+    click.echo(f"{title}:")
     for name, rows in (*tables.items(), *files.items()):
         click.echo(f"{rows:>12,}  {name}")
 
 
-def _print_left(found: Holdings, customer: str, *, unreadable: bool) -> None:
+def _print_remaining(found: Holdings, customer: str, *, unreadable: bool) -> None:
     positions = [] if unreadable else _positions(found)
     if positions:
         click.echo(
-            f"{len(positions):,} messages cannot be read but mention {customer}; look at them, and give --unreadable "
+            f"{len(positions):,} messages cannot be parsed but mention {customer}. Look at them, and add --unreadable "
             "to remove them:"
         )
         for position in positions[:_SHOWN]:
             click.echo(f"  fraud-assets quarantine show {position}")
         if len(positions) > _SHOWN:
-            click.echo(f"  … and {len(positions) - _SHOWN:,} more (--json names all)")
+            click.echo(f"  … and {len(positions) - _SHOWN:,} more (--json lists all)")
     for path, lines in () if unreadable else found.unreadable_lines.items():
-        click.echo(f"{path}: {lines:,} lines cannot be read but mention {customer}; --unreadable removes them.")
+        click.echo(f"{path}: {lines:,} lines cannot be parsed but mention {customer}. Add --unreadable to remove them.")
     for path in found.closed_files:
-        click.echo(f"{path} cannot be looked into: remove it if the customer may be in it.")
+        click.echo(f"{path} cannot be opened. Remove it if it may contain the customer.")
     for waiting in found.waiting:
         click.echo(
-            f"{printable(waiting)} holds the customer and has not landed yet: take it away, or run this again "
-            "afterwards."
+            f"{printable(waiting)} contains the customer and has not landed yet. Remove it, or run this command again "
+            "after it has landed."
         )
 
 
-def _old_versions(settings: Settings, vacuumed: int, *, now: bool) -> str:
+def _describe_old_versions(settings: Settings, vacuumed: int, *, now: bool) -> str:
     if now:
-        return f"{vacuumed:,} files of older table versions were removed; no version of the lake holds the rows."
+        return f"{vacuumed:,} files of older table versions were removed; no version of the lake contains the rows."
     return (
-        "Older versions of the tables hold the rows until maintenance removes their files, "
-        f"{settings.vacuum_hours} hours "
-        "from now (FRAUD_VACUUM_HOURS); --now removes them at once."
+        f"Older versions of the tables contain the rows until maintenance removes their files in "
+        f"{settings.vacuum_hours} hours (FRAUD_VACUUM_HOURS). Add --now to remove them immediately."
     )

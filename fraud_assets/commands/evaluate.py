@@ -1,4 +1,4 @@
-"""`fraud-assets evaluate`: train and test by the handbook's protocol on what the lake holds."""
+"""`fraud-assets evaluate`: trains and tests a model on the data of the lake."""
 
 from __future__ import annotations
 
@@ -17,11 +17,15 @@ _DAYS = click.IntRange(min=1)
 @click.option(
     "--train-start",
     type=click.DateTime(["%Y-%m-%d"]),
-    help="First training day, UTC. Default: the newest days whose labels have had FRAUD_FEEDBACK_DELAY_DAYS to come.",
+    help="First training day, UTC. Default: the newest start for which all labels have had FRAUD_FEEDBACK_DELAY_DAYS.",
 )
 @click.option("--train-days", type=_DAYS, default=7, show_default=True, help="Days to train on.")
 @click.option(
-    "--delay-days", type=click.IntRange(min=0), default=7, show_default=True, help="Days in between, for the labels."
+    "--delay-days",
+    type=click.IntRange(min=0),
+    default=7,
+    show_default=True,
+    help="Days between training and test, in which the labels of the training days arrive.",
 )
 @click.option("--test-days", type=_DAYS, default=7, show_default=True, help="Days to test on.")
 @click.option(
@@ -29,25 +33,28 @@ _DAYS = click.IntRange(min=1)
     type=click.Choice(["platform", "book"]),
     default="platform",
     show_default=True,
-    help="The platform's Isolation Forest, or the handbook's: 10 trees on standardised inputs.",
+    help="The platform's Isolation Forest, or the handbook's: 10 trees on standardized inputs.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Result as one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def command(
     train_start: datetime | None, train_days: int, delay_days: int, test_days: int, model: str, as_json: bool
 ) -> None:
-    """Train and test an Isolation Forest by the handbook's protocol. Nothing is registered.
+    """Train and test an Isolation Forest on the data of the lake, by the protocol of the Fraud Detection Handbook.
 
-    Cards with a fraud that is known by then leave the test. AUC ROC and average precision judge the ranking of
-    transactions, card precision the share of compromised ones among the 100 most suspicious cards of a day.
+    The model is trained on some days and tested on days after the label delay. Nothing is registered, and the tables do
+    not change. Cards whose fraud is known by the test day are left out. AUC ROC and average precision measure the
+    ranking of transactions. Card precision@100 is the share of compromised cards among the 100 most suspicious cards of
+    a day.
 
     \b
-    Example: fraud-assets evaluate --train-start 2018-07-11 --model book --json
+    Example: fraud-assets evaluate
+             fraud-assets evaluate --train-start 2018-07-11 --model book --json
     """
     from fraud_assets.core.evaluation import Protocol
     from fraud_assets.lake.tables import Lake
     from fraud_assets.stages.evaluation import evaluate_lake, latest_start
 
-    began = time.monotonic()
+    start = time.monotonic()
     settings = load_settings()
     lake = Lake.of(settings)
     first = train_start.date() if train_start else latest_start(lake, settings, train_days, delay_days, test_days)
@@ -60,7 +67,7 @@ def command(
             "train_start": str(protocol.train_start),
             "test_start": str(protocol.test_start),
             "test_end": str(protocol.test_end),
-            "seconds": round(time.monotonic() - began, 3),
+            "seconds": round(time.monotonic() - start, 3),
         }
         click.echo(json.dumps(facts))
         return

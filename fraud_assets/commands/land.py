@@ -1,4 +1,4 @@
-"""`fraud-assets land`: topics and drop folder to the landing tables."""
+"""`fraud-assets land`: lands the topics and the drop folder into the landing tables."""
 
 from __future__ import annotations
 
@@ -22,32 +22,34 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FILES_FAILED = 3
-"""Exit code: all that could be landed has landed, but a dropped file has not."""
+"""Exit code: a dropped file has not landed, but everything else has."""
 
 
 @click.command("land", context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--engine",
     type=click.Choice(["python", "spark"]),
-    help="What lands the transactions topic: this process, or Spark. Default: spark where FRAUD_ENGINE is spark and a "
-    "broker is named, else python.",
+    help="What lands the transactions topic: this process, or Spark. Default: spark if FRAUD_ENGINE is spark and an "
+    "external broker is configured, else python.",
 )
-@click.option("--once", is_flag=True, help="Drain what is there now and end.")
-@click.option("--json", "as_json", is_flag=True, help="With --once: the report as one JSON object on standard output.")
+@click.option("--once", is_flag=True, help="Land what is there now, then exit.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object, with --once.")
 def command(engine: str | None, once: bool, as_json: bool) -> None:
-    """Land the topics and the drop folder, exactly once, until SIGTERM or Ctrl-C.
+    """Land the Kafka topics and the drop folder into the lake, exactly once, until Ctrl-C or SIGTERM.
 
-    Start more of them to share the partitions of the transactions topic. With --engine spark one is enough: Spark
-    shares them out among its executors, and commits at most FRAUD_SPARK_LAND_ROWS messages at a time. Both landers
-    write the same rows and may follow each other, or run at once. A commit is made for every
-    FRAUD_LAND_BATCH_ROWS messages, FRAUD_LAND_BATCH_BYTES bytes or FRAUD_LAND_INTERVAL_SECONDS. Dagster, where it
-    is set up, is told every FRAUD_DAGSTER_EVENT_SECONDS what landed; Prometheus finds /metrics, a supervisor
-    /health (200 or 503), at FRAUD_LAND_HTTP.
+    Landing commits after FRAUD_LAND_BATCH_ROWS messages, FRAUD_LAND_BATCH_BYTES bytes or FRAUD_LAND_INTERVAL_SECONDS,
+    whichever comes first. It logs one line per minute to standard error, serves /metrics for Prometheus and /health
+    (200 or 503) at FRAUD_LAND_HTTP, and reports to Dagster, if that is set up, every FRAUD_DAGSTER_EVENT_SECONDS. If
+    the broker or the lake is unavailable, landing reports it once, keeps the current batch and retries; with --once,
+    it fails.
 
-    It says one line a minute, on standard error. While the broker or the lake is away it says so and tries again;
-    with --once that is an error. It ends after the commit that is under way, with exit code 0. Messages that are
-    gone before they landed end it with exit code 1. With --once the exit code is 3 where everything else landed, but
-    a dropped file went to failed/ or something in the drop folder could not be taken; the report names it.
+    Several landers share the partitions of the transactions topic. With --engine spark one lander is enough, because
+    Spark distributes the partitions among its executors; it commits at most FRAUD_SPARK_LAND_ROWS messages at a time.
+    Both engines write the same rows, and you can switch between them or run both at the same time.
+
+    Exits 0 after the current commit when it is stopped, and 1 if the broker deleted messages before they landed. With
+    --once it exits 3 if everything else landed, but a dropped file went to failed/ or an entry of the drop folder could
+    not be landed; the report names it.
 
     \b
     Example: fraud-assets land
@@ -65,15 +67,15 @@ def command(engine: str | None, once: bool, as_json: bool) -> None:
     from fraud_assets.ingest.service.presence import register_lander
     from fraud_assets.lake.tables import Lake
 
-    # Arrow's own allocator keeps some 30 MB of what a batch has used; this process lives for months.
+    # Arrow's own allocator keeps about 30 MB of the memory of a batch, and this process runs for months.
     pa.set_memory_pool(pa.system_memory_pool())
     if as_json and not once:
-        raise click.UsageError("--json goes with --once.")
+        raise click.UsageError("--json needs --once.")
     settings = load_settings()
     lake = Lake.of(settings)
-    with _session(engine, settings) as spark, stopped_by_signals() as stop:
+    with _start_session(engine, settings) as spark, stopped_by_signals() as stop:
         if once:
-            reports = land_once(lake, settings, _engine(settings, spark), stop=stop.is_set)
+            reports = land_once(lake, settings, _choose_engine(settings, spark), stop=stop.is_set)
             if as_json:
                 click.echo(json.dumps({name: report.metadata() for name, report in reports.items()}))
             else:
@@ -86,27 +88,27 @@ def command(engine: str | None, once: bool, as_json: bool) -> None:
         metrics = LandingMetrics()
         with serve_metrics(metrics, settings.land_http) as url, register_lander(settings, url):
             settings.incoming.mkdir(parents=True, exist_ok=True)
-            shown = f" Metrics and health at {url}." if url else ""
-            logger.info(f"Landing into {lake.root}; drop files into {settings.incoming}.{shown} Ctrl-C ends it.")
+            shown = f" Metrics and health are at {url}." if url else ""
+            logger.info(f"Landing into {lake.root}. Drop files into {settings.incoming}.{shown} Press Ctrl-C to stop.")
             land_forever(lake, settings, stop, spark=spark, on_report=partial(report_landed, settings), metrics=metrics)
-    logger.info("Stopped; everything that was told is committed.")
+    logger.info("Stopped. All reported rows are committed.")
 
 
 @contextmanager
-def _session(engine: str | None, settings: Settings) -> Iterator[SparkSession | None]:
-    """The session of a lander on Spark, None for one in this process."""
+def _start_session(engine: str | None, settings: Settings) -> Iterator[SparkSession | None]:
+    """Yields the Spark session, or None if this process lands the topic itself."""
     from fraud_assets.kafka.broker import uses_external_broker
 
-    is_named = uses_external_broker(settings)
+    is_external = uses_external_broker(settings)
     if engine is None:
-        engine = "spark" if settings.engine == "spark" and is_named else "python"
+        engine = "spark" if settings.engine == "spark" and is_external else "python"
     if engine == "python":
         yield None
         return
-    if not is_named:
+    if not is_external:
         raise SettingError(
-            "--engine spark needs a broker of its own, and KAFKA_BOOTSTRAP_SERVERS is not set: the embedded one does "
-            "not answer Java's clients, so land from it with --engine python."
+            "--engine spark needs an external broker, and KAFKA_BOOTSTRAP_SERVERS is not set. The embedded broker does "
+            "not support Java clients; use --engine python with it."
         )
     from fraud_assets.engines.spark.session import describe_session, require_connector, spark_session
 
@@ -118,7 +120,7 @@ def _session(engine: str | None, settings: Settings) -> Iterator[SparkSession | 
         yield session
 
 
-def _engine(settings: Settings, spark: SparkSession | None) -> Engine:
+def _choose_engine(settings: Settings, spark: SparkSession | None) -> Engine:
     if spark is None:
         from fraud_assets.engines.local.engine import LocalEngine
 

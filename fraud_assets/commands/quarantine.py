@@ -1,4 +1,4 @@
-"""`fraud-assets quarantine`: what did not pass, message by message, and driving it again after a fix."""
+"""`fraud-assets quarantine`: lists and shows quarantined messages, and retries them after a fix."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @click.group("quarantine", context_settings=_HELP)
 def command() -> None:
-    """List what is in quarantine, show one message, drive messages again after a fix.
+    """List quarantined messages, show one message, and retry messages after a fix.
 
     \b
     Example: fraud-assets quarantine list
@@ -37,13 +36,15 @@ def command() -> None:
     """
 
 
-def _selects(function: Callable[..., None]) -> Callable[..., None]:
-    """The options that list and retry select by."""
+def _add_selection_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options that select messages for `list` and `retry`."""
     for option in reversed(
         (
-            click.option("--reason", help="Messages of one reason, as `list` names it."),
-            click.option("--since", metavar="TIME", help="Landed at this time (ISO 8601, UTC) or later."),
-            click.option("--topic", help="Messages that came by one topic, such as transactions or file:day.csv."),
+            click.option("--reason", help="Only messages with this reason, as printed by `list`."),
+            click.option(
+                "--since", metavar="TIME", help="Only messages that landed at this time (ISO 8601, UTC) or later."
+            ),
+            click.option("--topic", help="Only messages of this topic, such as transactions or file:day.csv."),
         )
     ):
         function = option(function)
@@ -51,16 +52,18 @@ def _selects(function: Callable[..., None]) -> Callable[..., None]:
 
 
 @command.command("list", context_settings=_HELP)
-@_selects
-@click.option("--limit", type=click.IntRange(min=1), default=_LIMIT, show_default=True, help="Messages to list.")
-@click.option("--all", "retried", is_flag=True, help="Also those that were retried already.")
-@click.option("--json", "as_json", is_flag=True, help="Result as one JSON object.")
+@_add_selection_options
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=_LIMIT, show_default=True, help="Largest number of messages to list."
+)
+@click.option("--all", "retried", is_flag=True, help="Include messages that were already retried.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def list_command(
     reason: str | None, since: str | None, topic: str | None, limit: int, retried: bool, as_json: bool
 ) -> None:
-    """Count the open messages by reason; with --reason list them, the newest first.
+    """Count the open messages by reason. With --reason, list the messages, the newest first.
 
-    Open are those that were not retried.
+    A message is open if it was not retried.
 
     \b
     Example: fraud-assets quarantine list --since 2026-01-31 --json
@@ -75,7 +78,7 @@ def list_command(
 
     settings = load_settings()
     lake = Lake.of(settings)
-    selection = _selection(reason, since, topic, retried=retried)
+    selection = _make_selection(reason, since, topic, retried=retried)
     counts = count_reasons(lake, settings, selection)
     found = list_messages(lake, settings, selection, limit) if reason else []
     waiting = count_waiting_retries(lake, settings)
@@ -89,14 +92,16 @@ def list_command(
             }
             for count in counts
         ]
-        click.echo(json.dumps({"reasons": reasons, "messages": [_plain(m) for m in found], "waiting": waiting}))
+        click.echo(
+            json.dumps({"reasons": reasons, "messages": [_to_json_values(m) for m in found], "waiting": waiting})
+        )
         return
     total = sum(count.messages for count in counts)
     if not total:
-        if selection == _selection():
-            click.echo("No open message is in quarantine.")
+        if selection == _make_selection():
+            click.echo("No open messages are in quarantine.")
         else:
-            click.echo(f"No open message is selected; {describe_held_days(lake, quarantined_transactions)}.")
+            click.echo(f"No open messages are selected; {describe_held_days(lake, quarantined_transactions)}.")
     elif reason:
         click.echo(f"{total:,} messages: {REASONS.get(reason, reason)}")
         for entry in found:
@@ -109,18 +114,20 @@ def list_command(
             click.echo(f"{count.messages:>12,}  {count.reason:<24} newest {count.newest:%Y-%m-%d %H:%M:%S}  "
                        f"{REASONS.get(count.reason, '')}")  # fmt: skip
     if waiting:
-        click.echo(f"{waiting:,} messages of a retry that was cut off wait: run `fraud-assets quarantine retry` again.")
+        click.echo(
+            f"{waiting:,} messages of an interrupted retry are waiting. Run `fraud-assets quarantine retry` again."
+        )
 
 
 @command.command("show", context_settings=_HELP)
 @click.argument("position")
-@click.option("--raw", is_flag=True, help="Only the body, its exact bytes, on standard output.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object; key, headers and body in base64.")
+@click.option("--raw", is_flag=True, help="Print only the exact bytes of the body.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with key, headers and body in base64.")
 def show_command(position: str, raw: bool, as_json: bool) -> None:
-    """Show one message: where it came from, why it is here, key, headers and body.
+    """Show one message: its source, the reason, key, headers and body.
 
-    POSITION is written as `list` prints it, topic/partition/offset. It shows the message's content, customer data
-    and all.
+    POSITION is topic/partition/offset, as printed by `list`. The output includes the content of the message, which can
+    be customer data.
 
     \b
     Example: fraud-assets quarantine show transactions/0/17
@@ -131,20 +138,20 @@ def show_command(position: str, raw: bool, as_json: bool) -> None:
     from fraud_assets.operations.quarantine import find_message
 
     if raw and as_json:
-        raise click.UsageError("--raw and --json exclude each other.")
+        raise click.UsageError("--raw and --json cannot be used together.")
     settings = load_settings()
     entry = find_message(Lake.of(settings), settings, position)
     if raw:
         sys.stdout.buffer.write(entry.value or b"")
     elif as_json:
-        whole = {
-            **_plain(entry),
+        message = {
+            **_to_json_values(entry),
             "timestamp": entry.timestamp.isoformat() if entry.timestamp else None,
-            "key": _base64(entry.key),
-            "value": _base64(entry.value),
-            "headers": [{"key": key, "value": _base64(value)} for key, value in entry.headers],
+            "key": _encode_base64(entry.key),
+            "value": _encode_base64(entry.value),
+            "headers": [{"key": key, "value": _encode_base64(value)} for key, value in entry.headers],
         }
-        click.echo(json.dumps(whole))
+        click.echo(json.dumps(message))
     else:
         for name, text in (
             ("position", entry.position),
@@ -154,28 +161,30 @@ def show_command(position: str, raw: bool, as_json: bool) -> None:
             ("detail", entry.detail),
             ("retried", entry.retried_as or "no"),
             ("timestamp", f"{entry.timestamp:%Y-%m-%d %H:%M:%S} UTC" if entry.timestamp else "none"),
-            ("key", "none" if entry.key is None else _readable(entry.key)),
-            *((f"header {key}", "none" if value is None else _readable(value)) for key, value in entry.headers),
+            ("key", "none" if entry.key is None else _make_readable(entry.key)),
+            *((f"header {key}", "none" if value is None else _make_readable(value)) for key, value in entry.headers),
             ("body", "none" if entry.value is None else f"{len(entry.value):,} bytes"),
         ):
             click.echo(f"{name:<14}{text}")
         if entry.value:
-            click.echo(_readable(entry.value))
+            click.echo(_make_readable(entry.value))
 
 
 @command.command("retry", context_settings=_HELP)
 @click.argument("positions", nargs=-1, metavar="[POSITION]…")
-@_selects
-@click.option("--dry-run", is_flag=True, help="Only say how many would pass now, and why the others would not.")
-@click.option("--json", "as_json", is_flag=True, help="Result as one JSON object.")
+@_add_selection_options
+@click.option(
+    "--dry-run", is_flag=True, help="Print how many would pass now and why the others would not, and change nothing."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def retry_command(
     positions: tuple[str, ...], reason: str | None, since: str | None, topic: str | None, dry_run: bool, as_json: bool
 ) -> None:
-    """Drive open messages again: those that pass with the settings of now land once more, the others stay.
+    """Retry open messages: those that pass with the current settings land again, the others stay in quarantine.
 
-    Without a selection all open messages but repeated ids, which --reason duplicate or a position takes. What lands
-    goes the way of every message, to features and predictions, with its bytes as they were and the header
-    fraud-retry-of. Safe to repeat and to interrupt.
+    Without a selection, all open messages are retried except repeated ids; select those with --reason duplicate or by
+    POSITION. A message that lands again is processed like any other, to features and predictions. Its bytes do not
+    change, and it gets the header fraud-retry-of. If the command is interrupted, run it again.
 
     \b
     Example: fraud-assets quarantine retry --reason missing_field --dry-run
@@ -187,17 +196,17 @@ def retry_command(
     from fraud_assets.operations.retries import retry_messages
 
     settings = load_settings()
-    selection = _selection(reason, since, topic, positions)
+    selection = _make_selection(reason, since, topic, positions)
     lake = Lake.of(settings)
     report = retry_messages(lake, settings, selection, dry_run=dry_run)
     if as_json:
         click.echo(json.dumps(asdict(report)))
         return
     if report.resumed:
-        click.echo(f"{report.resumed:,} messages of a retry that was cut off have landed.")
+        click.echo(f"{report.resumed:,} messages of an interrupted retry have landed.")
     if not report.selected:
         click.echo(
-            "No open message is selected; messages that were retried already are left alone. "
+            "No open messages are selected. Messages that were already retried are skipped; "
             f"{describe_held_days(lake, quarantined_transactions)}."
         )
         return
@@ -210,7 +219,7 @@ def retry_command(
         click.echo(f"{count:>12,}  still {name}")
 
 
-def _selection(
+def _make_selection(
     reason: str | None = None,
     since: str | None = None,
     topic: str | None = None,
@@ -218,7 +227,7 @@ def _selection(
     *,
     retried: bool = False,
 ) -> Selection:
-    """The selection that the options make. Raises `UsageError` for a reason that does not exist."""
+    """Returns the selection of the options. Raises `UsageError` for an unknown reason."""
     from difflib import get_close_matches
 
     from fraud_assets.assets.ranges import parse_time
@@ -227,12 +236,12 @@ def _selection(
 
     if reason is not None and reason not in REASONS:
         near = get_close_matches(reason, REASONS, 1)
-        meant = f"did you mean {near[0]}?" if near else f"they are {', '.join(REASONS)}."
-        raise click.UsageError(f"--reason {reason!r} is no reason; {meant}")
+        hint = f"Did you mean {near[0]}?" if near else f"Use one of {', '.join(REASONS)}."
+        raise click.UsageError(f"--reason {reason!r} is not a reason. {hint}")
     return Selection(reason, None if since is None else parse_time(since), topic, positions, retried)
 
 
-def _plain(entry: QuarantinedMessage) -> dict[str, Any]:
+def _to_json_values(entry: QuarantinedMessage) -> dict[str, Any]:
     return {
         "position": entry.position,
         "topic": entry.topic,
@@ -241,25 +250,21 @@ def _plain(entry: QuarantinedMessage) -> dict[str, Any]:
         "offset": entry.offset,
         "reason": entry.reason,
         "detail": entry.detail,
-        "ingested_at": _iso(entry.ingested_at),
+        "ingested_at": entry.ingested_at.isoformat(),
         "bytes": entry.size,
         "retried_as": entry.retried_as,
     }
 
 
-def _iso(time: datetime) -> str:
-    return time.isoformat()
-
-
-def _base64(value: bytes | None) -> str | None:
+def _encode_base64(value: bytes | None) -> str | None:
     return None if value is None else base64.b64encode(value).decode()
 
 
-def _readable(value: bytes) -> str:
-    """Bytes for a person: JSON indented, other text with control characters escaped, else bytes escaped."""
+def _make_readable(value: bytes) -> str:
+    """Returns bytes as readable text: JSON is indented, and control characters and invalid bytes are escaped."""
     try:
         text = json.dumps(json.loads(value), indent=2, ensure_ascii=False)
     except (ValueError, RecursionError):
         text = value.decode("utf-8", "backslashreplace")
-    # What a terminal would act upon is shown instead.
+    # A terminal must show control characters and not execute them.
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

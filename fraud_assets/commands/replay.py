@@ -1,4 +1,4 @@
-"""`fraud-assets replay`: produce the transactions and labels of files."""
+"""`fraud-assets replay`: produces the transactions and labels of files."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from fraud_assets.simulator.destination import Via, via_option
     "mapping",
     multiple=True,
     metavar="FIELD=COLUMN,…",
-    help="The file's column of a field, where its name differs; letter case does not matter.",
+    help="Column of the files for a field, if its name differs. Case is ignored. Repeatable.",
 )
-@click.option("--limit", type=click.IntRange(min=1), help="Transactions to send, at most.")
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Messages a second, at most.")
+@click.option("--limit", type=click.IntRange(min=1), help="Largest number of transactions to send.")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Largest number of messages per second.")
 @via_option
-@click.option("--json", "as_json", is_flag=True, help="Summary as one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
 def command(
     files: tuple[Path, ...],
     mapping: tuple[str, ...],
@@ -33,18 +33,20 @@ def command(
     via: Via | None,
     as_json: bool,
 ) -> None:
-    """Produce the transactions of Parquet, CSV or JSON-lines FILES, and their fraud labels.
+    """Produce the transactions of FILES (Parquet, CSV or JSON lines) and their fraud labels to Kafka.
 
-    Needed columns: transaction_id, tx_datetime, customer_id, terminal_id, tx_amount. Labels are sent when there is
-    is_fraud (or TX_FRAUD) or labelled_at: each before the first transaction that is later than the label; without
-    labelled_at a fraud's label is FRAUD_FEEDBACK_DELAY_DAYS later than its transaction. Labels left over at the end
-    are sent if dated before now. A file with only transaction_id, is_fraud and labelled_at is sent after the others.
+    The files need the columns transaction_id, tx_datetime, customer_id, terminal_id and tx_amount. Labels are sent if
+    there is a column is_fraud (or TX_FRAUD) or labelled_at. Each label is sent before the first transaction that is
+    later than the label. Without labelled_at, the label of a fraud is dated FRAUD_FEEDBACK_DELAY_DAYS after its
+    transaction. At the end, remaining labels are sent if they are dated before now. A file with only transaction_id,
+    is_fraud and labelled_at is sent after the others.
 
-    To the embedded broker it goes no faster than `fraud-assets land` takes it; bulk is better dropped as a file
-    into FRAUD_HOME/incoming.
+    The embedded broker accepts messages only as fast as `fraud-assets land` lands them. For large amounts, drop the
+    file into FRAUD_HOME/incoming instead.
 
     \b
-    Example, a file with other names:
+    Example: fraud-assets replay april.parquet --rate 100
+    Example with other column names:
       fraud-assets replay train_first_5039_rows.parquet --map transaction_id=trans_num,customer_id=cc_num \\
         --map terminal_id=merchant,tx_amount=amt,tx_datetime=trans_date_trans_time
     """
@@ -54,17 +56,17 @@ def command(
     from fraud_assets.simulator.replay import open_source, replay_messages
 
     settings = load_settings()
-    columns = _pairs(mapping)
+    columns = _parse_mapping(mapping)
     sources = [open_source(path, settings, columns) for path in files]
     known = [source.rows for source in sources if source.rows is not None]
     total = min(sum(known), limit or sum(known)) if len(known) == len(sources) else limit
     order = EventOrder(settings)
-    began = time.monotonic()
+    start = time.monotonic()
     with open_producer(settings, via) as producer, show_progress(total, "replay") as tick:
         for message in pace_messages(replay_messages(sources, order, limit), rate):
             producer.send(message)
             tick()
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - start
     summary = {
         "files": len(files),
         "transactions": order.transactions,
@@ -83,7 +85,7 @@ def command(
     )
 
 
-def _pairs(mapping: tuple[str, ...]) -> dict[str, str]:
+def _parse_mapping(mapping: tuple[str, ...]) -> dict[str, str]:
     from fraud_assets.simulator.replay import FIELDS
 
     pairs: dict[str, str] = {}
@@ -93,7 +95,8 @@ def _pairs(mapping: tuple[str, ...]) -> dict[str, str]:
         field, equals, column = (side.strip() for side in part.partition("="))
         if not equals or not column or field not in FIELDS:
             raise click.BadParameter(
-                f"{part!r}: write FIELD=COLUMN, with FIELD one of {', '.join(FIELDS)}.", param_hint="--map"
+                f"{part!r} is not a mapping. Write FIELD=COLUMN, where FIELD is one of {', '.join(FIELDS)}.",
+                param_hint="--map",
             )
         pairs[field] = column
     return pairs

@@ -1,9 +1,8 @@
-"""`fraud-assets simulate`: produce simulated transactions and their late fraud labels."""
+"""`fraud-assets simulate`: produces simulated card transactions and their fraud labels."""
 
 from __future__ import annotations
 
 import json
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fraud_assets.commands.stop_signal import StopSignal
 from fraud_assets.settings import Settings, load_settings
 from fraud_assets.simulator.destination import Via, via_option
 
@@ -25,42 +25,71 @@ if TYPE_CHECKING:
     from fraud_assets.simulator.world import World
 
 LIVE_CUSTOMERS = 5_000
-"""The handbook's own population. It pays 10,000 times a day: one to 12 payments a minute, by the time of day."""
+"""The population of the handbook. It makes 10,000 payments a day: 1 to 12 per minute, depending on the time of day."""
 LIVE_BAD_EVERY = 50
 KEEP_SECONDS = 30.0
 
 
 @click.command("simulate", context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--count", type=click.IntRange(min=1), help="Transactions; 5000 without --days.")
-@click.option("--days", type=click.IntRange(min=1), help="Whole days before today that they spread over; 50.")
+@click.option(
+    "--count",
+    type=click.IntRange(min=1),
+    help="Number of transactions. Default: 5000, or with --days or --customers what the customers usually make.",
+)
+@click.option(
+    "--days",
+    type=click.IntRange(min=1),
+    help="Number of whole days before today that the transactions cover.  [default: 50]",
+)
 @click.option(
     "--customers",
     type=click.IntRange(min=1),
-    help="Population; by default the home's world, else by count, live 5000.",
+    help="Number of customers. Default: those of the world in FRAUD_HOME, else 5000 with --live, else by --count.",
 )
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=42, show_default=True, help="Of the payments, and of a new world."
+    "--seed",
+    type=click.IntRange(min=0),
+    default=42,
+    show_default=True,
+    help="Random seed of the payments and of a new world.",
 )
 @click.option(
-    "--end", type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]), help="No transaction is later (UTC); now."
+    "--end",
+    type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]),
+    help="No transaction is later than this (UTC). Default: now.",
 )
 @click.option(
     "--rate",
     type=click.FloatRange(min=0, min_open=True),
-    help="Messages a second, at most; --live: in place of the customers' own.",
+    help="Largest number of messages per second. With --live: the rate, instead of the customers' own.",
 )
-@click.option("--live", is_flag=True, help="Transactions stamped now, until Ctrl-C.")
+@click.option("--live", is_flag=True, help="Produce transactions with the current time until Ctrl-C.")
 @click.option(
-    "--history-days", type=click.IntRange(min=0), default=0, help="Before --live: what the lake lacks of the last days."
+    "--history-days",
+    type=click.IntRange(min=0),
+    default=0,
+    help="With --live: first produce what the lake lacks of this many past days.",
 )
-@click.option("--drop-history", is_flag=True, help="Drop that history as a file into FRAUD_HOME/incoming: quicker.")
 @click.option(
-    "--label-delay", type=click.FloatRange(min=0), default=60.0, show_default=True, help="Seconds to a --live label."
+    "--drop-history", is_flag=True, help="Drop that history as a file into FRAUD_HOME/incoming, which is faster."
 )
-@click.option("--bad", type=click.IntRange(min=0), default=0, help="Broken messages to mix in, of a dozen kinds.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write a Parquet file; produce nothing.")
+@click.option(
+    "--label-delay",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    show_default=True,
+    help="With --live: seconds from a transaction to its label.",
+)
+@click.option(
+    "--bad", type=click.IntRange(min=0), default=0, help="Number of broken messages to mix in, of a dozen kinds."
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the transactions to this Parquet file instead of producing them.",
+)
 @via_option
-@click.option("--json", "as_json", is_flag=True, help="Summary as one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
 def command(
     count: int | None,
     days: int | None,
@@ -77,14 +106,15 @@ def command(
     via: Via | None,
     as_json: bool,
 ) -> None:
-    """Produce simulated card transactions, about 1 % frauds of three kinds, and the frauds' labels.
+    """Produce simulated card transactions to Kafka, with about 1 % frauds of three kinds, and the labels of the frauds.
 
-    A label is FRAUD_FEEDBACK_DELAY_DAYS later than its transaction and sent only once it is due. The same seed, count,
-    days and end give the same messages, so that a repeated run adds duplicates, which the platform drops.
+    A label is dated FRAUD_FEEDBACK_DELAY_DAYS after its transaction and is sent only if that time has passed. The same
+    seed, count, days and end give the same messages: a repeated run adds duplicates, which go to quarantine.
 
-    The first run makes a population and keeps it in FRAUD_HOME/simulated_world.json; later runs are payments of the
-    same customers. With --live they pay at their own rate, mostly around noon UTC; --history-days sends what the
-    lake lacks of so many days: all of them at first, and after a break the time of the break.
+    The first run creates a population, the world, and saves it in FRAUD_HOME/simulated_world.json. Later runs are
+    payments of the same customers. With --live the customers pay at their own rate, mostly around noon UTC. With
+    --history-days they also make the payments that the lake lacks: of all these days in the first run, later those
+    since the last run.
 
     \b
     Example: fraud-assets simulate --count 5000 --seed 7 --bad 20
@@ -92,27 +122,27 @@ def command(
     """
     settings = load_settings()
     if out and (live or bad or rate or via):
-        raise click.UsageError("--out writes a file: --live, --bad, --rate and --via do not go with it.")
+        raise click.UsageError("--out cannot be used with --live, --bad, --rate or --via, because it writes a file.")
     if live and (count or days or end):
-        raise click.UsageError("--live goes by the clock: use --history-days instead of --count, --days and --end.")
+        raise click.UsageError("--live cannot be used with --count, --days or --end. Use --history-days.")
     if history_days and not live:
-        raise click.UsageError("--history-days goes with --live: use --days.")
+        raise click.UsageError("--history-days needs --live. Without --live use --days.")
     if drop_history and not history_days:
-        raise click.UsageError("--drop-history goes with --history-days.")
+        raise click.UsageError("--drop-history needs --history-days.")
     began = time.monotonic()
     if live:
         plan = _LivePlan(seed, customers, rate, history_days, drop_history, timedelta(seconds=label_delay), bad)
-        summary = _live(settings, plan, via)
+        summary = _run_live(settings, plan, via)
     else:
-        # The option's time has no zone, and means UTC.
+        # The time of the option has no zone and is UTC.
         until = datetime.now(UTC) if end is None else end if end.tzinfo else end.replace(tzinfo=UTC)
-        made = _made(settings, count, days, customers, seed, until, keep=out is None)
-        summary = _written(made, out) if out else _produced(settings, made, rate, bad, via)
+        transactions = _simulate(settings, count, days, customers, seed, until, keep=out is None)
+        summary = _write_file(transactions, out) if out else _produce(settings, transactions, rate, bad, via)
     summary["seconds"] = round(time.monotonic() - began, 3)
-    click.echo(json.dumps(summary) if as_json else _in_words(summary))
+    click.echo(json.dumps(summary) if as_json else _format_summary(summary))
 
 
-def _made(
+def _simulate(
     settings: Settings,
     count: int | None,
     days: int | None,
@@ -122,7 +152,7 @@ def _made(
     *,
     keep: bool,
 ) -> pa.Table:
-    """Transactions of the home's world. A first one is kept there if `keep`."""
+    """Returns transactions of the world in FRAUD_HOME. If there is none, creates a world and saves it if `keep`."""
     from fraud_assets.simulator.generator import (
         DEFAULT_DAYS,
         PAYMENTS_PER_CUSTOMER_DAY,
@@ -134,7 +164,7 @@ def _made(
 
     known = load_world(settings)
     if count is None:
-        # Days alone mean the traffic of the default population, or of the given one.
+        # With only --days, the number of transactions is what the population usually makes in that time.
         count = 5000 if days is None and customers is None else 0
         count = count or round((customers or 50) * PAYMENTS_PER_CUSTOMER_DAY * (days or DEFAULT_DAYS))
     days = days or DEFAULT_DAYS
@@ -150,16 +180,16 @@ def _made(
     return simulate(count, seed=seed, end=end, days=days, people=people)
 
 
-def _written(made: pa.Table, out: Path) -> dict[str, Any]:
+def _write_file(transactions: pa.Table, out: Path) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
     from fraud_assets.errors import FraudAssetsError
 
     try:
-        pq.write_table(made, out, compression="zstd")
+        pq.write_table(transactions, out, compression="zstd")
     except OSError as error:
-        raise FraudAssetsError(f"File {out} cannot be written: {error}. Name another with --out.") from error
-    return {"file": str(out), **_facts(made)}
+        raise FraudAssetsError(f"File {out} cannot be written: {error}. Name another file with --out.") from error
+    return {"file": str(out), **_describe(transactions)}
 
 
 def produce_simulated(
@@ -172,18 +202,24 @@ def produce_simulated(
     end: datetime | None = None,
     on_wait: Callable[[], object] | None = None,
 ) -> dict[str, Any]:
-    """Simulate until `end` (now) and produce it all; gives the facts of the run.
+    """Simulates transactions, produces them to Kafka and returns the summary.
 
     Args:
-        on_wait: lands something, when the embedded broker can take no more before that.
+        settings: broker, topics and the world.
+        count: number of transactions.
+        days: number of days before `end` that they cover.
+        seed: random seed of the payments and of a new world.
+        bad: number of broken messages to mix in.
+        end: no transaction is later; default: now.
+        on_wait: called if the embedded broker is full, to land messages.
     """
-    made = _made(settings, count, days, None, seed, end or datetime.now(UTC), keep=True)
-    return _produced(settings, made, None, bad, "kafka", on_wait)
+    transactions = _simulate(settings, count, days, None, seed, end or datetime.now(UTC), keep=True)
+    return _produce(settings, transactions, None, bad, "kafka", on_wait)
 
 
-def _produced(
+def _produce(
     settings: Settings,
-    made: pa.Table,
+    transactions: pa.Table,
     rate: float | None,
     bad: int,
     via: Via | None,
@@ -195,15 +231,15 @@ def _produced(
     from fraud_assets.simulator.pace import pace_messages, show_progress
 
     order = EventOrder(settings)
-    messages: Iterable[Message] = order.messages(made.to_batches(20_000))
+    messages: Iterable[Message] = order.messages(transactions.to_batches(20_000))
     if bad:
-        messages = mix_in_bad_messages(messages, bad, max(1, made.num_rows // bad), settings)
-    with open_producer(settings, via, on_wait) as producer, show_progress(made.num_rows, "simulate") as tick:
+        messages = mix_in_bad_messages(messages, bad, max(1, transactions.num_rows // bad), settings)
+    with open_producer(settings, via, on_wait) as producer, show_progress(transactions.num_rows, "simulate") as tick:
         for message in pace_messages(iter(messages), rate):
             producer.send(message)
             tick()
     return {
-        **_facts(made),
+        **_describe(transactions),
         "labels": order.labels,
         "labels_not_due": order.labels_not_due,
         "bad": producer.delivered - order.transactions - order.labels,
@@ -213,7 +249,7 @@ def _produced(
 
 @dataclass(frozen=True)
 class _LivePlan:
-    """What `--live` was asked for."""
+    """The options of `--live`."""
 
     seed: int
     customers: int | None
@@ -224,7 +260,7 @@ class _LivePlan:
     bad: int
 
 
-def _live(settings: Settings, plan: _LivePlan, via: Via | None) -> dict[str, Any]:
+def _run_live(settings: Settings, plan: _LivePlan, via: Via | None) -> dict[str, Any]:
     from fraud_assets.simulator.bad_messages import mix_in_bad_messages
     from fraud_assets.simulator.destination import open_producer
     from fraud_assets.simulator.event_order import EventOrder
@@ -233,26 +269,28 @@ def _live(settings: Settings, plan: _LivePlan, via: Via | None) -> dict[str, Any
     from fraud_assets.simulator.pace import show_progress
     from fraud_assets.simulator.world import WorldKeeper
 
-    stop = _StopSignal()
+    stop = StopSignal()
 
     def pause() -> None:
-        # The lander may have been stopped by the same Ctrl-C, and would then be waited for in vain.
+        # The same Ctrl-C may have stopped the lander, and then waiting for it would not end.
         stop.raise_if_set()
         time.sleep(0.1)
 
-    known, world = _live_world(settings, plan)
+    known, world = _choose_world(settings, plan)
     people = population(world.customers, world.seed)
     order = EventOrder(settings)
     traffic = LiveTraffic(people, settings, plan.rate, plan.label_delay, stop.is_set)
-    _tell_live(settings, known, world, people, traffic)
+    _print_traffic(settings, known, world, people, traffic)
     keeper = WorldKeeper(world, settings, enabled=known is None or known.same_people(world))
     dropped = 0
     with stop, open_producer(settings, via, on_wait=pause) as producer:
         start, now = world.simulated_until, datetime.now(UTC)
         if plan.drop_history:
-            dropped = _drop(_past(people, start, now, plan.label_delay, lambda _: stop.raise_if_set()), settings, pause)
+            dropped = _drop_past(
+                _generate_past(people, start, now, plan.label_delay, lambda _: stop.raise_if_set()), settings, pause
+            )
         elif plan.history_days:
-            past = _past(people, start, now, plan.label_delay, keeper.advance_to)
+            past = _generate_past(people, start, now, plan.label_delay, keeper.advance_to)
             with show_progress(round(people.payments_per_day * ((now - start) / timedelta(days=1))), "history") as tick:
                 for message in order.messages(past):
                     stop.raise_if_set()
@@ -278,45 +316,55 @@ def _live(settings: Settings, plan: _LivePlan, via: Via | None) -> dict[str, Any
     }
 
 
-def _drop(past: Iterator[pa.Table], settings: Settings, pause: Callable[[], None]) -> int:
-    """Drops the past as a file and waits until it has landed, so that live traffic meets its history."""
+def _drop_past(past: Iterator[pa.Table], settings: Settings, pause: Callable[[], None]) -> int:
+    """Drops the past as a file and waits until it has landed, so that live payments have their history.
+
+    Returns:
+        The number of dropped transactions.
+    """
     from fraud_assets.simulator.history import drop_history, wait_until_landed
 
     file, rows = drop_history(past, settings)
     if file is None:
         return 0
-    click.echo(f"Dropped {rows:,} transactions of the past as {file}.", err=True)
+    click.echo(f"Dropped {rows:,} past transactions as {file}.", err=True)
     if not wait_until_landed(file, pause):
-        click.echo(f"{file} has not landed. Is `fraud-assets land` running with this FRAUD_HOME?", err=True)
+        click.echo(f"{file} has not landed. Check that `fraud-assets land` is running with this FRAUD_HOME.", err=True)
     return rows
 
 
-def _past(
-    people: Population, start: datetime, end: datetime, label_delay: timedelta, lived_to: Callable[[datetime], object]
+def _generate_past(
+    people: Population,
+    start: datetime,
+    end: datetime,
+    label_delay: timedelta,
+    on_day_done: Callable[[datetime], object],
 ) -> Iterator[pa.Table]:
-    """What people paid in (start, end], a day at a time; `lived_to` is called after each day that was taken."""
+    """Yields the payments of (start, end], one table per day, and calls `on_day_done` after each day."""
     from fraud_assets.simulator.live import past_traffic
     from fraud_assets.simulator.world import days_between
 
     for first, last in days_between(start, end):
         yield past_traffic(people, first, last, label_delay)
-        lived_to(last)
+        on_day_done(last)
 
 
-def _live_world(settings: Settings, plan: _LivePlan) -> tuple[World | None, World]:
-    """The world that the home has, and the one to live in, with the time from which on its traffic is missing."""
+def _choose_world(settings: Settings, plan: _LivePlan) -> tuple[World | None, World]:
+    """Returns the saved world, if any, and the world to use, with the time from which its traffic is missing."""
     from fraud_assets.simulator.world import World, lake_is_empty, load_world
 
     known = load_world(settings)
     start = datetime.now(UTC) - timedelta(days=plan.history_days)
     if known is None or plan.customers not in (None, known.customers):
         return known, World(plan.seed, plan.customers or LIVE_CUSTOMERS, start)
-    # An empty lake has nothing of what was sent: it was removed, or the broker ended before anything landed.
-    lacks_all = plan.history_days > 0 and lake_is_empty(settings)
-    return known, known.advance_to(start if lacks_all else max(known.simulated_until, start))
+    # An empty lake lacks all traffic: it was removed, or the broker stopped before anything landed.
+    is_all_missing = plan.history_days > 0 and lake_is_empty(settings)
+    return known, known.advance_to(start if is_all_missing else max(known.simulated_until, start))
 
 
-def _tell_live(settings: Settings, known: World | None, world: World, people: Population, traffic: LiveTraffic) -> None:
+def _print_traffic(
+    settings: Settings, known: World | None, world: World, people: Population, traffic: LiveTraffic
+) -> None:
     from fraud_assets.simulator.payment_times import DAY
     from fraud_assets.simulator.world import why_unusual, world_file
 
@@ -325,56 +373,26 @@ def _tell_live(settings: Settings, known: World | None, world: World, people: Po
     if warning := why_unusual(known, world, added, own, settings):
         click.echo(warning, err=True)
     click.echo(
-        f"{world.customers:,} customers ({world_file(settings)}) make {added + own:,.0f} payments a day, at this time "
-        f"of day {rate * 60:.1f} a minute.",
+        f"{world.customers:,} customers ({world_file(settings)}) make {added + own:,.0f} payments a day, and at this "
+        f"time of day {rate * 60:.1f} a minute.",
         err=True,
     )
 
 
-def _facts(made: pa.Table) -> dict[str, Any]:
-    times = made["tx_datetime"]
+def _describe(transactions: pa.Table) -> dict[str, Any]:
+    times = transactions["tx_datetime"]
     return {
-        "transactions": made.num_rows,
-        "frauds": made["is_fraud"].to_pylist().count(True),
+        "transactions": transactions.num_rows,
+        "frauds": transactions["is_fraud"].to_pylist().count(True),
         "first": times[0].as_py().isoformat(),
         "last": times[-1].as_py().isoformat(),
     }
 
 
-def _in_words(summary: dict[str, Any]) -> str:
+def _format_summary(summary: dict[str, Any]) -> str:
     if "file" in summary:
         return f"Wrote {summary['transactions']:,} transactions, {summary['frauds']:,} frauds, to {summary['file']}."
     return (
         f"Produced {summary['transactions']:,} transactions, {summary['labels']:,} labels and {summary['bad']:,} bad "
         f"messages in {summary['seconds']:.1f} s; {summary['labels_not_due']:,} labels are not due yet."
     )
-
-
-class _StoppedError(Exception):
-    """Ctrl-C or SIGTERM came while waiting."""
-
-
-class _StopSignal:
-    """Notes Ctrl-C and SIGTERM while its block runs, and ends the block quietly when they were raised as an error."""
-
-    def __init__(self) -> None:
-        self._set = False
-
-    def is_set(self) -> bool:
-        return self._set
-
-    def raise_if_set(self) -> None:
-        if self._set:
-            raise _StoppedError
-
-    def __enter__(self) -> _StopSignal:
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        return kind is not None and issubclass(kind, _StoppedError)
-
-    def _note(self, number: int, frame: object) -> None:
-        self._set = True

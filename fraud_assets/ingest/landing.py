@@ -1,4 +1,4 @@
-"""Lands the drop folder and both topics, up to what they hold at the start."""
+"""Lands everything that the drop folder and both topics hold when the call starts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from fraud_assets.engines.base import Engine
 from fraud_assets.engines.landing_report import LandingReport, empty_reports, merge_reports
 from fraud_assets.engines.local.engine import LocalEngine
 from fraud_assets.engines.local.landing import never
-from fraud_assets.ingest.files.landing import land_files, with_files
+from fraud_assets.ingest.files.file_report import add_file_reports
+from fraud_assets.ingest.files.landing import land_files
 from fraud_assets.kafka.broker import broker_is_configured, find_broker
 from fraud_assets.kafka.topics import describe_missing_topics
 from fraud_assets.lake.tables import Lake
@@ -33,23 +34,24 @@ def land_once(
         lake: the lake to land into.
         settings: names of topics, broker and drop folder.
         engine: drains the topics; default: this process.
-        transactions: if false, only the labels topic is drained. Files hold transactions, so they wait.
+        transactions: if false, only the labels topic is drained. The drop folder is skipped, because files hold
+            transactions.
         topics: if false, only the drop folder is landed.
-        stop: called between commits; once it returns true, what is committed stays and the rest waits.
+        stop: called between commits; once it returns true, landing ends. Committed rows stay and the rest waits.
 
     Returns:
         A report for each landing table, by table name.
 
     Raises:
         BrokerError: the broker or a topic cannot be read, or a topic does not exist. Files that landed before stay
-            landed. Not raised if files landed and no broker is configured: then the files are all there is.
+            landed. Not raised if files landed and no broker is configured: landing the files is then the whole task.
         LakeError: a table cannot be written.
     """
     engine = engine or LocalEngine(settings)
     reports = empty_reports(transactions=transactions)
     if transactions:
         files = land_files(lake, settings, stop)
-        reports = with_files(reports, files)
+        reports = add_file_reports(reports, files)
         if topics and files and not broker_is_configured(settings):
             logger.info("No broker is configured, so only the drop folder was landed.")
             topics = False

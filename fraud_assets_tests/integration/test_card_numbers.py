@@ -32,7 +32,7 @@ from fraud_assets.core.schema import (
     raw_transactions,
     transaction_features,
 )
-from fraud_assets.ingest.files.landing import FileReport
+from fraud_assets.ingest.files.file_report import FileReport
 from fraud_assets.kafka.broker import embedded_broker
 from fraud_assets.kafka.schemas import registry_client
 from fraud_assets.lake.tables import Lake, dataset_of

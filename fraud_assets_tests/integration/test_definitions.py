@@ -185,8 +185,8 @@ def test_restatement_by_run_config(materialize: Materialize, settings: Settings,
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        ({"recompute_start": "2026-01-01"}, "The range from 2026-01-01 to None is only half given"),
-        ({"recompute_start": "2026-01-01", "recompute_end": "tomorrow"}, "'tomorrow' is no time"),
+        ({"recompute_start": "2026-01-01"}, "The range from 2026-01-01 to None is incomplete"),
+        ({"recompute_start": "2026-01-01", "recompute_end": "tomorrow"}, "'tomorrow' is not a time"),
         ({"recompute_start": "2026-01-02", "recompute_end": "2026-01-01"}, "is empty or has no time zone"),
     ],
 )
@@ -223,7 +223,7 @@ def test_predictions_wait_for_a_champion_but_a_range_says_that_there_is_none(
     process_landed(lake, settings)
     assert reported(materialize("fraud_predictions")) == {}
     half = {"rescore_end": "2026-01-02"}
-    assert "only half given" in failure(materialize("fraud_predictions", fraud_predictions=half))
+    assert "is incomplete" in failure(materialize("fraud_predictions", fraud_predictions=half))
 
 
 def test_scoring_waits_for_a_lost_registry_and_says_so(
@@ -234,7 +234,7 @@ def test_scoring_waits_for_a_lost_registry_and_says_so(
     assert reported(materialize("fraud_predictions")) == {}
     warnings = [line for line in capfd.readouterr().err.splitlines() if "WARNING" in line]
     assert len(warnings) == 1
-    assert "Scoring skipped, it catches up later: The model registry" in warnings[0]
+    assert "Scoring is skipped and catches up later: The model registry" in warnings[0]
     assert "the lake holds predictions of version 1 (MLflow run run)" in warnings[0]
 
 

@@ -254,7 +254,7 @@ def test_a_lander_that_says_it_fails(settings: Settings) -> None:
     metrics = LandingMetrics()
     with serve_metrics(metrics, "127.0.0.1:0") as address, register_lander(settings, address):
         assert of(check_landers(settings), "landers").state == "OK"
-        metrics.fails("The disk is full.")
+        metrics.set_failing("The disk is full.")
         assert_broken(check_landers(settings), "landers", "The disk is full.")
 
 
@@ -263,7 +263,7 @@ def test_a_lander_whose_drop_folder_needs_a_person(settings: Settings) -> None:
 
     metrics = LandingMetrics()
     with serve_metrics(metrics, "127.0.0.1:0") as address, register_lander(settings, address):
-        metrics.files.looked([], {"folder": "It is a folder."})
+        metrics.files.record_pass([], {"folder": "It is a folder."})
         finding = of(check_landers(settings), "landers")
     assert finding.state == "WARN"
     assert "is degraded" in finding.text

@@ -20,8 +20,10 @@ from fraud_assets.cli import main
 from fraud_assets.core.schema import raw_transactions
 from fraud_assets.errors import LakeError, SettingError
 from fraud_assets.ingest.files import landing as files
-from fraud_assets.ingest.files.drop_folder import StuckEntries, waiting_entries
-from fraud_assets.ingest.files.landing import FileReport, land_files, waiting_files
+from fraud_assets.ingest.files.drop_folder import waiting_entries
+from fraud_assets.ingest.files.file_report import FileReport
+from fraud_assets.ingest.files.landing import land_files, waiting_files
+from fraud_assets.ingest.files.stuck_entries import StuckEntries
 from fraud_assets.lake.log import row_count
 from fraud_assets.lake.tables import Lake
 from fraud_assets.operations.kept_files import find_customer_files

@@ -427,7 +427,7 @@ def test_a_row_group_is_read_in_parts_of_landing_batches(make_settings: Callable
     settings = make_settings(land_batch_bytes=50_000)
     count = 3_000
     parquet(settings, "a.parquet", {"note": [f"{number:0200}" for number in range(count)]}, row_group_size=1_000)
-    parts = list(parquet_file.parquet_parts(settings.incoming / "a.parquet", 10_000, 50_000))
+    parts = list(parquet_file.read_parquet_parts(settings.incoming / "a.parquet", 10_000, 50_000))
     assert max(part.nbytes for part in parts) < 150_000
     assert land(lake, settings)[0].rows == count
     assert [json.loads(body)["note"] for body in bodies(lake)] == [f"{number:0200}" for number in range(count)]

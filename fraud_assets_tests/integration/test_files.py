@@ -145,7 +145,7 @@ def columns_with(name: str, column: pa.Array) -> pa.Table:
     [
         ("note", pa.array([b"a", b"\xff"]).view(pa.string()), "Invalid UTF8"),
         ("note", pa.ListArray.from_arrays([0, 1, 1], pa.array(["{"], pa.json_())), "Malformed JSON"),
-        ("TX_AMOUNT", pa.array([1, 2]), "the same name, but for capital letters"),
+        ("TX_AMOUNT", pa.array([1, 2]), "the same name, ignoring case"),
         ("", pa.array([1, 2]), "an empty name"),
     ],
 )

@@ -22,8 +22,8 @@ import trustme
 from fraud_assets.core.schema import raw_transactions
 from fraud_assets.engines.landing_report import LandingReport
 from fraud_assets.errors import BrokerError, DiskError
-from fraud_assets.ingest.files.drop_folder import StuckEntries
 from fraud_assets.ingest.files.landing import land_files
+from fraud_assets.ingest.files.stuck_entries import StuckEntries
 from fraud_assets.ingest.service import outages
 from fraud_assets.ingest.service.bounded_server import BoundedServer
 from fraud_assets.ingest.service.lander import land_forever
@@ -153,7 +153,7 @@ def is_closed(connection: socket.socket) -> bool:
 def test_the_oldest_connection_makes_room_for_the_next(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with serving(monkeypatch, most_connections=4, connection_seconds=600) as (url, port), ExitStack() as opened:
+    with serving(monkeypatch, max_connections=4, connection_seconds=600) as (url, port), ExitStack() as opened:
         idle = [opened.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(20)]
         assert ask(f"{url}/health")[0] == 200
         # Three of the idle ones are left at most.
@@ -262,7 +262,7 @@ def test_stuck_entries_are_shown_until_they_are_gone(settings: Settings, lake: L
     settings.failed.write_text("no folder")
 
     def look() -> dict[str, Any]:
-        metrics.files.looked(land_files(lake, settings, stuck=stuck), stuck.reasons)
+        metrics.files.record_pass(land_files(lake, settings, stuck=stuck), stuck.reasons)
         return metrics.health()
 
     assert look()["status"] == "degraded"

@@ -85,7 +85,7 @@ def test_from_landing_to_predictions_and_quiet_afterwards(daemon: Daemon, settin
     assert not first.run_config
     assert daemon.run(first).success
     assert "30 transactions wait for a first model, which needs 50 (FRAUD_TRAIN_MIN_ROWS)" in daemon.skipped()
-    assert daemon.skipped() == "No table has changed since the last look."
+    assert daemon.skipped() == "No table has changed since the last evaluation."
 
     land(lake, bodies(30, first_id=30), first_offset=30)
     enough = daemon.requested()
@@ -94,7 +94,7 @@ def test_from_landing_to_predictions_and_quiet_afterwards(daemon: Daemon, settin
     assert daemon.run(enough).success
     assert row_count(lake.open(fraud_predictions)) == 60
     assert daemon.skipped() == "Everything that landed is scored."
-    assert daemon.skipped() == "No table has changed since the last look."
+    assert daemon.skipped() == "No table has changed since the last evaluation."
 
     maintain_lake(lake, settings)
     assert daemon.skipped() == "Everything that landed is scored."
@@ -128,7 +128,7 @@ def test_a_champion_by_hand_is_noticed_though_no_table_changed(
     land(lake, bodies(10))
     daemon.run(daemon.requested())
     daemon.skipped()
-    assert daemon.skipped() == "No table has changed since the last look."
+    assert daemon.skipped() == "No table has changed since the last evaluation."
     with_champion(True)
     assert assets(daemon.requested()) == PREDICTIONS
 
@@ -158,7 +158,7 @@ def test_one_run_at_a_time(daemon: Daemon, lake: Lake, status: dg.DagsterRunStat
     land(lake, bodies(10))
     daemon.start(daemon.requested(), status)
     land(lake, bodies(10, first_id=10), first_offset=10)
-    assert "A run is under way" in daemon.skipped()
+    assert "A run is in progress" in daemon.skipped()
 
 
 def test_maintenance_requests_nothing(daemon: Daemon, settings: Settings, lake: Lake) -> None:
@@ -186,7 +186,7 @@ def test_stuck_features_call_for_a_person(
             land(lake, bodies(5, first_id=100 + 5 * attempt), partition=1 + attempt)
     assert len(keys) == ATTEMPTS
     last = daemon.instance.get_runs(limit=1)[0].run_id
-    with pytest.raises(StuckError, match=rf"3 runs failed .* the last is run {last}.*FRAUD_SENSOR_ATTEMPTS is 3"):
+    with pytest.raises(StuckError, match=rf"3 runs failed .* the last one is run {last}.*FRAUD_SENSOR_ATTEMPTS is 3"):
         daemon.look()
     land(lake, bodies(100, first_id=1_000), first_offset=10)
     with pytest.raises(StuckError):
@@ -267,7 +267,7 @@ def test_a_run_that_did_nothing_is_told_of(
     process_landed(lake, settings)
     result = daemon.run(daemon.requested())
     assert result.success
-    assert f"Run {result.run_id} was for exactly this and ended as SUCCESS" in daemon.skipped()
+    assert f"Run {result.run_id} covered this work and ended as SUCCESS" in daemon.skipped()
     land(lake, bodies(5, first_id=5), first_offset=5)
     daemon.requested()
 
@@ -290,7 +290,7 @@ def drop(settings: Settings, name: str, values: list[bytes]) -> None:
 
 
 def test_a_dropped_file_is_landed_without_any_broker(file_daemon: Daemon, settings: Settings, lake: Lake) -> None:
-    assert file_daemon.skipped() == f"No file waits in {settings.incoming}."
+    assert file_daemon.skipped() == f"No files are waiting in {settings.incoming}."
     drop(settings, "day.jsonl", bodies(7))
     # A broker that is gone must not fail a run that is about files.
     settings.broker_file.write_text('{"bootstrap_servers": "127.0.0.1:1", "topic_id": "gone", "pid": 0}')
@@ -298,7 +298,7 @@ def test_a_dropped_file_is_landed_without_any_broker(file_daemon: Daemon, settin
     assert request.run_config == {"ops": {"landing": {"config": {"topics": False}}}}
     assert file_daemon.run(request).success
     assert row_count(lake.open(raw_transactions)) == 7
-    assert "No file waits" in file_daemon.skipped()
+    assert "No files are waiting" in file_daemon.skipped()
 
 
 def test_the_same_file_dropped_again_is_taken_again(file_daemon: Daemon, settings: Settings, lake: Lake) -> None:
@@ -339,7 +339,7 @@ def test_a_file_that_stays_is_tried_again_and_stops_no_other(
     # As often as it likes: no other file waits for it.
     for attempt in range(ATTEMPTS + 1):
         assert file_daemon.run(file_daemon.requested()).success
-        assert "is still to do" in file_daemon.skipped()
+        assert "but the work is still pending" in file_daemon.skipped()
         drop(settings, f"another_{attempt}.jsonl", bodies(7, first_id=100 * attempt))
     later = time.time() + 600
     monkeypatch.setattr("fraud_assets.sensors.time.time", lambda: later)
@@ -355,7 +355,7 @@ def test_a_run_whose_process_was_killed_is_marked_failed(
     """It stays "started" for Dagster; after ten silent minutes a person sees a failure and the next attempt goes on."""
     land(lake, bodies(10))
     daemon.start(daemon.requested(), dg.DagsterRunStatus.STARTED)
-    assert "A run is under way" in daemon.skipped()
+    assert "A run is in progress" in daemon.skipped()
     later = time.time() + 601
     monkeypatch.setattr("fraud_assets.sensors.time.time", lambda: later)
     daemon.requested()
@@ -366,7 +366,7 @@ def test_a_run_whose_process_was_killed_is_marked_failed(
 def test_a_lander_takes_the_files_itself(file_daemon: Daemon, settings: Settings) -> None:
     drop(settings, "day.jsonl", bodies(7))
     with register_lander(settings):
-        assert file_daemon.skipped() == "`fraud-assets land` runs and takes them."
+        assert file_daemon.skipped() == "`fraud-assets land` is running and lands the files."
     file_daemon.requested()
 
 
@@ -375,7 +375,7 @@ def test_one_landing_run_at_a_time(file_daemon: Daemon, settings: Settings) -> N
     request = file_daemon.requested()
     file_daemon.start(request, dg.DagsterRunStatus.QUEUED)
     assert request.tags[SENSOR_TAG] == "dropped_files_sensor"
-    assert file_daemon.skipped() == "A landing run is under way."
+    assert file_daemon.skipped() == "A landing run is in progress."
 
 
 def test_stuck_files_call_for_a_person(
@@ -386,7 +386,7 @@ def test_stuck_files_call_for_a_person(
     for attempt in range(ATTEMPTS):
         assert not file_daemon.run(file_daemon.requested()).success
         drop(settings, f"another_{attempt}.jsonl", bodies(7, first_id=100 * attempt))
-    with pytest.raises(StuckError, match="dropped_files_sensor goes on from there"):
+    with pytest.raises(StuckError, match="dropped_files_sensor continues after that"):
         file_daemon.look()
     (settings.incoming / "day.jsonl").unlink()
     file_daemon.requested()

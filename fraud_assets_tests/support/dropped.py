@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from fraud_assets.core.schema import Table, raw_transactions
-from fraud_assets.ingest.files.landing import FileReport, land_files
+from fraud_assets.ingest.files.file_report import FileReport
+from fraud_assets.ingest.files.landing import land_files
 from fraud_assets.lake.tables import Lake, dataset_of
 from fraud_assets.settings import Settings
 

@@ -6,8 +6,9 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from fraud_assets.ingest.files.drop_folder import StuckEntries
-from fraud_assets.ingest.files.landing import FileReport, land_files
+from fraud_assets.ingest.files.file_report import FileReport
+from fraud_assets.ingest.files.landing import land_files
+from fraud_assets.ingest.files.stuck_entries import StuckEntries
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
 

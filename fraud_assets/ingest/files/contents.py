@@ -1,7 +1,7 @@
-"""What a dropped file holds, as batches of messages.
+"""The contents of a dropped file, as batches of messages.
 
-A file gives one message body per row. JSON lines are bodies already; a row of a CSV or Parquet file becomes a JSON
-object.
+Each row of a file becomes one message body. A line of a JSON lines file already is a body. A row of a CSV or Parquet
+file is converted to a JSON object.
 """
 
 from __future__ import annotations
@@ -16,17 +16,29 @@ from fraud_assets.lake.positions import SourcePartition
 from fraud_assets.settings import Settings
 
 
-class UnusableFile(Exception):
-    """A file cannot be landed; the message says why, `plain` says it without quoting the file."""
+class UnusableFileError(Exception):
+    """A file cannot be landed. The message gives the reason.
 
-    def __init__(self, reason: str, plain: str = "") -> None:
+    Attributes:
+        safe_reason: the reason without any text from the file.
+    """
+
+    def __init__(self, reason: str, safe_reason: str = "") -> None:
         super().__init__(reason)
-        self.plain = plain or reason
+        self.safe_reason = safe_reason or reason
 
 
 @dataclass(frozen=True)
 class Contents:
-    """A file that was read to its end: how to read it again, and what it holds."""
+    """The contents of a file that was read completely once.
+
+    Attributes:
+        chunks: reads the file again and yields row numbers (int64) and message bodies (binary).
+        rows: number of rows.
+        last: number of the last row; counting starts at 0 and includes blank lines.
+        has_labels: whether a row can have a label.
+        has_transactions: whether the rows are transactions; false for a file of labels only.
+    """
 
     chunks: Callable[[], Iterator[tuple[pa.Array, pa.Array]]]
     rows: int
@@ -35,8 +47,8 @@ class Contents:
     has_transactions: bool
 
 
-def batches(contents: Contents, stream: SourcePartition, known: int, settings: Settings) -> Iterator[pa.Table]:
-    """The rows beyond `known` as messages of the stream, in landing batches."""
+def read_batches(contents: Contents, partition: SourcePartition, known: int, settings: Settings) -> Iterator[pa.Table]:
+    """Yields the rows after row number `known` as messages of the source partition, in landing batches."""
     waiting: list[pa.Table] = []
     rows = size = 0
     for offsets, values in contents.chunks():
@@ -45,9 +57,9 @@ def batches(contents: Contents, stream: SourcePartition, known: int, settings: S
         count = len(offsets)
         chunk = pa.table(
             {
-                "topic": pa.repeat(pa.scalar(stream.topic), count),
-                "topic_id": pa.repeat(pa.scalar(stream.topic_id), count),
-                "partition": pa.repeat(pa.scalar(stream.partition, pa.int32()), count),
+                "topic": pa.repeat(pa.scalar(partition.topic), count),
+                "topic_id": pa.repeat(pa.scalar(partition.topic_id), count),
+                "partition": pa.repeat(pa.scalar(partition.partition, pa.int32()), count),
                 "offset": offsets,
                 **{name: pa.nulls(count, MESSAGES.field(name).type) for name in ("timestamp", "key", "headers")},
                 "value": values,
@@ -62,6 +74,6 @@ def batches(contents: Contents, stream: SourcePartition, known: int, settings: S
         yield pa.concat_tables(waiting)
 
 
-def chunk_rows(settings: Settings) -> int:
-    """Rows that are converted at a time: small against a landing batch where rows are large."""
+def rows_per_chunk(settings: Settings) -> int:
+    """Returns the number of rows to convert at a time, which is small compared with a landing batch of large rows."""
     return max(1, min(settings.land_batch_rows, settings.land_batch_bytes // 1_000))

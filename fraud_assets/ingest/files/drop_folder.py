@@ -1,19 +1,15 @@
-"""The drop folder `incoming`: which of its entries are files to land, and how a file leaves it.
+"""Finds the entries of the drop folder `incoming` that are ready to be landed.
 
-An entry is anything that lies in the folder: a file, a link, a folder, a pipe. The functions here decide by names and
-by what the file system says; they never open an entry for reading, so that none of them can block.
+An entry is anything in the folder: a file, a link, a folder, a pipe. The functions here use only names and file system
+metadata. They never open an entry for reading, so none of them can block.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import shutil
 import stat
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from fraud_assets.errors import is_temporary
@@ -21,20 +17,19 @@ from fraud_assets.printable import printable
 from fraud_assets.settings import Settings
 
 REASON = ".reason.txt"
+"""Suffix of the file in `failed/` that gives the reason."""
 RECEIPT = ".receipt.json"
+"""Suffix of the receipt in `processed/` that replaces a removed file."""
 
 _UNFINISHED_SUFFIXES = (
     ".part", ".partial", ".filepart", ".tmp", ".temp", ".crdownload", ".download", ".opdownload", ".inprogress",
     "._copying_", ".swp",
 )  # fmt: skip
-"""Names that programs give to a file while they write it: copy tools, browsers, editors, Flink, Hadoop."""
+"""Suffixes that programs give to a file while they write it: copy tools, browsers, editors, Flink, Hadoop."""
 
 _UNFINISHED_PREFIXES = (".", "_started_", "_committed_")
 _UNFINISHED_NAMES = ("_temporary", "_success", "_spark_metadata", "_metadata", "_common_metadata")
-"""What a Spark job that writes into the drop folder keeps beside its files: its work folder and its marks."""
-
-_LONGEST_NAME = 255 - len(RECEIPT) - len(".999999")  # bytes that a file system takes, less what is put behind
-_LONGEST_SUFFIX = 20  # bytes
+"""The work folder and marker files of a Spark job that writes into the drop folder."""
 
 _KINDS = {
     stat.S_ISFIFO: "a named pipe",
@@ -43,27 +38,29 @@ _KINDS = {
     stat.S_ISBLK: "a device",
 }
 
-_FIRST_PAUSE_SECONDS = 5.0
-_LONGEST_PAUSE_SECONDS = 60.0
-
 
 @dataclass(frozen=True)
-class Waiting:
-    """Entries of the drop folder that are ready: files to land (or to refuse), and folders, both by name."""
+class WaitingEntries:
+    """Entries of the drop folder that are ready, each sorted by name.
+
+    Attributes:
+        files: files to land or to refuse.
+        folders: folders, which are never landed.
+    """
 
     files: list[Path]
     folders: list[Path]
 
 
-def waiting_entries(settings: Settings) -> Waiting:
-    """Entries that have been unchanged for FRAUD_FILE_QUIET_SECONDS and are not still being written.
+def waiting_entries(settings: Settings) -> WaitingEntries:
+    """Returns the entries that have not changed for FRAUD_FILE_QUIET_SECONDS and have no name of an unfinished file.
 
-    Links that lead nowhere and pipes are among the files: they are refused like a file that cannot be read.
+    Broken links and pipes count as files: landing refuses them like a file that cannot be read.
 
     Raises:
-        OSError: the drop folder itself cannot be read.
+        OSError: the drop folder cannot be read.
     """
-    waiting = Waiting([], [])
+    waiting = WaitingEntries([], [])
     try:
         entries = sorted(settings.incoming.iterdir())
     except FileNotFoundError:
@@ -72,10 +69,10 @@ def waiting_entries(settings: Settings) -> Waiting:
         if _is_unfinished(path.name):
             continue
         try:
-            status = _status(path)
+            status = _read_status(path)
         except FileNotFoundError:
             continue
-        # A file of the future (a copied time, another clock) would otherwise wait for that day.
+        # A file dated in the future (a copied time, another clock) must not wait until that day.
         if abs(time.time() - status.st_mtime) >= settings.file_quiet_seconds:
             (waiting.folders if stat.S_ISDIR(status.st_mode) else waiting.files).append(path)
     return waiting
@@ -90,31 +87,31 @@ def _is_unfinished(name: str) -> bool:
     )
 
 
-def _status(path: Path) -> os.stat_result:
-    """What a path leads to; where a link leads nowhere, the link itself."""
+def _read_status(path: Path) -> os.stat_result:
+    """Returns the status of the target of a path, or of the link itself if the link is broken."""
     try:
         return path.stat()
     except OSError:
         return path.lstat()
 
 
-def state_of(path: Path) -> tuple[int, ...]:
-    """Changes when an entry changes: its content, its permissions, its place.
+def read_state(path: Path) -> tuple[int, ...]:
+    """Returns a value that changes when the content, permissions or place of an entry change.
 
     Raises:
-        OSError: it is gone, or the drop folder cannot be read.
+        OSError: the entry is gone, or the drop folder cannot be read.
     """
-    itself, target = path.lstat(), _status(path)
+    itself, target = path.lstat(), _read_status(path)
     times = (itself.st_ctime_ns, itself.st_mtime_ns, itself.st_size, itself.st_ino)
     return (*times, target.st_mtime_ns, target.st_size, target.st_ino)
 
 
-def obstacle(path: Path) -> str:
-    """Why an entry is not a file that can be read, in one sentence; empty where it is one.
+def describe_obstacle(path: Path) -> str:
+    """Returns why an entry is not a readable file, in one sentence and the fix, or an empty text for a readable file.
 
     Raises:
-        FileNotFoundError: it is gone.
-        OSError: it cannot be said now, because of a fault that passes.
+        FileNotFoundError: the entry is gone.
+        OSError: a temporary fault prevents the check.
     """
     try:
         mode = path.stat().st_mode
@@ -130,7 +127,7 @@ def obstacle(path: Path) -> str:
 
 
 def folder_remedy(path: Path) -> str:
-    """What to say about a folder in the drop folder."""
+    """Returns the message and the fix for a folder in the drop folder."""
     return (
         f"{name_of(path)} is a folder, and only files are landed. Move the files out of the folder into "
         f"{printable(path.parent)}, then remove the folder."
@@ -138,151 +135,5 @@ def folder_remedy(path: Path) -> str:
 
 
 def name_of(path: Path) -> str:
-    """The name of an entry for tables, reports, logs and people, with everything escaped that does not print."""
+    """Returns the name of an entry for tables, reports, logs and people, with unprintable characters escaped."""
     return printable(path.name)
-
-
-# ---------------------------------------------------------------------------------------------------------
-# How a file leaves the drop folder.
-
-
-def move(path: Path, folder: Path, reason: str = "") -> Path:
-    """Moves an entry into a folder without overwriting another, and writes the reason beside it, if one is given.
-
-    A link is moved, not what it leads to. Where the move fails, nothing is left in the folder.
-
-    Returns:
-        Where the entry is.
-
-    Raises:
-        OSError: the entry is where it was.
-    """
-    target = _free_name(path, folder)
-    beside = target.with_name(target.name + REASON)
-    try:
-        if reason:
-            beside.write_text(reason + "\n", "utf-8", "backslashreplace")
-        _rename(path, target)
-    except OSError:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
-        raise
-    return target
-
-
-def withhold(path: Path, folder: Path, suffix: str, receipt: str) -> Path:
-    """Removes an entry and leaves a receipt in a folder, under the entry's name and a suffix.
-
-    Returns:
-        Where the receipt is.
-
-    Raises:
-        OSError: the entry is where it was, and there is no receipt.
-    """
-    target = _free_name(path, folder)
-    written = target.with_name(target.name + suffix)
-    try:
-        written.write_text(receipt, "utf-8")
-        path.unlink()
-    except OSError:
-        with suppress(OSError):
-            written.unlink(missing_ok=True)
-        raise
-    return written
-
-
-def _rename(path: Path, target: Path) -> None:
-    try:
-        path.rename(target)
-    except OSError as error:
-        mode = path.lstat().st_mode
-        # A pipe or a device has no content that could be copied to another file system.
-        if error.errno != errno.EXDEV or not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
-            raise
-    else:
-        return
-    part = target.with_name(f".{target.name}.part")
-    try:
-        shutil.copy2(path, part, follow_symlinks=False)
-        part.rename(target)
-        path.unlink()
-    except OSError:
-        for left in (part, target):
-            with suppress(OSError):
-                left.unlink(missing_ok=True)
-        raise
-
-
-def _free_name(path: Path, folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    name = path.name if len(os.fsencode(path.name)) <= _LONGEST_NAME else _shortened(path)
-    target, number = folder / name, 0
-    # `lexists` sees a link that leads nowhere, which a move would overwrite.
-    while any(os.path.lexists(target.with_name(target.name + suffix)) for suffix in ("", REASON, RECEIPT)):
-        number += 1
-        target = folder / f"{Path(name).stem}.{number}{Path(name).suffix}"
-    return target
-
-
-def _shortened(path: Path) -> str:
-    suffix = path.suffix if len(os.fsencode(path.suffix)) <= _LONGEST_SUFFIX else ""
-    return os.fsencode(path.name)[: _LONGEST_NAME - len(os.fsencode(suffix))].decode(errors="ignore") + suffix
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Entries that stay.
-
-
-@dataclass
-class _Stuck:
-    reason: str
-    state: tuple[int, ...]
-    again: float
-    pause: float
-
-
-@dataclass
-class StuckEntries:
-    """Entries that cannot be taken and stay in the drop folder: why, and when the next try is due.
-
-    A lander keeps one for its life, so that it does not try the same file in every look and says each reason once.
-    """
-
-    now: Callable[[], float] = time.monotonic
-    _by_path: dict[Path, _Stuck] = field(default_factory=dict)
-
-    @property
-    def reasons(self) -> Mapping[str, str]:
-        """Why each entry stays, by its name."""
-        return {name_of(path): entry.reason for path, entry in self._by_path.items()}
-
-    def add(self, path: Path, reason: str) -> bool:
-        """Notes that an entry stays. Returns whether that was not known yet."""
-        known = self._by_path.get(path)
-        pause = min(known.pause * 2, _LONGEST_PAUSE_SECONDS) if known else _FIRST_PAUSE_SECONDS
-        try:
-            state = state_of(path)
-        except OSError:
-            state = ()
-        self._by_path[path] = _Stuck(reason, state, self.now() + pause, pause)
-        return known is None or known.reason != reason
-
-    def is_due(self, path: Path) -> bool:
-        """Whether to try an entry: it is new, it has changed, or its pause is over."""
-        known = self._by_path.get(path)
-        if known is None or self.now() >= known.again:
-            return True
-        try:
-            return state_of(path) != known.state
-        except OSError:
-            return True
-
-    def taken(self, path: Path) -> None:
-        """Forgets an entry that was taken."""
-        self._by_path.pop(path, None)
-
-    def keep(self, present: Iterable[Path]) -> None:
-        """Forgets all entries but those that are still there."""
-        there = set(present)
-        for path in [path for path in self._by_path if path not in there]:
-            del self._by_path[path]

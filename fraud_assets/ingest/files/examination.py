@@ -1,4 +1,4 @@
-"""Reads a dropped file to its end before anything of it lands, and says why it cannot be landed."""
+"""Reads a dropped file completely before any of it lands, and reports why it cannot be landed."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pyarrow as pa
 
 from fraud_assets.errors import LakeError
 from fraud_assets.ingest.files.columns import examine_csv, examine_parquet
-from fraud_assets.ingest.files.contents import Contents, UnusableFile
+from fraud_assets.ingest.files.contents import Contents, UnusableFileError
 from fraud_assets.ingest.files.json_lines import examine_json_lines
-from fraud_assets.ingest.files.other_formats import other_format
+from fraud_assets.ingest.files.other_formats import describe_other_format
 from fraud_assets.settings import Settings
 
 JSON_LINES = (".jsonl", ".ndjson", ".json")
@@ -19,52 +19,52 @@ FORMATS = (*JSON_LINES, ".csv", ".parquet")
 
 
 def examine(path: Path, settings: Settings) -> Contents:
-    """Reads the whole file once.
+    """Reads the whole file once and returns its contents.
 
     Raises:
-        UnusableFile: it cannot be read, takes more memory than the settings allow, or lacks the columns that it needs.
+        UnusableFileError: the file cannot be read, needs more memory than the settings allow, or lacks columns.
         LakeError: the disk is full.
-        OSError: the system cannot read it.
+        OSError: the operating system cannot read the file.
     """
     import duckdb
 
     suffix = path.suffix.lower()
     if suffix not in FORMATS:
-        raise UnusableFile(f"The suffix {path.suffix!r} is unknown; known are {', '.join(FORMATS)}.")
-    other = other_format(path)
+        raise UnusableFileError(f"The suffix {path.suffix!r} is unknown; use one of {', '.join(FORMATS)}.")
+    other = describe_other_format(path)
     if other is not None:
-        raise UnusableFile(other)
+        raise UnusableFileError(other)
     try:
         if suffix in JSON_LINES:
             return examine_json_lines(path, settings)
         if not _is_utf8(path.name):
-            raise UnusableFile("Its name is not UTF-8 text; give it another.")
+            raise UnusableFileError("Its name is not UTF-8 text. Rename the file.")
         return (examine_csv if suffix == ".csv" else examine_parquet)(path, settings)
     except (duckdb.Error, pa.ArrowException, UnicodeError, ValueError, OSError, MemoryError, LakeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # the system's, not the content's
-        if _lacks_memory(error):
-            raise UnusableFile(
-                f"It takes more memory than FRAUD_DUCKDB_MEMORY_LIMIT allows ({settings.duckdb_memory_limit}). Raise "
-                "that, or write the file with smaller rows."
+            raise  # An error number comes from the operating system, not from the content.
+        if _is_out_of_memory(error):
+            raise UnusableFileError(
+                f"It needs more memory than FRAUD_DUCKDB_MEMORY_LIMIT allows ({settings.duckdb_memory_limit}). Raise "
+                "that limit, or write the file with smaller rows."
             ) from error
         if isinstance(error, LakeError):
             raise
         kind = suffix[1:].upper()
-        raise UnusableFile(
-            f"It cannot be read as {kind}: {_in_short(error)}.", f"It cannot be read as {kind}."
+        raise UnusableFileError(
+            f"It cannot be read as {kind}: {_shorten_message(error)}.", f"It cannot be read as {kind}."
         ) from error
 
 
-def _lacks_memory(error: BaseException) -> bool:
+def _is_out_of_memory(error: BaseException) -> bool:
     import duckdb
 
     cause = error.__cause__ if isinstance(error, LakeError) else error
     return isinstance(cause, MemoryError | duckdb.OutOfMemoryException)
 
 
-def _in_short(error: Exception) -> str:
-    """The words of a reader, without what one cannot do here and without all of a long line."""
+def _shorten_message(error: Exception) -> str:
+    """Returns a reader's message without fixes that do not apply here and without most of a long line."""
     text = str(error).split("Possible fixes")[0].split("Stack Trace:")[0]
     if "state machine" in text:
         return "its lines do not all end alike, or a quoted value does not end"

@@ -1,4 +1,4 @@
-"""Which column or key of a dropped file is which field of the contract, whatever its capital letters."""
+"""Matches the columns or keys of a dropped file to the fields of the contract, ignoring case."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from fraud_assets.settings import CONTRACT_FIELDS, Settings
 LABEL_NAMES = ("is_fraud", "tx_fraud")
 
 
-def payload_names(
+def map_payload_names(
     columns: Collection[str], settings: Settings, present: Collection[str] = frozenset()
 ) -> dict[str, str]:
-    """Name in the body of each column: the payload's for a contract field, else its own.
+    """Returns the key of each column in the message body: the payload name of a contract field, else its own name.
 
     Args:
-        columns: names of columns or keys. Of several that differ by capital letters only, none is taken for a field.
+        columns: names of columns or keys. If several of them differ only in case, none is matched to a field.
         settings: the field mapping.
-        present: paths of FRAUD_FIELD_MAPPING that are there already, within objects.
+        present: paths of FRAUD_FIELD_MAPPING that already exist within objects.
     """
     names = {column: column for column in columns}
     by_case: dict[str, list[str]] = {}
@@ -37,17 +37,17 @@ def payload_names(
 
 
 def label_names(settings: Settings) -> list[str]:
-    """The names under which a row may have its label, the preferred first."""
+    """Returns the names that the label of a row can have, in order of preference."""
     return list(dict.fromkeys([settings.contract.payload_field("is_fraud"), *LABEL_NAMES]))
 
 
 def labelled_at_names(settings: Settings) -> list[str]:
-    """The names under which a row may have the time of its label, the preferred first."""
+    """Returns the names that the time of a label can have, in order of preference."""
     return list(dict.fromkeys([settings.contract.payload_field("labelled_at"), "labelled_at"]))
 
 
-def first_of(names: Collection[str], wanted: Sequence[str]) -> str | None:
-    """The first wanted name that is there: as it is written, else whatever its capital letters."""
+def find_first(names: Collection[str], wanted: Sequence[str]) -> str | None:
+    """Returns the first wanted name among `names`, with its exact spelling if possible, else ignoring case."""
     by_case = {name.lower(): name for name in reversed(list(names))}
     return next(
         (found for name in wanted if (found := name if name in names else by_case.get(name.lower())) is not None), None

@@ -1,4 +1,4 @@
-"""Labels of a dropped file: the transactions' own bodies, read by the label parser with other field names."""
+"""Reads the labels of a dropped file: the label parser reads the bodies of the transactions with other field names."""
 
 from __future__ import annotations
 
@@ -16,53 +16,53 @@ from fraud_assets.core.field_paths import MISSING, value_at
 from fraud_assets.core.local_time import iso_text
 from fraud_assets.core.parsing import parse_labels
 from fraud_assets.core.schema import TIME
-from fraud_assets.ingest.files.field_names import first_of, label_names, labelled_at_names
+from fraud_assets.ingest.files.field_names import find_first, label_names, labelled_at_names
 from fraud_assets.lake.duckdb_session import connect, quoted_name
 from fraud_assets.settings import Settings
 
 _LATEST = datetime(9999, 12, 31, tzinfo=UTC)
 _ANY_SIZE = 2**31
-_MOST_SHAPES = 1_000
-_MOST_SPELLINGS = 4
+_CACHED_SHAPES = 1_000
+_CACHED_SPELLINGS = 4
 _decode = msgspec.json.Decoder().decode
 
 
 @dataclass
 class LabelKeys:
-    """Finds the label of a row, and the time of that label, whatever the capital letters of their names.
+    """Finds the label of a row and the time of that label, ignoring the case of their names.
 
     Attributes:
-        labels: names under which a row may have its label, the preferred first.
-        times: names under which a row may have the time of its label, the preferred first.
+        labels: names that the label of a row can have, in order of preference.
+        times: names that the time of a label can have, in order of preference.
     """
 
     labels: list[str]
     times: list[str]
     _nested: list[str]
-    _may_have: re.Pattern[bytes]
-    _seems_to_have: re.Pattern[bytes]
-    _seen: list[bytes] = field(default_factory=list)
-    _shapes: dict[tuple[str, ...], tuple[str | None, str | None]] = field(default_factory=dict)
+    _label_pattern: re.Pattern[bytes]
+    _set_label_pattern: re.Pattern[bytes]
+    _seen_spellings: list[bytes] = field(default_factory=list)
+    _keys_by_shape: dict[tuple[str, ...], tuple[str | None, str | None]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, settings: Settings) -> LabelKeys:
-        """The names that the settings give."""
+    def from_settings(cls, settings: Settings) -> LabelKeys:
+        """Returns the names that the settings define."""
         labels, times = label_names(settings), labelled_at_names(settings)
         names = b"|".join(re.escape(name.rpartition(".")[2]).encode() for name in labels)
         return cls(
             labels,
             times,
             [path for path in (labels[0], times[0]) if "." in path],
-            re.compile(rb"(?:" + names + rb')"|\\', re.IGNORECASE),  # a name may be written with escapes
+            re.compile(rb"(?:" + names + rb')"|\\', re.IGNORECASE),  # A name can be written with escapes.
             re.compile(rb'"(' + names + rb')"\s*:\s*[^\sn]', re.IGNORECASE),
         )
 
-    def keys_of(self, body: bytes | None) -> tuple[str | None, str | None]:
-        """Where label and time are in a body, each None where it is not there, or null.
+    def find_keys(self, body: bytes | None) -> tuple[str | None, str | None]:
+        """Returns the keys of the label and of its time in a body, each None if it is missing or null.
 
-        A body that is no JSON object has a label if it looks like it: the parser says what is wrong.
+        A body that is not a JSON object has a label if it looks as if it had one; the parser then reports the error.
         """
-        if not body or not self._may_hold_a_label(body):
+        if not body or not self._may_have_label(body):
             return None, None
         try:
             payload = _decode(body)
@@ -70,66 +70,67 @@ class LabelKeys:
             try:
                 payload = json_object(body, _ANY_SIZE)
             except Rejected:
-                found = self._seems_to_have.search(body)
+                found = self._set_label_pattern.search(body)
                 return (None if found is None else found[1].decode()), None
         if type(payload) is not dict:
             return None, None
         if self._nested:
             keys = [*payload, *(path for path in self._nested if value_at(payload, path) is not MISSING)]
-            label, time = first_of(keys, self.labels), first_of(keys, self.times)
-            return _if_set(payload, label), _if_set(payload, time)
-        label, time = self._names(tuple(payload))
+            label, time = find_first(keys, self.labels), find_first(keys, self.times)
+            return _path_if_set(payload, label), _path_if_set(payload, time)
+        label, time = self._find_in_shape(tuple(payload))
         return (
             None if label is None or payload[label] is None else label,
             None if time is None or payload[time] is None else time,
         )
 
-    def _may_hold_a_label(self, body: bytes) -> bool:
-        for name in self._seen:
+    def _may_have_label(self, body: bytes) -> bool:
+        for name in self._seen_spellings:
             if name in body:
                 return True
-        # The pattern ignores capital letters and takes longer than all else here.
-        found = self._may_have.search(body)
-        if found is not None and len(self._seen) < _MOST_SPELLINGS:
-            self._seen.append(found[0])
+        # The pattern ignores case and is the slowest step here.
+        found = self._label_pattern.search(body)
+        if found is not None and len(self._seen_spellings) < _CACHED_SPELLINGS:
+            self._seen_spellings.append(found[0])
         return found is not None
 
-    def _names(self, shape: tuple[str, ...]) -> tuple[str | None, str | None]:
-        found = self._shapes.get(shape)
+    def _find_in_shape(self, shape: tuple[str, ...]) -> tuple[str | None, str | None]:
+        found = self._keys_by_shape.get(shape)
         if found is None:
-            found = first_of(shape, self.labels), first_of(shape, self.times)
-            if len(self._shapes) < _MOST_SHAPES:
-                self._shapes[shape] = found
+            found = find_first(shape, self.labels), find_first(shape, self.times)
+            if len(self._keys_by_shape) < _CACHED_SHAPES:
+                self._keys_by_shape[shape] = found
         return found
 
 
-def _if_set(payload: dict[str, Any], path: str | None) -> str | None:
+def _path_if_set(payload: dict[str, Any], path: str | None) -> str | None:
     return None if path is None or value_at(payload, path) is None else path
 
 
 def labels_of_file(batch: pa.Table, settings: Settings) -> tuple[pa.Table, pa.Table]:
-    """Good and rejected labels of a batch of a file's rows; a row without a label, or with null, has none.
+    """Returns the good and the rejected labels of a batch of rows of a file.
 
-    Where the row does not say when its label came, it came FRAUD_FEEDBACK_DELAY_DAYS after the transaction.
+    A row whose label is missing or null has no label. A label without a time counts from FRAUD_FEEDBACK_DELAY_DAYS
+    after its transaction.
     """
-    keys = LabelKeys.of(settings)
+    keys = LabelKeys.from_settings(settings)
     groups: dict[tuple[str, str | None], list[int]] = {}
     for row, body in enumerate(batch["value"].to_pylist()):
-        label, time = keys.keys_of(body)
+        label, time = keys.find_keys(body)
         if label is not None:
             groups.setdefault((label, time), []).append(row)
     return _labels_of_groups(batch, groups, settings)
 
 
 def labels_of_rows(rows: pa.Table, settings: Settings) -> tuple[pa.Table, pa.Table]:
-    """Good and rejected labels of rows of dropped files (`MESSAGES`), read as they are when a file lands.
+    """Returns the good and the rejected labels of rows of dropped files (`MESSAGES`), read as when a file lands.
 
-    Each row is in one of the two: one without a label is rejected.
+    Each row is in one of the two tables: a row without a label is rejected.
     """
-    keys = LabelKeys.of(settings)
+    keys = LabelKeys.from_settings(settings)
     groups: dict[tuple[str, str | None], list[int]] = {}
     for row, body in enumerate(rows["value"].to_pylist()):
-        label, time = keys.keys_of(body)
+        label, time = keys.find_keys(body)
         groups.setdefault((label or keys.labels[0], time), []).append(row)
     return _labels_of_groups(rows, groups, settings)
 

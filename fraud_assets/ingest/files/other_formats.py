@@ -1,4 +1,4 @@
-"""Dropped files whose first bytes are not what their suffix says: what they are, and what to do."""
+"""Recognizes dropped files whose first bytes do not match their suffix, and names the fix."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _SIGNATURES = (
     (b"7z\xbc\xaf\x27\x1c", f"It is a 7z archive. {_UNPACK}"),
     (b"PK\3\4", "It is a ZIP archive or an Excel workbook. Unpack it, or export it as CSV, and drop it again."),
     (b"\xd0\xcf\x11\xe0", "It is an Excel workbook. Export it as CSV and drop it again."),
-    (b"Obj\1", "It is an Avro file, which is not read here. Write it as Parquet, CSV or JSON lines."),
-    (b"ORC", "It is an ORC file, which is not read here. Write it as Parquet, CSV or JSON lines."),
+    (b"Obj\1", "It is an Avro file, which landing does not read. Write it as Parquet, CSV or JSON lines."),
+    (b"ORC", "It is an ORC file, which landing does not read. Write it as Parquet, CSV or JSON lines."),
     (b"\xff\xfe", f"It is UTF-16 text. {_SAVE}"),
     (b"\xfe\xff", f"It is UTF-16 text. {_SAVE}"),
 )
 _PARQUET = (b"PAR1", b"PARE")
 
 
-def other_format(path: Path) -> str | None:
-    """What a file is if not what its suffix says, with the remedy; None where nothing speaks against the suffix.
+def describe_other_format(path: Path) -> str | None:
+    """Returns the actual format of a file and the fix, or None if the first bytes can match the suffix.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
@@ -36,7 +36,7 @@ def other_format(path: Path) -> str | None:
     if head.startswith(_PARQUET):
         return None if parquet else "It is a Parquet file. Give it the suffix .parquet and drop it again."
     for signature, sentence in _SIGNATURES:
-        # Text may start with the letters of a short signature, but holds no NUL and is UTF-8.
+        # Text can start with the letters of a short signature, but it has no NUL and is UTF-8.
         if head.startswith(signature) and not _is_text(head):
             return sentence
     if _is_utf16(head):
@@ -54,12 +54,12 @@ def _is_text(head: bytes) -> bool:
     try:
         head[: _HEAD_BYTES - 3].decode("utf-8")
     except UnicodeDecodeError as error:
-        # The head may end within a character.
+        # The head can end within a character.
         return error.start >= len(head) - 4 and b"\0" not in head
     return b"\0" not in head and b"\1" not in head
 
 
 def _is_utf16(head: bytes) -> bool:
-    """Whether every second byte of the beginning is NUL, as in UTF-16 without a byte order mark."""
+    """Returns whether every second byte at the start is NUL, as in UTF-16 without a byte order mark."""
     start = head[:64]
     return len(start) >= 4 and (not any(start[1::2]) or not any(start[::2])) and any(start)

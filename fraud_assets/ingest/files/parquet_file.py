@@ -1,4 +1,4 @@
-"""How a dropped Parquet file is read: by row groups, in parts of a bounded size, with times that no unit overflows."""
+"""Reads a dropped Parquet file by row groups, in parts of limited size, with times that do not overflow."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ if TYPE_CHECKING:
     import pyarrow.parquet
 
 LARGEST_ROW = 100_000_000
-"""Bytes of a row, or of a line of JSON, that is read. A file with a larger one must not fill the memory."""
+"""Largest row, or line of JSON, that is read, in bytes. A file with a larger one must not fill the memory."""
 
 _LARGEST_UNPACKED = 1_000_000_000
 _MOST_GROWTH = 1_000
-"""A column of a row group that unpacks to more than so many bytes, and grows more than so many times, is refused."""
+"""A column of a row group is refused if it unpacks to more than `_LARGEST_UNPACKED` bytes and to more than
+`_MOST_GROWTH` times its packed size."""
 
 
 @contextmanager
 def open_parquet(path: Path, dictionaries: tuple[str, ...] = ()) -> Iterator[pyarrow.parquet.ParquetFile]:
-    """The file for reading; one page is in memory at a time.
+    """Opens a file for reading, with one page in memory at a time.
 
     Args:
         path: the file.
-        dictionaries: names of columns whose values stay encoded by a dictionary.
+        dictionaries: names of columns whose values stay dictionary-encoded.
 
     Raises:
-        pa.ArrowException, OSError: it is no Parquet file, or it cannot be read.
+        pa.ArrowException, OSError: the file is not a Parquet file, or it cannot be read.
     """
     import pyarrow.parquet
 
-    # INT96 counts nanoseconds, of which 64 bits end in the year 2262.
+    # INT96 counts nanoseconds, which in 64 bits reach only to the year 2262.
     with pyarrow.parquet.ParquetFile(
         path,
         coerce_int96_timestamp_unit="us",
@@ -48,12 +49,12 @@ def open_parquet(path: Path, dictionaries: tuple[str, ...] = ()) -> Iterator[pya
         yield file
 
 
-def parquet_parts(path: Path, max_rows: int, max_bytes: int) -> Iterator[pa.Table]:
-    """The rows in their order, in parts of at most so many rows and about so many bytes.
+def read_parquet_parts(path: Path, max_rows: int, max_bytes: int) -> Iterator[pa.Table]:
+    """Yields the rows in order, in parts of at most `max_rows` rows and about `max_bytes` bytes.
 
     Raises:
         ValueError: a row or a column is too large to be read.
-        pa.ArrowException, OSError: it is no Parquet file, or it cannot be read.
+        pa.ArrowException, OSError: the file is not a Parquet file, or it cannot be read.
     """
     import pyarrow.parquet as pq
 
@@ -62,14 +63,14 @@ def parquet_parts(path: Path, max_rows: int, max_bytes: int) -> Iterator[pa.Tabl
         for group in range(metadata.num_row_groups):
             rows = _rows_at_a_time(metadata.row_group(group), group, max_rows, max_bytes)
             for batch in file.iter_batches(rows, row_groups=[group], use_threads=False):
-                # Of text that is not UTF-8 DuckDB would make no body at all.
+                # DuckDB would make no body of text that is not UTF-8.
                 batch.validate(full=True)
-                for part in _parts(batch, max_bytes):
-                    yield _decoded(pa.Table.from_batches([part]))
+                for part in _split_batch(batch, max_bytes):
+                    yield _decode_dictionaries(pa.Table.from_batches([part]))
 
 
 def paths_within(fields: Iterable[pa.Field]) -> list[str]:
-    """Dotted names of the fields within columns of structures."""
+    """Returns the dotted names of the fields within struct columns."""
     found = []
     for field in fields:
         if pa.types.is_struct(field.type):
@@ -79,10 +80,10 @@ def paths_within(fields: Iterable[pa.Field]) -> list[str]:
 
 
 def column_at(batch: pa.RecordBatch | pa.Table, path: str) -> Any:
-    """The column of a name, or the field within a column that a dotted name of `paths_within` names.
+    """Returns the column with a name, or the field within a column with a dotted name as in `paths_within`.
 
     Raises:
-        KeyError: there is none.
+        KeyError: no column or field has the name.
     """
     found = resolve(batch.schema.names, path)
     if found is None:
@@ -97,7 +98,7 @@ def column_at(batch: pa.RecordBatch | pa.Table, path: str) -> Any:
 
 
 def _text_columns(metadata: Any) -> tuple[str, ...]:
-    """Columns of text or bytes. A few bytes of them may repeat a long value of a dictionary many times."""
+    """Returns the columns of text or bytes, whose data can repeat a long dictionary value many times in a few bytes."""
     columns = [metadata.schema.column(number) for number in range(metadata.num_columns)]
     return tuple(
         column.path
@@ -116,14 +117,14 @@ def _rows_at_a_time(group: Any, number: int, max_rows: int, max_bytes: int) -> i
         if unpacked > max(_LARGEST_UNPACKED, packed * _MOST_GROWTH):
             raise ValueError(
                 f"column {column.path_in_schema} of row group {number + 1:,} unpacks from {packed:,} to {unpacked:,} "
-                "bytes, which is too much to be read; write it with smaller row groups"
+                "bytes, which is too much to read; write the file with smaller row groups"
             )
     width = group.total_byte_size / max(1, group.num_rows)
     return max(1, min(max_rows, int(max_bytes / max(1.0, width))))
 
 
-def _parts(batch: pa.RecordBatch, max_bytes: int) -> Iterator[pa.RecordBatch]:
-    """The batch in slices whose texts, decoded, have about so many bytes."""
+def _split_batch(batch: pa.RecordBatch, max_bytes: int) -> Iterator[pa.RecordBatch]:
+    """Yields slices of the batch whose texts have about `max_bytes` bytes after decoding."""
     ends = np.cumsum(_text_sizes(batch))
     start = 0
     while start < batch.num_rows:
@@ -136,14 +137,14 @@ def _parts(batch: pa.RecordBatch, max_bytes: int) -> Iterator[pa.RecordBatch]:
 
 
 def _text_sizes(batch: pa.RecordBatch) -> np.ndarray:
-    """Bytes of the texts of each row."""
+    """Returns the number of bytes of the texts of each row, shape (rows,), int64."""
     sizes = np.zeros(batch.num_rows, dtype=np.int64)
     for column in batch.columns:
         if pa.types.is_dictionary(column.type) and _is_text(column.type.value_type):
             lengths = pc.fill_null(pc.binary_length(column.dictionary).cast(pa.int64()), 0).to_numpy()
             if len(lengths):
-                places = pc.fill_null(column.indices.cast(pa.int64()), 0).to_numpy()
-                sizes += np.where(column.is_valid().to_numpy(zero_copy_only=False), lengths[places], 0)
+                indices = pc.fill_null(column.indices.cast(pa.int64()), 0).to_numpy()
+                sizes += np.where(column.is_valid().to_numpy(zero_copy_only=False), lengths[indices], 0)
         elif _is_text(column.type):
             sizes += pc.fill_null(pc.binary_length(column).cast(pa.int64()), 0).to_numpy()
     return sizes
@@ -156,7 +157,7 @@ def _is_text(kind: pa.DataType) -> bool:
     )
 
 
-def _decoded(table: pa.Table) -> pa.Table:
+def _decode_dictionaries(table: pa.Table) -> pa.Table:
     for index, field in enumerate(table.schema):
         if pa.types.is_dictionary(field.type):
             values = table.column(index).cast(field.type.value_type)

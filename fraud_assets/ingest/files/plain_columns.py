@@ -1,4 +1,4 @@
-"""Arrow columns in a form that DuckDB writes as JSON without changing a value."""
+"""Converts Arrow columns to types that DuckDB writes as JSON without changing a value."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from fraud_assets.core.binary import json_of_bytes, text_of_bytes, uuid_text
 from fraud_assets.core.local_time import iso_text
 
 _JSON = {b"holds": b"JSON"}
-_MOST = 2**63 - 1
-_MICROSECONDS = {"s": 1_000_000, "ms": 1_000}
-_BEYOND = "a time beyond the calendar"
+_LARGEST_INT64 = 2**63 - 1
+_MICROSECONDS_PER_UNIT = {"s": 1_000_000, "ms": 1_000}
+_OUT_OF_CALENDAR = "a time beyond the calendar"
 
 
-def plain_columns(table: pa.Table) -> pa.Table:
-    """The table with times, dates and bytes as text, and without types that DuckDB does not take.
+def to_plain_columns(table: pa.Table) -> pa.Table:
+    """Returns the table with times, dates and bytes as text, and without types that DuckDB does not read.
 
-    Times are ISO 8601, in UTC with a Z where they have a zone, cut to microseconds. Bytes are text, UUIDs their text.
-    A column with bytes that are no text holds JSON; see `holds_json`.
+    Times become ISO 8601 text, truncated to microseconds; times with a zone are in UTC and end in Z. Bytes and UUIDs
+    become their text. A column with bytes that are not text becomes JSON; see `holds_json`.
     """
     for index, field in enumerate(table.schema):
         values = table.column(index)
         if pa.types.is_dictionary(field.type):
             values = values.cast(field.type.value_type)
-        new, metadata = _plain(values), None
+        new, metadata = _convert(values), None
         if is_bytes(values.type):
             text = text_column(values)
             exact = text.null_count == values.null_count
-            new, metadata = (text, None) if exact else (_json_of(values), _JSON)
+            new, metadata = (text, None) if exact else (_bytes_to_json(values), _JSON)
         table = table.set_column(index, pa.field(field.name, new.type, metadata=metadata), new)
     return table
 
 
 def holds_json(field: pa.Field) -> bool:
-    """Whether a column of `plain_columns` holds JSON texts."""
+    """Returns whether a column of a `to_plain_columns` table holds JSON texts."""
     return field.metadata == _JSON
 
 
 def is_bytes(kind: pa.DataType) -> bool:
-    """Whether the type is one of bytes, or a UUID."""
+    """Returns whether the type is a type of bytes, or UUID."""
     types = pa.types
     return bool(
         isinstance(kind, pa.UuidType)
@@ -53,10 +53,10 @@ def is_bytes(kind: pa.DataType) -> bool:
 
 
 def text_column(values: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
-    """Text of a column of bytes or UUIDs, null where the bytes are no text."""
+    """Returns the text of a column of bytes or UUIDs, null where the bytes are not text."""
     if isinstance(values.type, pa.UuidType):
-        bytes_of = values.cast(pa.binary(16)).to_pylist()
-        return pa.array([None if value is None else uuid_text(value) for value in bytes_of], pa.string())
+        raw_values = values.cast(pa.binary(16)).to_pylist()
+        return pa.array([None if value is None else uuid_text(value) for value in raw_values], pa.string())
     try:
         text = values.cast(pa.binary()).cast(pa.string())
     except pa.ArrowInvalid:
@@ -66,17 +66,17 @@ def text_column(values: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Arra
     return pa.array([None if value is None else text_of_bytes(value) for value in values.to_pylist()], pa.string())
 
 
-def _json_of(values: pa.ChunkedArray) -> pa.Array:
+def _bytes_to_json(values: pa.ChunkedArray) -> pa.Array:
     texts = (
         None if value is None else json.dumps(json_of_bytes(value), ensure_ascii=False) for value in values.to_pylist()
     )
     return pa.array(texts, pa.string())
 
 
-def _plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
+def _convert(values: pa.ChunkedArray) -> pa.ChunkedArray:
     kind = values.type
     if pa.types.is_timestamp(kind):
-        return _times(values)
+        return _times_to_text(values)
     if pa.types.is_date(kind):
         return values.cast(pa.string())
     if isinstance(kind, pa.JsonType):
@@ -85,7 +85,7 @@ def _plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
         return values.cast(pa.string())
     if pa.types.is_float16(kind):
         return values.cast(pa.float32())
-    if pa.types.is_nested(kind) and (text := _with_text(kind)) != kind:
+    if pa.types.is_nested(kind) and (text := _replace_bytes_by_text(kind)) != kind:
         try:
             return values.cast(text)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
@@ -93,24 +93,24 @@ def _plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
     return values
 
 
-def _times(values: pa.ChunkedArray) -> pa.ChunkedArray:
+def _times_to_text(values: pa.ChunkedArray) -> pa.ChunkedArray:
     kind = values.type
-    if kind.unit in _MICROSECONDS:
-        # Arrow would wrap a time round that microseconds do not reach.
-        most = _MOST // _MICROSECONDS[kind.unit]
+    if kind.unit in _MICROSECONDS_PER_UNIT:
+        # Arrow would overflow silently for a time that microseconds cannot hold.
+        limit = _LARGEST_INT64 // _MICROSECONDS_PER_UNIT[kind.unit]
         numbers = values.cast(pa.int64())
-        within = pc.and_(pc.less_equal(numbers, most), pc.greater_equal(numbers, -most))
+        within = pc.and_(pc.less_equal(numbers, limit), pc.greater_equal(numbers, -limit))
         text = iso_text(pc.if_else(within, values, pa.scalar(None, kind)))
-        return pc.if_else(pc.fill_null(within, True), text, _BEYOND)
+        return pc.if_else(pc.fill_null(within, True), text, _OUT_OF_CALENDAR)
     return iso_text(values)
 
 
-def _with_text(kind: pa.DataType) -> pa.DataType:
-    """The nested type with text for the bytes within."""
+def _replace_bytes_by_text(kind: pa.DataType) -> pa.DataType:
+    """Returns a nested type with text in place of bytes."""
     if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_with_text(field.type)) for field in kind])
+        return pa.struct([field.with_type(_replace_bytes_by_text(field.type)) for field in kind])
     if pa.types.is_list(kind):
-        return pa.list_(kind.value_field.with_type(_with_text(kind.value_type)))
+        return pa.list_(kind.value_field.with_type(_replace_bytes_by_text(kind.value_type)))
     if pa.types.is_large_list(kind):
-        return pa.large_list(kind.value_field.with_type(_with_text(kind.value_type)))
+        return pa.large_list(kind.value_field.with_type(_replace_bytes_by_text(kind.value_type)))
     return pa.string() if is_bytes(kind) and not isinstance(kind, pa.UuidType) else kind

@@ -1,7 +1,7 @@
-"""A WSGI server for short answers that no client can make use up threads, memory or open files.
+"""A WSGI server for short answers, in which no client can exhaust threads, memory or open files.
 
-wsgiref's own server gives every connection a thread and waits for ever for a request: a thousand idle connections
-would take all files that a process may open.
+The server of wsgiref gives every connection a thread and waits forever for its request: a thousand idle connections
+would use up the files that a process can open.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-MOST_CONNECTIONS = 32
+MAX_CONNECTIONS = 32
 CONNECTION_SECONDS = 10.0
-"""A connection that has not got its whole answer by then is closed, whatever it waits for."""
+"""A connection without a complete answer is closed after this time, whatever it waits for."""
 
 _EVICTION_SECONDS = 1.0
 _PAUSE_SECONDS = 0.1
 
 
 class BoundedServer(ThreadingMixIn, WSGIServer):
-    """Has at most `most_connections` open connections, each for at most `connection_seconds`.
+    """Keeps at most `max_connections` connections open, each for at most `connection_seconds`.
 
-    Where one more comes in, the oldest is closed: a client that sends its request at once is answered also while
-    others hold connections and say nothing.
+    If another connection arrives, the oldest is closed. A client that sends its request immediately therefore gets an
+    answer even while other clients hold idle connections.
     """
 
     daemon_threads = True
-    # Two landers at one port would share its connections by chance.
+    # With a reused port the system would distribute connections at random between two landers.
     allow_reuse_port = False
     request_queue_size = 64
-    most_connections = MOST_CONNECTIONS
+    max_connections = MAX_CONNECTIONS
     connection_seconds = CONNECTION_SECONDS
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -42,7 +42,7 @@ class BoundedServer(ThreadingMixIn, WSGIServer):
         super().__init__(*arguments, **named)
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        """The next connection. Without a free file descriptor it waits a moment: the server asks again at once."""
+        """Returns the next connection. Without a free file descriptor it pauses, because the server retries at once."""
         try:
             return super().get_request()
         except OSError:
@@ -50,13 +50,13 @@ class BoundedServer(ThreadingMixIn, WSGIServer):
             raise
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Makes room for a connection; False where there is none."""
+        """Makes room for a connection and returns whether it succeeded."""
         del client_address
         deadline = time.monotonic() + _EVICTION_SECONDS
         with self._changed:
-            while len(self._opened) >= self.most_connections:
+            while len(self._opened) >= self.max_connections:
                 # The thread of that connection wakes up and closes it.
-                _end(min(self._opened, key=self._opened.__getitem__))
+                _shut_down(min(self._opened, key=self._opened.__getitem__))
                 if not self._changed.wait(deadline - time.monotonic()):
                     return False
             self._opened[request] = time.monotonic()
@@ -70,16 +70,16 @@ class BoundedServer(ThreadingMixIn, WSGIServer):
             self._changed.notify_all()
 
     def service_actions(self) -> None:
-        """Ends the connections whose time is over; the server calls this twice a second."""
+        """Ends the connections that have reached `connection_seconds`. The server calls this twice a second."""
         super().service_actions()
         latest = time.monotonic() - self.connection_seconds
         with self._changed:
             for request, opened in self._opened.items():
                 if opened < latest:
-                    _end(request)
+                    _shut_down(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Says nothing of a client that went away or was cut off; no fault of ours."""
+        """Ignores a client that disconnected or was disconnected, which is not a fault of the server."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
@@ -88,12 +88,12 @@ class SilentHandler(WSGIRequestHandler):
     """Logs no requests."""
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing: a line a scrape would drown the others."""
+        """Logs nothing, because one line per scrape would hide the other lines."""
 
 
-def _end(request: socket.socket) -> None:
-    """Makes whoever reads from a connection or writes to it go on at once."""
+def _shut_down(request: socket.socket) -> None:
+    """Makes every thread that reads from or writes to a connection continue immediately."""
     try:
         request.shutdown(socket.SHUT_RDWR)
     except OSError:
-        return  # it has ended already
+        return  # The connection has already ended.

@@ -1,4 +1,4 @@
-"""What always-on landing shows of the drop folder: files that landed, files that failed, entries that stay there."""
+"""Tracks the drop folder for the metrics and health of always-on landing: landed files, failed files, stuck entries."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 if TYPE_CHECKING:
-    from fraud_assets.ingest.files.landing import FileReport
+    from fraud_assets.ingest.files.file_report import FileReport
 
 _SHOWN = 20
-"""Entries that `/health` names at most."""
+"""Largest number of stuck entries that `/health` names."""
 
 
 class FileHealth:
-    """Numbers of the drop folder since the lander's start. One thread writes, others may read."""
+    """The state of the drop folder since the lander started. One thread writes, others can read."""
 
     def __init__(self, registry: CollectorRegistry, now: Callable[[], float]) -> None:
         self._now = now
@@ -32,8 +32,13 @@ class FileHealth:
         self._stuck: Mapping[str, str] = {}
         self._failing = ""
 
-    def looked(self, reports: Iterable[FileReport], stuck: Mapping[str, str]) -> None:
-        """Adds what a look into the drop folder did; `stuck` are all entries that stay, with their reasons."""
+    def record_pass(self, reports: Iterable[FileReport], stuck: Mapping[str, str]) -> None:
+        """Adds the results of one pass over the drop folder.
+
+        Args:
+            reports: the files of this pass.
+            stuck: all entries that stay in the drop folder, with their reasons.
+        """
         for report in reports:
             if report.moved_to is None:
                 continue
@@ -46,17 +51,17 @@ class FileHealth:
         self._stuck = dict(stuck)
         self._failing = ""
 
-    def fails(self, reason: str) -> None:
-        """No file can be landed for now."""
+    def set_failing(self, reason: str) -> None:
+        """Records that currently no file can be landed."""
         self._failing = reason
 
     @property
     def reason(self) -> str:
-        """Why files do not land, or one of the entries that stay; empty where there is none."""
+        """Why files do not land, else why one of the stuck entries stays, else an empty text."""
         return self._failing or next(iter(self._stuck.values()), "")
 
     def as_json(self) -> dict[str, Any]:
-        """The state as JSON values."""
+        """Returns the state as JSON values."""
         last = None
         if self._last_failed:
             report, moment = self._last_failed

@@ -1,4 +1,4 @@
-"""Lands the drop folder and both topics until it is stopped, as one of any number of landers."""
+"""Lands the drop folder and both topics until it is stopped. Several landers can run side by side."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def stopped_by_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set, in place of ending the process."""
+    """Yields an event that SIGTERM and SIGINT set instead of ending the process."""
     stop = threading.Event()
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -47,28 +47,28 @@ def land_forever(
     on_report: OnReport = lambda reports: None,
     metrics: LandingMetrics | None = None,
 ) -> None:
-    """Lands until `stop` is set; ends after the commit that is under way.
+    """Lands until `stop` is set, then finishes the current commit and returns.
 
-    Any number of landers share the partitions of the transactions topic. Each drains the labels before it commits
-    transactions, and one at a time takes the drop folder. If the broker, the lake or a disk is unavailable, landing
-    logs it once, shows it in `metrics` and retries.
+    Landers share the partitions of the transactions topic. Each drains the labels before it commits transactions, and
+    one lander at a time lands the drop folder. If the broker, the lake or a disk is unavailable, landing logs it once,
+    shows it in `metrics` and retries.
 
-    With `spark` one lander has all partitions, because Spark shares them out itself, and commits up to
-    FRAUD_SPARK_LAND_ROWS messages at a time. Further landers into the same lake do no harm and are of no use.
+    With `spark` one lander reads all partitions, because Spark distributes them itself, and commits up to
+    FRAUD_SPARK_LAND_ROWS messages at a time. Additional landers into the same lake are safe but do not help.
 
     Args:
         lake: the lake to land into.
         settings: topics, broker, drop folder and intervals.
         stop: ends landing.
         spark: reads the transactions topic; default: this process.
-        on_report: called with what landed by table name, added up over FRAUD_DAGSTER_EVENT_SECONDS.
-        metrics: shows the state of landing.
+        on_report: called with reports by table name, added up over FRAUD_DAGSTER_EVENT_SECONDS.
+        metrics: receives the state of landing.
 
     Raises:
-        MessagesLostError: messages are gone that had not landed; nothing is skipped.
-        BrokerRefusedError: the broker refuses the connection at the start. Later, landing retries.
+        MessagesLostError: the broker no longer has messages that have not landed; nothing is skipped.
+        BrokerRefusedError: the broker refuses the first connection. Landing retries later refusals.
         LakeError: the lake cannot be used at the start.
-        SparkEndedError: the session has ended.
+        SparkEndedError: the Spark session has ended.
     """
     metrics = metrics or LandingMetrics()
     status = StatusReporter(on_report, settings.dagster_event_seconds)
@@ -82,12 +82,12 @@ def land_forever(
     from fraud_assets.ingest.service.spark_follower import TRANSIENT, SparkFollower
 
     retries = RetryPolicy(stop, status, metrics, TRANSIENT)
-    on_spark = SparkFollower(spark, lake, settings, stop, status, metrics, group)
-    run_with_retries(retries, on_spark, lake, settings, final=(MessagesLostError, SparkEndedError))
+    spark_follower = SparkFollower(spark, lake, settings, stop, status, metrics, group)
+    run_with_retries(retries, spark_follower, lake, settings, final=(MessagesLostError, SparkEndedError))
 
 
 def consumer_group(lake: Lake, settings: Settings) -> str:
-    """FRAUD_CONSUMER_GROUP, else a name of the lake: landers into two lakes must not share out the partitions.
+    """Returns FRAUD_CONSUMER_GROUP, else a name made from the lake: landers into two lakes must not share partitions.
 
     Raises:
         LakeError: the lake cannot be used.

@@ -1,4 +1,4 @@
-"""What always-on landing does while something is away that may come back: says so, shows it, and tries again."""
+"""Keeps always-on landing running through outages: reports a failure once, shows it in the metrics and retries."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from fraud_assets.errors import (
     MessagesLostError,
     disk_fault,
 )
-from fraud_assets.ingest.files.drop_folder import StuckEntries
-from fraud_assets.ingest.files.landing import land_files, with_files
+from fraud_assets.ingest.files.file_report import add_file_reports
+from fraud_assets.ingest.files.landing import land_files
+from fraud_assets.ingest.files.stuck_entries import StuckEntries
 from fraud_assets.ingest.service.metrics import LandingMetrics
 from fraud_assets.ingest.service.status import StatusReporter
 from fraud_assets.lake.tables import Lake
@@ -28,57 +29,69 @@ from fraud_assets.settings import Settings
 
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 5.0
-_PASSING = (BrokerError, LakeError)
+_TRANSIENT = (BrokerError, LakeError)
 
 
 class TopicFollower(Protocol):
-    """What lands the topics.
+    """Lands new messages of the topics.
 
     Attributes:
-        was_let_in: whether the broker ever let it in; before, a refusal will not pass by itself.
+        has_connected: whether the broker has accepted a connection. Until then a refusal will not end by itself.
     """
 
-    was_let_in: bool
+    has_connected: bool
 
     def follow(self) -> bool:
-        """Lands what comes to the topics until told to stop, or until it has to begin anew."""
+        """Lands new messages until stopped or until it must be called again."""
         ...
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Whom an outage is told to, and what ends the waiting for its end.
+    """Reports an outage and retries until it ends or a stop is requested.
 
     Attributes:
-        passing: errors of things that may come back.
+        stop: ends the retries once it is set.
+        status: receives the failure for the log.
+        metrics: receives the failure for `/health`.
+        transient: errors that can end by themselves. A fault of the disk always counts as one.
     """
 
     stop: threading.Event
     status: StatusReporter
     metrics: LandingMetrics
-    passing: tuple[type[FraudAssetsError], ...] = _PASSING
+    transient: tuple[type[FraudAssetsError], ...] = _TRANSIENT
 
     def run(self, work: Callable[[], bool], final: tuple[type[Exception], ...]) -> bool:
-        """What the work says; where something is away that may come back, says so and does it again until told to stop.
+        """Calls `work` until it succeeds.
 
-        Errors in `final` are raised, for to do the same again would not help.
+        Args:
+            work: the work. It is called again after a transient error.
+            final: errors that are raised, because a retry cannot help.
+
+        Returns:
+            The result of `work`, or false if a stop was requested after a failure.
+
+        Raises:
+            FraudAssetsError, OSError: an error in `final`, or one that is not transient.
         """
         pause = _FIRST_PAUSE_SECONDS
         while True:
-            begun = monotonic()
+            start = monotonic()
             try:
                 return work()
             except final:
                 raise
             except (FraudAssetsError, OSError) as error:
-                reason = _reason(error, self.passing)
+                reason = _describe_transient(error, self.transient)
             if self.stop.is_set():
                 return False
-            self.metrics.looked()
-            self.metrics.fails(reason)
+            self.metrics.record_poll()
+            self.metrics.set_failing(reason)
             self.status.failed("topics", reason)
-            self.status.tick(0)
-            if monotonic() - begun > _LONGEST_PAUSE_SECONDS:
+            self.status.report(0)
+            # Work that ran for a while before it failed starts a new outage, with short pauses.
+            if monotonic() - start > _LONGEST_PAUSE_SECONDS:
                 pause = _FIRST_PAUSE_SECONDS
             self.stop.wait(pause)
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
@@ -91,39 +104,49 @@ def run_with_retries(
     settings: Settings,
     final: tuple[type[Exception], ...] = (MessagesLostError,),
 ) -> None:
-    """Lands the topics by the lander, and dropped files beside it, through all outages until told to stop.
+    """Lands the topics with the follower, and dropped files in a second thread, until a stop is requested.
 
-    Errors in `final` are raised, and so is a refusal of the broker at the start.
+    Args:
+        retries: how to handle outages.
+        follower: lands the topics.
+        lake: the lake to land files into.
+        settings: the drop folder.
+        final: errors that end landing.
+
+    Raises:
+        FraudAssetsError, OSError: an error in `final`, or one that is not transient.
+        BrokerRefusedError: the broker refused the first connection.
     """
     stop, status = retries.stop, retries.status
-    with _files_landed_beside(lake, settings, retries):
+    with _land_files_beside(lake, settings, retries):
         while not stop.is_set():
-            retries.run(follower.follow, final if follower.was_let_in else (*final, BrokerRefusedError))
-    status.ended()
+            retries.run(follower.follow, final if follower.has_connected else (*final, BrokerRefusedError))
+    status.finish()
 
 
 @contextmanager
-def _files_landed_beside(lake: Lake, settings: Settings, retries: RetryPolicy) -> Iterator[None]:
-    """Lands dropped files in a thread of its own: a large one keeps no message waiting, and a fault ends no topic."""
-    stop, status, shown = retries.stop, retries.status, retries.metrics.files
+def _land_files_beside(lake: Lake, settings: Settings, retries: RetryPolicy) -> Iterator[None]:
+    """Lands dropped files in a second thread: a large file delays no message, and a fault does not end the topics."""
+    stop, status, health = retries.stop, retries.status, retries.metrics.files
     stuck = StuckEntries()
 
-    def land() -> None:
+    def land_until_stopped() -> None:
         while not stop.is_set():
             try:
                 reports = land_files(lake, settings, stop.is_set, stuck)
-                shown.looked(reports, stuck.reasons)
-                status.landed(with_files(empty_reports(), reports))
+                health.record_pass(reports, stuck.reasons)
+                status.landed(add_file_reports(empty_reports(), reports))
                 status.recovered("files")
-            # Whatever it is, messages go on, and people see it. A panic of delta-rs is no `Exception`.
+            # Messages must continue to land after any error, and the error must be visible. A panic of delta-rs is
+            # not an `Exception`.
             except BaseException as error:  # noqa: BLE001
-                reason = _reason_of_files(error)
-                shown.fails(reason)
+                reason = _describe_file_failure(error)
+                health.set_failing(reason)
                 status.failed("files", reason)
                 stop.wait(_LONGEST_PAUSE_SECONDS)
             stop.wait(settings.land_interval_seconds)
 
-    thread = threading.Thread(target=land, name="files")
+    thread = threading.Thread(target=land_until_stopped, name="files")
     thread.start()
     try:
         yield
@@ -132,21 +155,21 @@ def _files_landed_beside(lake: Lake, settings: Settings, retries: RetryPolicy) -
         thread.join()
 
 
-def _reason_of_files(error: BaseException) -> str:
-    """The sentence on why no file lands."""
+def _describe_file_failure(error: BaseException) -> str:
+    """Returns why no file can be landed, in one sentence."""
     known = disk_fault(error) if isinstance(error, OSError) else error
     if isinstance(known, FraudAssetsError):
         return str(known)
     return f"Dropped files cannot be landed because of an unexpected error ({type(error).__name__}: {error})."
 
 
-def _reason(error: FraudAssetsError | OSError, passing: tuple[type[FraudAssetsError], ...]) -> str:
-    """The sentence on what may pass by itself: the broker, the lake, a registry, a disk; raises what will not."""
+def _describe_transient(error: FraudAssetsError | OSError, transient: tuple[type[FraudAssetsError], ...]) -> str:
+    """Returns the message of a fault that can end by itself (broker, lake, registry, disk), and raises any other."""
     if isinstance(error, OSError):
         fault = disk_fault(error)
         if fault is None:
             raise error
         return str(fault)
-    if not isinstance(error, (*passing, DiskError)):
+    if not isinstance(error, (*transient, DiskError)):
         raise error
     return str(error)

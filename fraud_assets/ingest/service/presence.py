@@ -1,4 +1,7 @@
-"""Which landers run under this FRAUD_HOME. The operating system forgets those that end, however they end."""
+"""Finds the landers that run under this FRAUD_HOME.
+
+Each lander holds a file lock, which the operating system releases however the process ends.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from fraud_assets.settings import Settings
 
 
 def running_landers(settings: Settings) -> dict[int, str]:
-    """The `fraud-assets land` processes that run: process id to the address of `/metrics` and `/health`, or empty."""
+    """Returns the running `fraud-assets land` processes: process id to the URL of metrics and health, or empty."""
     running = {}
     for path in sorted(_folder(settings).glob("*.lander")):
         try:
@@ -29,22 +32,22 @@ def running_landers(settings: Settings) -> dict[int, str]:
 
 
 def lander_is_running(settings: Settings) -> bool:
-    """Whether a `fraud-assets land` process runs."""
+    """Returns whether a `fraud-assets land` process is running."""
     return bool(running_landers(settings))
 
 
 @contextmanager
 def register_lander(settings: Settings, address: str = "") -> Iterator[None]:
-    """Counts this process among the landers until the block ends, at `address` if it has one."""
+    """Registers this process as a lander until the block ends, with the URL of its metrics if it has one."""
     path = _folder(settings) / f"{os.getpid()}.lander"
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with path.open("w") as file:
-            # The address first: who finds it locked reads it.
+            # Write the address before locking, because a process that finds the lock reads the address.
             file.write(f"{address}\n")
             file.flush()
             fcntl.flock(file, fcntl.LOCK_EX)
-            # Who looked before it was locked took it for left over and removed it.
+            # A process that looked before the lock was held took the file for a leftover and removed it.
             if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
                 continue
             try:

@@ -1,4 +1,4 @@
-"""Always-on landing by Spark: one query that reads all partitions, planned anew whenever it ends."""
+"""Always-on landing with Spark: one query reads all partitions and is planned again whenever it ends."""
 
 from __future__ import annotations
 
@@ -30,7 +30,12 @@ TRANSIENT = (BrokerError, LakeError, EngineError)
 
 @dataclass
 class SparkFollower:
-    """Follows both topics on Spark: one query reads all partitions. Implements `TopicFollower`."""
+    """Lands both topics on Spark with one query that reads all partitions. Implements `TopicFollower`.
+
+    Attributes:
+        has_connected: whether the broker has accepted a connection.
+        newest: time of the last message that landed, in seconds since 1970.
+    """
 
     spark: SparkSession
     lake: Lake
@@ -39,41 +44,42 @@ class SparkFollower:
     status: StatusReporter
     metrics: LandingMetrics
     group: str
-    was_let_in: bool = False
+    has_connected: bool = False
     newest: float | None = None
-    """Time of the last message that landed, in seconds since 1970."""
 
     def follow(self) -> bool:
-        """Lands what comes to the topics until told to stop, or until the query has to be planned anew."""
+        """Lands new messages until `stop` is set or the query must be planned again. Returns true."""
         with TopicReaders.of(self.settings, self.group) as readers:
 
-            def landed(batch: LandedBatch) -> None:
+            def on_landed(batch: LandedBatch) -> None:
                 self.newest = self.newest if batch.newest is None else batch.newest.timestamp()
-                self._note(batch.reports, batch.lag)
+                self._record(batch.reports, batch.lag)
                 readers.transactions.commit_to_broker(
-                    {s: offset for s, offset in batch.positions.items() if offset != NOTHING}
+                    {p: offset for p, offset in batch.positions.items() if offset != NOTHING}
                 )
 
-            def beside(lag: Mapping[int, int]) -> None:
+            def land_labels(lag: Mapping[int, int]) -> None:
                 labels, _ = land_new_labels(self.lake, self.settings, readers, self.stop.is_set)
-                self._note({labels.table: labels}, lag)
+                self._record({labels.table: labels}, lag)
 
-            query = TopicQuery(self.spark, self.lake, self.settings, readers, landed, self.stop.is_set)
+            query = TopicQuery(self.spark, self.lake, self.settings, readers, on_landed, self.stop.is_set)
             try:
-                query.run(bounded=False, beside=beside)
+                query.run(bounded=False, beside=land_labels)
             except ReplanError:
                 return True
             except EngineError as error:
                 if session_has_ended(self.spark):
-                    raise SparkEndedError(f"Spark has ended: {error} Start `fraud-assets land` again.") from error
+                    raise SparkEndedError(
+                        f"The Spark session has ended: {error} Start `fraud-assets land` again."
+                    ) from error
                 raise
         return True
 
-    def _note(self, reports: Mapping[str, LandingReport], lag: Mapping[int, int]) -> None:
-        self.was_let_in = True
-        self.metrics.looked()
-        self.metrics.landed(reports.values())
-        self.metrics.lags(self.settings.transactions_topic, lag, self.newest)
+    def _record(self, reports: Mapping[str, LandingReport], lag: Mapping[int, int]) -> None:
+        self.has_connected = True
+        self.metrics.record_poll()
+        self.metrics.record_landed(reports.values())
+        self.metrics.record_lag(self.settings.transactions_topic, lag, self.newest)
         self.status.landed(reports)
         self.status.recovered("topics")
-        self.status.tick(sum(lag.values()))
+        self.status.report(sum(lag.values()))

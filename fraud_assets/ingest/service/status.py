@@ -1,4 +1,4 @@
-"""What always-on landing says: changes of state at once, all else in one line a minute."""
+"""Reports the status of always-on landing: changes immediately, everything else in one line per minute."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ OnReport = Callable[[dict[str, LandingReport]], None]
 
 
 class StatusReporter:
-    """Adds up what landed and logs it; safe to use from the threads of topics and of files.
+    """Adds up and logs what landed. The threads of topics and of files can call it at the same time.
 
     Args:
         on_report: called with reports by table name, added up over `seconds`.
-        seconds: how often `on_report` is called.
+        seconds: time between two calls of `on_report`.
     """
 
     def __init__(self, on_report: OnReport, seconds: float) -> None:
@@ -33,11 +33,11 @@ class StatusReporter:
         self._unreported = empty_reports()
         self._total = dict.fromkeys(self._unreported, 0)
         self._waiting = 0
-        self._trouble: dict[str, str] = {}
-        self._said = self._reported = monotonic()
+        self._failures: dict[str, str] = {}
+        self._logged_at = self._reported_at = monotonic()
 
     def landed(self, reports: Mapping[str, LandingReport]) -> None:
-        """Counts what landed, of topics or files."""
+        """Adds reports of topics or files, by table name."""
         with self._lock:
             for name, report in reports.items():
                 self._total[name] += report.rows
@@ -45,58 +45,67 @@ class StatusReporter:
                 self._unreported[name] = merge_reports(self._unreported[name], report)
 
     def recovered(self, source: str) -> None:
-        """Landing of a source (`topics` or `files`) works; says so where it did not."""
+        """Records that landing of a source works, and logs it if it failed before.
+
+        Args:
+            source: `topics`, `files`, or a partition as `topic/partition`.
+        """
         with self._lock:
-            trouble = self._trouble.pop(source, "")
-        if trouble:
+            failure = self._failures.pop(source, "")
+        if failure:
             logger.info(f"Landing of {source} works again.")
 
     def failed(self, source: str, reason: str) -> None:
-        """Landing of a source cannot go on for now; said when it is news, and once a minute."""
+        """Records that landing of a source cannot continue. Logs a new failure immediately, then once per minute."""
         with self._lock:
-            known = source in self._trouble
-            self._trouble[source] = reason
-            if known and monotonic() - self._said < LINE_SECONDS:
+            is_known = source in self._failures
+            self._failures[source] = reason
+            if is_known and monotonic() - self._logged_at < LINE_SECONDS:
                 return
-            self._said = monotonic()
-        logger.warning(f"{reason} Trying again.")
+            self._logged_at = monotonic()
+        logger.warning(f"{reason} Landing retries.")
 
-    def tick(self, waiting: int) -> None:
-        """Says the line of the minute and tells what landed, where it is time; `waiting` messages have not landed."""
+    def report(self, waiting: int) -> None:
+        """Logs the line of the minute and calls `on_report`, each if its time has come.
+
+        Args:
+            waiting: messages that have not landed.
+        """
         now = monotonic()
         with self._lock:
             self._waiting = waiting
-            line = self._line() if now - self._said >= LINE_SECONDS else ""
+            line = self._take_line() if now - self._logged_at >= LINE_SECONDS else ""
             if line:
-                self._said = now
+                self._logged_at = now
         if line:
             logger.info(line)
-        if now - self._reported >= self._report_seconds:
-            self._report()
+        if now - self._reported_at >= self._report_seconds:
+            self._call_on_report()
 
-    def ended(self) -> None:
-        """Says and tells the rest."""
+    def finish(self) -> None:
+        """Logs and reports what has not been reported yet."""
         with self._lock:
-            line = self._line() if any(report.rows for report in self._since_line.values()) else ""
+            line = self._take_line() if any(report.rows for report in self._since_line.values()) else ""
         if line:
             logger.info(line)
-        self._report()
+        self._call_on_report()
 
-    def _report(self) -> None:
+    def _call_on_report(self) -> None:
         with self._lock:
-            unreported, self._unreported, self._reported = self._unreported, empty_reports(), monotonic()
+            unreported, self._unreported, self._reported_at = self._unreported, empty_reports(), monotonic()
         if any(report.quarantined or report.has_changes for report in unreported.values()):
             self._on_report(unreported)
 
-    def _line(self) -> str:
+    def _take_line(self) -> str:
+        """Returns the log line for what landed since the last one, and starts to count again. Needs the lock."""
         new, self._since_line = self._since_line, empty_reports()
         refused = new[fraud_labels.name].quarantined
-        bad = f" ({refused:,} labels quarantined)" if refused else ""
-        state = f"{self._waiting:,} messages wait" if self._waiting else "nothing waits"
+        quarantined = f" ({refused:,} labels quarantined)" if refused else ""
+        state = f"{self._waiting:,} messages are waiting" if self._waiting else "no messages are waiting"
         if not any(report.rows for report in new.values()) and not refused:
-            return f"All landed, {_amounts(self._total)} since the start; {state}."
-        return f"Landed {_amounts({name: report.rows for name, report in new.items()})}{bad}; {state}."
+            return f"Nothing new to land, {_format_rows(self._total)} landed since the start; {state}."
+        return f"Landed {_format_rows({name: report.rows for name, report in new.items()})}{quarantined}; {state}."
 
 
-def _amounts(rows: Mapping[str, int]) -> str:
+def _format_rows(rows: Mapping[str, int]) -> str:
     return f"{rows[raw_transactions.name]:,} transactions and {rows[fraud_labels.name]:,} labels"

@@ -1,4 +1,4 @@
-"""Follows both topics in this process: one batch is committed while the next is read."""
+"""Always-on landing in this process: one batch is committed while the next is read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,12 @@ from fraud_assets.settings import Settings
 
 @dataclass
 class LocalFollower:
-    """Follows both topics in this process. Implements `TopicFollower`."""
+    """Lands both topics in this process. Implements `TopicFollower`.
+
+    Attributes:
+        has_connected: whether the broker has accepted a connection.
+        unreadable: partitions of the transactions topic that cannot be read.
+    """
 
     lake: Lake
     settings: Settings
@@ -36,32 +41,30 @@ class LocalFollower:
     metrics: LandingMetrics
     retries: RetryPolicy
     group: str
-    was_let_in: bool = False
+    has_connected: bool = False
     unreadable: set[int] = field(default_factory=set)
-    """Partitions of the transactions topic that cannot be read."""
 
     def follow(self) -> bool:
-        """Lands what comes to the topics until told to stop, or until an embedded broker was restarted."""
-        # One batch is committed while the next is read.
+        """Lands new messages until `stop` is set or the embedded broker was restarted. Returns true."""
         with (
             TopicReaders.of(self.settings, self.group) as readers,
             ThreadPoolExecutor(1, "commit") as committer,
-            closing(readers.transactions.follow(self._stored, self.stop.is_set)) as batches,
+            closing(readers.transactions.follow(self._read_positions, self.stop.is_set)) as batches,
         ):
-            under_way: Future[bool] | None = None
+            commit: Future[bool] | None = None
             for batch, reached in batches:
-                if under_way is not None and not under_way.result():
+                if commit is not None and not commit.result():
                     return True
-                under_way = committer.submit(self._landed, readers, batch, reached)
-            if under_way is not None:
-                under_way.result()
+                commit = committer.submit(self._land_with_retries, readers, batch, reached)
+            if commit is not None:
+                commit.result()
         return True
 
-    def _landed(self, readers: TopicReaders, batch: pa.Table, reached: Positions) -> bool:
-        """Whether the batch is in the lake; False where it has to be read again."""
+    def _land_with_retries(self, readers: TopicReaders, batch: pa.Table, reached: Positions) -> bool:
+        """Returns whether the batch has landed; if not, it must be read again."""
         if batch.num_rows:
-            self.metrics.waits(_seconds(batch["timestamp"][0]))
-        # What is in hand stays in hand while the broker or the lake is away.
+            self.metrics.record_waiting(_seconds(batch["timestamp"][0]))
+        # The batch stays in memory while the broker or the lake is unavailable.
         if not self.retries.run(
             partial(self._land, readers, batch, reached), final=(MessagesLostError, TopicRecreatedError)
         ):
@@ -69,39 +72,41 @@ class LocalFollower:
         if reached:
             readers.transactions.mark_landed(reached)
         lag = readers.transactions.lag()
-        self._note_unreadable(readers.transactions.unreadable)
+        self._report_unreadable(readers.transactions.unreadable)
         last = _seconds(batch["timestamp"][-1]) if batch.num_rows else None
-        self.metrics.lags(self.settings.transactions_topic, lag, last)
-        self.status.tick(sum(lag.values()))
+        self.metrics.record_lag(self.settings.transactions_topic, lag, last)
+        self.status.report(sum(lag.values()))
         return True
 
     def _land(self, readers: TopicReaders, batch: pa.Table, reached: Positions) -> bool:
-        """Whether the batch is in the lake."""
+        """Returns whether the batch has landed."""
         if readers.labels.broker.embedded and find_broker(self.settings) != readers.labels.broker:
             return False
         reports = land_batch(self.lake, self.settings, readers, batch, reached, self.stop.is_set)
-        self.was_let_in = True
-        self.metrics.looked()
-        self.metrics.landed(reports.values())
+        self.has_connected = True
+        self.metrics.record_poll()
+        self.metrics.record_landed(reports.values())
         self.status.landed(reports)
         self.status.recovered("topics")
         return not reached or bool(reports[raw_transactions.name].offsets)
 
-    def _note_unreadable(self, unreadable: Mapping[int, str]) -> None:
-        """Shows partitions that cannot be read, and says each change once."""
+    def _report_unreadable(self, unreadable: Mapping[int, str]) -> None:
+        """Shows partitions that cannot be read, and reports each change once."""
         topic = self.settings.transactions_topic
         for partition in self.unreadable - unreadable.keys():
             self.status.recovered(f"{topic}/{partition}")
         for partition in unreadable.keys() - self.unreadable:
             self.status.failed(f"{topic}/{partition}", unreadable[partition])
         self.unreadable = set(unreadable)
-        self.metrics.cannot_read(topic, unreadable)
+        self.metrics.set_unreadable(topic, unreadable)
 
-    def _stored(self, streams: Collection[SourcePartition], log_starts: LogStarts) -> dict[SourcePartition, int]:
-        return positions_in(self.lake, raw_transactions, streams, log_starts)
+    def _read_positions(
+        self, partitions: Collection[SourcePartition], log_starts: LogStarts
+    ) -> dict[SourcePartition, int]:
+        return positions_in(self.lake, raw_transactions, partitions, log_starts)
 
 
 def _seconds(time: pa.Scalar) -> float | None:
-    """A message's time in seconds since 1970; None where it carries none."""
+    """Returns the time of a message in seconds since 1970, or None if it has none."""
     moment = time.as_py()
     return None if moment is None else moment.timestamp()
