@@ -22,7 +22,7 @@ def test_ten_kills_lose_and_repeat_nothing(tmp_path: Path) -> None:
     assert all(check["holds"] for check in outcome["checks"])
 
 
-def test_the_verdict_sees_a_loss_and_a_repetition(lake: Lake, settings: Settings) -> None:
+def test_verification_finds_a_loss_and_a_repetition(lake: Lake, settings: Settings) -> None:
     """A harness that cannot fail proves nothing."""
     import pyarrow as pa
 

@@ -82,7 +82,7 @@ def test_a_race_of_both_engines_counts_nothing_twice(
     assert row_count(lake.open(transaction_features)) + row_count(lake.open(quarantined_transactions)) == 600
 
 
-def test_a_range_is_recomputed_as_duckdb_restates_it(
+def test_a_range_is_recomputed_as_duckdb_recomputes_it(
     spark: SparkSession, lake: Lake, settings: Settings, tmp_path: Path
 ) -> None:
     land(lake, settings, seed=5, part=0)

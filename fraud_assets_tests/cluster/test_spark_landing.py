@@ -195,7 +195,7 @@ def test_always_on_with_labels_first_and_partitions_that_are_added(
     assert all(came[int(row["value"])] <= row["ingested_at"] for row in rows if int(row["value"]) < 5)
 
 
-def test_a_topic_made_anew_lands_from_its_start(
+def test_a_recreated_topic_lands_from_its_start(
     spark: SparkSession, settings: Settings, lake: Lake, admin: AdminClient
 ) -> None:
     produce(settings, numbers(0, 10), partition=0)
@@ -211,7 +211,7 @@ def test_a_topic_made_anew_lands_from_its_start(
     assert len(messages(lake)["topic_id"].unique()) == 2
 
 
-def test_a_topic_made_anew_under_the_query_mixes_nothing(
+def test_a_topic_recreated_under_the_query_mixes_nothing(
     spark: SparkSession, settings: Settings, lake: Lake, admin: AdminClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the plan and the first batch, where neither partitions nor offsets show it."""

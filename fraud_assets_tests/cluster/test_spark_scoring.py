@@ -178,7 +178,7 @@ def test_a_conflict_removes_the_files_and_starts_over(
     assert files(lake) == committed(lake)
 
 
-def test_a_run_killed_between_its_files_and_its_commit_is_made_up_for(
+def test_a_run_killed_between_its_files_and_its_commit_is_completed_by_the_next(
     lake: Lake, settings: Settings, on_spark: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Killed(BaseException):

@@ -32,7 +32,7 @@ def test_what_is_produced_lands_once(apache_settings: Settings) -> None:
 
 
 @pytest.mark.xdist_group("apache")
-def test_a_topic_made_anew_is_another(apache: Cluster, apache_settings: Settings, make_topic: MakeTopic) -> None:
+def test_a_recreated_topic_is_another(apache: Cluster, apache_settings: Settings, make_topic: MakeTopic) -> None:
     broker = find_broker(apache_settings)
     topic_ids = {find_topic_id(broker, make_topic(), apache_settings) for _ in range(2)}
     assert len(topic_ids) == 2

@@ -226,7 +226,7 @@ def test_an_old_topic_lands_from_its_log_start(settings: Settings, lake: Lake, a
         until(lambda: landed(lake) == texts(4, 10))
 
 
-def test_a_topic_made_anew_lands_from_its_start(settings: Settings, lake: Lake, admin: AdminClient) -> None:
+def test_a_recreated_topic_lands_from_its_start(settings: Settings, lake: Lake, admin: AdminClient) -> None:
     produce(settings, numbers(0, 10), partition=0)
     with following(lake, settings) as lines:
         until(lambda: landed(lake) == texts(0, 10))
@@ -240,7 +240,7 @@ def test_a_topic_made_anew_lands_from_its_start(settings: Settings, lake: Lake, 
     assert len(topic_ids.unique()) == 2
 
 
-def test_a_topic_made_anew_at_once_mixes_nothing(settings: Settings, lake: Lake, admin: AdminClient) -> None:
+def test_a_topic_recreated_at_once_mixes_nothing(settings: Settings, lake: Lake, admin: AdminClient) -> None:
     """Deleted and recreated while nobody lands, and longer than before."""
     produce(settings, numbers(0, 10), partition=0)
     assert land(lake, settings) == 10

@@ -162,7 +162,7 @@ def test_features_and_quarantine_are_written_together(materialize: Materialize, 
     assert row_count(lake.open(quarantined_transactions)) == 2
 
 
-def test_restatement_by_run_config(materialize: Materialize, settings: Settings, lake: Lake) -> None:
+def test_recomputation_by_run_config(materialize: Materialize, settings: Settings, lake: Lake) -> None:
     land(lake, bodies(100))
     process_landed(lake, settings)
     day = {"recompute_start": "2026-01-01", "recompute_end": "2026-01-02T00:00:00Z"}

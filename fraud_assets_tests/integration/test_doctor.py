@@ -302,7 +302,7 @@ def test_a_table_that_cannot_be_read(settings: Settings, lake: Lake) -> None:
     assert of(check_reconciliation(settings), "reconciliation").state == "SKIP"
 
 
-def test_books_that_do_not_balance(settings: Settings, lake: Lake) -> None:
+def test_counts_that_do_not_reconcile(settings: Settings, lake: Lake) -> None:
     land(lake, bodies(10))
     process_landed(lake, settings)
     lake.open(fraud_predictions)

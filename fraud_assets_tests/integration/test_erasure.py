@@ -179,7 +179,7 @@ def test_landing_goes_on_meanwhile(filled: Settings, lake: Lake) -> None:
     assert totals["landed"] == totals["features"] + totals["quarantined"] + totals["duplicates"] == 63 + 7 * len(landed)
 
 
-def test_a_message_that_was_driven_again_goes_with_its_original(lake: Lake, settings: Settings) -> None:
+def test_a_retried_message_is_erased_with_its_original(lake: Lake, settings: Settings) -> None:
     """Its original cannot be told to be the customer's without the field mapping of that time."""
     land(lake, [body.replace(b"customer_id", b"cust") for body in bodies(7)])
     process_landed(lake, settings)

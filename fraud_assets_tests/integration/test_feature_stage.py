@@ -157,7 +157,7 @@ def test_batches_and_pieces_change_nothing(settings: Settings, make_settings: An
             assert cells == pytest.approx(lakes[0][key], abs=1e-9)
 
 
-def test_restatement_counts_a_late_label_and_starts_nothing_downstream(settings: Settings, lake: Lake) -> None:
+def test_recomputation_counts_a_late_label_and_starts_nothing_downstream(settings: Settings, lake: Lake) -> None:
     late = FIRST + timedelta(days=20)
     land(lake, [body(0, FIRST, terminal_id=1), body(1, late, terminal_id=1), body(2, late + timedelta(days=1))])
     process_landed(lake, settings)

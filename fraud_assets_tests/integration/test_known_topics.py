@@ -94,7 +94,7 @@ def test_what_expired_before_the_first_sight_of_a_topic_is_not_lost(
 
 
 @apache_only
-def test_partitions_that_are_added_and_topics_that_are_made_anew_start_at_0(
+def test_added_partitions_and_recreated_topics_start_at_0(
     settings: Settings, lake: Lake, admin: AdminClient
 ) -> None:
     topic = settings.transactions_topic

@@ -113,7 +113,7 @@ def test_a_retried_message_whose_id_came_meanwhile_is_a_duplicate(refused: Setti
     balanced(lake, refused)
 
 
-def test_repeated_ids_are_driven_again_only_when_asked(refused: Settings, lake: Lake) -> None:
+def test_repeated_ids_are_retried_only_on_request(refused: Settings, lake: Lake) -> None:
     assert retry_messages(lake, refused, Selection(positions=("transactions/0/42",))).selected == 1
     plain = refused.model_copy(update={"field_mapping": {}})
     assert retry_messages(lake, plain, Selection()).transactions == 0
@@ -170,7 +170,7 @@ def test_racing_retries_land_nothing_twice(refused: Settings, lake: Lake, monkey
     assert balanced(lake, refused)["landed"] == 55
 
 
-def test_bad_labels_are_driven_again_into_the_labels(lake: Lake, settings: Settings) -> None:
+def test_bad_labels_are_retried_into_the_labels(lake: Lake, settings: Settings) -> None:
     good = [b'{"transaction_id": %d, "is_fraud": 1, "labelled_at": "2026-01-02T00:00:00Z"}' % n for n in range(3)]
     bad = [b'{"transaction_id": %d, "fraud": 1, "labelled_at": "2026-01-02T00:00:00Z"}' % n for n in range(3, 7)]
     append_labels(lake, settings, label_rows([*good, *bad, b"{"]))
@@ -216,7 +216,7 @@ def test_maintenance_finishes_a_killed_retry(refused: Settings, lake: Lake, monk
     assert process_landed(lake, refused).features == 10
 
 
-def test_positions_of_a_topic_made_anew_are_told_apart(lake: Lake, settings: Settings) -> None:
+def test_positions_of_a_recreated_topic_are_distinguished(lake: Lake, settings: Settings) -> None:
     for topic_id in ("first", "second"):
         rows = label_rows([b"{"])
         rows = rows.set_column(1, "topic_id", pa.array([topic_id]))

@@ -64,7 +64,7 @@ def day(number: int) -> date:
     return (FIRST + timedelta(days=number)).date()
 
 
-def test_old_days_go_and_positions_and_books_hold(filled: Settings, lake: Lake) -> None:
+def test_old_days_are_removed_and_positions_and_counts_hold(filled: Settings, lake: Lake) -> None:
     reports = maintain_lake(lake, filled, today=day(4))
     assert {name: (report.rows_retired, report.days_retired) for name, report in reports.items()} == {
         "raw_transactions": (24, 2),

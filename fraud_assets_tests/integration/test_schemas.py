@@ -148,7 +148,7 @@ def test_a_simulated_stream_is_the_same_in_every_format(make_settings: Make, tmp
     assert set(subject) == {"transactions-value", "fraud-labels-value"}
 
 
-def test_tombstones_are_counted_apart_and_the_books_balance(settings: Settings, lake: Lake, send: Send) -> None:
+def test_tombstones_are_counted_apart_and_the_counts_reconcile(settings: Settings, lake: Lake, send: Send) -> None:
     good = json.dumps({**payment(1), "tx_datetime": END.isoformat()}).encode()
     send("transactions", [good, None, b"", None], key="k")
     send("fraud-labels", [None])

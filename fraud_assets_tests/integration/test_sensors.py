@@ -209,7 +209,7 @@ def test_stuck_predictions_call_for_a_person_though_features_go_on(
         daemon.look()
 
 
-def test_progress_starts_the_count_of_failures_anew(
+def test_progress_resets_the_count_of_failures(
     daemon: Daemon, lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for part in range(3):
@@ -247,7 +247,7 @@ def test_canceled_runs_count_as_failed(daemon: Daemon, lake: Lake) -> None:
         daemon.look()
 
 
-def test_a_lake_made_anew_has_no_failures_and_new_run_keys(
+def test_a_recreated_lake_has_no_failures_and_new_run_keys(
     daemon: Daemon, make_settings: Callable[..., Settings], lake: Lake, tmp_path: Any
 ) -> None:
     land(lake, bodies(5))

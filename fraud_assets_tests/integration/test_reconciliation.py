@@ -1,4 +1,4 @@
-"""The books balance at every moment, whatever is between its commits, and only a missing row breaks them."""
+"""The counts of the tables reconcile at every moment, also between two commits, and only a missing row breaks them."""
 
 from __future__ import annotations
 
