@@ -23,6 +23,8 @@ from fraud_assets.core.schema import (
 )
 from fraud_assets.lake.append import commit_errors, retry_conflicts
 from fraud_assets.lake.log import add_actions
+from fraud_assets.lake.position_sql import is_of_source_partition
+from fraud_assets.lake.positions import SourcePartition
 from fraud_assets.lake.table_errors import table_error
 from fraud_assets.lake.tables import Lake, RemoteTable
 from fraud_assets.operations.holdings import (
@@ -179,11 +181,11 @@ def _predicate(positions: pa.Table) -> str:
     Its bounds on the offset let Delta see that it does not match rows that are appended meanwhile.
     """
     parts = []
-    for source in positions.group_by(list(SOURCE_PARTITION_COLUMNS)).aggregate([("offset", "list")]).to_pylist():
-        offsets = sorted(source["offset_list"])
-        topic, topic_id = (source[name].replace("'", "''") for name in ("topic", "topic_id"))
+    for group in positions.group_by(list(SOURCE_PARTITION_COLUMNS)).aggregate([("offset", "list")]).to_pylist():
+        offsets = sorted(group["offset_list"])
+        partition = SourcePartition(*(group[name] for name in SOURCE_PARTITION_COLUMNS))
         parts.append(
-            f"(topic = '{topic}' and topic_id = '{topic_id}' and \"partition\" = {source['partition']} "
+            f"({is_of_source_partition(partition)} "
             f'and "offset" >= {offsets[0]} and "offset" <= {offsets[-1]} '
             f'and "offset" in ({", ".join(map(str, offsets))}))'
         )

@@ -36,6 +36,7 @@ from fraud_assets.core.subjects import compile_id_pattern, find_ids
 from fraud_assets.kafka.schemas import label_decoder, transaction_decoder
 from fraud_assets.lake.data_files import BODY_ROWS
 from fraud_assets.lake.duckdb_session import connect
+from fraud_assets.lake.position_sql import position_columns, same_position
 from fraud_assets.lake.scan import register_view
 from fraud_assets.lake.tables import Lake, batches
 from fraud_assets.operations.kept_files import FileRows, find_customer_files
@@ -51,7 +52,7 @@ ERASED_TABLES = (fraud_labels, fraud_predictions, raw_transactions, quarantined_
 POSITIONS = pa.schema(list(POSITION))
 """Schema of a table of source positions."""
 
-_POSITION_SQL = ", ".join(f'"{name}"' for name in POSITION_COLUMNS)
+_POSITION_SQL = position_columns()
 
 
 @dataclass(frozen=True)
@@ -295,7 +296,7 @@ def _add_retries(lake: Lake, settings: Settings, positions: pa.Table) -> pa.Tabl
         while True:
             connection.register("positions", positions)
             origins = ", ".join(f'origin_{name} as "{name}"' for name in POSITION_COLUMNS)
-            is_retry = " and ".join(f'log.origin_{name} = positions."{name}"' for name in POSITION_COLUMNS)
+            is_retry = same_position("positions", "log", "origin_")
             linked = connection.sql(
                 f"""select {origins} from log semi join positions using ({_POSITION_SQL})
                 union all select {_POSITION_SQL} from log where exists (select 1 from positions where {is_retry})"""

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from fraud_assets.core.schema import (
-    POSITION_COLUMNS,
     QUARANTINED_TRANSACTIONS,
     RETRIED_MESSAGES,
     TIME,
@@ -22,6 +21,7 @@ from fraud_assets.core.schema import (
 )
 from fraud_assets.errors import UnknownMessageError
 from fraud_assets.lake.duckdb_session import connect
+from fraud_assets.lake.position_sql import position_columns, same_position
 from fraud_assets.lake.scan import files_within, register_view
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
@@ -34,9 +34,9 @@ DUPLICATE = "duplicate"
 LABEL_PREFIX = "label_"
 """Start of the reasons of labels. All other reasons are of transactions."""
 
-POSITION_SQL = ", ".join(f'q."{name}"' for name in POSITION_COLUMNS)
+POSITION_SQL = position_columns("q")
 """The source position of a row of `q`, the quarantine table, as SQL columns."""
-IS_RETRIED_SQL = " and ".join(f'q."{name}" = r."origin_{name}"' for name in POSITION_COLUMNS)
+IS_RETRIED_SQL = same_position("q", "r", "origin_")
 """SQL condition: the row of `r`, the retry log, is a retry of the row of `q`, the quarantine table."""
 
 

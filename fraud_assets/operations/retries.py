@@ -37,6 +37,7 @@ from fraud_assets.kafka.schemas import label_decoder, transaction_decoder
 from fraud_assets.lake.append import append_landed, commit_append, retry_conflicts
 from fraud_assets.lake.batches import find_pending, read_batch
 from fraud_assets.lake.duckdb_session import connect
+from fraud_assets.lake.position_sql import landing_order, position_columns, same_position
 from fraud_assets.lake.positions import (
     FILE_LABELS_TOPIC,
     RETRIED_LABELS,
@@ -159,7 +160,7 @@ def _selected_batches(lake: Lake, settings: Settings, selection: Selection, *, l
             kind += f" and q.reason <> '{DUPLICATE}'"
         positions = connection.sql(
             f"""select {POSITION_SQL}, coalesce(octet_length(q.value), 0) as size from q {where} and {kind}
-            order by q.ingested_at, {POSITION_SQL}""",
+            order by {landing_order("q")}""",
             params=values,
         ).to_arrow_table()
     yield from _split(positions, settings)
@@ -182,9 +183,8 @@ def _read_quarantined(lake: Lake, settings: Settings, positions: pa.Table) -> pa
     with connect(settings) as connection:
         register_view(connection, "q", lake.open(quarantined_transactions))
         connection.register("p", positions)
-        columns = ", ".join(f'"{name}"' for name in POSITION_COLUMNS)
         rows = connection.sql(
-            f"select q.* from q semi join p using ({columns}) order by q.ingested_at, {POSITION_SQL}"
+            f"select q.* from q semi join p using ({position_columns()}) order by {landing_order('q')}"
         ).to_arrow_table()
     return rows.select(QUARANTINED_TRANSACTIONS.names).cast(QUARANTINED_TRANSACTIONS)
 
@@ -234,7 +234,7 @@ def _record_retries(lake: Lake, settings: Settings, rows: pa.Table, partition: S
             connection.register("q", rows.select([*POSITION_COLUMNS, "reason", "ingested_at"]))
             fresh = connection.sql(
                 f"""select {POSITION_SQL}, reason from q where not exists (select 1 from r where {IS_RETRIED_SQL})
-                order by q.ingested_at, {POSITION_SQL}"""
+                order by {landing_order("q")}"""
             ).to_arrow_table()
         if not fresh.num_rows:
             return
@@ -295,11 +295,9 @@ def _with_sizes(lake: Lake, settings: Settings, positions: pa.Table) -> pa.Table
     with connect(settings) as connection:
         register_view(connection, "q", lake.open(quarantined_transactions))
         connection.register("p", positions.append_column("n", pa.array(range(positions.num_rows), pa.int64())))
-        columns = ", ".join(f'p."{name}"' for name in POSITION_COLUMNS)
-        same = " and ".join(f'q."{name}" = p."{name}"' for name in POSITION_COLUMNS)
         return connection.sql(
-            f"""select {columns}, coalesce(octet_length(q.value), 0) as size
-            from p left join q on {same} order by p.n"""
+            f"""select {position_columns("p")}, coalesce(octet_length(q.value), 0) as size
+            from p left join q on {same_position("q", "p")} order by p.n"""
         ).to_arrow_table()
 
 

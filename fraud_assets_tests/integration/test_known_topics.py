@@ -94,9 +94,7 @@ def test_what_expired_before_the_first_sight_of_a_topic_is_not_lost(
 
 
 @apache_only
-def test_added_partitions_and_recreated_topics_start_at_0(
-    settings: Settings, lake: Lake, admin: AdminClient
-) -> None:
+def test_added_partitions_and_recreated_topics_start_at_0(settings: Settings, lake: Lake, admin: AdminClient) -> None:
     topic = settings.transactions_topic
     produce(settings, numbers(0, 5), partition=0)
     assert land(lake, settings) == 5

@@ -209,9 +209,7 @@ def test_stuck_predictions_call_for_a_person_though_features_go_on(
         daemon.look()
 
 
-def test_progress_resets_the_count_of_failures(
-    daemon: Daemon, lake: Lake, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_progress_resets_the_count_of_failures(daemon: Daemon, lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     for part in range(3):
         land(lake, bodies(5, first_id=5 * part), first_offset=5 * part)
         with monkeypatch.context() as broken:
