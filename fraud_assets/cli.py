@@ -79,7 +79,9 @@ def main() -> None:
 
 
 def _exit_with(error: FraudAssetsError) -> NoReturn:
-    click.echo(f"Error: {error}", err=True)
+    from fraud_assets.commands.console import report_error
+
+    report_error(str(error))
     sys.exit(error.exit_code)
 
 

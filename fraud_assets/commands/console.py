@@ -8,6 +8,8 @@ import sys
 from contextlib import suppress
 from datetime import UTC, datetime
 
+import click
+
 from fraud_assets.settings import LogSettings
 
 
@@ -41,6 +43,15 @@ def configure_logging() -> None:
     platform.handlers = [handler]
     platform.setLevel(logging.INFO)
     platform.propagate = False
+
+
+def report_error(message: str) -> None:
+    """Writes the final error of a command to standard error, in the format of the log."""
+    platform = logging.getLogger("fraud_assets")
+    if any(isinstance(handler.formatter, JsonFormatter) for handler in platform.handlers):
+        platform.error(message)
+    else:
+        click.echo(f"Error: {message}", err=True)
 
 
 def show_warnings_only() -> None:

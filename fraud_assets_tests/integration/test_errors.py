@@ -157,3 +157,20 @@ def _fill(ballast: Path) -> None:
 def _write_for_ever(file: FileIO, block: bytes) -> None:
     while True:
         file.write(block)
+
+
+def test_a_log_of_json_lines_has_the_error_too(tmp_path: Path) -> None:
+    """Each line is an object that a log collector can read: what was logged on the way, and the error at the end."""
+    incoming = tmp_path / "incoming"
+    incoming.mkdir()
+    (incoming / "day.jsonl").write_text('{"transaction_id": 1}\n')
+    landed = run(tmp_path, "land", "--once", FRAUD_LOG_FORMAT="json", FRAUD_FILE_QUIET_SECONDS="0")
+    assert landed.returncode == 0
+    lines = [json.loads(line) for line in landed.stderr.splitlines()]
+    assert [line["level"] for line in lines] == ["INFO"] * len(lines)
+    assert any(line["message"].startswith("day.jsonl: 1 rows") for line in lines)
+    assert all(set(line) == {"time", "level", "logger", "message"} for line in lines)
+    refused = run(tmp_path, "land", "--once", FRAUD_LOG_FORMAT="json", FRAUD_BATCH_ROWS="many")
+    (error,) = [json.loads(line) for line in refused.stderr.splitlines()]
+    assert (refused.returncode, error["level"]) == (2, "ERROR")
+    assert error["message"].startswith("Setting FRAUD_BATCH_ROWS is 'many'")
