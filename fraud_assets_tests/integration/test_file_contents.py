@@ -307,7 +307,7 @@ def test_a_field_within_a_column_is_read_as_a_column(make_settings: Callable[...
         ({"field_mapping": "transaction_id=after..id"}, "empty part"),
         (
             {"field_mapping": "transaction_id=after.id", "pseudonymise": "after", "pseudonym_key": "k" * 32},
-            "after holds transaction_id",
+            "after contains transaction_id",
         ),
     ],
 )
