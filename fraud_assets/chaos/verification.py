@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from fraud_assets.chaos.traffic import NUMBER, Sent
+from fraud_assets.core.quarantine_reasons import LABEL_PREFIX
 from fraud_assets.core.schema import (
     POSITION_COLUMNS,
     Table,
@@ -19,7 +20,6 @@ from fraud_assets.core.schema import (
     transaction_features,
 )
 from fraud_assets.lake.tables import Lake, dataset_of
-from fraud_assets.operations.quarantine import LABEL_PREFIX
 from fraud_assets.operations.reconciliation import reconcile
 from fraud_assets.settings import Settings
 

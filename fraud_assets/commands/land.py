@@ -121,10 +121,10 @@ def _start_session(engine: str | None, settings: Settings) -> Iterator[SparkSess
 
 
 def _choose_engine(settings: Settings, spark: SparkSession | None) -> Engine:
-    if spark is None:
-        from fraud_assets.engines.local.engine import LocalEngine
+    from fraud_assets.engines.choice import choose_engine
 
-        return LocalEngine(settings)
-    from fraud_assets.engines.spark.engine import SparkEngine
+    def session() -> SparkSession:
+        assert spark is not None
+        return spark
 
-    return SparkEngine(settings, lambda: spark)
+    return choose_engine(settings, session, "duckdb" if spark is None else "spark")

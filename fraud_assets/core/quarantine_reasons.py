@@ -5,7 +5,9 @@ from __future__ import annotations
 from fraud_assets.core.bodies import BODY_REASONS
 
 DUPLICATE = "duplicate"
+"""Reason of a message whose transaction id landed before."""
 LABEL_PREFIX = "label_"
+"""Start of the reasons of labels. All other reasons are of transactions."""
 
 _EITHER_REASONS = {
     **BODY_REASONS,

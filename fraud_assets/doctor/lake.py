@@ -124,7 +124,8 @@ def check_reconciliation(settings: Settings) -> list[Finding]:
 
 def check_quarantine(settings: Settings) -> list[Finding]:
     """Compares the open messages in quarantine with the landed ones, and looks for interrupted retries."""
-    from fraud_assets.operations.quarantine import DUPLICATE, Selection, count_reasons
+    from fraud_assets.core.quarantine_reasons import DUPLICATE
+    from fraud_assets.operations.quarantine import Selection, count_reasons
     from fraud_assets.operations.retries import count_waiting_retries
 
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from fraud_assets.engines.base import Engine
 from fraud_assets.engines.local.engine import LocalEngine
@@ -13,15 +13,20 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 
-def choose_engine(settings: Settings, session: Callable[[], SparkSession]) -> Engine:
-    """Returns the engine that FRAUD_ENGINE names.
+def choose_engine(
+    settings: Settings, session: Callable[[], SparkSession], name: Literal["duckdb", "spark"] | None = None
+) -> Engine:
+    """Returns an engine by its name.
 
     Args:
         settings: FRAUD_ENGINE and the settings of the engine.
         session: Returns the Spark session; called only if there is work.
+        name: Name of the engine; default: FRAUD_ENGINE.
     """
-    if settings.engine == "duckdb":
-        return LocalEngine(settings)
-    from fraud_assets.engines.spark.engine import SparkEngine
+    match name or settings.engine:
+        case "duckdb":
+            return LocalEngine(settings)
+        case "spark":
+            from fraud_assets.engines.spark.engine import SparkEngine
 
-    return SparkEngine(settings, session)
+            return SparkEngine(settings, session)

@@ -20,6 +20,7 @@ from fraud_assets.core.bodies import MAGIC, Rejected
 from fraud_assets.core.formats import ID_HEADER, Decoder
 from fraud_assets.core.parsing import parse_transactions
 from fraud_assets.core.pseudonyms import keyed_hmac
+from fraud_assets.core.quarantine_reasons import LABEL_PREFIX
 from fraud_assets.core.schema import (
     POSITION,
     POSITION_COLUMNS,
@@ -40,7 +41,6 @@ from fraud_assets.lake.position_sql import position_columns, same_position
 from fraud_assets.lake.scan import register_view
 from fraud_assets.lake.tables import Lake, batches
 from fraud_assets.operations.kept_files import FileRows, find_customer_files
-from fraud_assets.operations.quarantine import LABEL_PREFIX
 from fraud_assets.printable import printable
 from fraud_assets.settings import Settings
 

@@ -29,11 +29,6 @@ from fraud_assets.settings import Settings
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-DUPLICATE = "duplicate"
-"""Reason of a message whose transaction id landed before."""
-LABEL_PREFIX = "label_"
-"""Start of the reasons of labels. All other reasons are of transactions."""
-
 POSITION_SQL = position_columns("q")
 """The source position of a row of `q`, the quarantine table, as SQL columns."""
 IS_RETRIED_SQL = same_position("q", "r", "origin_")

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
 
+from fraud_assets.core.quarantine_reasons import DUPLICATE, LABEL_PREFIX
 from fraud_assets.core.schema import (
     TIME,
     Table,
@@ -25,7 +26,6 @@ from fraud_assets.lake.position_sql import same_source_partition, source_partiti
 from fraud_assets.lake.positions import NOTHING, Positions, SourcePartition, committed_offset, partition_arrays
 from fraud_assets.lake.scan import register_view
 from fraud_assets.lake.tables import Lake, read
-from fraud_assets.operations.quarantine import DUPLICATE, LABEL_PREFIX
 from fraud_assets.operations.retention import read_retained_from
 from fraud_assets.settings import Settings
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fraud_assets.core.parsing import parse_labels, parse_transactions
+from fraud_assets.core.quarantine_reasons import DUPLICATE, LABEL_PREFIX
 from fraud_assets.core.schema import (
     MESSAGES,
     POSITION_COLUMNS,
@@ -47,15 +48,7 @@ from fraud_assets.lake.positions import (
 )
 from fraud_assets.lake.scan import register_view
 from fraud_assets.lake.tables import Lake
-from fraud_assets.operations.quarantine import (
-    DUPLICATE,
-    IS_RETRIED_SQL,
-    LABEL_PREFIX,
-    POSITION_SQL,
-    Selection,
-    find_message,
-    register_selection,
-)
+from fraud_assets.operations.quarantine import IS_RETRIED_SQL, POSITION_SQL, Selection, find_message, register_selection
 from fraud_assets.settings import Settings
 
 logger = logging.getLogger(__name__)

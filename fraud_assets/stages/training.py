@@ -307,7 +307,7 @@ def _calibrate(
         model_run_id=made.run_id,
         threshold=threshold,
         budget_per_day=settings.alert_budget_per_day,
-        window_start=since,
+        window_start=recent.start,
         window_end=newest + timedelta(microseconds=1),
         rows=traffic.rows,
         alerts_per_day=alerts / traffic.days,

@@ -13,11 +13,13 @@ import pytest
 
 from fraud_assets.core.schema import (
     DERIVED_FEATURES,
+    FEATURE_VERSION,
     fraud_labels,
     quarantined_transactions,
     raw_transactions,
     transaction_features,
 )
+from fraud_assets.engines.local import features as local_features
 from fraud_assets.errors import SettingError
 from fraud_assets.lake.append import append_landed
 from fraud_assets.lake.batches import Bounds, find_pending, next_bounds, rows_within
@@ -171,6 +173,19 @@ def test_recomputation_counts_a_late_label_and_starts_nothing_downstream(setting
     assert (before["1"], after["1"]) == ((0.0,), (1.0,))
     assert {key: after[key] for key in "02"} == {key: before[key] for key in "02"}
     assert stored_positions(lake) == positions
+
+
+def test_recomputed_rows_have_the_present_feature_version(
+    settings: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the error on rows of an earlier version says: recompute their range, then they can be scored."""
+    land(lake, [body(0, FIRST), body(1, FIRST + timedelta(hours=1))])
+    with monkeypatch.context() as earlier:
+        earlier.setattr(local_features, "FEATURE_VERSION", "0")
+        process_landed(lake, settings)
+    assert features(lake, "feature_version") == {"0": ("0",), "1": ("0",)}
+    assert recompute(lake, settings, FIRST, FIRST + timedelta(days=1)) == 2
+    assert features(lake, "feature_version") == {"0": (FEATURE_VERSION,), "1": (FEATURE_VERSION,)}
 
 
 def stored_positions(lake: Lake) -> dict[Any, int]:

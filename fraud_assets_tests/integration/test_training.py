@@ -11,7 +11,7 @@ from fraud_assets.core.scoring import score
 from fraud_assets.core.training import score_samples
 from fraud_assets.errors import LakeError, ModelRegistryError, NoChampionError, NotEnoughDataError, SettingError
 from fraud_assets.lake.log import row_count
-from fraud_assets.lake.tables import Lake, dataset_of
+from fraud_assets.lake.tables import Lake, read
 from fraud_assets.registry.models import ModelVersion, champion, champion_version
 from fraud_assets.settings import load_settings
 from fraud_assets.stages import training
@@ -94,6 +94,16 @@ def test_recalibrating_moves_the_threshold_but_not_the_model(home):
     recalibrate(lake, settings)
     assert read_threshold(lake, champion(settings), settings) == report.calibration.threshold
     assert row_count(lake.open(alert_thresholds)) == 3
+
+
+def test_a_short_window_is_calibrated_on_its_own_days_and_says_so(tmp_path):
+    settings = load_settings(home=tmp_path, mlflow_tracking_uri="", train_min_rows=10, train_trees=3)
+    lake = Lake.of(settings)
+    commit_features(lake, features(400, days=10))
+    start = FIRST + timedelta(days=7)
+    report = train(lake, settings, start)
+    assert report.calibration.window_start == start
+    assert read(lake.open(alert_thresholds), ["window_start"])["window_start"].to_pylist() == [start]
 
 
 def test_too_few_rows_says_how_many_and_registers_nothing(home):

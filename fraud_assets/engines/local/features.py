@@ -180,8 +180,9 @@ def _features(
     for name in windows.column_names:
         if name != "arrival":
             table = table.append_column(name, windows[name])
-    if "feature_version" not in table.column_names:
-        table = table.append_column("feature_version", pa.repeat(FEATURE_VERSION, table.num_rows))
+    # Recomputed rows may carry an earlier version.
+    table = table.drop_columns([name for name in ("feature_version",) if name in table.column_names])
+    table = table.append_column("feature_version", pa.repeat(FEATURE_VERSION, table.num_rows))
     return table.select(TRANSACTION_FEATURES.names).cast(TRANSACTION_FEATURES)
 
 
