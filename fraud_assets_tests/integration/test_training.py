@@ -11,7 +11,7 @@ from fraud_assets.core.scoring import score
 from fraud_assets.core.training import score_samples
 from fraud_assets.errors import LakeError, ModelRegistryError, NoChampionError, NotEnoughDataError, SettingError
 from fraud_assets.lake.log import row_count
-from fraud_assets.lake.tables import Lake, read
+from fraud_assets.lake.tables import Lake, dataset_of, read
 from fraud_assets.registry.models import ModelVersion, champion, champion_version
 from fraud_assets.settings import load_settings
 from fraud_assets.stages import training
