@@ -129,8 +129,8 @@ def _print_remaining(found: Holdings, customer: str, *, unreadable: bool) -> Non
         click.echo(f"{path} cannot be opened. Remove it if it may contain rows of the customer.")
     for waiting in found.waiting:
         click.echo(
-            f"{printable(waiting)} contains rows of the customer and has not landed yet. Remove it, or run this command "
-            "again after it has landed."
+            f"{printable(waiting)} contains rows of the customer and has not landed yet. Remove it, or run this "
+            "command again after it has landed."
         )
 
 

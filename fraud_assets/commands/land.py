@@ -29,8 +29,8 @@ _FILES_FAILED = 3
 @click.option(
     "--engine",
     type=click.Choice(["python", "spark"]),
-    help="Engine that lands the transactions topic: this process, or Spark. Default: spark if FRAUD_ENGINE is spark and "
-    "an external broker is configured, else python.",
+    help="Engine that lands the transactions topic: this process, or Spark. Default: spark if FRAUD_ENGINE is spark "
+    "and an external broker is configured, else python.",
 )
 @click.option("--once", is_flag=True, help="Land the data that is available now, then exit.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object, with --once.")

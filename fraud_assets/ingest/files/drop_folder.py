@@ -53,7 +53,7 @@ class WaitingEntries:
 
 
 def waiting_entries(settings: Settings) -> WaitingEntries:
-    """Returns the entries that have not changed for FRAUD_FILE_QUIET_SECONDS, except files whose names are unfinished.
+    """Returns the entries that have not changed for FRAUD_FILE_QUIET_SECONDS, except unfinished files.
 
     Broken links and pipes count as files: landing refuses them like a file that cannot be read.
 
