@@ -17,7 +17,7 @@ _DAYS = click.IntRange(min=1)
 @click.option(
     "--train-start",
     type=click.DateTime(["%Y-%m-%d"]),
-    help="First training day, UTC. Default: the latest start for which FRAUD_FEEDBACK_DELAY_DAYS are over for all labels.",
+    help="First training day, UTC. Default: the latest start whose test days are older than FRAUD_FEEDBACK_DELAY_DAYS.",
 )
 @click.option("--train-days", type=_DAYS, default=7, show_default=True, help="Days to train on.")
 @click.option(

@@ -1,4 +1,4 @@
-"""The doctor: a healthy platform passes, and each broken part has its line, its fix and exit code 1."""
+"""The doctor: a healthy platform passes, and each broken part has its own line, fix and exit code 1."""
 
 from __future__ import annotations
 

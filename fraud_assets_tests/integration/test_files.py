@@ -1,4 +1,4 @@
-"""The drop folder: exactly once by content, labels first, nothing half-landed, nothing overwritten."""
+"""The drop folder: exactly once by content, labels first, no partly landed file, no overwritten file."""
 
 from __future__ import annotations
 
