@@ -109,7 +109,7 @@ def _check_runs(instance: DagsterInstance) -> list[Finding]:
     text = f"{len(records)} failed within a day, the last {last.run_id} of {last.job_name}"
     if instance.get_run_records(later, limit=1):
         return [ok("runs", f"{text}; a later run of that job succeeded")]
-    return [warn("runs", text, "Look at it in the web UI, under Runs. No message is skipped meanwhile.")]
+    return [warn("runs", text, "Look at it in the web UI, under Runs. No message is skipped in the meantime.")]
 
 
 def _format_time(timestamp: float) -> str:

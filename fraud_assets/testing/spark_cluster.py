@@ -181,7 +181,7 @@ class _Launcher:
                 stderr=log,
                 cwd=work,
                 env=_environment(home, daemon),
-                # The session identifies all processes that a worker started, whatever their parent is.
+                # The session identifies all processes that a worker started, regardless of their parent.
                 start_new_session=True,
             )
 
