@@ -1,4 +1,4 @@
-"""Lakes for the benchmarks, filled in seconds by committing Arrow tables; and how ratios are taken."""
+"""Fills lakes for the benchmarks in seconds by committing Arrow tables, and measures and compares durations."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ FEEDBACK_DELAY_US = 7 * 86_400 * 1_000_000
 
 
 def say(text: str) -> None:
-    """Progress, on standard error."""
+    """Prints progress to standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
 def handbook_files(settings: Settings | None = None) -> list[Path]:
-    """The handbook's transactions; ends the benchmark, in words, where they are absent."""
+    """Returns the files of the handbook's transactions. If there are none, prints the reason and ends the benchmark."""
     folder = (settings or load_settings()).handbook_data
     files = sorted(folder.glob("transactions_*.parquet"))
     if not files:
@@ -37,7 +37,7 @@ def handbook_files(settings: Settings | None = None) -> list[Path]:
 
 
 def handbook_rows(file: Path) -> pa.Table:
-    """transaction_id, tx_datetime, customer_id, terminal_id, tx_amount, is_fraud, and `body`: the JSON message."""
+    """Returns the five fields of the contract, `is_fraud`, and `body`, the JSON message."""
     import duckdb
 
     with duckdb.connect() as connection:
@@ -54,7 +54,11 @@ def handbook_rows(file: Path) -> pa.Table:
 
 
 def land_handbook(lake: Lake, files: list[Path]) -> int:
-    """Each file as a stream of its own, with a label for every transaction, known seven days later; gives the rows."""
+    """Lands each file as its own source partition, with a label for each transaction, known seven days later.
+
+    Returns:
+        The number of landed transactions.
+    """
     rows = 0
     for file in files:
         data = handbook_rows(file)
@@ -67,7 +71,7 @@ def land_handbook(lake: Lake, files: list[Path]) -> int:
 def land(
     lake: Lake, topic: str, bodies: pa.Array, ids: pa.Array, frauds: pa.Array, known: pa.Array, first_offset: int = 0
 ) -> None:
-    """Commit labels and messages to the landing tables, as the lander does."""
+    """Commits labels and messages to the landing tables, as the lander does."""
     count = len(bodies)
     position = {
         "topic": pa.repeat(topic, count),
@@ -83,7 +87,7 @@ def land(
 
 
 def seconds(action: Callable[[], object]) -> float:
-    """Wall time of a call."""
+    """Returns the wall time of a call in seconds."""
     gc.collect()
     began = time.perf_counter()
     action()
@@ -91,7 +95,7 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def alternately(repeats: int, **actions: Callable[[], float]) -> dict[str, float]:
-    """Median result of each action, taken in turns: what else runs on the machine hits all alike."""
+    """Returns the median result of each action. The actions alternate, so that other load affects all equally."""
     taken: dict[str, list[float]] = {name: [] for name in actions}
     for number in range(repeats):
         for name, action in actions.items():
@@ -101,6 +105,6 @@ def alternately(repeats: int, **actions: Callable[[], float]) -> dict[str, float
 
 
 def verdict(ratio: float, aim: float, *, least: bool) -> str:
-    """Whether an aim is met, in words."""
+    """Returns a text that states the aim and whether it is met."""
     met = ratio >= aim if least else ratio <= aim
     return f"aim: at {'least' if least else 'most'} {aim}, {'met' if met else 'NOT met'}"

@@ -1,9 +1,9 @@
-"""Landing commits in a row with maintenance beside them, first against last: python benchmarks/commits.py [--full]
+"""Compares the first and the last of many landing commits under maintenance: python benchmarks/commits.py [--full]
 
-50,000 commits of 10 messages with --full, else 5,000; on a day of one-second commits 50,000 are 14 hours. Maintenance runs
-in a process of its own as often per commit as its schedule does (every 900), and log entries are kept as many commits
-as FRAUD_LOG_HOURS keeps at one a second (7,200). For comparison, the same without maintenance, 2,000 commits. Wall and CPU
-time are given, for a busy machine moves the first alone.
+The benchmark makes 50,000 commits of 10 messages with --full, else 5,000. At one commit per second, 50,000 commits take
+14 hours. Maintenance runs in a separate process after every 900 commits, which is the rate of its schedule. The log
+keeps the entries of 7,200 commits, as FRAUD_LOG_HOURS does at one commit per second. For comparison, 2,000 commits run
+without maintenance. The benchmark prints wall and CPU time, because other load on the machine changes only wall time.
 """
 
 import json
@@ -30,7 +30,7 @@ from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import load_settings
 lake, settings = Lake(sys.argv[1]), load_settings()
 for line in sys.stdin:
-    # Of the log as many commits are kept as the setting keeps at one a second.
+    # The log keeps as many commits as the setting keeps at one commit per second.
     lake.open(raw_transactions).alter.set_table_properties({maintenance._LOG_RETENTION: f"interval {line.strip()} seconds"})
     maintenance._shorten_log = lambda handle, settings: (handle.create_checkpoint(), handle.cleanup_metadata())
     maintenance.maintain(lake, raw_transactions, settings)
@@ -54,7 +54,7 @@ def message_rows(first: int) -> pa.Table:
 
 
 def commits(count: int, maintenance: bool) -> tuple[list[float], list[float]]:
-    """Seconds and CPU seconds of each commit."""
+    """Returns the wall and CPU seconds of each commit."""
     seconds, busy = [], []
     with tempfile.TemporaryDirectory() as folder:
         lake = Lake(str(Path(folder) / "lake"))
@@ -93,7 +93,7 @@ def main() -> None:
         for kind, measured in zip(("wall", "cpu"), commits(number, maintenance), strict=True):
             parts = (measured[a:b] for a, b in pairwise(range(0, number + 1, 1000)))
             thousands = [statistics.median(part) for part in parts]
-            # The log is as long as it ever gets once KEPT commits are in it.
+            # The log has reached its maximum length once it contains KEPT commits.
             steady = thousands[min(KEPT // 1000, len(thousands) - 1)]
             result[name][kind] = {
                 "first_1000_ms": round(1000 * thousands[0], 1),

@@ -1,6 +1,7 @@
-"""The feature stage, Delta to Delta, against its windows alone and pandas: python benchmarks/features.py [--quick]
+"""Compares the feature stage with its windows alone and with pandas: python benchmarks/features.py [--quick]
 
-Windows alone: plain DuckDB SQL on an Arrow table in memory, one select, result to Arrow; a window over fraud flags.
+The stage reads and writes Delta tables. The windows alone are one DuckDB select over an Arrow table in memory with an
+Arrow result, including a window over fraud flags.
 """
 
 import shutil
@@ -23,7 +24,7 @@ DELAY = 7
 
 
 def plain_sql() -> str:
-    """The book's twelve windows over a table `data`."""
+    """Returns SQL for the handbook's twelve windows over a table `data`."""
     windows = []
     for days in WINDOW_DAYS:
         card = f"partition by customer_id order by us range between {days * DAY_US - 1} preceding and current row"
@@ -41,7 +42,7 @@ def plain_sql() -> str:
 
 
 def in_pandas(data: pa.Table) -> float:
-    """Rows per second of pandas' rolling windows, group by group, on a sample of whole cards and terminals."""
+    """Returns the rows per second of pandas' rolling windows per group, on a sample of whole cards and terminals."""
     spent = 0.0
     for key, groups in (("customer_id", 200), ("terminal_id", 400)):
         frame = data.select([key, "tx_datetime", "tx_amount", "is_fraud"]).to_pandas()
@@ -95,7 +96,7 @@ def main() -> None:
             return spent
 
         lakes.say("warming up")
-        plain(), stage()  # imports, and the features compiled to SQL
+        plain(), stage()  # The first calls import libraries and compile the features to SQL.
         wall = lakes.alternately(2 if quick else 3, stage=stage, plain=plain)
     cpu = {name: min(values) for name, values in used.items()}
     pandas = in_pandas(data)
@@ -107,7 +108,7 @@ def main() -> None:
         f"  reaches {ratio:.2f} of the speed of the windows alone in plain DuckDB SQL "
         f"({lakes.verdict(ratio, 0.6, least=True)});"
     )
-    print(f"  by processor time, which other load disturbs less: {cpu['plain'] / cpu['stage']:.2f}.")
+    print(f"  by CPU time, which other load affects less: {cpu['plain'] / cpu['stage']:.2f}.")
     print(f"  It is {rows / wall['stage'] / pandas:.1f} times as fast as pandas' rolling windows group by group.")
     print(
         f"  On this machine now: {rows / wall['stage']:,.0f} rows/s, windows alone {rows / wall['plain']:,.0f}, "

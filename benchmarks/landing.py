@@ -1,9 +1,10 @@
-"""Landing from Apache Kafka against the raw client: python benchmarks/landing.py [--quick | --full]
+"""Compares landing from Apache Kafka with the raw client: python benchmarks/landing.py [--quick | --full]
 
-1 million messages of about 130 bytes in 4 partitions with --quick, else 3 million, with --full 10 million. Compared:
-the client's `consume` alone; a plain loop that consumes and writes Delta files of 100,000 rows, without positions and
-without order; one `fraud-assets land` process; two that share the partitions. Rates are from the first commit to the
-last, so without start-up. Memory is the largest resident set of a process.
+The topic has 4 partitions and 3 million messages of about 130 bytes; 1 million with --quick, 10 million with --full.
+The benchmark compares four programs: the client's `consume` alone; a plain loop that consumes and writes Delta files of
+100,000 rows, without positions and order; one `fraud-assets land` process; and two such processes that share the
+partitions. Rates are measured from the first to the last commit, so they exclude startup. Memory is the largest
+resident set of a process.
 """
 
 import json
@@ -31,7 +32,7 @@ READ = """
 import sys, time
 from confluent_kafka import Consumer, TopicPartition
 bootstrap, count, partitions = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-# By default the client rests for a second once it has fetched ahead far enough; ours does not.
+# By default the client pauses for a second when its queue is full. The platform's setting shortens the pause.
 consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "raw", "enable.auto.commit": False,
     "fetch.queue.backoff.ms": 5})
 consumer.assign([TopicPartition("transactions", n, 0) for n in range(partitions)])
@@ -95,7 +96,7 @@ def fill(bootstrap: str, count: int) -> None:
 
 
 def run(code: str, *arguments: object) -> dict[str, float]:
-    """Messages a second that the code prints, with CPU and memory of its process."""
+    """Returns the messages per second that the code prints, with the CPU time and memory of its process."""
     process = subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
     told = process.stdout.read()
     _, status, used = os.wait4(process.pid, 0)
@@ -124,7 +125,7 @@ def landers(number: int, bootstrap: str, home: Path) -> Iterator[list[subprocess
 
 def landed(number: int, bootstrap: str, count: int, folder: Path) -> dict[str, float]:
     home = folder / f"home-{number}"
-    # Dagster is told what landed, as it is where it is set up.
+    # The landers report to Dagster, as they do in a normal setup.
     prepare_home(load_settings(home=home))
     lake = Lake(str(home / "lake"))
     cpu, rss = 0.0, 0.0
@@ -156,7 +157,7 @@ def main() -> None:
         folder = Path(name)
         with apache_kafka(folder / "kafka", jvm=("-Xmx1g",)) as cluster:
             begun = time.perf_counter()
-            # In a process of its own: a child's largest resident set counts from what its parent had.
+            # A separate process fills the topic, because the peak memory of a child starts at the memory of its parent.
             filler = multiprocessing.get_context("spawn").Process(target=fill, args=(cluster.bootstrap, count))
             filler.start()
             filler.join()

@@ -1,7 +1,8 @@
-"""A micro-batch of 1,000 messages on lakes of growing history: python benchmarks/micro_batch.py [--quick | --full]
+"""Measures a micro-batch of 1,000 messages on growing lakes: python benchmarks/micro_batch.py [--quick | --full]
 
-The same traffic every day over a longer and longer period: 100,000, 1 million and 10 million transactions (without
---full 3 million, with --quick 1 million). Lakes are filled by commits, not by the pipeline.
+The daily traffic is the same over longer and longer periods. The lakes hold 100,000, 1 million and 3 million
+transactions; with --full 10 million instead of 3 million, with --quick at most 1 million. The benchmark fills the lakes
+by commits, not by the pipeline.
 """
 
 import json
@@ -39,7 +40,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def fill(lake: Lake, rows: int) -> None:
-    """Features, messages and labels of a history that ends yesterday, a Kafka topic of one partition."""
+    """Commits features, messages and labels of a history that ends yesterday, as from a topic with one partition."""
     days = -(-rows // PER_DAY)
     first = datetime.now(UTC).date() - timedelta(days=days)
     generator = np.random.default_rng(0)
@@ -93,7 +94,7 @@ def times(microseconds: np.ndarray) -> pa.Array:
 
 
 def land_batch(lake: Lake, offset: int) -> None:
-    """BATCH new messages of this moment, for random cards and terminals."""
+    """Lands BATCH new messages with the current time, for random cards and terminals."""
     generator = np.random.default_rng(offset)
     now = datetime.now(UTC)
     bodies = [
@@ -148,7 +149,7 @@ def main() -> None:
             return spent
 
         for name in homes:
-            micro_batch(name)  # imports, and the features compiled to SQL
+            micro_batch(name)  # The first call imports libraries and compiles the features to SQL.
         used = {name: [] for name in homes}
         actions = {name: (lambda name=name: micro_batch(name)) for name in homes}
         wall = lakes.alternately(5 if "--quick" in sys.argv else 9, **actions)
@@ -158,9 +159,7 @@ def main() -> None:
     for less, more in pairwise(names):
         ratio = wall[more] / wall[less]
         judged = "" if less != "1,000,000" else f" ({lakes.verdict(ratio, 1.5, least=False)} at 10 million)"
-        print(
-            f"  {more} take {ratio:.2f} times as long as {less}{judged}; by processor time {cpu[more] / cpu[less]:.2f}."
-        )
+        print(f"  {more} take {ratio:.2f} times as long as {less}{judged}; by CPU time {cpu[more] / cpu[less]:.2f}.")
     print("  On this machine now: " + ", ".join(f"{name}: {wall[name]:.2f} s" for name in names) + ".")
 
 

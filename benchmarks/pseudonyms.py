@@ -1,4 +1,4 @@
-"""Landing with card numbers as pseudonyms against landing without: python benchmarks/pseudonyms.py [--quick]"""
+"""Compares landing with and without pseudonyms for card numbers: python benchmarks/pseudonyms.py [--quick]"""
 
 import json
 import sys
@@ -18,7 +18,7 @@ CARDS = 5_000
 
 
 def messages(rows: int, first: int) -> pa.Table:
-    """Transactions of the contract's five fields, keyed by a card number."""
+    """Returns transactions with the contract's five fields, keyed by a card number."""
     cards = [4_111_111_111_110_000 + number % CARDS for number in range(rows)]
     bodies = [
         json.dumps(
@@ -74,9 +74,9 @@ def main() -> None:
     )
     count = rows * len(batches)
     print(f"Landing of {count:,} messages from memory to Delta, card numbers in body and key as pseudonyms")
-    print(f"  takes {wall['treated'] / wall['plain']:.1f} times as long as landing them as they came")
-    print(f"  ({count / wall['treated']:,.0f} against {count / wall['plain']:,.0f} messages/s);")
-    print(f"  the treatment alone does {count / wall['alone']:,.0f} messages/s on one core.")
+    print(f"  takes {wall['treated'] / wall['plain']:.1f} times as long as landing them unchanged")
+    print(f"  ({count / wall['treated']:,.0f} compared with {count / wall['plain']:,.0f} messages/s);")
+    print(f"  pseudonymization alone processes {count / wall['alone']:,.0f} messages/s on one core.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Scoring, Delta to Delta, against treelite alone and against scikit-learn: python benchmarks/scoring.py [--quick]"""
+"""Compares scoring between Delta tables with treelite and scikit-learn alone: python benchmarks/scoring.py [--quick]"""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         settings = load_settings(home=Path(folder), mlflow_tracking_uri="")
         lake = Lake.of(settings)
-        lakes.say("features and a champion first")
+        lakes.say("computing features and training a champion")
         rows = lakes.land_handbook(lake, files)
         process_landed(lake, settings)
         train(lake, settings)
@@ -70,7 +70,7 @@ def main() -> None:
         f"  reaches {ratio:.2f} of the speed of treelite alone on a matrix in memory "
         f"({lakes.verdict(ratio, 0.8, least=True)});"
     )
-    print(f"  by processor time, which other load disturbs less: {cpu['alone'] / cpu['stage']:.2f}.")
+    print(f"  by CPU time, which other load affects less: {cpu['alone'] / cpu['stage']:.2f}.")
     print(
         f"  It is {wall['scikit_learn'] / wall['stage']:.1f} times as fast as scikit-learn's "
         f"score_samples alone ({SAMPLE:,} rows of it)."

@@ -1,8 +1,9 @@
-"""From landing to predictions through the sensor, against a no-op: python benchmarks/sensor_latency.py [--quick]
+"""Compares the time from landing to predictions with a no-op run: python benchmarks/sensor_latency.py [--quick]
 
-A Dagster daemon with two code locations, as `dagster dev` has them, launches a process per run: the platform, and an
-asset that does nothing under a sensor of the same kind. Both sensors may look every second; Dagster's daemon itself
-looks every five, so each round begins at a random moment of those and the ratio is also given without that wait.
+A Dagster daemon with two code locations launches a process per run, as with `dagster dev`. One location is the
+platform. The other is an asset that does nothing, with a sensor of the same kind. Both sensors have an interval of one
+second, but Dagster's daemon evaluates sensors every five seconds. Each round therefore begins at a random moment of
+these five seconds, and the benchmark also prints the ratio without that wait.
 """
 
 import os
@@ -56,7 +57,7 @@ defs = dg.Definitions(assets=[nothing], jobs=[job], sensors=[nothing_sensor], ex
 
 
 def wait_for_run(instance, job: str, began: float):
-    """The finished run of a job that was created since, and its events."""
+    """Returns the finished run of a job that was created after `began`, and its events."""
     import dagster as dg
 
     done = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
@@ -71,7 +72,7 @@ def wait_for_run(instance, job: str, began: float):
 
 
 def parts(record, events, began: float, ended: float | None = None) -> dict[str, float]:
-    """Seconds of a round by phase, from the run's events; it ended with its last step where no end is given."""
+    """Returns the seconds of a round by phase, from the run's events. Without `ended`, the last step ends the round."""
     first = {}
     steps = {}
     for entry in events:
@@ -99,7 +100,7 @@ def main() -> None:
     root = Path(__file__).parent.parent
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        # The daemon and the processes that it starts read these.
+        # The daemon and its child processes read these variables.
         os.environ.update(
             FRAUD_HOME=folder,
             FRAUD_LAKE_URI="",
@@ -113,7 +114,7 @@ def main() -> None:
         settings = load_settings()
         prepare_home(settings)
         lake = Lake.of(settings)
-        lakes.say("a small history and a champion first")
+        lakes.say("preparing a small history and a champion")
         traffic.fill(lake, HISTORY)
         train(lake, settings)
         offset = HISTORY
@@ -155,7 +156,7 @@ def main() -> None:
                     lakes.say(
                         f"round {number} of {repeats}: platform {platform['all']:.2f} s, nothing {nothing['all']:.2f} s"
                     )
-                    if number:  # the first one starts the code servers
+                    if number:  # The first round starts the code servers.
                         rounds["platform"].append(platform)
                         rounds["nothing"].append(nothing)
                     time.sleep(2 + random.uniform(0, 5))
@@ -169,7 +170,7 @@ def main() -> None:
         name: {phase: statistics.median(one[phase] for one in taken) for phase in taken[0]}
         for name, taken in rounds.items()
     }
-    # The wait is even between 0 and 5 s for both, so its mean says more than the few waits that were drawn.
+    # The wait is uniform between 0 and 5 s for both, so the mean of all waits is more precise than each median.
     wait = statistics.mean(one["wait for the sensor"] for taken in rounds.values() for one in taken)
     after = {name: phases["after the sensor"] for name, phases in medians.items()}
     ratio = (wait + after["platform"]) / (wait + after["nothing"])
@@ -188,7 +189,7 @@ def main() -> None:
             for phase, spent in phases.items()
             if phase not in ("all", "after the sensor", "wait for the sensor")
         ]
-        print(f"  Of the {after[name]:.1f} s of {name} after that wait: {', '.join(shown)}; the rest is between them.")
+        print(f"  Of the {after[name]:.1f} s of {name} after that wait: {', '.join(shown)}, the rest between them.")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""DuckDB in the process against Spark local[2], stage by stage: python benchmarks/spark.py [--quick | --full]
+"""Compares DuckDB in the process with Spark local[2] by stage: python benchmarks/spark.py [--quick | --full]
 
-Landing: both landers read the same topic of an Apache Kafka, 4 partitions, up to its end. Features and scores: both
-engines work off the same landed messages, in batches of FRAUD_BATCH_ROWS and of FRAUD_SPARK_BATCH_ROWS. Spark's start is
-measured apart. 1 million rows by default, 100,000 with --quick, 1 and 10 million with --full.
+For landing, both landers read the same Apache Kafka topic with 4 partitions up to its end. For features and scores,
+both engines process the same landed messages, in batches of FRAUD_BATCH_ROWS and FRAUD_SPARK_BATCH_ROWS. The start of
+Spark is measured separately. The number of rows is 1 million, 100,000 with --quick, and both 1 and 10 million with
+--full.
 """
 
 import shutil
@@ -37,7 +38,7 @@ ROWS_A_DAY_OF_A_CUSTOMER = 2
 CHUNK = 500_000
 PARTITIONS = 4
 FEW = 2_000
-"""Rows of each engine's first batch, which is measured apart."""
+"""Rows of each engine's first batch, which is measured separately."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Chunk:
 
 
 def stream(rows: int) -> Iterator[Chunk]:
-    """A stream of so many transactions, over as many days whatever their number."""
+    """Yields a stream of `rows` transactions; the number of days does not depend on `rows`."""
     chance = np.random.default_rng(7)
     customers = max(rows // (DAYS * ROWS_A_DAY_OF_A_CUSTOMER), 10)
     begin, day = 1_767_225_600_000_000, 86_400_000_000
@@ -86,7 +87,7 @@ def fill(lake: Lake, rows: int) -> None:
 
 
 def produce(bootstrap: str, topic: str, rows: int) -> None:
-    """Puts a stream into a topic of its own."""
+    """Produces a stream to a new topic."""
     from confluent_kafka import Producer
     from confluent_kafka.admin import AdminClient, NewTopic
 
@@ -104,13 +105,13 @@ def produce(bootstrap: str, topic: str, rows: int) -> None:
 
 
 def measure(rows: int, folder: Path) -> None:
-    """Prints what both engines take for so many rows."""
+    """Prints the time that both engines take for a number of rows."""
     base = load_settings(home=folder / "home", mlflow_tracking_uri="", spark_master="local[2]")
     began = time.perf_counter()
     with spark_session(base) as spark:
-        print(f"{rows:,} transactions, {DAYS} days; Spark's session up after {time.perf_counter() - began:.1f} s")
+        print(f"{rows:,} transactions, {DAYS} days; Spark's session started after {time.perf_counter() - began:.1f} s")
         if reason := why_unavailable():
-            print(f"  landing is left out: {reason}")
+            print(f"  landing is skipped: {reason}")
         else:
             with apache_kafka(folder / "kafka", jvm=("-Xmx1g",)) as cluster:
                 measure_landing(rows, folder, cluster.bootstrap, lambda: spark)
@@ -126,7 +127,7 @@ def measure(rows: int, folder: Path) -> None:
         for name in ("DuckDB", "Spark"):
             home = folder / "engine"
             shutil.copytree(base.home_path / "lake", home / "lake")
-            # Trained once: both engines score with the same model.
+            # The model is trained once, so that both engines score with the same model.
             settings = load_settings(home=home, mlflow_tracking_uri=base.mlflow_uri, engine=name.lower())
             lake, engine = Lake.of(settings), choose_engine(settings, lambda: spark)
             features[name] = lakes.seconds(lambda: process_landed(lake, settings, engine))  # noqa: B023
@@ -140,7 +141,7 @@ def measure(rows: int, folder: Path) -> None:
 
 
 def measure_landing(rows: int, folder: Path, bootstrap: str, session: Callable[[], SparkSession]) -> None:
-    """Both landers on the same topic; Spark once before on a few messages, apart."""
+    """Prints the time that both landers take for the same topic, and that of Spark's first few messages."""
 
     def took(name: str, topic: str, count: int) -> float:
         settings = load_settings(
@@ -164,7 +165,7 @@ def measure_landing(rows: int, folder: Path, bootstrap: str, session: Callable[[
 
 
 def tell(what: str, rows: int, taken: dict[str, float]) -> None:
-    """Prints a table; the share is that of the first engine's rate."""
+    """Prints a table; `share` is the rate divided by the first engine's rate."""
     print(f"  {what:<18}{'s':>9}{'rows/s':>11}{'share':>7}")
     first = next(iter(taken.values()))
     for name, seconds in taken.items():

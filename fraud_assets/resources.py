@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class PlatformResource(dg.ConfigurableResource):
-    """The settings of the environment, and the lake that they name.
+    """The settings of the environment, and the lake that they define.
 
     Attributes:
         overrides: values by setting name that replace those of the environment, for tests and embedded use.

@@ -18,7 +18,7 @@ land_files = dg.define_asset_job(
     "land_files",
     selection=dg.AssetSelection.assets("raw_transactions", "fraud_labels"),
     description="Lands the files of the drop folder into `raw_transactions` and `fraud_labels`. "
-    "`dropped_files_sensor` starts it. If you start it yourself it lands the Kafka topics too.",
+    "`dropped_files_sensor` starts it. If you start it yourself, it lands the Kafka topics too.",
 )
 train_model = dg.define_asset_job(
     "train_model",

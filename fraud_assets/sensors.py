@@ -28,7 +28,7 @@ IN_PROGRESS = [status for status in dg.DagsterRunStatus if status not in ENDED]
 
 
 class StuckError(Exception):
-    """Too many runs in a row failed on the same messages. A person must remove the cause."""
+    """Too many runs in a row failed on the same messages. The cause must be removed manually."""
 
 
 def _interval_seconds() -> int:
@@ -46,7 +46,7 @@ def has_run_in_progress(instance: dg.DagsterInstance, sensor: str, silent_second
     """Returns whether a run that the sensor requested has not ended yet.
 
     A run whose process was killed stays in status "started" forever, because Dagster's default launcher does not notice
-    it. A run without an event for `silent_seconds` is therefore marked as failed, so that a person sees it and the
+    it. A run without an event for `silent_seconds` is therefore marked as failed, so that users see it and the
     sensor can request the next attempt.
     """
     alive = False
@@ -80,7 +80,7 @@ def request_run(
         instance: Dagster's instance.
         sensor: name of the sensor.
         progress: for each stage, a text that changes when the stage makes progress.
-        target: identifies where the work ends.
+        target: identifies the end of the pending work.
         attempts: number of failed runs without progress after which the sensor stops.
         **run: further arguments of `RunRequest`.
 
@@ -130,7 +130,7 @@ def new_files_sensor(context: dg.SensorEvaluationContext, platform: PlatformReso
 
     settings, lake = platform.settings(), platform.lake()
     if has_run_in_progress(context.instance, "new_files_sensor", settings.run_silent_seconds):
-        return dg.SkipReason("A run is in progress. The next run processes what lands meanwhile.")
+        return dg.SkipReason("A run is in progress. The next run processes messages that land during it.")
     # Pending work depends only on these values. If they are unchanged, the tables need not be read.
     inputs = [settings.lake, settings.train_min_rows, settings.train_days, has_champion(settings), lake.versions()]
     cursor = json.dumps(inputs)
@@ -187,7 +187,7 @@ def dropped_files_sensor(
         context.instance,
         "dropped_files_sensor",
         {"oldest_file": _digest([oldest, states[oldest]])},
-        # A file that a successful run had to leave is tried again after this time, even if no other file arrives.
+        # A file that stayed after a successful run is retried after this time, even if no other file arrives.
         _digest([sorted(states.items()), time.time() // _STUCK_RETRY_SECONDS]),
         settings.sensor_attempts,
         run_config={"ops": {"landing": {"config": {"topics": False}}}},

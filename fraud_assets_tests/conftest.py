@@ -1,4 +1,4 @@
-"""A lake, settings and a broker per test, all under the test's own folder."""
+"""Fixtures: a lake, settings and a broker for each test, all under the test's own folder."""
 
 from __future__ import annotations
 

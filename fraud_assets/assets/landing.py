@@ -41,7 +41,7 @@ class LandingConfig(dg.Config):
 def landing(
     context: dg.AssetExecutionContext, config: LandingConfig, platform: PlatformResource, spark: SparkResource
 ) -> Iterator[dg.MaterializeResult]:
-    """Lands what the topics and the drop folder hold when the run starts, labels first."""
+    """Lands the contents of the topics and the drop folder at the start of the run, labels first."""
     from fraud_assets.ingest.landing import land_once
 
     with reporting(context):

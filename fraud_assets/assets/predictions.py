@@ -51,7 +51,7 @@ def fraud_predictions(
             try:
                 report = score_pending(lake, settings, spark.engine(settings))
             except NoChampionError as error:
-                # Before the first training this is normal. A lost registry needs a person.
+                # Before the first training this is normal. A lost registry requires manual action.
                 log = context.log.warning if isinstance(error, LostRegistryError) else context.log.info
                 log(f"Scoring is skipped and catches up later: {error}")
                 return

@@ -86,14 +86,14 @@ def report_table(
 def warn_empty_range(
     context: dg.AssetExecutionContext, lake: Lake, table: Table, period: tuple[datetime, datetime], purpose: str
 ) -> str:
-    """Logs a warning that a range of `tx_datetime` has no rows, and returns it for the metadata.
+    """Logs a warning that a range of `tx_datetime` has no rows, and returns the warning for the metadata.
 
     Args:
-        context: the run.
-        lake: the tables.
+        context: the context of the run.
+        lake: the lake that contains the table.
         table: the table that was searched.
         period: start and end of the range.
-        purpose: the purpose of the rows, for example "to recompute".
+        purpose: the intended use of the rows, for example "to recompute".
 
     Raises:
         LakeError: the table cannot be read.

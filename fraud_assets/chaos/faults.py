@@ -25,7 +25,7 @@ class LakeLocation:
     """The location of the lake under test.
 
     Attributes:
-        uri: of the lake, as FRAUD_LAKE_URI.
+        uri: the value of FRAUD_LAKE_URI for the lake.
         disk: mount point of the lake's own disk; None if it has none.
         store: the object store that holds the lake; None if the lake is in a folder.
     """
@@ -54,7 +54,7 @@ class Fault:
     """A fault.
 
     Attributes:
-        name: in the outcome of the run.
+        name: name of the fault in the outcome of the run.
         apply: applies the fault to the run and returns when it is over.
         weight: how often the fault is chosen, relative to the weights of the others.
     """
@@ -95,7 +95,7 @@ def kill_broker(run: Run) -> None:
 
 
 def restart_broker(run: Run) -> None:
-    """Stops a node of the broker in good order and starts it again."""
+    """Shuts down a node of the broker cleanly and starts it again."""
     node = run.random.randrange(run.cluster.brokers) + 1
     run.cluster.stop(node)
     run.wait(_LET_RUN_SECONDS)
@@ -103,7 +103,7 @@ def restart_broker(run: Run) -> None:
 
 
 def rebalance(run: Run) -> None:
-    """Starts a third lander for a few seconds and ends it by SIGTERM or SIGKILL."""
+    """Starts a third lander for a few seconds and ends it with SIGTERM or SIGKILL."""
     run.processes.start("land-3", LAND, restarts=False)
     run.wait((2.0, 5.0))
     if run.random.random() < 0.5:

@@ -41,12 +41,12 @@ class Plan:
     """The plan of a run.
 
     Attributes:
-        minutes: how long faults are applied, at least.
+        minutes: minimum duration of the faults.
         kills: faults are applied until this number of processes was killed, even if that takes longer.
         brokers: number of nodes of the Kafka cluster.
         object_store: whether the lake is on an S3 server instead of in a folder.
         rate: transactions per second.
-        seed: of the choice of faults and of the pauses. The timing of processes is not reproducible.
+        seed: random seed for the choice of faults and for the pauses. The timing of processes is not reproducible.
     """
 
     minutes: float = 1.0
@@ -146,7 +146,7 @@ def _faults_of_lake(location: LakeLocation) -> tuple[Fault, ...]:
         return STORE_FAULTS
     if location.disk:
         return DISK_FAULTS
-    logger.info("The lake is in a folder, so no fault fills the disk. As root, the run mounts a small disk for that.")
+    logger.info("The lake is in a folder, so no fault fills the disk. Run as root to test that on a small disk.")
     return FOLDER_FAULTS if os.geteuid() else ()
 
 
@@ -252,5 +252,5 @@ def _holds(condition: Callable[[], bool]) -> bool:
     try:
         return condition()
     except FileNotFoundError:
-        # The vacuum removed a file after the log was read and before the file was.
+        # The vacuum removed a file after the log was read but before the file was read.
         return False

@@ -23,7 +23,7 @@ def worker_command(kind: str, *arguments: str) -> tuple[str, ...]:
 
 @dataclass
 class Process:
-    """A process under test; `restarts` says whether `Processes.maintain` starts it again after it ended."""
+    """A process under test; if `restarts` is true, `Processes.maintain` starts it again after it ended."""
 
     name: str
     command: tuple[str, ...]
@@ -42,8 +42,8 @@ class Processes:
     """All processes of a chaos run.
 
     Attributes:
-        settings: that the processes get as environment variables.
-        folder: of the logs, and working directory of the processes.
+        settings: settings that the processes get as environment variables.
+        folder: folder of the logs and working directory of the processes.
         deaths: processes that failed by themselves, each with the last lines of its log.
         failed_runs: number of failed Dagster runs. A run may fail, for example on a full disk; the next one continues.
         kills: number of SIGKILLs.

@@ -62,9 +62,9 @@ class Traffic:
     """Sends transactions and labels from a thread of its own until it is stopped.
 
     Args:
-        settings: of the broker and the topics.
+        settings: define the broker and the topics.
         rate: transactions per second.
-        seed: of the amounts.
+        seed: random seed of the amounts.
     """
 
     def __init__(self, settings: Settings, rate: float, seed: int) -> None:
@@ -98,7 +98,7 @@ class Traffic:
         self._producer.flush(60)
 
     def start(self) -> None:
-        """Starts to send transactions at the rate."""
+        """Starts sending transactions at the given rate."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -110,7 +110,7 @@ class Traffic:
             self.sent.failures.append(f"{left} messages were not acknowledged")
 
     def abandon(self) -> None:
-        """Stops sending without waiting for acknowledgments. Safe to repeat."""
+        """Stops sending without waiting for acknowledgments. The call can be repeated safely."""
         self._stop.set()
 
     def _run(self) -> None:

@@ -43,8 +43,8 @@ def verify(lake: Lake, settings: Settings, sent: Sent, deaths: list[str]) -> lis
     """Checks the tables after all messages were processed.
 
     Args:
-        lake: to check.
-        settings: of the reconciliation.
+        lake: the lake to check.
+        settings: settings of the reconciliation.
         sent: the messages that the broker acknowledged.
         deaths: processes that failed by themselves.
 

@@ -1,8 +1,8 @@
 """Runs one stage in a loop: `python -m fraud_assets.chaos.worker features|scoring|maintenance [--once]`.
 
-The harness starts and kills these processes. Each pass does what a run of the asset does. An error of the platform
-is logged and the stage is retried, as Dagster's sensor retries it. Any other exception ends the process, and the
-harness reports it.
+The harness starts and kills these processes. Each pass does the same work as a run of the asset. An error of the
+platform is logged, and the stage is retried as Dagster's sensor would retry it. Any other exception ends the process,
+and the harness reports it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def run_scoring(lake: Lake, settings: Settings) -> None:
 
 
 def run_maintenance(lake: Lake, settings: Settings) -> None:
-    """Compacts, writes checkpoints and vacuums at once what maintenance usually vacuums after a week."""
+    """Compacts, writes checkpoints, and vacuums files immediately that maintenance usually keeps for a week."""
     from deltalake.exceptions import DeltaError
 
     from fraud_assets.core.schema import TABLES

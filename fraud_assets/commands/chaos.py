@@ -33,8 +33,8 @@ def command(
 ) -> None:
     """Run a separate platform on its own Apache Kafka under random faults, and verify every message at the end.
 
-    Landers, features and scoring are killed (SIGKILL), brokers restart, partitions move, runs race, compaction and
-    vacuum run in between, the disk fills up and becomes read-only. At the end every message must be in the landing
+    Landers, features and scoring are killed (SIGKILL). Brokers restart, partitions move, runs race, and compaction and
+    vacuum run in between. The disk fills up and becomes read-only. At the end every message must be in the landing
     table once, in features or quarantine once, and scored once. Exits 0 if every check passes, else 1.
 
     With --object-store the lake is on a separate S3 server, which is also killed and frozen.

@@ -178,7 +178,7 @@ def _write_env_file(settings: Settings) -> None:
 
 
 def _find_failure(result: Any) -> BaseException:
-    """Returns why a run failed: `KeyboardInterrupt` after a signal, else the message of the failed step as an error."""
+    """Returns the cause of a failed run: `KeyboardInterrupt` after a signal, else an error with the step's message."""
     for event in result.all_events:
         if event.is_step_failure:
             data = event.step_failure_data
@@ -186,7 +186,7 @@ def _find_failure(result: Any) -> BaseException:
                 return KeyboardInterrupt()
             message = data.user_failure_data.description if data.user_failure_data else None
             return FraudAssetsError(message or str(data.error_display_string).splitlines()[-1])
-    return FraudAssetsError("The run failed without a reason. Look at the run in the web UI of the demo.")
+    return FraudAssetsError("The run failed without an error message. Open the run in the web UI of the demo.")
 
 
 @contextmanager

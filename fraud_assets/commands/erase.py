@@ -64,7 +64,7 @@ def command(customer: str, dry_run: bool, unreadable: bool, now: bool, yes: bool
     lake = Lake.of(settings)
     found = find_holdings(lake, settings, customer)
     if found.empty:
-        logger.info(f"Nothing of customer {customer!r} was found: {describe_held_days(lake, transaction_features)}.")
+        logger.info(f"No rows of customer {customer!r} were found: {describe_held_days(lake, transaction_features)}.")
     left = _remaining(found, unreadable=unreadable and not dry_run)
     if dry_run:
         if as_json:
@@ -93,7 +93,7 @@ def command(customer: str, dry_run: bool, unreadable: bool, now: bool, yes: bool
 
 
 def _remaining(found: Holdings, *, unreadable: bool) -> dict[str, object]:
-    """Returns what mentions the id and stays, as JSON values."""
+    """Returns the remaining messages, lines and files that may hold the id, as JSON values."""
     return {
         "unreadable_messages": [] if unreadable else _positions(found),
         "unreadable_lines": {} if unreadable else found.unreadable_lines,
@@ -126,11 +126,11 @@ def _print_remaining(found: Holdings, customer: str, *, unreadable: bool) -> Non
     for path, lines in () if unreadable else found.unreadable_lines.items():
         click.echo(f"{path}: {lines:,} lines cannot be parsed but mention {customer}. Add --unreadable to remove them.")
     for path in found.closed_files:
-        click.echo(f"{path} cannot be opened. Remove it if it may contain the customer.")
+        click.echo(f"{path} cannot be opened. Remove it if it may contain rows of the customer.")
     for waiting in found.waiting:
         click.echo(
-            f"{printable(waiting)} contains the customer and has not landed yet. Remove it, or run this command again "
-            "after it has landed."
+            f"{printable(waiting)} contains rows of the customer and has not landed yet. Remove it, or run this "
+            "command again after it has landed."
         )
 
 

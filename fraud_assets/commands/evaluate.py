@@ -17,7 +17,7 @@ _DAYS = click.IntRange(min=1)
 @click.option(
     "--train-start",
     type=click.DateTime(["%Y-%m-%d"]),
-    help="First training day, UTC. Default: the newest start for which all labels have had FRAUD_FEEDBACK_DELAY_DAYS.",
+    help="First training day, UTC. Default: the latest start whose test days are older than FRAUD_FEEDBACK_DELAY_DAYS.",
 )
 @click.option("--train-days", type=_DAYS, default=7, show_default=True, help="Days to train on.")
 @click.option(
@@ -76,7 +76,7 @@ def command(
         ("Trained on", f"{protocol.train_start} to before {protocol.train_end}: {result.train_rows:,} transactions"),
         ("Tested on", f"{protocol.test_start} to before {protocol.test_end}: {result.test_rows:,} transactions, "
                       f"{result.test_frauds:,} frauds"),
-        ("Left out", f"{result.test_rows_of_compromised_cards:,} transactions of cards known as compromised"),
+        ("Left out", f"{result.test_rows_of_compromised_cards:,} transactions of cards known to be compromised"),
         ("AUC ROC", f"{result.auc_roc:.3f}"),
         ("Average precision", f"{result.average_precision:.3f}"),
         ("Card precision@100", f"{result.card_precision_at_100:.3f}"),

@@ -29,10 +29,10 @@ _FILES_FAILED = 3
 @click.option(
     "--engine",
     type=click.Choice(["python", "spark"]),
-    help="What lands the transactions topic: this process, or Spark. Default: spark if FRAUD_ENGINE is spark and an "
-    "external broker is configured, else python.",
+    help="Engine that lands the transactions topic: this process, or Spark. Default: spark if FRAUD_ENGINE is spark "
+    "and an external broker is configured, else python.",
 )
-@click.option("--once", is_flag=True, help="Land what is there now, then exit.")
+@click.option("--once", is_flag=True, help="Land the data that is available now, then exit.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object, with --once.")
 def command(engine: str | None, once: bool, as_json: bool) -> None:
     """Land the Kafka topics and the drop folder into the lake, exactly once, until Ctrl-C or SIGTERM.
@@ -47,9 +47,9 @@ def command(engine: str | None, once: bool, as_json: bool) -> None:
     Spark distributes the partitions among its executors; it commits at most FRAUD_SPARK_LAND_ROWS messages at a time.
     Both engines write the same rows, and you can switch between them or run both at the same time.
 
-    Exits 0 after the current commit when it is stopped, and 1 if the broker deleted messages before they landed. With
-    --once it exits 3 if everything else landed, but a dropped file went to failed/ or an entry of the drop folder could
-    not be landed; the report names it.
+    When stopped, the command finishes the current commit and exits 0. It exits 1 if the broker deleted messages before
+    they landed. With --once it exits 3 if everything else landed, but a dropped file went to failed/ or an entry of
+    the drop folder could not be landed; the report names it.
 
     \b
     Example: fraud-assets land

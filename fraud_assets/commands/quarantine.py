@@ -54,7 +54,7 @@ def _add_selection_options(function: Callable[..., None]) -> Callable[..., None]
 @command.command("list", context_settings=_HELP)
 @_add_selection_options
 @click.option(
-    "--limit", type=click.IntRange(min=1), default=_LIMIT, show_default=True, help="Largest number of messages to list."
+    "--limit", type=click.IntRange(min=1), default=_LIMIT, show_default=True, help="Maximum number of messages to list."
 )
 @click.option("--all", "retried", is_flag=True, help="Include messages that were already retried.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
@@ -174,7 +174,9 @@ def show_command(position: str, raw: bool, as_json: bool) -> None:
 @click.argument("positions", nargs=-1, metavar="[POSITION]…")
 @_add_selection_options
 @click.option(
-    "--dry-run", is_flag=True, help="Print how many would pass now and why the others would not, and change nothing."
+    "--dry-run",
+    is_flag=True,
+    help="Print how many messages would pass now and the reasons of the others, and change nothing.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def retry_command(

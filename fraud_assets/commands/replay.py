@@ -21,8 +21,8 @@ from fraud_assets.simulator.destination import Via, via_option
     metavar="FIELD=COLUMN,…",
     help="Column of the files for a field, if its name differs. Case is ignored. Repeatable.",
 )
-@click.option("--limit", type=click.IntRange(min=1), help="Largest number of transactions to send.")
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Largest number of messages per second.")
+@click.option("--limit", type=click.IntRange(min=1), help="Maximum number of transactions to send.")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Maximum number of messages per second.")
 @via_option
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
 def command(
@@ -41,8 +41,8 @@ def command(
     transaction. At the end, remaining labels are sent if they are dated before now. A file with only transaction_id,
     is_fraud and labelled_at is sent after the others.
 
-    The embedded broker accepts messages only as fast as `fraud-assets land` lands them. For large amounts, drop the
-    file into FRAUD_HOME/incoming instead.
+    The embedded broker accepts messages only as fast as `fraud-assets land` lands them. Drop large files
+    into FRAUD_HOME/incoming instead.
 
     \b
     Example: fraud-assets replay april.parquet --rate 100

@@ -34,7 +34,7 @@ KEEP_SECONDS = 30.0
 @click.option(
     "--count",
     type=click.IntRange(min=1),
-    help="Number of transactions. Default: 5000, or with --days or --customers what the customers usually make.",
+    help="Number of transactions. Default: 5000, or with --days or --customers the usual number of these customers.",
 )
 @click.option(
     "--days",
@@ -44,7 +44,7 @@ KEEP_SECONDS = 30.0
 @click.option(
     "--customers",
     type=click.IntRange(min=1),
-    help="Number of customers. Default: those of the world in FRAUD_HOME, else 5000 with --live, else by --count.",
+    help="Number of customers. Default: those of the world in FRAUD_HOME, else 5000 with --live, else set by --count.",
 )
 @click.option(
     "--seed",
@@ -56,19 +56,19 @@ KEEP_SECONDS = 30.0
 @click.option(
     "--end",
     type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]),
-    help="No transaction is later than this (UTC). Default: now.",
+    help="Latest possible time of a transaction (UTC). Default: now.",
 )
 @click.option(
     "--rate",
     type=click.FloatRange(min=0, min_open=True),
-    help="Largest number of messages per second. With --live: the rate, instead of the customers' own.",
+    help="Maximum number of messages per second. With --live: the rate, instead of the customers' own.",
 )
 @click.option("--live", is_flag=True, help="Produce transactions with the current time until Ctrl-C.")
 @click.option(
     "--history-days",
     type=click.IntRange(min=0),
     default=0,
-    help="With --live: first produce what the lake lacks of this many past days.",
+    help="With --live: first produce the payments of this many past days that the lake lacks.",
 )
 @click.option(
     "--drop-history", is_flag=True, help="Drop that history as a file into FRAUD_HOME/incoming, which is faster."
@@ -113,8 +113,8 @@ def command(
 
     The first run creates a population, the world, and saves it in FRAUD_HOME/simulated_world.json. Later runs are
     payments of the same customers. With --live the customers pay at their own rate, mostly around noon UTC. With
-    --history-days they also make the payments that the lake lacks: of all these days in the first run, later those
-    since the last run.
+    --history-days they also make the payments that the lake lacks: in the first run those of all these days, in later
+    runs those since the last run.
 
     \b
     Example: fraud-assets simulate --count 5000 --seed 7 --bad 20
@@ -152,7 +152,7 @@ def _simulate(
     *,
     keep: bool,
 ) -> pa.Table:
-    """Returns transactions of the world in FRAUD_HOME. If there is none, creates a world and saves it if `keep`."""
+    """Returns transactions of the world in FRAUD_HOME. If it has none, creates one, and saves it if `keep` is true."""
     from fraud_assets.simulator.generator import (
         DEFAULT_DAYS,
         PAYMENTS_PER_CUSTOMER_DAY,
@@ -205,12 +205,12 @@ def produce_simulated(
     """Simulates transactions, produces them to Kafka and returns the summary.
 
     Args:
-        settings: broker, topics and the world.
+        settings: define the broker, the topics and the world.
         count: number of transactions.
         days: number of days before `end` that they cover.
         seed: random seed of the payments and of a new world.
         bad: number of broken messages to mix in.
-        end: no transaction is later; default: now.
+        end: latest possible time of a transaction; default: now.
         on_wait: called if the embedded broker is full, to land messages.
     """
     transactions = _simulate(settings, count, days, None, seed, end or datetime.now(UTC), keep=True)
@@ -272,7 +272,7 @@ def _run_live(settings: Settings, plan: _LivePlan, via: Via | None) -> dict[str,
     stop = StopSignal()
 
     def pause() -> None:
-        # The same Ctrl-C may have stopped the lander, and then waiting for it would not end.
+        # The same Ctrl-C may have stopped the lander. Waiting for the lander would then never end.
         stop.raise_if_set()
         time.sleep(0.1)
 
@@ -317,7 +317,7 @@ def _run_live(settings: Settings, plan: _LivePlan, via: Via | None) -> dict[str,
 
 
 def _drop_past(past: Iterator[pa.Table], settings: Settings, pause: Callable[[], None]) -> int:
-    """Drops the past as a file and waits until it has landed, so that live payments have their history.
+    """Drops the past payments as a file and waits until it has landed, so that live payments have their history.
 
     Returns:
         The number of dropped transactions.
@@ -357,7 +357,7 @@ def _choose_world(settings: Settings, plan: _LivePlan) -> tuple[World | None, Wo
     start = datetime.now(UTC) - timedelta(days=plan.history_days)
     if known is None or plan.customers not in (None, known.customers):
         return known, World(plan.seed, plan.customers or LIVE_CUSTOMERS, start)
-    # An empty lake lacks all traffic: it was removed, or the broker stopped before anything landed.
+    # An empty lake lacks all traffic: the lake was removed, or the broker stopped before anything landed.
     is_all_missing = plan.history_days > 0 and lake_is_empty(settings)
     return known, known.advance_to(start if is_all_missing else max(known.simulated_until, start))
 

@@ -20,7 +20,7 @@ class StopSignal:
         return self._set
 
     def raise_if_set(self) -> None:
-        """Leaves the block of this object if a signal has arrived."""
+        """Ends the `with` block of this object if a signal has arrived."""
         if self._set:
             raise _StoppedError
 

@@ -1,4 +1,4 @@
-"""`fraud-assets upgrade`: brings the tables to the columns of this version."""
+"""`fraud-assets upgrade`: adds the columns that tables of an earlier version lack."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def command(dry_run: bool, as_json: bool) -> None:
     """Add the columns that the tables of an earlier version of the platform lack.
 
     Stop the landers and Dagster's daemon first. Existing rows hold null in the added columns. Running the command
-    again changes nothing. Exits 1 if a table needs more than added columns; the error then says what to do.
+    again changes nothing. Exits 1 if a table needs other changes; the error message then names the fix.
 
     \b
     Example: fraud-assets upgrade --dry-run

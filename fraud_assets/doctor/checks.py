@@ -46,13 +46,13 @@ def run_checks(
 ) -> list[Finding]:
     """Runs the checks at the same time.
 
-    A check that raises an exception, or has not ended after `timeout` seconds, reports that as its finding. It does
-    not hide the findings of other checks.
+    If a check raises an exception or has not ended after `timeout` seconds, its finding reports that. The findings of
+    other checks are not affected.
 
     Args:
-        settings: to check.
-        checks: to run, by name.
-        timeout: for all checks together, in seconds.
+        settings: the settings to check.
+        checks: the checks to run, by name.
+        timeout: time limit for all checks together, in seconds.
 
     Returns:
         The findings, in the order of `checks`.
@@ -66,7 +66,7 @@ def run_checks(
     results: dict[str, list[Finding]] = {}
 
     def run(name: str, check: Check) -> None:
-        # `check_settings` shows the timeouts as they are set. All other checks use the short ones.
+        # `check_settings` shows the configured timeouts. All other checks use short timeouts.
         results[name] = _run_safely(name, check, settings if check is check_settings else quick)
 
     # The threads are daemons because a check that hangs must not keep the process from ending.

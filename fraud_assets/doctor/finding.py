@@ -13,9 +13,9 @@ class Finding:
     """One line of the report.
 
     Attributes:
-        name: of the part of the platform.
-        state: OK, WARN, FAIL, or SKIP if another finding is the reason why the part could not be checked.
-        text: the finding.
+        name: the checked part of the platform.
+        state: OK, WARN, FAIL, or SKIP if the fault in another finding prevented the check.
+        text: the result of the check.
         fix: what the user should do; empty for OK and SKIP.
     """
 

@@ -75,7 +75,7 @@ def check_versions(settings: Settings) -> list[Finding]:
             wrong.append(f"{requirement.name} is missing")
             continue
         if not requirement.specifier.contains(installed, prereleases=True):
-            wrong.append(f"{requirement.name} is {installed}, required is {requirement.specifier}")
+            wrong.append(f"{requirement.name} is {installed}, but {requirement.specifier} is required")
     python = ".".join(map(str, sys.version_info[:3]))
     if wrong:
         fix = "Run `make setup`, which installs the versions that pyproject.toml requires."

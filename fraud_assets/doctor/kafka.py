@@ -95,7 +95,7 @@ def _check_topic(
     name = f"topic {topic}"
     if not partitions:
         if broker.embedded:
-            return [ok(name, "not there yet; the embedded broker creates it on first use")]
+            return [ok(name, "does not exist yet; the embedded broker creates it on first use")]
         fix = f"Create it, or set {topic_setting(topic, settings)} to the right topic."
         return [fail(name, f"does not exist at {broker.name}, or may not be read", fix)]
     topic_id = find_topic_id(broker, topic, settings)
@@ -109,7 +109,7 @@ def _check_topic(
     low, high = ({partition: mark[side] for partition, mark in marks.items()} for side in (0, 1))
     landed = {source: NOTHING if handle is None else committed_offset(handle, source) for source in sources}
     if not broker.embedded and (handle is None or not is_known(handle, topic, sources)):
-        # The first landing of the topic will record these log starts, so messages before them are not lost.
+        # The first landing of the topic will record these log starts, so earlier messages do not count as lost.
         landed = {source: low[source.partition] - 1 for source in sources}
     found = first_readable_offset(landed, low, high, settings.accept_lost)
     if found.lost:
@@ -117,10 +117,10 @@ def _check_topic(
             f"{low[source.partition] - last - 1} of partition {source.partition}" for source, last in found.lost.items()
         )
         fix = (
-            "Restore them from another copy into the drop folder and raise the topic's retention, or set "
+            "Restore them from a copy into the drop folder and raise the topic's retention, or set "
             f"{environment_name('accept_lost')} to continue without them."
         )
-        return [fail(name, f"messages are gone that have not landed: {lost}", fix)]
+        return [fail(name, f"the broker deleted messages before they landed: {lost}", fix)]
     if found.ahead:
         beyond = ", ".join(str(source.partition) for source in found.ahead)
         text = f"the lake holds messages that the broker has lost: partitions {beyond}"
@@ -129,7 +129,7 @@ def _check_topic(
     waiting = sum(max(0, high[source.partition] - first) for source, first in found.first.items())
     text = f"{len(partitions)} partitions, {waiting:,} messages to land"
     if waiting > _BEHIND_MESSAGES:
-        return [warn(name, text, "Start `fraud-assets land`, or more of these processes: they share the partitions.")]
+        return [warn(name, text, "Start `fraud-assets land`, or more such processes, which share the partitions.")]
     return [ok(name, text)]
 
 

@@ -39,7 +39,7 @@ def check_dagster(settings: Settings) -> list[Finding]:
 
 
 def _check_home(home: Path, settings: Settings, version: str) -> Finding:
-    """Checks that Dagster's home belongs to this FRAUD_HOME: the `.env` of a copied folder names the original's."""
+    """Checks that Dagster's home belongs to this FRAUD_HOME: a copied `.env` still names the original's."""
     text = f"Dagster {version}, {home}"
     other = home.parent
     if (other / "incoming").is_dir() and settings.home_path.is_dir() and not other.samefile(settings.home_path):
@@ -64,9 +64,7 @@ def _check_daemon(instance: DagsterInstance) -> list[Finding]:
     last = min((beats[kind].timestamp if kind in beats else 0.0) for kind in needed)
     silent = time.time() - last
     if silent > _SILENT_SECONDS:
-        return [
-            fail("daemon", f"no sign of life since {_format_time(last)}, so sensors and schedules do nothing", start)
-        ]
+        return [fail("daemon", f"no heartbeat since {_format_time(last)}, so sensors and schedules do nothing", start)]
     errors = [error.message.strip().splitlines()[0] for kind in needed for error in beats[kind].errors or ()]
     if errors:
         return [fail("daemon", f"runs with errors: {errors[0][:200]}", "Read the log of the daemon.")]
@@ -111,8 +109,8 @@ def _check_runs(instance: DagsterInstance) -> list[Finding]:
     text = f"{len(records)} failed within a day, the last {last.run_id} of {last.job_name}"
     if instance.get_run_records(later, limit=1):
         return [ok("runs", f"{text}; a later run of that job succeeded")]
-    return [warn("runs", text, "Look at it in the web UI, under Runs. No message is skipped meanwhile.")]
+    return [warn("runs", text, "Look at it in the web UI, under Runs. No message is skipped in the meantime.")]
 
 
 def _format_time(timestamp: float) -> str:
-    return f"{datetime.fromtimestamp(timestamp, UTC):%Y-%m-%d %H:%M:%S} UTC" if timestamp else "ever"
+    return f"{datetime.fromtimestamp(timestamp, UTC):%Y-%m-%d %H:%M:%S} UTC" if timestamp else "an unknown time"

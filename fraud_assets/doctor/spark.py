@@ -33,5 +33,5 @@ def check_spark(settings: Settings) -> list[Finding]:
         return [*findings, fail_from_error("spark connector", error)]
     if is_resolved:
         return [*findings, ok("spark connector", "the jars with which Spark reads Kafka are installed")]
-    fix = "Allow it a minute. If Maven reaches no repository, set FRAUD_SPARK_JARS to a folder with the jars."
+    fix = "Allow a minute for that. If Maven reaches no repository, set FRAUD_SPARK_JARS to a folder with the jars."
     return [*findings, warn("spark connector", "the first landing on Spark downloads its jars with Maven", fix)]

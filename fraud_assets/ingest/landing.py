@@ -28,23 +28,25 @@ def land_once(
     topics: bool = True,
     stop: Callable[[], bool] = never,
 ) -> dict[str, LandingReport]:
-    """Lands the drop folder, then drains the topics to their present ends, labels first.
+    """Lands the drop folder, then drains the topics to their current ends, labels first.
 
     Args:
         lake: the lake to land into.
-        settings: names of topics, broker and drop folder.
+        settings: define the broker, the topics and the drop folder.
         engine: drains the topics; default: this process.
         transactions: if false, only the labels topic is drained. The drop folder is skipped, because files hold
             transactions.
         topics: if false, only the drop folder is landed.
-        stop: called between commits; once it returns true, landing ends. Committed rows stay and the rest waits.
+        stop: called between commits; once it returns true, landing ends. Committed rows stay. The
+            remaining messages land in a later call.
 
     Returns:
         A report for each landing table, by table name.
 
     Raises:
         BrokerError: the broker or a topic cannot be read, or a topic does not exist. Files that landed before stay
-            landed. Not raised if files landed and no broker is configured: landing the files is then the whole task.
+            landed. Not raised if files landed and no broker is configured, because landing the files is then the whole
+            task.
         LakeError: a table cannot be written.
     """
     engine = engine or LocalEngine(settings)

@@ -1,9 +1,9 @@
 """Erases a customer from every table, by source position, and from kept dropped files.
 
-The order makes it safe to kill and to repeat an erasure. Labels and predictions go first, because they are found
-through rows that go later. Landed bodies and quarantine follow, which are found by reading them. Features go last,
-because they name the customer in a column. Committed positions stay, so nothing lands or is scored again. Delta's log
-names positions, never the customer.
+The order makes it safe to kill and to repeat an erasure. Labels and predictions are deleted first, because they
+are found through rows that are deleted later. Landed bodies and quarantine follow; their rows are found by reading
+them. Features are deleted last, because they name the customer in a column. Committed positions stay, so nothing lands
+or is scored again. Delta's log names positions, never the customer.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ _MAX_ROUNDS = 5
 
 @dataclass(frozen=True)
 class ErasureReport:
-    """What an erasure removed.
+    """The result of an erasure.
 
     Attributes:
-        tables: rows, by table.
-        files: rows, by kept file.
-        unreadable: messages and lines that could not be parsed but mentioned the id.
-        vacuumed_files: data files of older table versions.
+        tables: number of removed rows, by table.
+        files: number of removed rows, by kept file.
+        unreadable: number of removed messages and lines that could not be parsed but mentioned the id.
+        vacuumed_files: number of removed data files of older table versions.
     """
 
     tables: dict[str, int]
@@ -72,18 +72,18 @@ def erase_customer(
 ) -> ErasureReport:
     """Removes a customer's rows from every table and kept file, and repeats the search until nothing is left.
 
-    An erasure is safe to repeat and to kill; the next one completes it. A stage that is running may still write rows
-    that it has read before. The last search finds those that were committed until then.
+    An erasure can be repeated or killed safely; the next one completes it. A running stage may still write rows that
+    it read earlier. The last search finds such rows if they are committed by then.
 
     Args:
-        lake: to erase from.
-        settings: of the contract, the pseudonyms and the folders of kept files.
+        lake: the lake to erase from.
+        settings: define the contract, the pseudonyms and the folders of kept files.
         customer: the customer_id, not its pseudonym.
         unreadable: also remove messages and lines that cannot be parsed but mention the id.
         found: the result of `find_holdings`, which saves the first search.
 
     Raises:
-        LakeError: a table or file cannot be written. What was removed stays removed.
+        LakeError: a table or file cannot be written. Rows that were removed stay removed.
     """
     ids = stored_ids(customer, settings)
     tables = dict.fromkeys((table.name for table in ERASED_TABLES), 0)
@@ -112,7 +112,7 @@ def erase_customer(
 
 
 def delete_positions(lake: Lake, table: Table, positions: pa.Table) -> int:
-    """Deletes the rows at the positions from a table. Safe to repeat.
+    """Deletes the rows at the positions from a table. The call can be repeated safely.
 
     Returns:
         The number of deleted rows.
@@ -169,7 +169,7 @@ def _erase_from_tables(lake: Lake, found: Holdings) -> dict[str, int]:
 @retry_conflicts
 def _delete_where(lake: Lake, table: Table, predicate: str) -> int:
     handle = lake.open(table)
-    # A compaction or a recomputation may rewrite the same files meanwhile; `commit_errors` reports it as a conflict.
+    # A compaction or a recomputation may rewrite these files at the same time; `commit_errors` reports a conflict.
     with commit_errors(handle):
         note = CommitProperties(custom_metadata={"erased": "a customer"})
         return int(handle.delete(predicate, commit_properties=note)["num_deleted_rows"])
@@ -178,7 +178,7 @@ def _delete_where(lake: Lake, table: Table, predicate: str) -> int:
 def _predicate(positions: pa.Table) -> str:
     """Returns SQL that matches exactly the positions.
 
-    Its bounds on the offset let Delta see that it does not match rows that are appended meanwhile.
+    Its bounds on the offset let Delta see that it does not match rows that are appended at the same time.
     """
     parts = []
     for group in positions.group_by(list(SOURCE_PARTITION_COLUMNS)).aggregate([("offset", "list")]).to_pylist():

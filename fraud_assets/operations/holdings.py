@@ -1,7 +1,7 @@
-"""Finds what is held of a customer: rows of tables, by source position, and rows of kept files.
+"""Finds the stored rows of a customer: rows of tables, by source position, and rows of kept files.
 
-Positions join everything: a message, its features, its prediction and its retries have positions that lead from one
-to the other. Labels are found by the transaction ids. `erasure` removes what is found here.
+A message, its features, its prediction and its retries are linked by their source positions. Labels are found by the
+transaction ids. `erasure` removes the rows that are found here.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _POSITION_SQL = position_columns()
 
 @dataclass(frozen=True)
 class Holdings:
-    """What is held of a customer.
+    """The stored rows of a customer.
 
     Attributes:
         tables: source positions of the customer's rows, by table.
@@ -97,7 +97,7 @@ class Holdings:
 
     @property
     def empty(self) -> bool:
-        """Whether no row is certainly the customer's."""
+        """Whether no row is known to be the customer's."""
         return not any(self.rows.values()) and not self.file_rows
 
 
@@ -113,7 +113,7 @@ def stored_ids(customer: str, settings: Settings) -> tuple[str, ...]:
 
 
 def find_holdings(lake: Lake, settings: Settings, customer: str) -> Holdings:
-    """Finds everything that is held of a customer; changes nothing. Reads every landed body that may hold the id.
+    """Finds all stored rows of a customer and changes nothing. Reads every landed body that may hold the id.
 
     Raises:
         LakeError: a table cannot be read.
@@ -143,7 +143,7 @@ def find_holdings(lake: Lake, settings: Settings, customer: str) -> Holdings:
 
 
 def select_existing(lake: Lake, table: Table, settings: Settings, positions: pa.Table) -> pa.Table:
-    """Returns those of the positions that the table contains."""
+    """Returns the positions that the table contains."""
     if not positions.num_rows or not lake.exists(table):
         return POSITIONS.empty_table()
     with connect(settings) as connection:
@@ -268,7 +268,7 @@ def _is_mentioned(row: dict[str, Any], mention: re.Pattern[bytes]) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# What follows from the messages: retries and labels.
+# Rows that depend on the messages: retries and labels.
 
 
 def _exclude_repeated_ids(lake: Lake, settings: Settings, transactions: frozenset[str], ids: Sequence[str]) -> pa.Table:

@@ -28,11 +28,11 @@ class FileRows:
     """The customer's rows in a kept file.
 
     Attributes:
-        path: of the file.
+        path: path of the file.
         rows: number of the customer's rows.
         unreadable: number of lines that cannot be parsed but mention the id.
-        by_lines: the file was searched line by line instead of by column.
-        closed: the file cannot be searched, such as a damaged Parquet file.
+        by_lines: whether the file was searched line by line instead of by column.
+        closed: whether the file cannot be searched, such as a damaged Parquet file.
     """
 
     path: Path
@@ -53,7 +53,7 @@ def remove_from_file(file: FileRows, settings: Settings, ids: Collection[str], *
 
     Args:
         file: a result of `find_customer_files`.
-        settings: of the contract, and of the DuckDB session that reads CSV.
+        settings: define the contract, and the DuckDB session that reads CSV.
         ids: the forms in which the customer's id is stored.
         unreadable: also remove lines that cannot be parsed but mention the id.
 
@@ -204,7 +204,7 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
 
 
 def _customer_values(batch: pa.RecordBatch, settings: Settings) -> pa.Array:
-    """Returns the values that land as customer_id, also if they are nested. Raises `LookupError` if there are none."""
+    """Returns the values that land as customer_id, even if they are nested. Raises `LookupError` if there are none."""
     path = settings.contract.payload_field("customer_id")
     if path in paths_within(batch.schema):
         return column_at(batch, path)

@@ -21,16 +21,16 @@ _LOG_RETENTION = "delta.logRetentionDuration"
 
 @dataclass(frozen=True)
 class MaintenanceReport:
-    """What maintenance did to one table.
+    """The result of the maintenance of one table.
 
     Attributes:
-        version: of the table after maintenance.
-        files_before: data files of the version before.
-        files_after: data files of the version after.
-        files_removed: files on disk that the vacuum removed.
-        seconds: that compaction, log clean-up and vacuum took.
-        rows_retired: rows that FRAUD_RETENTION_DAYS removed.
-        days_retired: partition days that FRAUD_RETENTION_DAYS removed.
+        version: version of the table after maintenance.
+        files_before: number of data files before maintenance.
+        files_after: number of data files after maintenance.
+        files_removed: number of files on disk that the vacuum removed.
+        seconds: duration of compaction, log clean-up and vacuum.
+        rows_retired: number of rows that FRAUD_RETENTION_DAYS removed.
+        days_retired: number of partition days that FRAUD_RETENTION_DAYS removed.
     """
 
     version: int
@@ -51,13 +51,13 @@ def maintain_table(
 ) -> MaintenanceReport:
     """Compacts small files, shortens the log, and removes unused files that are older than FRAUD_VACUUM_HOURS.
 
-    Committed positions stay, and readers that read new rows by position see nothing new.
+    Committed positions stay, so readers that read new rows by position find no new rows.
 
     Args:
-        lake: of the table.
-        table: to maintain; it exists.
-        settings: of sizes and ages.
-        retired: what retention removed from the table before, for the report.
+        lake: the lake that contains the table.
+        table: the table to maintain, which must exist.
+        settings: define the sizes and ages.
+        retired: the rows that retention removed from the table before, for the report.
 
     Raises:
         LakeError: the table cannot be written.
@@ -69,7 +69,7 @@ def maintain_table(
         try:
             handle.optimize.compact(target_size=settings.compact_target_bytes, writer_properties=WRITER)
         except CommitFailedError:
-            # A recomputation rewrote the same files meanwhile. The next maintenance compacts them.
+            # A recomputation rewrote the same files at the same time. The next maintenance compacts them.
             handle = lake.open(table)
         _shorten_log(handle, settings)
         removed = handle.vacuum(
@@ -92,7 +92,7 @@ def maintain_table(
 def _shorten_log(handle: DeltaTable, settings: Settings) -> None:
     """Removes log entries before the last checkpoint that are older than FRAUD_LOG_HOURS, then writes a checkpoint.
 
-    The order matters: a reader that opened the table just before the new checkpoint still reads the entries before it.
+    The order matters: a reader that opened the table just before the new checkpoint still reads the older entries.
     """
     retention = {_LOG_RETENTION: f"interval {settings.log_hours} hours"}
     if handle.metadata().configuration.get(_LOG_RETENTION) != retention[_LOG_RETENTION]:
@@ -105,8 +105,8 @@ def maintain_lake(lake: Lake, settings: Settings, today: date | None = None) -> 
     """Maintains every table that exists.
 
     Args:
-        lake: to maintain.
-        settings: of sizes, ages and retention.
+        lake: the lake to maintain.
+        settings: define the sizes, the ages and the retention.
         today: the day from which ages are counted; the default is the current day in UTC.
 
     Returns:

@@ -37,7 +37,7 @@ IS_RETRIED_SQL = same_position("q", "r", "origin_")
 
 @dataclass(frozen=True)
 class Selection:
-    """Selects quarantined messages; the default selects all that were not retried.
+    """Selects quarantined messages; by default all that were not retried.
 
     Attributes:
         reason: only messages with this reason.
@@ -45,7 +45,7 @@ class Selection:
         topic: only messages of this topic.
         positions: only messages at these positions, written `topic/partition/offset`, or
             `topic@topic_id/partition/offset` if the topic was recreated.
-        retried: also messages that were retried.
+        retried: whether to include messages that were retried.
     """
 
     reason: str | None = None

@@ -36,7 +36,7 @@ _DOWNSTREAM_FIRST = (
     raw_transactions,
     fraud_labels,
 )
-"""The order in which versions are pinned. Each table then contains all rows that the table before it was made from.
+"""The order in which versions are pinned. Each table then contains all source rows of the table before it.
 
 A batch of features is two commits, quarantine first. Quarantine is pinned after features and may be ahead of it. Its
 rows beyond the positions of features count as waiting.
@@ -76,14 +76,14 @@ def reconcile(lake: Lake, settings: Settings) -> dict[str, int]:
 def count_totals(handles: Handles, settings: Settings) -> dict[str, int]:
     """Counts the rows of each table, and the rows that wait, in one set of pinned versions.
 
-    `landed` = `features` + `quarantined` + `duplicates` + `waiting`, and `features` = `scored` + `unscored`, whatever
-    other processes commit meanwhile. If retention removed rows, only messages that were ingested on or after the first
-    counted day are counted. Counts come from file statistics, except those of quarantine, which come from its reasons.
-    Bad labels are counted separately.
+    `landed` = `features` + `quarantined` + `duplicates` + `waiting`, and `features` = `scored` + `unscored`. This
+    holds even if other processes commit at the same time. If retention removed rows, only messages that were ingested
+    on or after the first counted day are counted. Counts come from file statistics, except those of quarantine, which
+    come from its reasons. Bad labels are counted separately.
 
     Args:
         handles: result of `pin_versions`.
-        settings: of the DuckDB session that counts.
+        settings: configure the DuckDB session that counts.
 
     Returns:
         The number of rows, by name.
@@ -171,7 +171,7 @@ def count_alerts(lake: Lake, last: timedelta | None = None) -> int:
     """Counts the predictions at or above their threshold.
 
     Args:
-        lake: of the predictions.
+        lake: the lake that contains the predictions.
         last: count only alerts whose `tx_datetime` is within this time of the newest alert.
 
     Raises:

@@ -34,7 +34,7 @@ _RETAINED_FROM = "fraud:retained_from"
 
 @dataclass(frozen=True)
 class RetiredRows:
-    """What retention removed from a table: the number of rows and of partition days, all older than `before`."""
+    """The numbers of rows and partition days that retention removed from a table, all older than `before`."""
 
     rows: int = 0
     days: int = 0
@@ -73,12 +73,12 @@ def delete_old_rows(lake: Lake, table: Table, settings: Settings, today: date, w
     Only metadata is written.
 
     Args:
-        lake: of the table.
-        table: to delete from.
-        settings: of the retention.
+        lake: the lake that contains the table.
+        table: the table to delete from.
+        settings: define the retention.
         today: the day from which ages are counted, in UTC.
         waiting: result of `find_oldest_waiting_day`. If it is before `today`, ages are counted from it, because the
-            message that waits needs the rows before it.
+            waiting message needs the rows before it.
 
     Returns:
         The deleted rows and partition days.
@@ -99,7 +99,7 @@ def delete_old_rows(lake: Lake, table: Table, settings: Settings, today: date, w
             return NO_ROWS_RETIRED
         floor = max(before, read_retained_from(handle) or before)
         listed = ", ".join(f"date '{day}'" for day in days)
-        # A late row or a compaction may change one of these days meanwhile; `commit_errors` reports a conflict.
+        # A late row or a compaction may change one of these days at the same time; `commit_errors` reports a conflict.
         with commit_errors(handle):
             removed = handle.delete(
                 f"{partition} in ({listed})",

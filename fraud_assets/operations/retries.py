@@ -2,8 +2,8 @@
 
 A retried message lands a second time, at the next position of a source partition of its own, and every later stage
 processes it like any other message. The retry log, table `retried_messages`, records in one commit which quarantined
-message got which position. Then the messages land from the log exactly once, under the same guard as any landing. If
-a retry is killed between the two steps, the next retry or maintenance completes it.
+message got which position. Then the messages land from the log exactly once, with the same protection as any landing.
+If a retry is killed between the two steps, the next retry or maintenance completes it.
 """
 
 from __future__ import annotations
@@ -64,16 +64,16 @@ _AFTER_ALL_OFFSETS = 2**62
 
 @dataclass(frozen=True)
 class RetryReport:
-    """What a retry did, or would do with `dry_run`.
+    """The result of a retry, or the expected result with `dry_run`.
 
     Attributes:
-        selected: messages that were parsed again.
-        passing: messages of them that pass now.
-        failing: messages of them that do not pass, by the reason that they have now. They stay in quarantine.
-        transactions: transactions that landed.
-        labels: labels that landed.
-        resumed: messages that an interrupted retry had recorded and this one landed first.
-        dry_run: nothing was written.
+        selected: number of messages that were parsed again.
+        passing: number of these messages that pass now.
+        failing: number of these messages that do not pass, by their present reason. They stay in quarantine.
+        transactions: number of transactions that landed.
+        labels: number of labels that landed.
+        resumed: number of messages that an interrupted retry had recorded and this one landed first.
+        dry_run: whether nothing was written.
     """
 
     selected: int = 0
@@ -88,12 +88,13 @@ class RetryReport:
 def retry_messages(lake: Lake, settings: Settings, selection: Selection, *, dry_run: bool = False) -> RetryReport:
     """Lands the selected messages that pass with the current settings; the others stay in quarantine.
 
-    Repeated ids (reason `duplicate`) are retried only if the selection names that reason or their positions. It is
-    safe to repeat a retry, to kill it and to run several at once: each message lands once, labels before transactions.
+    Repeated ids (reason `duplicate`) are retried only if the selection names that reason or their positions. A
+    retry can be repeated, killed or run several times at once. Each message still lands once, labels before
+    transactions.
 
     Raises:
         UnknownMessageError: a position is not in quarantine or is ambiguous. Nothing was written.
-        LakeError: a table cannot be read or written. What was committed stays.
+        LakeError: a table cannot be read or written. Committed rows stay.
     """
     for position in selection.positions:
         find_message(lake, settings, position)
@@ -183,7 +184,7 @@ def _read_quarantined(lake: Lake, settings: Settings, positions: pa.Table) -> pa
 
 
 def _parse_again(rows: pa.Table, table: Table, settings: Settings) -> tuple[pa.Table, dict[str, int]]:
-    """Returns the quarantined rows that pass now, and the number of the others by reason."""
+    """Returns the quarantined rows that pass now, and the number of the other rows by reason."""
     partition = RETRIED_LABELS if table is fraud_labels else RETRIED_TRANSACTIONS
     messages = _as_messages(rows, range(rows.num_rows), partition)
     if table is fraud_labels:
@@ -262,7 +263,7 @@ def _land_recorded(lake: Lake, settings: Settings, partition: SourcePartition, t
             part = entries.slice(done, positions.num_rows)
             done += positions.num_rows
             rows = _read_quarantined(lake, settings, positions)
-            # A message that was erased from quarantine meanwhile has no row; its position stays empty.
+            # A message that has been erased from quarantine has no row; its position stays empty.
             messages = _as_messages(rows, _recorded_offsets(part, rows), partition).sort_by("offset")
             reached = {partition: part["offset"][-1].as_py()}
             if table is fraud_labels:

@@ -1,7 +1,7 @@
 """Sets up the state folder: `python -m fraud_assets.operations.setup_home`, run by `make setup`.
 
 Creates the folders under `FRAUD_HOME`, writes a `dagster.yaml` there unless one exists, and sets `DAGSTER_HOME` in the
-`.env` of the current folder, which the bare `dagster` commands read. If the home was moved or copied, the paths in the
+`.env` of the current folder, which plain `dagster` commands read. If the home was moved or copied, the paths in the
 model registry are changed to the current home. Running it again changes nothing.
 """
 
@@ -43,7 +43,7 @@ run_coordinator:
     dequeue_num_workers: 2
 
 # A run that never starts, never ends or cannot be cancelled is failed instead of blocking the queue.
-# The default launcher cannot distinguish a killed run from a slow one, so max_runtime_seconds ends those.
+# The default launcher cannot distinguish a killed run from a slow one, so max_runtime_seconds ends both.
 run_monitoring:
   enabled: true
   start_timeout_seconds: 180
@@ -82,7 +82,7 @@ def set_up_home(settings: Settings, env_file: Path) -> list[str]:
     """Creates the missing parts of the state folder and sets `DAGSTER_HOME` in `env_file`.
 
     Args:
-        settings: of the state folder.
+        settings: define the state folder.
         env_file: the `.env` to change; its other lines stay.
 
     Returns:
@@ -103,7 +103,7 @@ def set_up_home(settings: Settings, env_file: Path) -> list[str]:
 
 
 def prepare_home(settings: Settings) -> list[str]:
-    """Creates the missing parts of the state folder only; returns and raises the same as `set_up_home`."""
+    """Creates only the missing parts of the state folder. See `set_up_home` for the result and the errors."""
     home = settings.home_path
     done = []
     try:

@@ -1,4 +1,4 @@
-"""Brings the tables of an earlier version of the platform to the columns of this one."""
+"""Adds the columns of this version of the platform to the tables of an earlier version."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TableUpgrade:
-    """What an upgrade does to one table.
+    """The changes of an upgrade to one table.
 
     Attributes:
         table: name of the table.
@@ -27,17 +27,17 @@ class TableUpgrade:
 
 
 def upgrade_lake(lake: Lake, *, dry_run: bool = False) -> list[TableUpgrade]:
-    """Adds the columns that the tables lack. Safe to repeat and to interrupt.
+    """Adds the columns that the tables lack. The call can be repeated and interrupted safely.
 
     Args:
-        lake: the tables.
+        lake: the lake that contains the tables.
         dry_run: if true, nothing is changed.
 
     Returns:
         One entry for each table that lacked columns, in the order of `core.schema.TABLES`.
 
     Raises:
-        LakeError: a table cannot be read or written, or needs more than added columns; tables before it stay upgraded.
+        LakeError: a table cannot be read or written, or needs other changes. Earlier tables stay upgraded.
         CommitConflictError: another process writes to a table. Stop landers and Dagster's daemon first.
     """
     upgrades = []
@@ -47,14 +47,14 @@ def upgrade_lake(lake: Lake, *, dry_run: bool = False) -> list[TableUpgrade]:
             continue
         columns = addable_columns(handle, table)
         if not columns:
-            # Raises for what added columns cannot mend.
+            # Raises an error if the table needs other changes than added columns.
             lake.find(table)
             continue
         upgrades.append(TableUpgrade(table.name, tuple(column.name for column in columns)))
         if dry_run:
             continue
         with commit_errors(handle):
-            # The property first: readers then expect data files without the columns.
+            # The property is set first, so that readers expect data files without the columns.
             handle.alter.set_table_properties({UPGRADED: "true"}, raise_if_not_exists=False)
             handle.alter.add_columns(columns)
         lake.find(table)

@@ -48,7 +48,7 @@ def open_producer(
     """Returns a producer for the destination of `via`, or of the settings if `via` is None.
 
     Args:
-        settings: of broker and REST API.
+        settings: define the broker and the REST API.
         via: value of the option `--via`.
         on_wait: called while the Kafka producer waits for the broker.
 

@@ -1,4 +1,4 @@
-"""Turns rows into messages: transactions in the order of the rows, each label when event time has reached it."""
+"""Converts rows to messages: transactions in the order of the rows, and each label at its place in event time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RAW = "raw"
 
 @dataclass
 class EventOrder:
-    """Makes messages from batches of rows, and counts them.
+    """Makes messages from batches of rows and counts the messages.
 
     The rows have the contract's columns, and for labels `is_fraud`, `labelled_at` or both. Without `labelled_at`, the
     label of a fraud comes FRAUD_FEEDBACK_DELAY_DAYS after its transaction, and a genuine transaction has no label,
@@ -34,7 +34,7 @@ class EventOrder:
     not older than it. The labels up to `now` follow the last transaction; later labels are not sent.
 
     Attributes:
-        settings: of the contract and the topics.
+        settings: define the contract and the topics.
         now: the time up to which labels are sent after the last transaction.
         transactions: number of transactions that were yielded.
         labels: number of labels that were yielded.

@@ -7,8 +7,8 @@ days, with five times the amount (scenario 3).
 
 The handbook has 5,000 customers and 10,000 terminals, and compromises 2 terminals and 3 customers per day. A smaller
 population keeps these *rates*. The events come at even intervals, in proportion to the population (with 50 customers, a
-terminal every 50 days and a customer every 33 days). They begin before the first simulated day, and they hit terminals
-and customers with ordinary traffic. So about 1 % of the transactions are frauds for any size.
+terminal every 50 days and a customer every 33 days). They begin before the first simulated day and hit terminals
+and customers with ordinary traffic. For any size, about 1 % of the transactions are therefore frauds.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Population:
     """Customers, the terminals within their reach, and the events that cause frauds.
 
     Attributes:
-        seed: that the population was drawn with.
+        seed: random seed with which the population was drawn.
         mean_amount: mean amount of each customer's payments, shape (customers,), float64.
         daily_payments: mean number of each customer's payments per day, shape (customers,), float64.
         reach: indexes of terminals; customer i pays at `reach[starts[i]:starts[i + 1]]` (int64).
@@ -115,7 +115,7 @@ def population(customers: int, seed: int) -> Population:
     terminals = customers * TERMINALS_PER_CUSTOMER
     mean_amount = _spread(rng, customers, *MEAN_AMOUNT)
     daily_payments = _spread(rng, customers, *DAILY_PAYMENTS)
-    # The radius grows as terminals get sparse, so that a customer reaches as many of them as in the handbook.
+    # The radius grows as terminals become sparse, so that a customer reaches as many of them as in the handbook.
     radius = BOOK_RADIUS * np.sqrt(BOOK_TERMINALS / terminals)
     reach, starts = _points_within(rng.random((customers, 2)) * SIDE, rng.random((terminals, 2)) * SIDE, radius)
     owners = np.repeat(np.arange(customers), np.diff(starts))
@@ -146,7 +146,7 @@ def simulate(
 
     Args:
         count: number of transactions.
-        seed: of the payments, and of the population if `people` is None.
+        seed: random seed of the payments, and of the population if `people` is None.
         end: latest time of a transaction; with a time zone.
         days: number of whole days before `end`'s day.
         customers: size of the population. The default is the size that makes `count` payments at the handbook's rate.
@@ -280,7 +280,7 @@ def _squared_distances(centers: Floats, points: Floats) -> Floats:
 
 
 def _ordinary(traffic: NDArray[Any]) -> Integers:
-    """Returns the indexes of those with 0.5 to 1.5 times the mean traffic: an event without payments makes no fraud."""
+    """Returns the indexes with 0.5 to 1.5 times the mean traffic, because an event without payments makes no fraud."""
     mean = traffic.mean()
     return np.nonzero((traffic >= mean / 2) & (traffic <= mean * 1.5))[0]
 

@@ -22,7 +22,7 @@ def drop_history(days: Iterable[pa.Table], settings: Settings) -> tuple[Path | N
 
     Args:
         days: results of `past_traffic`.
-        settings: of the drop folder and of the field names in files.
+        settings: define the drop folder and the field names in files.
 
     Returns:
         The file and its number of rows; None and 0 if there are no rows.
@@ -51,7 +51,7 @@ def wait_until_landed(file: Path, on_wait: Callable[[], object], seconds: float 
     """Waits until a dropped file has landed.
 
     Args:
-        file: in the drop folder.
+        file: path of the file in the drop folder.
         on_wait: called between two checks; it sleeps, and may raise an exception to stop the wait.
         seconds: maximum time to wait.
 

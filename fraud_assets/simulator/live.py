@@ -25,7 +25,7 @@ from fraud_assets.simulator.payment_times import DAY, share_per_second
 CATCH_UP_SECONDS = 5.0
 """Maximum number of seconds whose payments are sent at once after a pause.
 
-A long pause, as of a slow lander or a sleeping laptop, thus causes no burst.
+A long pause, for example of a slow lander or a sleeping laptop, therefore causes no burst.
 """
 
 
@@ -46,7 +46,7 @@ class LiveTraffic:
 
     Attributes:
         people: the population that pays.
-        settings: of the contract and the topics.
+        settings: define the contract and the topics.
         rate: transactions per second at any time of day; None means the population's own rate.
         label_delay: time from a fraud to its label.
         stopped: called several times per second; the messages end when it returns True.
@@ -77,7 +77,7 @@ class LiveTraffic:
     def messages(self) -> Iterator[Message]:
         """Yields each message when it is due, until `stopped`."""
         began = last = datetime.now(UTC)
-        # Each process makes other payments and other ids, of the same population.
+        # Each process makes different payments with different ids, of the same population.
         run = run_name(self.people.seed, began)
         rng = np.random.default_rng((self.people.seed, int(began.timestamp() * 1e6)))
         # The first payment is due at once, so that the user sees traffic soon after the start.

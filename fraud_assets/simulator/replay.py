@@ -43,7 +43,7 @@ class Source:
     """A file to replay.
 
     Attributes:
-        path: of the file.
+        path: path of the file.
         format: `parquet`, `csv` or `jsonl`.
         columns: the file's column of each contract field.
         rows: number of rows; None if the format does not record it.
@@ -64,8 +64,8 @@ def open_source(path: Path, settings: Settings, mapping: Mapping[str, str] | Non
     """Reads a file's column names and matches them with the contract's, ignoring case.
 
     Args:
-        path: of the file.
-        settings: of the contract.
+        path: path of the file.
+        settings: define the contract.
         mapping: columns of contract fields whose names differ from the contract's.
 
     Raises:
@@ -133,7 +133,7 @@ def _columns_of(path: Path, kind: str) -> tuple[list[str], int | None]:
 
 
 def _paths_of(row: Mapping[str, Any]) -> Iterator[str]:
-    """Dotted names of the fields within the objects of a row."""
+    """Yields the dotted names of the fields within the objects of a row."""
     for key, value in row.items():
         if isinstance(value, dict):
             yield from (f"{key}.{name}" for name in (*value, *_paths_of(value)))
@@ -267,7 +267,7 @@ def _empty_as_null(texts: pa.Array) -> pa.Array:
 
 
 def _as_numbers(texts: pa.Array) -> pa.Array:
-    """Returns amounts as float64. If one is not a number, all stay text, and landing decides."""
+    """Returns amounts as float64. If one is not a number, all stay text, and landing validates them."""
     try:
         return pc.cast(texts, pa.float64())
     except pa.ArrowInvalid:

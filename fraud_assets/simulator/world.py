@@ -26,7 +26,7 @@ class World:
     """A population, by the arguments that reproduce it, and the time up to which its traffic was sent.
 
     Attributes:
-        seed: of the population.
+        seed: random seed of the population.
         customers: size of the population.
         simulated_until: time up to which the population's own traffic was sent; with a time zone.
     """
@@ -96,7 +96,7 @@ class WorldKeeper:
 
     Args:
         world: the current world. It is saved at once, so that other commands continue it.
-        settings: of the home.
+        settings: define the home.
         enabled: False for a world that is not the home's own, which is not saved.
     """
 
@@ -148,7 +148,7 @@ def why_unusual(
         world: the world of this traffic.
         added_per_day: payments per day that this traffic adds to the population's own.
         own_per_day: payments per day that the population makes by itself.
-        settings: of the home.
+        settings: define the home.
 
     Returns:
         The explanation; None if the traffic is usual.
@@ -156,7 +156,7 @@ def why_unusual(
     remedy = "expect more alerts than the budget. To avoid that, {}set FRAUD_HOME to a new folder."
     if known is None and not lake_is_empty(settings):
         return (
-            f"The lake contains transactions that are not of a simulated world ({world_file(settings)} is missing). "
+            f"The lake contains transactions that are not from a simulated world ({world_file(settings)} is missing). "
             "The simulated customers have no history there: " + remedy.format("")
         )
     if known is not None and not known.same_people(world):

@@ -66,7 +66,7 @@ class Cluster:
     """A running cluster. Nodes are numbered from 1 and keep their data and ports when they are restarted.
 
     Attributes:
-        folder: of the nodes' files; `node-1/server.log` is the log of the first node.
+        folder: folder of the nodes' files; `node-1/server.log` is the log of the first node.
         brokers: number of nodes, running or not.
     """
 
@@ -188,9 +188,9 @@ def apache_kafka(
     Topics are not created on first use. With three brokers, topics have three replicas, two of which must be in sync.
 
     Args:
-        folder: of data, configuration and logs.
+        folder: folder of data, configuration and logs.
         brokers: number of nodes, each a broker and a controller.
-        port: of the unencrypted listener of the first node; the default is a free port.
+        port: port of the unencrypted listener of the first node; the default is a free port.
         listeners: security protocols of additional listeners by name (in capitals), such as `{"SASL": "SASL_SSL"}`.
         scram: passwords by user for SCRAM-SHA-256 and SCRAM-SHA-512; used only if the folder is new.
         config: additional settings of all nodes, as in `server.properties`; they override the others.

@@ -48,7 +48,7 @@ class StandaloneCluster:
     """A running cluster. Workers are numbered from 1.
 
     Attributes:
-        folder: of logs, such as `worker-1/app-…/0/stderr`, and of files that executors spill.
+        folder: folder of logs, such as `worker-1/app-…/0/stderr`, and of files that executors spill.
         master: URL of the master, for FRAUD_SPARK_MASTER.
         web_ui: URL of the master's web UI.
     """
@@ -77,7 +77,7 @@ class StandaloneCluster:
         _wait_for(down, lambda worker: worker.port in self._registered())
 
     def stop(self) -> None:
-        """Ends all processes at once by SIGKILL, because the state of the cluster need not be kept."""
+        """Ends all processes at once by SIGKILL, because the state of the cluster is not needed."""
         for daemon in (*self._workers.values(), self._master):
             _end(daemon)
 
@@ -114,10 +114,10 @@ def standalone(folder: Path, workers: int = 2, cores: int = 1, memory: str = "1g
     All its processes end with the block.
 
     Args:
-        folder: of the logs and of the files that executors write outside the lake.
+        folder: folder of the logs and of the files that executors write outside the lake.
         workers: number of workers, each in the role of one machine.
-        cores: that each worker offers to executors.
-        memory: that each worker offers to executors, such as `1g`.
+        cores: number of cores that each worker offers to executors.
+        memory: memory that each worker offers to executors, such as `1g`.
 
     Yields:
         The running cluster.
@@ -162,7 +162,7 @@ class _Launcher:
     folder: Path
 
     def start(self, daemon: _Daemon, *arguments: object) -> None:
-        """Starts a daemon; the arguments are its main class and the options of that."""
+        """Starts a daemon. The arguments are its main class and its options."""
         import pyspark
 
         home = Path(pyspark.__file__).parent
@@ -181,7 +181,7 @@ class _Launcher:
                 stderr=log,
                 cwd=work,
                 env=_environment(home, daemon),
-                # The session identifies all processes that a worker started, whatever their parent is.
+                # The session identifies all processes that a worker started, regardless of their parent.
                 start_new_session=True,
             )
 

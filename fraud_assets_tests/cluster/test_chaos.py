@@ -1,4 +1,4 @@
-"""The harness itself: everything is killed at random, and every message is counted."""
+"""The chaos harness: it kills every process at random and counts every message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SIGKILL at the worst moments, races, and maintenance in between: afterwards the books balance to the message."""
+"""SIGKILL at the worst moments, races and concurrent maintenance: the totals still balance for every message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The proofs on the handbook's own data: every cell of its feature tables, and its published figures."""
+"""Comparison with the handbook's own data: every cell of its feature tables, and its published figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lake on S3: what holds on a folder holds there, through races, kills, lost answers and a store that goes away."""
+"""The lake on S3 keeps the guarantees of a folder through races, kills, lost responses and outages."""
 
 from __future__ import annotations
 

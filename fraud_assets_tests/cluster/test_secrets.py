@@ -1,4 +1,4 @@
-"""No secret is found in what the platform says or keeps: output, errors, `repr`, events and files under FRAUD_HOME."""
+"""No secret is in the platform's output, errors, `repr`, events or files under FRAUD_HOME."""
 
 from __future__ import annotations
 

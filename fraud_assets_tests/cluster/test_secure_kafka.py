@@ -1,4 +1,4 @@
-"""Log-in and encryption against Apache Kafka: every way works, and every mistake is one sentence with its fix."""
+"""Log-in and encryption with Apache Kafka: every method works, and every mistake gives one sentence with its fix."""
 
 from __future__ import annotations
 

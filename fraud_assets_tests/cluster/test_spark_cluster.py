@@ -1,4 +1,4 @@
-"""A real Spark cluster: workers and drivers die, tasks run twice, and every row is in the table once."""
+"""A real Spark cluster: workers and drivers are killed, tasks run twice, and every row is in the table once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Features on Spark: what DuckDB computes, to 1e-9, with the same quarantine, exactly once."""
+"""Features on Spark equal those of DuckDB to 1e-9, with the same quarantine, exactly once."""
 
 from __future__ import annotations
 

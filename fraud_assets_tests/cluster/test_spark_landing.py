@@ -1,4 +1,4 @@
-"""Landing by Spark: the same rows as the Python lander's, exactly once, whatever the topic and the others do."""
+"""Landing by Spark gives the same rows as the Python lander, exactly once, for any topic and with other landers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scoring and the training sample on Spark: the same bits, rows and sentences as in the process, exactly once."""
+"""Scoring and the training sample on Spark equal those in the process: bits, rows and messages, exactly once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Spark sessions: how they are configured, that they are quiet, and what their failures mean in words."""
+"""Spark sessions: their configuration, their silence, and the messages for their failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Delta tables on Spark: what executors write is committed once, and every reader sees the same."""
+"""Delta tables on Spark: rows that executors write are committed once, and every reader reads the same rows."""
 
 from __future__ import annotations
 

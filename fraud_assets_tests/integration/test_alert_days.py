@@ -1,4 +1,4 @@
-"""Alerts per day beside the budget: counted from the predictions, in metadata, and said by the doctor."""
+"""Alerts per day compared with the budget: counted from the predictions, in metadata, and in the doctor's report."""
 
 from __future__ import annotations
 

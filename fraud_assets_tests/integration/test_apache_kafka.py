@@ -1,4 +1,4 @@
-"""The launcher of Apache Kafka: a node that dies and comes back has what it had; what is missing is said."""
+"""The launcher of Apache Kafka: a restarted node keeps its data, and missing parts are reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Landing from Apache Kafka: groups, outages, and every way in which offsets can surprise."""
+"""Landing from Apache Kafka: consumer groups, outages, and every unusual sequence of offsets."""
 
 from __future__ import annotations
 

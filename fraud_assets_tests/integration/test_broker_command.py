@@ -1,4 +1,4 @@
-"""`fraud-assets broker`: Apache Kafka that keeps what it has, and none at all where another is configured."""
+"""`fraud-assets broker`: Apache Kafka keeps its messages, and no broker starts if another is configured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Card numbers written wherever one can occur, and every byte under FRAUD_HOME searched for them afterwards."""
+"""Card numbers in every possible place, and a search for them in every byte under FRAUD_HOME."""
 
 from __future__ import annotations
 

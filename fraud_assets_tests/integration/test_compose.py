@@ -1,4 +1,4 @@
-"""`compose.yaml` fits the rest: the versions that are tested here, loopback only, settings that exist."""
+"""`compose.yaml` matches the project: it has the tested versions, only loopback ports, and existing settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damaged tables: each error names the file and the way back, the way back works, and the doctor sees the damage."""
+"""Damaged tables: each error names the file and the fix, the fix works, and the doctor finds the damage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The platform as Dagster loads it, and its assets one by one: in the process and by the command line."""
+"""The definitions that Dagster loads, and each asset, in the process and on the command line."""
 
 from __future__ import annotations
 

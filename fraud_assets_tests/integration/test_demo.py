@@ -1,4 +1,4 @@
-"""`make demo` as a user runs it: a fresh folder, a summary, and one JSON object as the last line."""
+"""`make demo` as users run it: a new folder, a summary, and one JSON object as the last line."""
 
 from __future__ import annotations
 

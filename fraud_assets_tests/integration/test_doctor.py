@@ -1,4 +1,4 @@
-"""The doctor: a healthy platform passes, and each broken part has its line, its fix and exit code 1."""
+"""The doctor: a healthy platform passes, and each broken part has its own line, fix and exit code 1."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def test_an_embedded_broker_that_is_gone(settings: Settings) -> None:
 
 def test_messages_that_the_broker_has_dropped(settings: Settings, lake: Lake, broker: Broker, send: Send) -> None:
     send("transactions", [b"x" * 900_000] * 12, partition=0)
-    assert_broken(check_broker(settings), "topic transactions", "gone", "partition 0")
+    assert_broken(check_broker(settings), "topic transactions", "deleted messages before they landed", "partition 0")
 
 
 def test_messages_that_the_broker_has_lost(settings: Settings, lake: Lake, broker: Broker, send: Send) -> None:
@@ -236,7 +236,7 @@ def test_messages_that_wait_are_counted_and_looking_makes_no_topic(
     send("transactions", bodies(5))
     findings = check_broker(settings)
     assert "5 messages to land" in of(findings, "topic transactions").text
-    assert "not there yet" in of(check_broker(settings), "topic fraud-labels").text
+    assert "does not exist yet" in of(check_broker(settings), "topic fraud-labels").text
     assert of(check_landers(settings), "landers").state == "WARN"
 
 
@@ -339,7 +339,7 @@ def test_registries(make_settings: Callable[..., Settings], settings: Settings) 
 def test_a_daemon_that_never_ran_or_no_longer_runs(settings: Settings, instance: dg.DagsterInstance) -> None:
     assert of(check_dagster(settings), "daemon").state == "OK"
     beat(instance, time.time() - 600)
-    assert_broken(check_dagster(settings), "daemon", "no sign of life", "dagster-daemon run")
+    assert_broken(check_dagster(settings), "daemon", "no heartbeat", "dagster-daemon run")
     instance.wipe_daemon_heartbeats()
     assert of(check_dagster(settings), "daemon").state == "WARN"
 

@@ -1,4 +1,4 @@
-"""The drop folder: what cannot be landed fails alone, and nothing in it stops what lies behind."""
+"""The drop folder: an entry that cannot be landed fails alone and does not block the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A `.env` in another encoding, and quoting in it."""
+"""`.env` files in other encodings and with quotes."""
 
 from __future__ import annotations
 

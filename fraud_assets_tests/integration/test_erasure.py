@@ -1,4 +1,4 @@
-"""Erasing a customer: gone from every table and kept file, everything else as it was, also after a SIGKILL."""
+"""Erasure removes a customer from every table and kept file and nothing else, even after a SIGKILL."""
 
 from __future__ import annotations
 

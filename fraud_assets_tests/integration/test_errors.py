@@ -1,4 +1,4 @@
-"""A user's mistake or a broken world: one sentence with setting and remedy, non-zero exit, nothing half-written."""
+"""A mistake or a fault gives one sentence with setting and fix, a non-zero exit code, and no partial output."""
 
 from __future__ import annotations
 

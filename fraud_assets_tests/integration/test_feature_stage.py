@@ -1,4 +1,4 @@
-"""Features and quarantine over the lake: what passes, what does not, in which order it lands, and recomputation."""
+"""Features and quarantine of a lake: which messages pass, the order of landing, and recomputation."""
 
 from __future__ import annotations
 

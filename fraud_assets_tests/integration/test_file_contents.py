@@ -1,4 +1,4 @@
-"""What dropped files hold, value by value: what is read is right, and what cannot be read is refused with a reason."""
+"""The values in dropped files: each is read correctly, or the file is refused with a reason."""
 
 from __future__ import annotations
 

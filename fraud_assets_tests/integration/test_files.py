@@ -1,4 +1,4 @@
-"""The drop folder: exactly once by content, labels first, nothing half-landed, nothing overwritten."""
+"""The drop folder: exactly once by content, labels first, no partly landed file, no overwritten file."""
 
 from __future__ import annotations
 
@@ -300,8 +300,8 @@ def test_mapped_names(make_settings: Callable[..., Settings], lake: Lake) -> Non
         ("a.csv", f"{HEADER}\n" + "1,2,3,4,5\n" * 30_000 + "1,2\n", r"line 30,002 has 2 values, but the header has 5"),
         ("a.csv", f"{HEADER}\n1,2\n", r"line 2 has 2 values, but the header has 5"),
         ("a.csv", f"{HEADER},tx_amount\n1,2,3,4,5,6\n", "the same name"),
-        ("a.csv", f'{HEADER}\n"1,2,3,4,5\n', "a quoted value in line 2 does not end"),
-        ("a.csv", f"{HEADER}\n1,2,3,4,5\r\n1,2,3,4,5\n", "do not all end alike"),
+        ("a.csv", f'{HEADER}\n"1,2,3,4,5\n', "a quoted value in line 2 is not closed"),
+        ("a.csv", f"{HEADER}\n1,2,3,4,5\r\n1,2,3,4,5\n", "different line endings"),
         ("a.csv", "a,b\n1,2\n", "has no column transaction_id"),
         ("a.csv", "", "has no column|cannot be read"),
         ("a.json", "[\n{}\n]\n", "JSON array"),

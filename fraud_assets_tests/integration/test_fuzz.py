@@ -1,4 +1,4 @@
-"""Whatever is sent or dropped: nothing crashes or hangs, nothing is lost, and each message has its one place."""
+"""Any message or file: nothing crashes, hangs or is lost, and each message ends in exactly one table."""
 
 from __future__ import annotations
 

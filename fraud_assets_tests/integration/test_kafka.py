@@ -1,4 +1,4 @@
-"""The embedded broker and the one consumer."""
+"""The embedded broker and its consumer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""At first sight of a topic its log starts are recorded; from then on nothing that expired goes unsaid."""
+"""The first landing of a topic records its log starts; every later loss of messages is reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a lander's HTTP server shows of the drop folder, and that neither clients nor open files end a lander."""
+"""The drop folder in a lander's HTTP responses; neither clients nor open files can end a lander."""
 
 from __future__ import annotations
 

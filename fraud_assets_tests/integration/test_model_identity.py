@@ -1,4 +1,4 @@
-"""A model is known by its MLflow run: two registries on one lake, a registry that was lost, a lake of before."""
+"""The MLflow run identifies a model: two registries on one lake, a lost registry, a lake of an earlier version."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which folders can hold the platform's state: every character either works everywhere or is refused in words."""
+"""Folders for the platform's state: every character either works everywhere or is refused with a message."""
 
 from __future__ import annotations
 

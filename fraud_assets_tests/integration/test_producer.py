@@ -1,4 +1,4 @@
-"""The producer: order per customer, errors that are told, and patience with the lander."""
+"""The producer keeps the order per customer, reports errors and waits for the lander."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quarantine as a tool: looking at refused messages, and driving them again exactly once."""
+"""Quarantine commands: listing and showing messages, and retrying them exactly once."""
 
 from __future__ import annotations
 

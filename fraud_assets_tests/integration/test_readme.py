@@ -1,4 +1,4 @@
-"""The README says what is there: settings, commands, targets, files. Run as a module, it writes the settings table."""
+"""The README matches settings, commands, targets and files. Run as a module, this file writes the settings table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The counts of the tables reconcile at every moment, also between two commits, and only a missing row breaks them."""
+"""The totals of the tables reconcile at any time, even between two commits, unless a row is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A home that was moved or copied: its registry reads and writes below the present home, and nowhere else."""
+"""A moved or copied home: its registry reads and writes only below the current home."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Producing through a Kafka REST API: every record is acknowledged or an error, and the bytes land as they were."""
+"""Producing through a Kafka REST API: each record is acknowledged or an error, and its bytes land unchanged."""
 
 from __future__ import annotations
 

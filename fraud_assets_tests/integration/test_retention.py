@@ -1,4 +1,4 @@
-"""Retention: old days go, what is still needed stays, positions and books hold."""
+"""Retention deletes old days, and keeps needed rows, committed positions and the reconciliation."""
 
 from __future__ import annotations
 

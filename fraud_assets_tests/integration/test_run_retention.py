@@ -1,4 +1,4 @@
-"""Old successful runs of the sensors leave Dagster's history; databases of ended runs take less room."""
+"""Old successful runs of the sensors are deleted from Dagster's history; databases of ended runs are shrunk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bundled samples land whole, with their own schema mapped, and with card numbers as pseudonyms too."""
+"""The bundled samples land completely with their own field mapping, also with card numbers as pseudonyms."""
 
 from __future__ import annotations
 

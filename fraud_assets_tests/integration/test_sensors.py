@@ -1,4 +1,4 @@
-"""What the sensors request, when they keep quiet, and when they call for a person."""
+"""The runs that sensors request, when they request none, and when they require manual action."""
 
 from __future__ import annotations
 

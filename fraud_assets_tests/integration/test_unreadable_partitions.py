@@ -1,4 +1,4 @@
-"""Batches that the client cannot read: their partition is an error, and all others land."""
+"""Batches that the client cannot read: only their partition reports an error, and all others land."""
 
 from __future__ import annotations
 

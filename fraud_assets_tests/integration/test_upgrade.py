@@ -1,4 +1,4 @@
-"""Tables of an earlier version: refused in one sentence, upgraded where added columns are enough."""
+"""Tables of an earlier version: refused with one sentence, and upgraded if added columns are enough."""
 
 from __future__ import annotations
 

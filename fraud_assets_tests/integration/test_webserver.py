@@ -1,4 +1,4 @@
-"""The web UI's server on the workspace file: what a person sees is what was designed."""
+"""The web server with the workspace file: users see the designed pages."""
 
 from __future__ import annotations
 

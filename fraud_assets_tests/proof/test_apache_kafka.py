@@ -1,4 +1,4 @@
-"""Three nodes of Apache Kafka, of which one is lost."""
+"""Three nodes of Apache Kafka, one of which is lost."""
 
 from __future__ import annotations
 

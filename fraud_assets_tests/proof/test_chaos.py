@@ -1,4 +1,4 @@
-"""The platform under hundreds of kills, on three brokers and on an object store."""
+"""The platform through hundreds of kills, on three brokers and on an object store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mutated messages and files in large numbers, through every stage."""
+"""Large numbers of mutated messages and files, through every stage."""
 
 from __future__ import annotations
 

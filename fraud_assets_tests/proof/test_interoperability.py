@@ -1,4 +1,4 @@
-"""The tables are plain Delta: what any engine writes, every reader reads, Delta's own Spark connector among them."""
+"""The tables are standard Delta: every engine and Delta's own Spark connector read and write them."""
 
 from __future__ import annotations
 

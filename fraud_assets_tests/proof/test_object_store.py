@@ -1,4 +1,4 @@
-"""The long form of test_object_store.py: thousands of races for a key, and kills at random for minutes."""
+"""The long form of test_object_store.py: thousands of races for a key, and random kills for minutes."""
 
 from __future__ import annotations
 

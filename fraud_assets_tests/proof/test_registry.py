@@ -1,4 +1,4 @@
-"""Two first trainings at once, on a fresh model registry."""
+"""Two first trainings at the same time, on a new model registry."""
 
 from fraud_assets_tests.support.models import assert_first_trainings_are_quiet
 

@@ -1,4 +1,4 @@
-"""Workers and drivers of a Spark cluster are killed at work; nothing is lost or repeated."""
+"""Working drivers and workers of a Spark cluster are killed; no row is lost or repeated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Dagster daemon that ticks when a test says so."""
+"""A Dagster daemon that ticks when a test requests it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files in the drop folder, and what landed of them."""
+"""Drops files into the drop folder, and reads their landed rows."""
 
 from __future__ import annotations
 

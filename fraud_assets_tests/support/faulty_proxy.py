@@ -1,4 +1,4 @@
-"""A proxy on 127.0.0.1 that forwards HTTP requests and does to some of them what a network does."""
+"""A proxy on 127.0.0.1 that forwards HTTP requests and disturbs some of them like a faulty network."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Seeded mutations of messages and files: what broken, careless and hostile producers may send.
+"""Seeded mutations of messages and files, as broken, careless and hostile producers may send them.
 
-The same seed gives the same messages. About a third of them are good, so that what is bad has neighbours to harm.
+The same seed gives the same messages. About a third of them are valid, so that bad messages have neighbors to harm.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Sends mutated messages and files through every stage and checks where each of them ends."""
+"""Sends mutated messages and files through every stage, and checks the final table of each of them."""
 
 from __future__ import annotations
 

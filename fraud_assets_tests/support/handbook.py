@@ -1,4 +1,4 @@
-"""The handbook's data set in a lake, and the features that the book publishes."""
+"""The handbook's data set in a lake, and the features that the handbook publishes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes that are killed at a chosen call, and the check that nothing is lost or repeated."""
+"""Kills processes at a chosen call, and checks that no row is lost or repeated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Messages put straight into the landing tables, for tests of what comes after landing."""
+"""Writes messages directly to the landing tables, for tests of later stages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the platform logs while a test runs."""
+"""Collects the platform's log during a test."""
 
 from __future__ import annotations
 

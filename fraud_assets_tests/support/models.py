@@ -1,4 +1,4 @@
-"""Facts of a small model."""
+"""The properties of a small model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folder names that work."""
+"""Unusual folder names that work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches of messages as brokers keep them, made by hand, so that they can be damaged."""
+"""Record batches as brokers store them, made by hand so that tests can damage them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Kafka REST server (v3 records) on 127.0.0.1, which forwards to a real broker; it can be told to misbehave."""
+"""A Kafka REST server (v3 records) on 127.0.0.1 that forwards to a real broker and can return faults."""
 
 from __future__ import annotations
 

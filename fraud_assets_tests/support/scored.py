@@ -1,4 +1,4 @@
-"""Scores everything that landed."""
+"""Scores all landed messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One node of Apache Kafka with listeners for every way to log in, and certificates made for it."""
+"""One node of Apache Kafka with a listener for every log-in method, and certificates for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drivers, workers and assets on a Spark cluster, and what they leave behind."""
+"""Runs drivers, workers and assets on a Spark cluster, and reads their results."""
 
 from __future__ import annotations
 

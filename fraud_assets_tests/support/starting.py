@@ -1,4 +1,4 @@
-"""What tests start and send to: roots, types of fixtures, producers and topic makers."""
+"""Definitions that tests share: root folders, types of fixtures, producers and topic makers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Feature rows and labels made by hand, for tests of what comes after the feature stage."""
+"""Feature rows and labels made by hand, for tests of the stages after features."""
 
 from __future__ import annotations
 

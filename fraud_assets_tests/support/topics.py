@@ -1,4 +1,4 @@
-"""Messages at Apache Kafka, and landers that run beside the test."""
+"""Sends messages to Apache Kafka, and runs landers during a test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Waiting for a condition."""
+"""Waits for a condition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads a dropped CSV file by its first line, without guessing anything from its rows.
+"""Reads a dropped CSV file. The first line alone determines the format; the rows are not used to guess it.
 
 DuckDB's own detection treats an id that starts with # as a comment and skips rows that do not fit. Without detection
 DuckDB still accepts a row with too many values if the last ones are empty, so Arrow checks the number of values.
@@ -18,7 +18,7 @@ import pyarrow.csv
 _DELIMITERS = (",", ";", "\t", "|")
 _LONGEST_HEADER = 1_000_000
 _CHECKED_BYTES = 16_000_000
-"""Bytes that the check of the rows reads at a time. DuckDB already rejects shorter lines than this as too long."""
+"""Number of bytes that the row check reads at a time. DuckDB rejects even shorter lines as too long."""
 
 MISSING_VALUES = ("NULL", "null", "nan", "NaN", "NaT", "None", "<NA>", "\\N")
 """Spellings of a missing value in pandas, PostgreSQL, MySQL and Spark. In quotes they are text."""
@@ -41,7 +41,9 @@ class CsvFile:
 
 
 def csv_file(path: Path) -> CsvFile:
-    """Describes a file by its first line. The delimiter is the most frequent of comma, semicolon, tab and bar.
+    """Returns the description of a file, from its first line.
+
+    The delimiter is the most frequent of comma, semicolon, tab and bar.
 
     Raises:
         ValueError: the first line is not a header, or a row has more or fewer values than the header.
@@ -102,7 +104,7 @@ def _check_widths(path: Path, columns: tuple[str, ...], delimiter: str) -> None:
     except pa.ArrowInvalid:
         if found:
             _raise_wrong_width(path, len(columns), delimiter, found[0])
-        # DuckDB reads the values, so it decides about any other error.
+        # DuckDB reads the values and reports any other error.
 
 
 def _raise_wrong_width(path: Path, expected: int, delimiter: str, found: int) -> None:
@@ -117,7 +119,7 @@ def _raise_wrong_width(path: Path, expected: int, delimiter: str, found: int) ->
                 first_line = reader.line_num + 1
         except csv.Error as error:
             if "unexpected end of data" in str(error):
-                raise ValueError(f"a quoted value in line {first_line:,} does not end") from None
+                raise ValueError(f"a quoted value in line {first_line:,} is not closed") from None
             raise ValueError(f"line {first_line:,} cannot be split into values: {error}") from None
     raise ValueError(_describe_width("a row", found, expected))
 

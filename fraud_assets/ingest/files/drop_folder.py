@@ -29,7 +29,7 @@ _UNFINISHED_SUFFIXES = (
 
 _UNFINISHED_PREFIXES = (".", "_started_", "_committed_")
 _UNFINISHED_NAMES = ("_temporary", "_success", "_spark_metadata", "_metadata", "_common_metadata")
-"""The work folder and marker files of a Spark job that writes into the drop folder."""
+"""Names of the work folder and the marker files of a Spark job that writes into the drop folder."""
 
 _KINDS = {
     stat.S_ISFIFO: "a named pipe",
@@ -53,7 +53,7 @@ class WaitingEntries:
 
 
 def waiting_entries(settings: Settings) -> WaitingEntries:
-    """Returns the entries that have not changed for FRAUD_FILE_QUIET_SECONDS and have no name of an unfinished file.
+    """Returns the entries that have not changed for FRAUD_FILE_QUIET_SECONDS, except unfinished files.
 
     Broken links and pipes count as files: landing refuses them like a file that cannot be read.
 
@@ -96,7 +96,7 @@ def _read_status(path: Path) -> os.stat_result:
 
 
 def read_state(path: Path) -> tuple[int, ...]:
-    """Returns a value that changes when the content, permissions or place of an entry change.
+    """Returns a value that changes when the content, permissions or location of an entry change.
 
     Raises:
         OSError: the entry is gone, or the drop folder cannot be read.
@@ -107,7 +107,7 @@ def read_state(path: Path) -> tuple[int, ...]:
 
 
 def describe_obstacle(path: Path) -> str:
-    """Returns why an entry is not a readable file, in one sentence and the fix, or an empty text for a readable file.
+    """Returns why an entry is not a readable file, with the fix, or an empty string for a readable file.
 
     Raises:
         FileNotFoundError: the entry is gone.
@@ -135,5 +135,5 @@ def folder_remedy(path: Path) -> str:
 
 
 def name_of(path: Path) -> str:
-    """Returns the name of an entry for tables, reports, logs and people, with unprintable characters escaped."""
+    """Returns the name of an entry for tables, reports, logs and messages, with unprintable characters escaped."""
     return printable(path.name)

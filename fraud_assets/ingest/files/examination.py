@@ -67,7 +67,7 @@ def _shorten_message(error: Exception) -> str:
     """Returns a reader's message without fixes that do not apply here and without most of a long line."""
     text = str(error).split("Possible fixes")[0].split("Stack Trace:")[0]
     if "state machine" in text:
-        return "its lines do not all end alike, or a quoted value does not end"
+        return "its lines have different line endings, or a quoted value is not closed"
     if isinstance(error, UnicodeDecodeError):
         byte = error.object[error.start]
         return f"byte 0x{byte:02x} is not UTF-8 text; save the file as UTF-8"

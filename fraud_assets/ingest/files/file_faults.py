@@ -26,10 +26,10 @@ class FileStaysError(Exception):
 
 @contextmanager
 def classify_reading_faults(path: Path) -> Iterator[None]:
-    """Converts a fault while a file is read.
+    """Converts the errors that occur while a file is read.
 
     Raises:
-        UnusableFileError: the fault belongs to the file, so the file is refused.
+        UnusableFileError: the file itself is faulty, so it is refused.
         FileStaysError: the fault is temporary, or a setting is too low, so the file stays.
         FileNotFoundError: the file is gone.
     """
@@ -49,7 +49,7 @@ def classify_reading_faults(path: Path) -> Iterator[None]:
         raise FileStaysError(
             f"{name_of(path)} stays in the drop folder, because there is too little memory to read it."
         ) from error
-    # A fault of the platform or of a library must not stop the files behind this one.
+    # A bug of the platform or of a library must not prevent the next files from landing.
     except Exception as error:
         safe_reason = f"It cannot be read because of an unexpected error ({type(error).__name__})."
         raise UnusableFileError(f"{safe_reason[:-2]}: {error}).", safe_reason) from error
@@ -57,10 +57,10 @@ def classify_reading_faults(path: Path) -> Iterator[None]:
 
 @contextmanager
 def classify_landing_faults(path: Path) -> Iterator[None]:
-    """Converts a fault while an examined file lands.
+    """Converts the errors that occur while an examined file lands.
 
     Raises:
-        FraudAssetsError: the fault belongs to the lake and concerns all files.
+        FraudAssetsError: the lake is faulty, which affects all files.
         FileStaysError: the file can no longer be read, so it stays.
         FileNotFoundError: the file is gone.
     """
@@ -80,7 +80,7 @@ def classify_landing_faults(path: Path) -> Iterator[None]:
 
 @contextmanager
 def classify_moving_faults(path: Path, folder: Path, landed: FileReport | None = None) -> Iterator[None]:
-    """Converts a fault while a file is moved to a folder.
+    """Converts the errors that occur while a file is moved to a folder.
 
     Raises:
         FileStaysError: the file cannot be moved, so it stays; the error carries `landed`.

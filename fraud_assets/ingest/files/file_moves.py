@@ -12,22 +12,22 @@ from pathlib import Path
 from fraud_assets.ingest.files.drop_folder import REASON, RECEIPT
 
 _LONGEST_NAME = 255 - len(RECEIPT) - len(".999999")
-"""Bytes of a name: what a file system allows, less what a suffix and a number need."""
+"""Maximum bytes of a name: the limit of file systems minus the space for a suffix and a number."""
 _LONGEST_SUFFIX = 20
-"""Bytes of a suffix that a shortened name keeps."""
+"""Maximum bytes of the suffix that a shortened name keeps."""
 
 
 def move_entry(path: Path, folder: Path, reason: str = "") -> Path:
     """Moves an entry into a folder and writes the reason, if any, to a file beside it.
 
-    The name gets a number if another entry has it. A link is moved itself, not its target. If the move fails, nothing
-    is left in the folder.
+    The name gets a number if another entry already has that name. For a link, the link is moved and not its target. If
+    the move fails, nothing is left in the folder.
 
     Returns:
         The new path of the entry.
 
     Raises:
-        OSError: the entry has not moved.
+        OSError: the entry was not moved.
     """
     target = _find_free_name(path, folder)
     reason_file = target.with_name(target.name + REASON)

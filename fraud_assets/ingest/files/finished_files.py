@@ -1,4 +1,4 @@
-"""Takes a finished file out of the drop folder: to `processed/` if it landed, to `failed/` if it was refused.
+"""Moves a finished file out of the drop folder: to `processed/` if it landed, to `failed/` if it was refused.
 
 With FRAUD_PSEUDONYMISE the file is removed. A receipt or a reason without the content replaces it.
 """
@@ -44,8 +44,8 @@ def finish_landed_file(path: Path, settings: Settings, landed: FileReport, topic
 def refuse_file(path: Path, settings: Settings, error: UnusableFileError, topic_id: str) -> tuple[Path, str]:
     """Moves a file that cannot be landed to `failed/` and writes the reason beside it.
 
-    With FRAUD_PSEUDONYMISE the file is removed, and the reason does not quote it. A file that the operating system does
-    not let us read then stays, because nothing of it could be kept.
+    With FRAUD_PSEUDONYMISE the file is removed, and the reason does not quote it. If the operating system does not
+    allow reading the file, it stays in the drop folder, because its content would be lost unread.
 
     Returns:
         The path of the moved file, or of the reason if the file was removed; and the reason.

@@ -1,4 +1,4 @@
-"""Reads the labels of a dropped file: the label parser reads the bodies of the transactions with other field names."""
+"""Reads the labels of a dropped file: the label parser reads the transaction bodies with other field names."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ class LabelKeys:
     def find_keys(self, body: bytes | None) -> tuple[str | None, str | None]:
         """Returns the keys of the label and of its time in a body, each None if it is missing or null.
 
-        A body that is not a JSON object has a label if it looks as if it had one; the parser then reports the error.
+        A body that is not a JSON object counts as labeled if it seems to have a label. The parser then reports the
+        error.
         """
         if not body or not self._may_have_label(body):
             return None, None
@@ -108,7 +109,7 @@ def _path_if_set(payload: dict[str, Any], path: str | None) -> str | None:
 
 
 def labels_of_file(batch: pa.Table, settings: Settings) -> tuple[pa.Table, pa.Table]:
-    """Returns the good and the rejected labels of a batch of rows of a file.
+    """Returns the valid and the rejected labels of a batch of rows of a file.
 
     A row whose label is missing or null has no label. A label without a time counts from FRAUD_FEEDBACK_DELAY_DAYS
     after its transaction.
@@ -123,7 +124,7 @@ def labels_of_file(batch: pa.Table, settings: Settings) -> tuple[pa.Table, pa.Ta
 
 
 def labels_of_rows(rows: pa.Table, settings: Settings) -> tuple[pa.Table, pa.Table]:
-    """Returns the good and the rejected labels of rows of dropped files (`MESSAGES`), read as when a file lands.
+    """Returns the valid and the rejected labels of rows of dropped files (`MESSAGES`), parsed as when a file lands.
 
     Each row is in one of the two tables: a row without a label is rejected.
     """

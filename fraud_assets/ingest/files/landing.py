@@ -4,8 +4,8 @@ Each file is a source partition of its own. Its topic_id is the SHA-256 of its c
 A file is read completely before any of it lands, so a file that cannot be read lands nothing. Its labels, if any, land
 first, then its transactions. Then the file moves to `processed/`.
 
-With FRAUD_PSEUDONYMISE no file is kept: a receipt replaces it. The topic_id is then a keyed HMAC, so that no reader of
-the lake can test a guess of the content.
+With FRAUD_PSEUDONYMISE no file is kept: a receipt replaces it. The topic_id is then a keyed HMAC, so that readers of
+the lake cannot test guesses of the content.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from fraud_assets.printable import printable
 from fraud_assets.settings import Settings
 
 _LOCK_SECONDS = 0.1
-"""How long to wait for the lock before checking again whether to stop."""
+"""Time to wait for the lock before checking again whether to stop."""
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def land_files(
 
     Args:
         lake: the lake to land into.
-        settings: the drop folder, and how to read the files.
+        settings: define the drop folder and the format of the files.
         stop: called between commits. A file whose landing is stopped or killed stays, and the next call continues it.
         stuck: entries that stayed after earlier calls and are tried again only after a pause; this call adds to it.
 
@@ -163,7 +163,7 @@ def _land_file(path: Path, lake: Lake, settings: Settings, stop: Callable[[], bo
     if landed is None:
         return None
     if read_state(path) != before:
-        # The examined content has landed. The changed file is another content, which the next pass lands.
+        # The examined content has landed. The next pass lands the new content of the changed file.
         logger.info(f"{name} changed while it landed. It waits for the next pass.")
         return None
     moved = finish_landed_file(path, settings, replace(landed, seconds=time.monotonic() - start), topic_id)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet
 
 LARGEST_ROW = 100_000_000
-"""Largest row, or line of JSON, that is read, in bytes. A file with a larger one must not fill the memory."""
+"""Size of the largest row or line of JSON that is read, in bytes. A larger one could fill the memory."""
 
 _LARGEST_UNPACKED = 1_000_000_000
 _MOST_GROWTH = 1_000
@@ -63,7 +63,7 @@ def read_parquet_parts(path: Path, max_rows: int, max_bytes: int) -> Iterator[pa
         for group in range(metadata.num_row_groups):
             rows = _rows_at_a_time(metadata.row_group(group), group, max_rows, max_bytes)
             for batch in file.iter_batches(rows, row_groups=[group], use_threads=False):
-                # DuckDB would make no body of text that is not UTF-8.
+                # DuckDB cannot make a body from text that is not UTF-8.
                 batch.validate(full=True)
                 for part in _split_batch(batch, max_bytes):
                     yield _decode_dictionaries(pa.Table.from_batches([part]))

@@ -53,7 +53,7 @@ def is_bytes(kind: pa.DataType) -> bool:
 
 
 def text_column(values: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
-    """Returns the text of a column of bytes or UUIDs, null where the bytes are not text."""
+    """Returns the text of a column of bytes or UUIDs; bytes that are not text become null."""
     if isinstance(values.type, pa.UuidType):
         raw_values = values.cast(pa.binary(16)).to_pylist()
         return pa.array([None if value is None else uuid_text(value) for value in raw_values], pa.string())
@@ -106,7 +106,7 @@ def _times_to_text(values: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _replace_bytes_by_text(kind: pa.DataType) -> pa.DataType:
-    """Returns a nested type with text in place of bytes."""
+    """Returns a nested type with its types of bytes replaced by text."""
     if pa.types.is_struct(kind):
         return pa.struct([field.with_type(_replace_bytes_by_text(field.type)) for field in kind])
     if pa.types.is_list(kind):

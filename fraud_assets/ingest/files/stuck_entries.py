@@ -1,4 +1,4 @@
-"""Remembers the entries that stay in the drop folder, and when to try each of them again."""
+"""Records the entries that stay in the drop folder, and when to retry each of them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class _StuckEntry:
 
 @dataclass
 class StuckEntries:
-    """Entries that can neither land nor be moved and stay in the drop folder, with reasons and times of the next try.
+    """Entries that can neither land nor be moved and stay in the drop folder, with reasons and times of the next retry.
 
-    A lander keeps one such object for as long as it runs, so that it does not try the same file every time and reports
-    each reason once.
+    A lander keeps one such object for as long as it runs, so that it does not retry the same file in every pass and
+    reports each reason once.
 
     Attributes:
-        now: returns the time in seconds, for the pauses between two tries.
+        now: returns the time in seconds, for the pauses between two attempts.
     """
 
     now: Callable[[], float] = time.monotonic
@@ -52,7 +52,7 @@ class StuckEntries:
         return known is None or known.reason != reason
 
     def is_due(self, path: Path) -> bool:
-        """Returns whether to try an entry: it is new, it has changed, or its pause is over."""
+        """Returns whether to try an entry now, because it is new, it has changed, or its pause is over."""
         known = self._by_path.get(path)
         if known is None or self.now() >= known.next_try:
             return True

@@ -1,7 +1,7 @@
-"""A WSGI server for short answers, in which no client can exhaust threads, memory or open files.
+"""A WSGI server for short responses. No client can exhaust its threads, memory or open files.
 
-The server of wsgiref gives every connection a thread and waits forever for its request: a thousand idle connections
-would use up the files that a process can open.
+The server of wsgiref gives every connection a thread and waits forever for the request. A thousand idle connections
+would therefore use up the files that a process can open.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 MAX_CONNECTIONS = 32
 CONNECTION_SECONDS = 10.0
-"""A connection without a complete answer is closed after this time, whatever it waits for."""
+"""A connection is closed after this time, even if its response is incomplete."""
 
 _EVICTION_SECONDS = 1.0
 _PAUSE_SECONDS = 0.1
@@ -25,8 +25,8 @@ _PAUSE_SECONDS = 0.1
 class BoundedServer(ThreadingMixIn, WSGIServer):
     """Keeps at most `max_connections` connections open, each for at most `connection_seconds`.
 
-    If another connection arrives, the oldest is closed. A client that sends its request immediately therefore gets an
-    answer even while other clients hold idle connections.
+    If another connection arrives, the oldest is closed. A client that sends its request immediately therefore gets a
+    response even while other clients hold idle connections.
     """
 
     daemon_threads = True

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from fraud_assets.ingest.files.file_report import FileReport
 
 _SHOWN = 20
-"""Largest number of stuck entries that `/health` names."""
+"""Maximum number of stuck entries that `/health` names."""
 
 
 class FileHealth:
@@ -57,7 +57,7 @@ class FileHealth:
 
     @property
     def reason(self) -> str:
-        """Why files do not land, else why one of the stuck entries stays, else an empty text."""
+        """Why files do not land, else why one of the stuck entries stays, else an empty string."""
         return self._failing or next(iter(self._stuck.values()), "")
 
     def as_json(self) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def land_forever(
 
     Args:
         lake: the lake to land into.
-        settings: topics, broker, drop folder and intervals.
+        settings: define the topics, the broker, the drop folder and the intervals.
         stop: ends landing.
         spark: reads the transactions topic; default: this process.
         on_report: called with reports by table name, added up over FRAUD_DAGSTER_EVENT_SECONDS.
@@ -87,7 +87,9 @@ def land_forever(
 
 
 def consumer_group(lake: Lake, settings: Settings) -> str:
-    """Returns FRAUD_CONSUMER_GROUP, else a name made from the lake: landers into two lakes must not share partitions.
+    """Returns FRAUD_CONSUMER_GROUP, else a name derived from the lake.
+
+    Landers into two lakes must not share partitions.
 
     Raises:
         LakeError: the lake cannot be used.

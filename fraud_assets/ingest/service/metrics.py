@@ -18,7 +18,7 @@ from fraud_assets.ingest.service.bounded_server import BoundedServer, SilentHand
 from fraud_assets.ingest.service.file_health import FileHealth
 
 HUNG_SECONDS = 120.0
-"""A lander that has not polled its topics for this long counts as failing, whatever it reported last."""
+"""A lander that has not polled its topics for this long counts as failing, regardless of its last report."""
 
 _PORTS_TRIED = 50
 _COMMIT_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)

@@ -36,7 +36,7 @@ class TopicFollower(Protocol):
     """Lands new messages of the topics.
 
     Attributes:
-        has_connected: whether the broker has accepted a connection. Until then a refusal will not end by itself.
+        has_connected: whether the broker has accepted a connection. Before that, a retry after a refusal does not help.
     """
 
     has_connected: bool
@@ -54,7 +54,7 @@ class RetryPolicy:
         stop: ends the retries once it is set.
         status: receives the failure for the log.
         metrics: receives the failure for `/health`.
-        transient: errors that can end by themselves. A fault of the disk always counts as one.
+        transient: errors that can end by themselves. A disk error always counts as transient.
     """
 
     stop: threading.Event
@@ -107,10 +107,10 @@ def run_with_retries(
     """Lands the topics with the follower, and dropped files in a second thread, until a stop is requested.
 
     Args:
-        retries: how to handle outages.
+        retries: the policy for outages.
         follower: lands the topics.
         lake: the lake to land files into.
-        settings: the drop folder.
+        settings: define the drop folder.
         final: errors that end landing.
 
     Raises:
@@ -126,7 +126,7 @@ def run_with_retries(
 
 @contextmanager
 def _land_files_beside(lake: Lake, settings: Settings, retries: RetryPolicy) -> Iterator[None]:
-    """Lands dropped files in a second thread: a large file delays no message, and a fault does not end the topics."""
+    """Lands dropped files in a second thread: a large file delays no message, and an error does not stop the topics."""
     stop, status, health = retries.stop, retries.status, retries.metrics.files
     stuck = StuckEntries()
 

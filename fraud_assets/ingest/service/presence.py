@@ -1,6 +1,6 @@
 """Finds the landers that run under this FRAUD_HOME.
 
-Each lander holds a file lock, which the operating system releases however the process ends.
+Each lander holds a file lock, which the operating system releases even if the process is killed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def register_lander(settings: Settings, address: str = "") -> Iterator[None]:
             file.write(f"{address}\n")
             file.flush()
             fcntl.flock(file, fcntl.LOCK_EX)
-            # A process that looked before the lock was held took the file for a leftover and removed it.
+            # Another process checked the file before it was locked, and removed it as a leftover.
             if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
                 continue
             try:

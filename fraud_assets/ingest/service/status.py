@@ -66,7 +66,7 @@ class StatusReporter:
         logger.warning(f"{reason} Landing retries.")
 
     def report(self, waiting: int) -> None:
-        """Logs the line of the minute and calls `on_report`, each if its time has come.
+        """Logs the line of the minute and calls `on_report`, each if it is due.
 
         Args:
             waiting: messages that have not landed.
@@ -97,7 +97,7 @@ class StatusReporter:
             self._on_report(unreported)
 
     def _take_line(self) -> str:
-        """Returns the log line for what landed since the last one, and starts to count again. Needs the lock."""
+        """Returns the log line for what landed since the last one, and resets the counts. The caller holds the lock."""
         new, self._since_line = self._since_line, empty_reports()
         refused = new[fraud_labels.name].quarantined
         quarantined = f" ({refused:,} labels quarantined)" if refused else ""

@@ -1,4 +1,4 @@
-"""Replay: any file's columns to the contract's messages, labels in event time, nothing lost on the way."""
+"""Replay converts the columns of any file to messages, sends labels in event time and loses no message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One world for a home: history and live traffic at one rate, and later runs with the same customers."""
+"""One world per home: history and live traffic at one rate, and later runs with the same customers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Windows against a naive reference that follows the words of the contract, and against the handbook's tables."""
+"""Windows compared with a simple reference that follows the contract literally, and with the handbook's tables."""
 
 from __future__ import annotations
 

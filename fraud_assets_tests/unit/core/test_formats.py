@@ -1,4 +1,4 @@
-"""Avro and JSON Schema bodies to JSON: exact, whatever the schema, and a reason for what cannot be read."""
+"""Avro and JSON Schema bodies become exact JSON for any schema, or are rejected with a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a transaction and a label may look like, and that the fast path says what the authority says."""
+"""The accepted forms of transactions and labels; the fast path agrees with the reference parser."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One value, one pseudonym, however it is written; and nothing of a body that cannot be read."""
+"""One value has one pseudonym in every notation; an unreadable body leaves no trace."""
 
 from __future__ import annotations
 

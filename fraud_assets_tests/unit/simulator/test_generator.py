@@ -1,4 +1,4 @@
-"""The simulator: reproducible, about 1 % frauds of three kinds, and broken messages that are really broken."""
+"""The simulator: reproducible, about 1 % frauds of three kinds, and bad messages that the parser rejects."""
 
 from __future__ import annotations
 
