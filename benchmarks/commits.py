@@ -33,7 +33,7 @@ for line in sys.stdin:
     # The log keeps as many commits as the setting keeps at one commit per second.
     lake.open(raw_transactions).alter.set_table_properties({maintenance._LOG_RETENTION: f"interval {line.strip()} seconds"})
     maintenance._shorten_log = lambda handle, settings: (handle.create_checkpoint(), handle.cleanup_metadata())
-    maintenance.maintain(lake, raw_transactions, settings)
+    maintenance.maintain_table(lake, raw_transactions, settings)
     print("done", flush=True)
 """
 
