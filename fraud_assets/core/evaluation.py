@@ -47,7 +47,7 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics and the counts behind them. `test_*` exclude the cards that are known to be compromised."""
+    """Metrics and their counts. The `test_*` counts exclude cards that are known to be compromised."""
 
     auc_roc: float
     average_precision: float
@@ -72,7 +72,7 @@ def evaluate(labelled: pa.Table, protocol: Protocol, trees: int, seed: int, *, s
         protocol: The days to train and test on.
         trees: Number of trees.
         seed: Random seed.
-        scaled: Whether to standardize with the mean and deviation of the training days, as the handbook does.
+        scaled: Whether to standardize with the mean and standard deviation of the training days, like the handbook.
 
     Raises:
         NotEnoughDataError: There are no rows to train on, or the test days do not have both frauds and genuine

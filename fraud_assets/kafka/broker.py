@@ -69,7 +69,8 @@ def find_broker(settings: Settings) -> Broker:
         pid, home = int(entry["pid"]), entry.get("home_inode")
     except FileNotFoundError:
         raise BrokerError(
-            f"No broker: KAFKA_BOOTSTRAP_SERVERS and KAFKA_CLIENT_PROPERTIES are not set, and {path} does not exist. "
+            f"No broker is configured: KAFKA_BOOTSTRAP_SERVERS and KAFKA_CLIENT_PROPERTIES are not set, and {path} "
+            "does not exist. "
             "Start `fraud-assets broker`, or set KAFKA_BOOTSTRAP_SERVERS to host:port."
         ) from None
     except (ValueError, KeyError, TypeError, OSError) as error:
@@ -85,7 +86,7 @@ def find_broker(settings: Settings) -> Broker:
         )
     if not _is_alive(pid) or not _is_listening(broker.bootstrap):
         raise BrokerError(
-            f"{path} is left over: the embedded broker at {broker.bootstrap} (process {pid}) no longer runs. "
+            f"{path} is out of date: the embedded broker at {broker.bootstrap} (process {pid}) no longer runs. "
             "Restart `fraud-assets broker`, or set KAFKA_BOOTSTRAP_SERVERS to a running broker."
         )
     return broker
@@ -149,7 +150,7 @@ def embedded_broker(settings: Settings) -> Iterator[Broker]:
 
 
 def _find_running(settings: Settings) -> Broker | None:
-    """Returns the embedded broker that answers under this FRAUD_HOME; None if there is none."""
+    """Returns the running embedded broker of this FRAUD_HOME, or None if no broker answers."""
     if not settings.broker_file.exists():
         return None
     try:
@@ -190,6 +191,6 @@ def _is_listening(bootstrap: str) -> bool:
 
 
 def _raise_if_temporary(error: Exception) -> None:
-    """Raises the error if it is temporary: too many open files, for example, are no fault of the broker."""
+    """Raises the error if it is temporary: for example, the broker does not cause an error of too many open files."""
     if isinstance(error, OSError) and is_temporary(error):
         raise BrokerError(str(disk_fault(error) or error)) from None

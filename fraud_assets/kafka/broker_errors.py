@@ -1,4 +1,4 @@
-"""Explains why a broker refuses a connection. librdkafka reports the reason apart from the call that fails."""
+"""Explains why a broker refuses a connection. librdkafka reports the reason separately from the call that fails."""
 
 from __future__ import annotations
 
@@ -101,9 +101,9 @@ class ConnectionErrorListener:
         if "alert" in text and ("certificate" in text or "unknown ca" in text):
             key = "ssl.certificate.location"
             shown = self.connection.config.get(key)
-            problem = f"does not accept the one of {name(key)} ({shown})" if shown else "received none"
+            problem = f"does not accept the certificate in {name(key)} ({shown})" if shown else "received none"
             return (
-                f"{title} requires a client certificate that it trusts, and {problem}: "
+                f"{title} requires a client certificate that it trusts, but {problem}: "
                 "set KAFKA_SSL_CERTIFICATE_LOCATION and KAFKA_SSL_KEY_LOCATION to the PEM files of that certificate."
             )
         if code == Codes._SSL and "verif" in text:
@@ -127,11 +127,12 @@ class ConnectionErrorListener:
             )
         if "handshake failed" in text:
             return (
-                f"{title} accepts no login there, but {name('security.protocol')} is {config['security.protocol']!r}: "
-                "use its port for SASL, or set KAFKA_SECURITY_PROTOCOL to PLAINTEXT or SSL."
+                f"{title} accepts no login on this port, but {name('security.protocol')} is "
+                f"{config['security.protocol']!r}: use its port for SASL, or set KAFKA_SECURITY_PROTOCOL to PLAINTEXT "
+                "or SSL."
             )
         return (
-            f"{title} refuses the login of {config.get('sasl.username', '')!r} by {config.get('sasl.mechanism')}: "
+            f"{title} refuses the login of {config.get('sasl.username', '')!r} with {config.get('sasl.mechanism')}: "
             f"check {name('sasl.username')} and {name('sasl.password')}."
         )
 
@@ -140,6 +141,6 @@ class ConnectionErrorListener:
         stronger = "SASL_SSL, with KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD"
         stronger = stronger if "SSL" in protocol else f"SSL or {stronger}"
         return (
-            f"{self.broker.title} closes the connection, and {name} is {protocol!r}: it probably requires a stronger "
-            f"protocol, so set KAFKA_SECURITY_PROTOCOL to {stronger}."
+            f"{self.broker.title} closes the connection. {name} is {protocol!r}, and the broker probably requires a "
+            f"stronger protocol: set KAFKA_SECURITY_PROTOCOL to {stronger}."
         )

@@ -131,7 +131,7 @@ def connection(settings: Settings) -> Connection:
 
 
 def checked(connection: Connection) -> dict[str, str]:
-    """Returns the settings that librdkafka knows, without those of Java clients only.
+    """Returns the settings that librdkafka knows, without those that only Java clients know.
 
     Raises:
         SettingError: a setting of the connection is unknown, e.g. mistyped, or invalid.
@@ -180,14 +180,14 @@ def _fill_in_defaults(connection: Connection, config: dict[str, str]) -> None:
         if missing and (mechanism == "PLAIN" or mechanism.startswith("SCRAM")):
             names = " and ".join(connection.name_of(key) for key in missing)
             raise SettingError(
-                f"Setting {connection.name_of('security.protocol')} is {config['security.protocol']!r}, and {names} "
+                f"Setting {connection.name_of('security.protocol')} is {config['security.protocol']!r}, but {names} "
                 f"{'is' if len(missing) == 1 else 'are'} empty: set the user name and the password of the login."
             )
     if bool(config.get("ssl.certificate.location")) != bool(config.get("ssl.key.location")):
         both = ("ssl.certificate.location", "ssl.key.location")
         present, absent = both if config.get(both[0]) else reversed(both)
         raise SettingError(
-            f"Setting {connection.name_of(present)} is set and {connection.name_of(absent)} is not: set both."
+            f"Setting {connection.name_of(present)} is set, but {connection.name_of(absent)} is not: set both."
         )
 
 
@@ -226,7 +226,7 @@ def _read_properties(path: Path, explicit: Mapping[str, str]) -> dict[str, str]:
     if values.get("ssl.endpoint.identification.algorithm") == "":
         config["ssl.endpoint.identification.algorithm"] = "none"
     if not config.get("bootstrap.servers") and "bootstrap.servers" not in explicit:
-        raise SettingError(f"{where}, and it has no bootstrap.servers: add it, or set KAFKA_BOOTSTRAP_SERVERS.")
+        raise SettingError(f"{where}, but the file has no bootstrap.servers: add it, or set KAFKA_BOOTSTRAP_SERVERS.")
     return config
 
 
@@ -244,7 +244,7 @@ def _read_jaas(text: str, path: str) -> dict[str, str]:
 def _read_java_stores(values: Mapping[str, str], path: str, explicit: Mapping[str, str]) -> dict[str, str]:
     """Returns the settings for Java's trust store and key store.
 
-    PEM is supported for both, PKCS12 for the key store only, JKS for none.
+    Both support PEM, only the key store supports PKCS12, and neither supports JKS.
     """
     config: dict[str, str] = {}
     already_set = explicit.keys() | values.keys()

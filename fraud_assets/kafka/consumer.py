@@ -23,7 +23,7 @@ class TopicReader(TopicClient):
 
     Args:
         topic: name of the topic.
-        settings: how to reach the broker, and the limits of a batch.
+        settings: the connection to the broker, and the limits of a batch.
         broker: the broker; found from the settings if None.
         group: name of the consumer group.
     """

@@ -139,7 +139,7 @@ class GroupReader:
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._assigned = {entry.partition for entry in partitions}
         self._has_new_assignment = True
-        # Without this call, librdkafka would start at the offsets that the broker has.
+        # Without this call, librdkafka would start at the offsets that are committed to the broker.
         consumer.assign([])
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:

@@ -28,7 +28,7 @@ from fraud_assets.settings import Settings
 WARNING_SECONDS = 2.0
 
 _MISSING_TOPIC = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.TOPIC_EXCEPTION)
-"""Error codes of a topic that does not exist, may not be used, or has an invalid name."""
+"""Error codes of a topic that does not exist, that this user may not use, or that has an invalid name."""
 
 logger = logging.getLogger(__name__)
 
@@ -151,8 +151,8 @@ class Producer:
         if error is not None:
             self._failure = self._failure or (
                 f"A message to topic {message.topic()} was not delivered to {self.broker.name}: {error.str()}. "
-                "Check that it runs and that the topic may be written (KAFKA_BOOTSTRAP_SERVERS), and send again: a "
-                "message that arrives twice counts once, by its id."
+                "Check that the broker runs (KAFKA_BOOTSTRAP_SERVERS) and allows writing to the topic, and send again. "
+                "A message that arrives twice counts once, by its id."
             )
             return
         self.delivered += 1

@@ -1,6 +1,6 @@
 """Schemas of the Confluent Schema Registry, cached on disk: the schema of an id never changes.
 
-Messages with cached schemas are therefore read across restarts and during outages of the registry. A registry
+Messages with cached schemas can therefore be read after restarts and during outages of the registry. A registry
 `mock://…` exists in this process only, and its schemas are not cached.
 """
 
@@ -128,7 +128,7 @@ def _read_cached(file: Path) -> WriterSchema | None:
     try:
         entry = json.loads(file.read_text("utf-8"))
         return WriterSchema(entry["kind"], entry["text"], tuple(entry["references"]))
-    except (OSError, ValueError, KeyError, TypeError):  # missing or incomplete; the registry has it
+    except (OSError, ValueError, KeyError, TypeError):  # The file is missing or incomplete; the registry is used.
         return None
 
 
@@ -152,5 +152,5 @@ def _registry_error(settings: Settings, wanted: str, error: Exception) -> Schema
             "the next run continues from here"
         )
     return SchemaRegistryError(
-        f"The schema registry at {settings.schema_registry_url} does not answer for {wanted}: {error}. {remedy}."
+        f"The schema registry at {settings.schema_registry_url} failed for {wanted}: {error}. {remedy}."
     )

@@ -29,7 +29,7 @@ POLL_SECONDS = 0.1
 
 
 def never() -> bool:
-    """Returns False: the stop function of a read that is never stopped."""
+    """A `stop` callback that never requests a stop."""
     return False
 
 
@@ -41,7 +41,7 @@ class TopicClient:
 
     Args:
         topic: name of the topic.
-        settings: how to reach the broker, and the limits of a batch.
+        settings: the connection to the broker, and the limits of a batch.
         broker: the broker; found from the settings if None.
         group: name of the consumer group.
 
@@ -163,7 +163,7 @@ class TopicClient:
         """Returns whether an event is a message to deliver, with no unread message of its partition before it.
 
         Args:
-            event: what librdkafka delivered: a message, the end of a partition, or an error.
+            event: an event of librdkafka: a message, the end of a partition, or an error.
             next_offsets: the next offset of each partition, to report a loss.
 
         Raises:

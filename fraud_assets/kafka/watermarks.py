@@ -25,7 +25,7 @@ class Watermarks:
 
     Args:
         topic: name of the topic.
-        settings: how to reach the broker.
+        settings: the connection to the broker.
         broker: the broker.
         consumer: returns the client that sends the requests.
 
@@ -89,7 +89,7 @@ class Watermarks:
         broker = find_broker(self._settings) if self._broker.embedded else self._broker
         if find_topic_id(broker, self.topic, self._settings, self._admin) != topic_id:
             raise TopicRecreatedError(
-                f"Topic {self.topic!r} was recreated while it was read; the messages that were read last did not land. "
+                f"Topic {self.topic!r} was recreated while it was read. The messages that were read last did not land. "
                 "Run landing again: it lands the new topic from its start."
             )
 

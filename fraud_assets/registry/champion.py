@@ -68,7 +68,7 @@ def find_last_model(lake: Lake) -> ModelVersion | None:
 def _describe(made: ModelVersion, settings: Settings) -> str:
     return (
         f"The model registry {mask_credentials(settings.mlflow_uri)} has no version of model {settings.model_name} "
-        f"with the alias {ALIAS}, but the lake holds predictions of version {made.version} (MLflow run {made.run_id}): "
-        "the registry was lost, or MLFLOW_TRACKING_URI, FRAUD_HOME or FRAUD_MODEL_NAME points elsewhere. Point them to "
-        f"that model's registry, give the alias {ALIAS} to a version, or train a new champion ({TRAIN})."
+        f"with the alias {ALIAS}, but the lake holds predictions of version {made.version} (MLflow run {made.run_id}). "
+        "The registry was lost, or MLFLOW_TRACKING_URI, FRAUD_HOME or FRAUD_MODEL_NAME names another one. Point them "
+        f"to that model's registry, give the alias {ALIAS} to a version, or train a new champion ({TRAIN})."
     )

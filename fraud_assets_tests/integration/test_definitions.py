@@ -132,7 +132,7 @@ def test_either_landing_table_alone(
 
 def test_no_broker_is_told_in_one_sentence(materialize: Materialize) -> None:
     assert failure(materialize("raw_transactions")).startswith(
-        "No broker: KAFKA_BOOTSTRAP_SERVERS and KAFKA_CLIENT_PROPERTIES are not set"
+        "No broker is configured: KAFKA_BOOTSTRAP_SERVERS and KAFKA_CLIENT_PROPERTIES are not set"
     )
     assert reported(materialize("raw_transactions", landing={"topics": False}))["raw_transactions"]["rows"] == 0
 
