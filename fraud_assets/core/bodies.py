@@ -34,7 +34,7 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 """Byte order mark of UTF-8, which .NET and some editors write first. It is not part of the JSON and is ignored."""
 
 WITHHELD = b"withheld "
-"""Prefix of a stored body whose bytes were not kept (see `core.pseudonyms`). No JSON text and no framed body starts with it."""
+"""Prefix of a stored body without its bytes (see `core.pseudonyms`). No JSON and no framed body starts with it."""
 
 MAGIC = b"\0"
 """First byte of a body framed by a schema registry's serializer. Four bytes with the schema's id follow."""

@@ -33,8 +33,8 @@ def fit(features: pa.Table, trees: int = TREES, seed: int = SEED, *, scaled: boo
         trees: Number of trees.
         seed: Random seed.
         scaled: Whether to fit a pipeline that first standardizes with the mean and standard deviation of `features`,
-            as the handbook does (chapter 7). Scaling does not change which rows a tree can separate, so the platform's model
-            does not use it.
+            as the handbook does (chapter 7). Scaling does not change which rows a tree can separate, so the
+            platform's model does not use it.
     """
     from sklearn.ensemble import IsolationForest
 

@@ -37,7 +37,7 @@ class BoundedReader:
     """Reads a topic between explicit offsets.
 
     Args:
-        client: the connection to read through.
+        client: The connection to read through.
     """
 
     def __init__(self, client: TopicClient) -> None:
@@ -53,9 +53,9 @@ class BoundedReader:
         partition may carry no message; see `tails`.
 
         Args:
-            stored: last landed offset per partition.
-            target: last offset to read per partition.
-            stop: polled between requests to the broker. If it returns True, the messages read so far are yielded and
+            stored: Last landed offset per partition.
+            target: Last offset to read per partition.
+            stop: Polled between requests to the broker. If it returns True, the messages read so far are yielded and
                 the read ends.
 
         Yields:
@@ -63,7 +63,7 @@ class BoundedReader:
             bytes of keys and bodies.
 
         Raises:
-            UnreadableError: the client cannot read a partition.
+            UnreadableError: The client cannot read a partition.
         """
         client = self._client
         client.watermarks.update([source.partition for source in target], stop)
@@ -93,7 +93,7 @@ class BoundedReader:
         removes these offsets, a position before them would look like a loss.
 
         Args:
-            landed: last landed offset per partition.
+            landed: Last landed offset per partition.
         """
         return {
             source: end

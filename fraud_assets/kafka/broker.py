@@ -30,10 +30,10 @@ class Broker:
 
     Attributes:
         bootstrap: `host:port,…`.
-        embedded: whether it is the embedded broker.
-        topic_id: id of all topics of an embedded broker, new after each start; None for an external broker, which has
+        embedded: Whether it is the embedded broker.
+        topic_id: Id of all topics of an embedded broker, new after each start; None for an external broker, which has
             an id per topic.
-        named_by: the setting that holds the address, for error messages.
+        named_by: The setting that holds the address, for error messages.
     """
 
     bootstrap: str
@@ -56,8 +56,8 @@ def find_broker(settings: Settings) -> Broker:
     """Returns the broker of KAFKA_BOOTSTRAP_SERVERS or KAFKA_CLIENT_PROPERTIES, else the embedded one of FRAUD_HOME.
 
     Raises:
-        BrokerError: no broker is configured, or the embedded broker that broker.json names no longer runs.
-        SettingError: the settings of the connection are invalid.
+        BrokerError: No broker is configured, or the embedded broker that broker.json names no longer runs.
+        SettingError: The settings of the connection are invalid.
     """
     if uses_external_broker(settings):
         configured = connection(settings)
@@ -107,7 +107,7 @@ def embedded_broker(settings: Settings) -> Iterator[Broker]:
     """Runs an embedded broker in this process, with its address in broker.json, until the block ends.
 
     Raises:
-        BrokerError: an embedded broker already runs under this FRAUD_HOME, or the broker did not start.
+        BrokerError: An embedded broker already runs under this FRAUD_HOME, or the broker did not start.
     """
     from confluent_kafka import KafkaException, Producer
 

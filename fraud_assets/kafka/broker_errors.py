@@ -62,7 +62,7 @@ class ConnectionErrorListener:
         """Returns whether the broker answers within the time; returns False at once if no broker listens.
 
         Raises:
-            BrokerRefusedError: the broker refuses the connection.
+            BrokerRefusedError: The broker refuses the connection.
         """
         from confluent_kafka import KafkaException
 

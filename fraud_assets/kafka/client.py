@@ -21,7 +21,7 @@ def client_config(broker: Broker, settings: Settings) -> dict[str, str | int | f
     """Returns the librdkafka settings, including secrets, that producers, consumers and admin clients share.
 
     Raises:
-        SettingError: a setting of the connection is invalid.
+        SettingError: A setting of the connection is invalid.
     """
     wait = int(settings.kafka_timeout_seconds * 1000)
     return {
@@ -66,9 +66,9 @@ def admin_client(broker: Broker, settings: Settings) -> AdminClient:
     """Returns an admin client of an external broker; the embedded broker does not answer admin calls.
 
     Raises:
-        BrokerRefusedError: the broker refuses the connection. If the broker does not answer, no error is raised
+        BrokerRefusedError: The broker refuses the connection. If the broker does not answer, no error is raised
             here; the calls of the client have their own time-outs.
-        SettingError: a setting of the connection is invalid.
+        SettingError: A setting of the connection is invalid.
     """
     from confluent_kafka.admin import AdminClient
 
@@ -85,7 +85,7 @@ def find_topic_id(broker: Broker, topic: str, settings: Settings, admin: AdminCl
     """Returns the id of the topic. A recreated topic, or a restarted embedded broker, has another id.
 
     Raises:
-        BrokerError: the broker does not answer, or the topic does not exist.
+        BrokerError: The broker does not answer, or the topic does not exist.
     """
     if broker.topic_id is not None:
         return broker.topic_id

@@ -51,8 +51,8 @@ class Connection:
     """librdkafka's settings of the connection, and the place where each one is set.
 
     Attributes:
-        config: values by librdkafka's names; contains secrets.
-        named: source of each setting, for error messages, e.g. `KAFKA_SASL_PASSWORD`.
+        config: Values by librdkafka's names; contains secrets.
+        named: Source of each setting, for error messages, e.g. `KAFKA_SASL_PASSWORD`.
     """
 
     config: Mapping[str, str] = field(repr=False)
@@ -78,12 +78,12 @@ class Connection:
         """Creates a librdkafka client.
 
         Args:
-            kind: class of the client.
-            config: its settings.
+            kind: Class of the client.
+            config: Its settings.
 
         Raises:
             SettingError: librdkafka refuses a setting, e.g. a certificate that cannot be read.
-            DiskError: this process cannot open any more files.
+            DiskError: This process cannot open any more files.
         """
         from confluent_kafka import KafkaException
 
@@ -115,7 +115,7 @@ def connection(settings: Settings) -> Connection:
     """Returns the connection to the external broker.
 
     Raises:
-        SettingError: the properties file or a certificate cannot be read, or a setting of the login is missing.
+        SettingError: The properties file or a certificate cannot be read, or a setting of the login is missing.
     """
     config: dict[str, str] = {}
     named: dict[str, str] = {}
@@ -134,7 +134,7 @@ def checked(connection: Connection) -> dict[str, str]:
     """Returns the settings that librdkafka knows, without those that only Java clients know.
 
     Raises:
-        SettingError: a setting of the connection is unknown, e.g. mistyped, or invalid.
+        SettingError: A setting of the connection is unknown, e.g. mistyped, or invalid.
     """
     from confluent_kafka import KafkaException
     from confluent_kafka.admin import AdminClient
@@ -164,8 +164,8 @@ def _fill_in_defaults(connection: Connection, config: dict[str, str]) -> None:
     """Derives missing settings from the others, never with a weaker protocol than the settings imply.
 
     Args:
-        connection: the connection, for the names of its settings.
-        config: its settings; changed in place.
+        connection: The connection, for the names of its settings.
+        config: Its settings; changed in place.
     """
     config["security.protocol"] = config.get("security.protocol", "").upper() or _infer_protocol(config)
     for key in _FILES:

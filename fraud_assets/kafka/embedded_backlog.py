@@ -45,12 +45,12 @@ class EmbeddedBacklog:
     """An upper bound of the bytes in the embedded broker that have not landed, per partition.
 
     Args:
-        broker: the embedded broker.
-        settings: topics, time-outs, and the lake.
+        broker: The embedded broker.
+        settings: Topics, time-outs, and the lake.
         config: librdkafka settings of a client.
 
     Attributes:
-        has_warned: whether the warning that the producer waits for the lander was logged.
+        has_warned: Whether the warning that the producer waits for the lander was logged.
     """
 
     def __init__(self, broker: Broker, settings: Settings, config: dict[str, Any]) -> None:
@@ -98,8 +98,8 @@ class EmbeddedBacklog:
         """Compares the broker's offsets of a topic with the landed ones. No message may be in flight.
 
         Raises:
-            BrokerError: the broker does not answer.
-            MessagesLostError: the broker has dropped messages that did not land.
+            BrokerError: The broker does not answer.
+            MessagesLostError: The broker has dropped messages that did not land.
         """
         table = self._tables[topic]
         partitions = self._held.setdefault(topic, {})

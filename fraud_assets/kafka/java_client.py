@@ -33,7 +33,7 @@ def java_client(settings: Settings) -> dict[str, str]:
     Like them, it reads committed transactions only and uses FRAUD_KAFKA_TIMEOUT_SECONDS as its time-out.
 
     Raises:
-        SettingError: the settings of the connection are invalid, or Spark does not support the login mechanism.
+        SettingError: The settings of the connection are invalid, or Spark does not support the login mechanism.
     """
     configured = connection(settings)
     wait = str(max(int(settings.kafka_timeout_seconds * 1000), 1000))

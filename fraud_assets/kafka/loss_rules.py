@@ -16,10 +16,10 @@ class StartOffsets:
     """The first offset to read of each partition, and the lost messages before it.
 
     Attributes:
-        first: first offset to read.
-        lost: last landed offset (-1 for none) of partitions whose log starts after the next offset.
-        given_up: per `topic/partition`, the lost offsets that FRAUD_ACCEPT_LOST gives up.
-        ahead: last landed offset of partitions whose log ends before it.
+        first: First offset to read.
+        lost: Last landed offset (-1 for none) of partitions whose log starts after the next offset.
+        given_up: Per `topic/partition`, the lost offsets that FRAUD_ACCEPT_LOST gives up.
+        ahead: Last landed offset of partitions whose log ends before it.
     """
 
     first: dict[SourcePartition, int] = field(default_factory=dict)
@@ -34,9 +34,9 @@ def first_readable_offset(
     """Compares the landed offsets of a known topic with the broker's log.
 
     Args:
-        landed: last landed offset per partition; -1 for none, which means that the log must start at 0.
-        low: log start per partition number.
-        high: offset after the last message per partition number.
+        landed: Last landed offset per partition; -1 for none, which means that the log must start at 0.
+        low: Log start per partition number.
+        high: Offset after the last message per partition number.
         accept_lost: FRAUD_ACCEPT_LOST.
     """
     found = StartOffsets()

@@ -34,10 +34,10 @@ class Batch:
     """Collects messages of one topic until there are enough for a commit.
 
     Args:
-        topic: name of the topic.
-        topic_id: id of the topic.
-        max_rows: a batch never has more rows.
-        max_bytes: limit of keys and bodies; a batch exceeds it only slightly.
+        topic: Name of the topic.
+        topic_id: Id of the topic.
+        max_rows: A batch never has more rows.
+        max_bytes: Limit of keys and bodies; a batch exceeds it only slightly.
     """
 
     topic: str

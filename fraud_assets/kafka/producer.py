@@ -48,16 +48,16 @@ class Producer:
     The constructor, `send` and `flush` raise the errors.
 
     Args:
-        broker: the broker.
-        settings: topics, time-outs, and the lake in which the lander lands.
-        on_wait: called instead of a pause while the producer waits for the lander; it may land.
+        broker: The broker.
+        settings: Topics, time-outs, and the lake in which the lander lands.
+        on_wait: Called instead of a pause while the producer waits for the lander; it may land.
 
     Attributes:
-        delivered: number of delivered messages.
+        delivered: Number of delivered messages.
 
     Raises:
-        BrokerError: the broker does not answer, or a message could not be delivered.
-        MessagesLostError: the embedded broker has dropped messages that did not land.
+        BrokerError: The broker does not answer, or a message could not be delivered.
+        MessagesLostError: The embedded broker has dropped messages that did not land.
     """
 
     broker: Broker

@@ -48,14 +48,14 @@ class RestProducer:
 
     Args:
         settings: CONFLUENT_API, API_KEY and CLUSTER_ID, topics and time-outs.
-        sleep: waits between two tries.
+        sleep: Waits between two tries.
 
     Attributes:
-        delivered: number of delivered messages.
+        delivered: Number of delivered messages.
 
     Raises:
-        SettingError: the API's settings are missing or invalid (constructor).
-        BrokerError: a record was refused or could not be delivered (`send` and `flush`).
+        SettingError: The API's settings are missing or invalid (constructor).
+        BrokerError: A record was refused or could not be delivered (`send` and `flush`).
     """
 
     settings: Settings
@@ -118,8 +118,8 @@ class RestProducer:
             pause = max(requested_pause, min(0.5 * 2**tries, _LONGEST_PAUSE_SECONDS))
             if waited + pause > PATIENCE_SECONDS:
                 raise BrokerError(
-                    f"{self._subject()} accepts no messages ({reason}): {len(batch):,} messages to topic {topic!r} "
-                    "were not delivered. Try again later; a message that arrives twice counts once, by its id."
+                    f"{self._subject()} accepts no messages ({reason}). Undelivered messages to topic {topic!r}: "
+                    f"{len(batch):,}. Try again later; a message that arrives twice counts once, by its id."
                 )
             self.sleep(pause)
             waited, tries = waited + pause, tries + 1
@@ -168,7 +168,7 @@ class RestProducer:
         """Counts the delivered records; returns the same as `_post`.
 
         Raises:
-            BrokerError: the API refuses a record.
+            BrokerError: The API refuses a record.
         """
         undelivered: list[Message] = []
         pause, reason = 0.0, "the answer ended early"

@@ -48,7 +48,7 @@ def writer_schema(settings: Settings, identity: SchemaId) -> WriterSchema | None
     """Returns the schema of an id; None if the registry does not know the id.
 
     Raises:
-        SchemaRegistryError: the registry does not answer, and the schema is not cached.
+        SchemaRegistryError: The registry does not answer, and the schema is not cached.
     """
     mock = settings.schema_registry_url.startswith(_MOCK)
     file = _cache_folder(settings) / f"{identity}.json"
@@ -78,7 +78,7 @@ def register(subject: str, schema: WriterSchema, settings: Settings) -> int:
     """Registers a schema and returns its id. Safe to repeat.
 
     Raises:
-        SchemaRegistryError: the registry does not answer, or refuses the schema.
+        SchemaRegistryError: The registry does not answer, or refuses the schema.
     """
     from confluent_kafka.schema_registry import Schema
 

@@ -40,8 +40,8 @@ class UnreadablePartitions:
     """Records which partitions of a topic cannot be read, and retries them.
 
     Args:
-        topic: name of the topic.
-        broker: the broker, for the error messages.
+        topic: Name of the topic.
+        broker: The broker, for the error messages.
     """
 
     def __init__(self, topic: str, broker: Broker) -> None:

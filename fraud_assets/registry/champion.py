@@ -69,6 +69,6 @@ def _describe(made: ModelVersion, settings: Settings) -> str:
     return (
         f"The model registry {mask_credentials(settings.mlflow_uri)} has no version of model {settings.model_name} "
         f"with the alias {ALIAS}, but the lake holds predictions of version {made.version} (MLflow run {made.run_id}). "
-        "The registry was lost, or MLFLOW_TRACKING_URI, FRAUD_HOME or FRAUD_MODEL_NAME names another one. Point them "
+        "The registry was lost, or MLFLOW_TRACKING_URI, FRAUD_HOME or FRAUD_MODEL_NAME points to another. Point them "
         f"to that model's registry, give the alias {ALIAS} to a version, or train a new champion ({TRAIN})."
     )
