@@ -61,8 +61,8 @@ def parse_messages(
         decoder: Decodes bodies that a schema registry's serializer framed.
 
     Returns:
-        The columns of the valid rows by field name; a mask (bool, shape (rows,)) of the valid rows; and the reason and
-        the detail of each rejected row, in order.
+        The columns of the valid rows by field name; a mask of the valid rows (bool, shape (rows,)); the reasons of the
+        rejected rows, in order; and their details.
     """
     chunks: list[list[Any]] = [[] for _ in contract.fields]
     masks: list[np.ndarray] = []

@@ -75,10 +75,10 @@ def evaluate(labelled: pa.Table, protocol: Protocol, trees: int, seed: int, *, s
         scaled: Whether to standardize with the mean and standard deviation of the training days, like the handbook.
 
     Raises:
-        NotEnoughDataError: There are no rows to train on, or the test days do not have both frauds and genuine
+        NotEnoughDataError: The training days have fewer than 2 rows, or the test days lack frauds or genuine
             transactions.
     """
-    # The order does not depend on the source, so that trees draw the same samples and ties are broken in the same way.
+    # A fixed order makes trees draw the same samples and breaks ties in the same way, whichever source the rows have.
     labelled = labelled.sort_by([("tx_datetime", "ascending"), ("transaction_id", "ascending")])
     days = labelled["tx_datetime"].to_numpy().astype("datetime64[D]")
     fraud = labelled["is_fraud"].to_numpy().astype(bool)
@@ -166,8 +166,8 @@ def card_precision(
 def _known_compromised(days: np.ndarray, fraud: np.ndarray, cards: np.ndarray, protocol: Protocol) -> np.ndarray:
     """Returns a mask of the rows whose card is known to be compromised on the row's day.
 
-    On test day d, a card is known if it had a fraud from the first training day to before d - delay_days: in all
-    training days, and in one more day for each further test day.
+    On test day d, a card is known if it had a fraud from the first training day to before d - delay_days. On the first
+    test day these are the training days; every further test day adds one day.
     """
     import pandas as pd
 

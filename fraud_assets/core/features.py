@@ -42,8 +42,8 @@ def window_features(
     """Computes the customer and terminal windows of every transaction with `is_new`.
 
     A label counts for t only if `labelled_at <= t`. From the time of a later label of the same transaction, the later
-    label counts. So the number of a terminal's frauds is not a window over flags but a running sum of events: +1 when a
-    fraud is in the window and is known, -1 when it leaves the window or its label is revised.
+    label counts. So the number of a terminal's frauds is not a window over flags but a running sum of events. An event
+    is +1 when a fraud is in the window and known, and -1 when it leaves the window or its label is revised.
 
     Args:
         transactions: DataFrame of `TRANSACTION_COLUMNS`: the new transactions and the history of their customers and

@@ -70,7 +70,7 @@ class Decoder:
             header: The value of the header `__value_schema_id`.
 
         Raises:
-            Rejected: The registry has no such schema, or the body does not follow it.
+            Rejected: The registry does not have the schema, or the body does not follow it.
         """
         identity = _read_id(header)
         payload = body

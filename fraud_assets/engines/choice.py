@@ -18,7 +18,7 @@ def choose_engine(settings: Settings, session: Callable[[], SparkSession]) -> En
 
     Args:
         settings: FRAUD_ENGINE and the settings of the engine.
-        session: Returns the Spark session; called only if there is work.
+        session: Returns the Spark session; called only if work is pending.
     """
     if settings.engine == "duckdb":
         return LocalEngine(settings)

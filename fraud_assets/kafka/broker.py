@@ -191,6 +191,6 @@ def _is_listening(bootstrap: str) -> bool:
 
 
 def _raise_if_temporary(error: Exception) -> None:
-    """Raises the error if it is temporary: for example, the broker does not cause an error of too many open files."""
+    """Raises the error if it is temporary, such as too many open files: then the broker is not the cause."""
     if isinstance(error, OSError) and is_temporary(error):
         raise BrokerError(str(disk_fault(error) or error)) from None

@@ -110,7 +110,7 @@ class ConnectionErrorListener:
             authority = self.connection.config.get("ssl.ca.location")
             trusted = f"the authority in {authority!r}" if authority else "an authority that this system trusts"
             return (
-                f"The certificate of {self.broker.name} is not signed by {trusted} for that name, or has expired: "
+                f"The certificate of {self.broker.name} has expired, is for another name, or is not signed by {trusted}: "
                 f"set {name('ssl.ca.location')} to the PEM file of the authority, and use the name in the certificate."
             )
         return (

@@ -48,7 +48,7 @@ _CONNECTION = re.compile(r"(sasl|ssl|security|bootstrap)\.")
 
 @dataclass(frozen=True)
 class Connection:
-    """librdkafka's settings of the connection, and the place where each one is set.
+    """librdkafka's settings of the connection, with the source of each.
 
     Attributes:
         config: Values by librdkafka's names; contains secrets.
@@ -172,7 +172,7 @@ def _fill_in_defaults(connection: Connection, config: dict[str, str]) -> None:
         path = config.get(key)
         if path and not Path(path).exists():
             raise SettingError(
-                f"Setting {connection.name_of(key)} is {path!r}: no such file. Set it to an existing file."
+                f"Setting {connection.name_of(key)} is {path!r}, which does not exist. Set it to an existing file."
             )
     if config["security.protocol"].startswith("SASL"):
         mechanism = config.setdefault("sasl.mechanism", "PLAIN")

@@ -55,7 +55,7 @@ def first_readable_offset(
 
 
 def messages_ahead_error(ahead: Positions, high: Mapping[int, int]) -> BrokerError:
-    """Returns the error for partitions of which the lake holds more messages than the broker."""
+    """Returns the error for partitions that end at the broker before their last landed offset."""
     parts = [
         f"Partition {source.partition} of topic {source.topic!r} ends at offset {high[source.partition] - 1}, but the "
         f"lake holds its offset {last}"

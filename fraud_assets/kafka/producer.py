@@ -43,7 +43,7 @@ class Message(NamedTuple):
 
 @dataclass
 class Producer:
-    """A producer's connection. Use it in a `with` block, whose end waits until all messages are delivered.
+    """A producer's connection. Use it in a `with` block: the end of the block waits until all messages are delivered.
 
     The constructor, `send` and `flush` raise the errors.
 

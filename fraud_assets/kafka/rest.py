@@ -44,7 +44,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 @dataclass
 class RestProducer:
-    """A producer's connection. Use it in a `with` block, whose end waits for delivery, as with `producer.Producer`.
+    """A producer's connection. Use it in a `with` block: the end of the block waits for delivery.
 
     Args:
         settings: CONFLUENT_API, API_KEY and CLUSTER_ID, topics and time-outs.

@@ -48,7 +48,7 @@ def writer_schema(settings: Settings, identity: SchemaId) -> WriterSchema | None
     """Returns the schema of an id; None if the registry does not know the id.
 
     Raises:
-        SchemaRegistryError: The registry does not answer, and the schema is not cached.
+        SchemaRegistryError: The registry fails or does not answer, and the schema is not cached.
     """
     mock = settings.schema_registry_url.startswith(_MOCK)
     file = _cache_folder(settings) / f"{identity}.json"
@@ -89,7 +89,7 @@ def register(subject: str, schema: WriterSchema, settings: Settings) -> int:
 
 
 def registry_client(settings: Settings) -> SchemaRegistryClient:
-    """Returns the client of the configured registry; there is one per process."""
+    """Returns the client of the configured registry. A process creates one client per registry."""
     return _client(
         settings.schema_registry_url,
         settings.schema_registry_basic_auth_user_info.get_secret_value(),
@@ -145,7 +145,7 @@ def _registry_error(settings: Settings, wanted: str, error: Exception) -> Schema
     if status in (401, 403):
         remedy = "Check SCHEMA_REGISTRY_BASIC_AUTH_USER_INFO"
     elif status == 409:
-        remedy = "The schema that is registered there is incompatible; use another topic or subject"
+        remedy = "The registered schema is incompatible; use another topic or subject"
     else:
         remedy = (
             "Check SCHEMA_REGISTRY_URL, SCHEMA_REGISTRY_CA_LOCATION and that the registry runs. No message is skipped: "

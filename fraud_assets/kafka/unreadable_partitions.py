@@ -81,7 +81,7 @@ class UnreadablePartitions:
         return True
 
     def retry(self, consumer: Consumer) -> None:
-        """Seeks each partition whose pause is over back to the offset of its fault."""
+        """Seeks back to the offset of the fault in each partition whose pause is over."""
         from confluent_kafka import KafkaException, TopicPartition
 
         for partition, fault in self._faults.items():

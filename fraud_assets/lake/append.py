@@ -1,8 +1,9 @@
 """Commits rows and source positions to the lake. All writes of rows go through this module.
 
-A delta-rs application transaction by itself does not prevent duplicates. Each source row is committed exactly once
-because a writer opens a new handle, reads the committed positions from it, drops the rows that the table contains, and
-commits *with the same handle*: delta-rs refuses the commit if another writer changed one of the same application ids.
+A delta-rs application transaction by itself does not prevent duplicates. Therefore, a writer opens a new handle, reads
+the committed positions from it, drops the rows that the table contains, and commits *with the same handle*. delta-rs
+refuses the commit if another writer changed one of the same application ids. So each source row is committed exactly
+once.
 """
 
 from __future__ import annotations
@@ -201,7 +202,7 @@ def append_landed(
 ) -> int:
     """Appends the source rows that the table does not contain yet, with `ingested_at`, and returns their number.
 
-    It is safe to repeat or kill the call, and to run it concurrently: rows and positions are one commit, and every
+    It is safe to repeat or kill the call, and to run it concurrently. Rows and positions are one commit, and every
     attempt drops the rows at or below the committed positions.
 
     Args:

@@ -21,7 +21,7 @@ from fraud_assets.system.paths import plain_path
 
 _FOOTERS, _FOOTER_SECONDS = 10_000, 20.0
 _CORRUPT = re.compile(r"corrupt|decompress|parquet|thrift", re.IGNORECASE)
-"""Matches errors of Arrow and delta-rs about the content of a file whose name they omit."""
+"""Matches errors of Arrow and delta-rs about the content of a file. These errors do not name the file."""
 
 
 @contextmanager

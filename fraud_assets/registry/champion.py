@@ -17,8 +17,8 @@ def load_champion(lake: Lake, settings: Settings) -> Champion:
     """Loads the current champion.
 
     Raises:
-        LostRegistryError: There is no champion, but the lake holds predictions of one.
-        NoChampionError: There is no champion yet.
+        LostRegistryError: No champion exists, but the lake holds predictions of one.
+        NoChampionError: No champion exists yet.
         FeatureVersionError: The champion was trained on another feature version.
         ModelRegistryError: The registry or the model's files cannot be read.
         LakeError: The predictions cannot be read.

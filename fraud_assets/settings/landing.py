@@ -26,8 +26,8 @@ class LandingSettings(GroupSettings):
     land_http: str = Field(
         "127.0.0.1:9108",
         pattern=r"^([^:\s]+:[0-9]{1,5})?$",
-        description="Address on which `fraud-assets land` serves `/metrics` and `/health`. If the port is in use, it "
-        "uses the next free port. If empty, it serves neither.",
+        description="Address on which `fraud-assets land` serves `/metrics` and `/health`. If the port is in use, "
+        "it uses the next free port. If empty, it serves neither.",
     )
     dagster_event_seconds: float = Field(
         30.0, gt=0, description="Seconds between two reports of `fraud-assets land` to Dagster's event log."

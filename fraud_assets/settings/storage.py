@@ -38,8 +38,7 @@ class StorageSettings(GroupSettings):
     aws_endpoint_url: str = Field(
         "",
         alias="AWS_ENDPOINT_URL",
-        description="S3 endpoint of a lake on `s3://…`, if it is not AWS's own. A connection to `http://…` is not "
-        "encrypted.",
+        description="Endpoint of an S3 store other than AWS. A connection to `http://…` is not encrypted.",
     )
     aws_region: str = Field(
         "",

@@ -114,7 +114,7 @@ def score_pending(lake: Lake, settings: Settings, engine: Engine | None = None) 
         Counts of this run.
 
     Raises:
-        NoChampionError: There is no champion yet. Nothing was scored.
+        NoChampionError: No champion exists yet. Nothing was scored.
         LakeError: A table cannot be read or written. Earlier batches stay committed.
         EngineError: A job of the engine failed. Earlier batches stay committed.
     """
@@ -169,7 +169,7 @@ def load_scorer(lake: Lake, settings: Settings) -> Scorer:
     """Loads the current champion and its threshold. The time of scoring is now.
 
     Raises:
-        NoChampionError: There is no champion yet.
+        NoChampionError: No champion exists yet.
         LakeError: The champion has no threshold, or the threshold cannot be read.
     """
     current = load_champion(lake, settings)
@@ -194,7 +194,7 @@ def score_range(lake: Lake, settings: Settings, start: datetime, end: datetime) 
 
     Raises:
         SettingError: The range is empty or has no time zone.
-        NoChampionError: There is no champion yet.
+        NoChampionError: No champion exists yet.
         LakeError: A table cannot be read or written. Earlier days stay committed.
     """
     if start.tzinfo is None or end.tzinfo is None or start >= end:

@@ -241,7 +241,7 @@ def recalibrate(lake: Lake, settings: Settings, engine: Engine | None = None) ->
         engine: The engine that reads windows of more than FRAUD_TRAIN_MAX_ROWS rows; default: this process.
 
     Raises:
-        NoChampionError: There is no champion yet.
+        NoChampionError: No champion exists yet.
         NotEnoughDataError: The lake has no features.
         LakeError: A table cannot be read or written.
     """

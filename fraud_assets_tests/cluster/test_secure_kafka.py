@@ -150,7 +150,7 @@ MISTAKES: dict[str, tuple[Callable[[SecureKafka], dict[str, Any]], str]] = {
     ),
     "certificate for another name": (
         lambda kafka: {**by_certificate(kafka), "kafka_bootstrap_servers": kafka.misnamed},
-        r"for that name.*KAFKA_SSL_CA_LOCATION",
+        r"is for another name.*KAFKA_SSL_CA_LOCATION",
     ),
     "no encryption to a port that encrypts": (
         lambda kafka: {"kafka_bootstrap_servers": kafka.sasl},
@@ -222,7 +222,7 @@ WRONG_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "file that is not there": (
         {"kafka_ssl_ca_location": "/no/ca.pem"},
-        "KAFKA_SSL_CA_LOCATION is '/no/ca.pem': no such file",
+        "KAFKA_SSL_CA_LOCATION is '/no/ca.pem', which does not exist",
     ),
     "certificate without key": (
         {"kafka_ssl_certificate_location": __file__},

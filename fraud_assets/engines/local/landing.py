@@ -145,7 +145,7 @@ def land_new_labels(
 ) -> tuple[LandingReport, bool]:
     """Drains the labels topic up to its current end.
 
-    Usually there is no new label; then the table is not opened.
+    If no label is new, which is usual, the table is not opened.
 
     Returns:
         The report, and whether the topic was drained before `stop` requested a stop.

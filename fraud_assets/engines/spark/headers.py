@@ -1,4 +1,4 @@
-"""Converts message headers to JSON text for Spark, where nested headers take ten times as long as all other columns."""
+"""Converts message headers to JSON text for Spark. Nested headers would take ten times as long as all other columns."""
 
 from __future__ import annotations
 

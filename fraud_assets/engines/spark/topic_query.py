@@ -161,7 +161,7 @@ class TopicQuery:
         return writer.trigger(processingTime=f"{int(settings.land_interval_seconds * 1000)} milliseconds").start()
 
     def _watch(self, query: StreamingQuery, seconds: float, beside: OnIdle | None) -> None:
-        """Waits for the end of the query, a failure or a stop request, and calls `beside` between batches."""
+        """Waits for the end of the query, a failure or a stop request. Calls `beside` between batches."""
         while not self._stop() and self._failure is None and not query.awaitTermination(seconds):
             # A failed query may not end; see `_end_query`.
             if (error := query.exception()) and not query.awaitTermination(_END_SECONDS):
