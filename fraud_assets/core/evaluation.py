@@ -92,14 +92,15 @@ def evaluate(labelled: pa.Table, protocol: Protocol, trees: int, seed: int, *, s
     test_rows, test_frauds = int(in_test.sum()), int(fraud[in_test].sum())
     if train_rows < 2:
         raise NotEnoughDataError(
-            f"From {protocol.train_start} to before {protocol.train_end} there are {train_rows} transactions to train "
-            "on; at least 2 are needed. Choose another --train-start."
+            f"The training days from {protocol.train_start} to {protocol.train_end} (exclusive) have {train_rows} "
+            "transactions; at least 2 are needed. Choose another --train-start."
         )
     if test_frauds == 0 or test_frauds == test_rows:
         raise NotEnoughDataError(
-            f"From {protocol.test_start} to before {protocol.test_end} there are {test_rows:,} transactions to test "
-            f"on, {test_frauds:,} of them fraud ({int(known.sum()):,} of known compromised cards are excluded); both "
-            "frauds and genuine ones are needed. Choose another --train-start, or land the labels of those days."
+            f"The test days from {protocol.test_start} to {protocol.test_end} (exclusive) have {test_rows:,} "
+            f"transactions, {test_frauds:,} of them fraud, without {int(known.sum()):,} of known compromised cards. "
+            "The test needs both frauds and genuine transactions. Choose another --train-start, or land the labels of "
+            "those days."
         )
     model = fit(labelled.filter(pa.array(in_train)), trees, seed, scaled=scaled)
     scores = score_samples(model, labelled.filter(pa.array(in_test)))

@@ -111,7 +111,8 @@ class ConnectionErrorListener:
             trusted = f"the authority in {authority!r}" if authority else "an authority that this system trusts"
             return (
                 f"The certificate of {self.broker.name} has expired, is for another name, or is not signed by "
-                f"{trusted}: set {name('ssl.ca.location')} to the PEM file of the authority, and use the name in the certificate."
+                f"{trusted}: set {name('ssl.ca.location')} to the PEM file of the authority, and use the name in the "
+                "certificate."
             )
         return (
             f"{title} could not set up encryption: {text}. Check the KAFKA_SSL_ settings." if code == Codes._SSL else ""

@@ -42,5 +42,5 @@ def describe_empty_range(lake: Lake, table: Table, start: datetime, end: datetim
     Raises:
         LakeError: The table cannot be read.
     """
-    days = f"from {start:%Y-%m-%d %H:%M} to before {end:%Y-%m-%d %H:%M}"
+    days = f"from {start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} (exclusive)"
     return f"There is nothing {doing} {days}: {describe_held_days(lake, table)}."

@@ -55,7 +55,7 @@ def evaluate_lake(lake: Lake, settings: Settings, protocol: Protocol, model: Mod
         LakeError: A table cannot be read.
     """
     start, end = _midnight(protocol.train_start), _midnight(protocol.test_end)
-    logger.info(f"reading features from {protocol.train_start} to before {protocol.test_end}")
+    logger.info(f"reading features from {protocol.train_start} to {protocol.test_end} (exclusive)")
     features = read_features(lake, start, end, _COLUMNS)
     rows = int((features["tx_datetime"].to_numpy() < np.datetime64(protocol.train_end)).sum())
     if rows < settings.train_min_rows:
@@ -63,7 +63,7 @@ def evaluate_lake(lake: Lake, settings: Settings, protocol: Protocol, model: Mod
         held = "no features at all" if newest is None else f"features up to {newest:%Y-%m-%d %H:%M} UTC"
         raise NotEnoughDataError(
             f"Evaluation needs {settings.train_min_rows:,} transactions (FRAUD_TRAIN_MIN_ROWS) from "
-            f"{protocol.train_start} to before {protocol.train_end} to train on; the lake holds {rows:,} ({held}). "
+            f"{protocol.train_start} to {protocol.train_end} (exclusive) to train on; the lake holds {rows:,} ({held}). "
             "Choose another --train-start, or land more."
         )
     labelled = features.append_column("is_fraud", _read_verdicts(features, lake, settings))

@@ -155,7 +155,7 @@ def train(
     if newest is None or window_rows < settings.train_min_rows:
         raise NotEnoughDataError(
             f"Training needs {settings.train_min_rows:,} transactions (FRAUD_TRAIN_MIN_ROWS); from "
-            f"{window.start:%Y-%m-%d %H:%M} to before {window.end:%Y-%m-%d %H:%M} UTC the lake holds {window_rows:,} "
+            f"{window.start:%Y-%m-%d %H:%M} to {window.end:%Y-%m-%d %H:%M} UTC (exclusive) the lake holds {window_rows:,} "
             f"of feature version {FEATURE_VERSION}. Land more, lower the setting, or widen the window "
             "(FRAUD_TRAIN_DAYS)."
         )
