@@ -63,8 +63,8 @@ def evaluate_lake(lake: Lake, settings: Settings, protocol: Protocol, model: Mod
         held = "no features at all" if newest is None else f"features up to {newest:%Y-%m-%d %H:%M} UTC"
         raise NotEnoughDataError(
             f"Evaluation needs {settings.train_min_rows:,} transactions (FRAUD_TRAIN_MIN_ROWS) from "
-            f"{protocol.train_start} to {protocol.train_end} (exclusive) to train on; the lake holds {rows:,} ({held}). "
-            "Choose another --train-start, or land more."
+            f"{protocol.train_start} to {protocol.train_end} (exclusive) to train on; the lake holds {rows:,} "
+            f"({held}). Choose another --train-start, or land more."
         )
     labelled = features.append_column("is_fraud", _read_verdicts(features, lake, settings))
     trees, seed = (BOOK_TREES, BOOK_SEED) if model == "book" else (settings.train_trees, settings.train_seed)

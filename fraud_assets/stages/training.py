@@ -155,8 +155,8 @@ def train(
     if newest is None or window_rows < settings.train_min_rows:
         raise NotEnoughDataError(
             f"Training needs {settings.train_min_rows:,} transactions (FRAUD_TRAIN_MIN_ROWS); from "
-            f"{window.start:%Y-%m-%d %H:%M} to {window.end:%Y-%m-%d %H:%M} UTC (exclusive) the lake holds {window_rows:,} "
-            f"of feature version {FEATURE_VERSION}. Land more, lower the setting, or widen the window "
+            f"{window.start:%Y-%m-%d %H:%M} to {window.end:%Y-%m-%d %H:%M} UTC (exclusive) the lake holds "
+            f"{window_rows:,} of feature version {FEATURE_VERSION}. Land more, lower the setting, or widen the window "
             "(FRAUD_TRAIN_DAYS)."
         )
     features = read_training_rows(window, window_rows, settings, engine)
