@@ -82,7 +82,7 @@ class ModelRegistryError(FraudAssetsError):
 
 
 class FeatureVersionError(FraudAssetsError):
-    """The champion was trained on another feature version."""
+    """The champion was trained on features of another version."""
 
 
 class JarsError(FraudAssetsError):
@@ -112,7 +112,7 @@ _TEMPORARY = _TOO_MANY_FILES | {errno.ENOMEM, errno.EAGAIN, errno.EINTR, errno.E
 
 
 def is_temporary(error: OSError) -> bool:
-    """Returns whether the cause is the state of the machine and not the file, so that the same call may work later."""
+    """Returns whether the machine caused the error and not the file. The same call may then succeed later."""
     return error.errno in _TEMPORARY
 
 
@@ -124,14 +124,15 @@ def disk_fault(error: OSError) -> DiskError | None:
     """
     if error.errno in _TOO_MANY_FILES:
         return DiskError(
-            f"The process cannot open another file or connection ({error.strerror}). Close some, or raise the limit of "
-            "open files (`ulimit -n`, or LimitNOFILE of a systemd service)."
+            f"The process cannot open another file or connection ({error.strerror}). Close some of them, or raise the "
+            "limit of open files (`ulimit -n`, or LimitNOFILE of a systemd service)."
         )
     if error.errno not in _DISK_ERRORS:
         return None
     path = printable(error.filename) if error.filename else "A file of the platform"
     return DiskError(
-        f"{path} cannot be used: {error.strerror}. Free or unlock that disk, or point FRAUD_HOME to another folder."
+        f"{path} cannot be used: {error.strerror}. Free space on that disk or make it writable, or point FRAUD_HOME to "
+        "another folder."
     )
 
 

@@ -11,15 +11,15 @@ import numpy as np
 from fraud_assets.core.field_paths import resolve
 
 BODY_REASONS = {
-    "tombstone": "The message has a null body: the deletion marker of a compacted topic, no transaction.",
+    "tombstone": "The message has a null body: a deletion marker of a compacted topic, not a transaction.",
     "empty_body": "The message has no body.",
     "body_too_large": "The message body is larger than FRAUD_MAX_BODY_BYTES allows.",
-    "unknown_schema": "The schema registry has no schema that can be read under the id that the body names.",
-    "invalid_avro": "The message body is not what its Avro schema says.",
+    "unknown_schema": "The schema registry has no readable schema with the id in the message.",
+    "invalid_avro": "The message body does not follow its Avro schema.",
     "invalid_utf8": "The message body is not UTF-8 text.",
     "invalid_json": "The message body is not JSON, or is nested too deeply.",
     "not_an_object": "The message body is JSON, but not an object.",
-    "duplicate_key": "A key occurs more than once in the object, so that its value is ambiguous.",
+    "duplicate_key": "A key occurs more than once in the object, so its value is ambiguous.",
     "wrong_type": "A field holds a value of the wrong type.",
 }
 """Reasons to reject a body, each with a sentence for operators."""
@@ -34,7 +34,7 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 """Byte order mark of UTF-8, which .NET and some editors write first. It is not part of the JSON and is ignored."""
 
 WITHHELD = b"withheld "
-"""Prefix of a stored body whose bytes were not kept (see `core.pseudonyms`). No JSON and no frame starts like this."""
+"""Prefix of a stored body without its bytes (see `core.pseudonyms`). No JSON and no framed body starts with it."""
 
 MAGIC = b"\0"
 """First byte of a body framed by a schema registry's serializer. Four bytes with the schema's id follow."""
@@ -76,7 +76,9 @@ def json_object(body: bytes | None, max_body_bytes: int, paths: Iterable[str] = 
     if body.startswith(WITHHELD):
         raise _read_withheld(body)
     if body.startswith(MAGIC):
-        detail = "it has a schema registry's frame; expected JSON (FRAUD_TRANSACTIONS_FORMAT, FRAUD_LABELS_FORMAT)"
+        detail = (
+            "the body has a schema registry's frame; expected JSON (FRAUD_TRANSACTIONS_FORMAT, FRAUD_LABELS_FORMAT)"
+        )
         raise Rejected("invalid_json", detail)
     content = strip_byte_order_mark(body)
     try:
@@ -188,9 +190,9 @@ def read_buffers(bodies: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def bound_pair_counts(data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Returns an upper bound of the number of key-value pairs of each body, from its bytes alone.
+    """Returns an upper bound on the number of key-value pairs in each body, from its bytes alone.
 
-    A colon that ends a key follows a quote or white space. Such colons are at least as many as the pairs in the text.
+    A colon that ends a key follows a quote or white space. The text has at least as many such colons as pairs.
     If a decoded body has that many pairs, it lost none to a repeated key.
     """
     colons = np.flatnonzero(data == ord(":"))
@@ -222,8 +224,8 @@ def _read_withheld(body: bytes) -> Rejected:
         sentence = BODY_REASONS[reason]
     # A producer can send a body that starts with the same bytes.
     except (ValueError, TypeError, KeyError, RecursionError):
-        return Rejected("invalid_json", "the body is not JSON: it starts like one that was withheld")
-    return Rejected(reason, f"{sentence} Its {length} bytes were withheld, as FRAUD_PSEUDONYMISE says")
+        return Rejected("invalid_json", "the body is not JSON: it starts like a withheld body")
+    return Rejected(reason, f"{sentence} Its {length} bytes were withheld because of FRAUD_PSEUDONYMISE")
 
 
 def _parse_integer(digits: str) -> int | LongInteger:

@@ -1,7 +1,7 @@
 """Parses whole tables of messages with `msgspec` and Arrow, several times as fast as `core.message_reader`.
 
 The fast path keeps only rows that are certainly valid; `read_message` parses every other row. The fast path may reject
-valid rows, but it must never accept a row that `read_message` rejects, nor read another value. The tests verify this.
+valid rows. It must never accept a row that `read_message` rejects or read a different value. The tests verify this.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _ANY_SIZE = 2**31
 _MORE_SHAPES = 3
 """Number of further sets of keys that the fast path tries before it reads the remaining rows one by one."""
 _MIN_ROWS = 64
-"""If fewer rows remain, they are read one by one at once."""
+"""If fewer rows remain, they are read one by one without another attempt."""
 _STORED: dict[ValueKind, Any] = {**ARROW_TYPES, "time": TIME}
 
 
@@ -61,8 +61,8 @@ def parse_messages(
         decoder: Decodes bodies that a schema registry's serializer framed.
 
     Returns:
-        The columns of the valid rows by field name; a mask (bool, shape (rows,)) of the valid rows; and the reason and
-        the detail of each rejected row, in order.
+        The columns of the valid rows by field name; a mask of the valid rows (bool, shape (rows,)); the reasons of the
+        rejected rows, in order; and their details.
     """
     chunks: list[list[Any]] = [[] for _ in contract.fields]
     masks: list[np.ndarray] = []

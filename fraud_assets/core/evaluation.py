@@ -47,7 +47,7 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics and the counts behind them. `test_*` exclude the cards that are known to be compromised."""
+    """Metrics and their counts. The `test_*` counts exclude cards that are known to be compromised."""
 
     auc_roc: float
     average_precision: float
@@ -72,13 +72,13 @@ def evaluate(labelled: pa.Table, protocol: Protocol, trees: int, seed: int, *, s
         protocol: The days to train and test on.
         trees: Number of trees.
         seed: Random seed.
-        scaled: Whether to standardize with the mean and deviation of the training days, as the handbook does.
+        scaled: Whether to standardize with the mean and standard deviation of the training days, like the handbook.
 
     Raises:
-        NotEnoughDataError: There are no rows to train on, or the test days do not have both frauds and genuine
+        NotEnoughDataError: The training days have fewer than 2 rows, or the test days lack frauds or genuine
             transactions.
     """
-    # The order does not depend on the source, so that trees draw the same samples and ties are broken in the same way.
+    # A fixed order makes trees draw the same samples and breaks ties in the same way, whichever source the rows have.
     labelled = labelled.sort_by([("tx_datetime", "ascending"), ("transaction_id", "ascending")])
     days = labelled["tx_datetime"].to_numpy().astype("datetime64[D]")
     fraud = labelled["is_fraud"].to_numpy().astype(bool)
@@ -92,14 +92,15 @@ def evaluate(labelled: pa.Table, protocol: Protocol, trees: int, seed: int, *, s
     test_rows, test_frauds = int(in_test.sum()), int(fraud[in_test].sum())
     if train_rows < 2:
         raise NotEnoughDataError(
-            f"From {protocol.train_start} to before {protocol.train_end} there are {train_rows} transactions to train "
-            "on; at least 2 are needed. Choose another --train-start."
+            f"The training days from {protocol.train_start} to {protocol.train_end} (exclusive) have {train_rows} "
+            "transactions; at least 2 are needed. Choose another --train-start."
         )
     if test_frauds == 0 or test_frauds == test_rows:
         raise NotEnoughDataError(
-            f"From {protocol.test_start} to before {protocol.test_end} there are {test_rows:,} transactions to test "
-            f"on, {test_frauds:,} of them fraud ({int(known.sum()):,} of known compromised cards are excluded); both "
-            "frauds and genuine ones are needed. Choose another --train-start, or land the labels of those days."
+            f"The test days from {protocol.test_start} to {protocol.test_end} (exclusive) have {test_rows:,} "
+            f"transactions, {test_frauds:,} of them fraud, without {int(known.sum()):,} of known compromised cards. "
+            "The test needs both frauds and genuine transactions. Choose another --train-start, or land the labels of "
+            "those days."
         )
     model = fit(labelled.filter(pa.array(in_train)), trees, seed, scaled=scaled)
     scores = score_samples(model, labelled.filter(pa.array(in_test)))
@@ -166,8 +167,8 @@ def card_precision(
 def _known_compromised(days: np.ndarray, fraud: np.ndarray, cards: np.ndarray, protocol: Protocol) -> np.ndarray:
     """Returns a mask of the rows whose card is known to be compromised on the row's day.
 
-    On test day d, a card is known if it had a fraud from the first training day to before d - delay_days: in all
-    training days, and in one more day for each further test day.
+    On test day d, a card is known if it had a fraud from the first training day to before d - delay_days. On the first
+    test day these are the training days; every further test day adds one day.
     """
     import pandas as pd
 

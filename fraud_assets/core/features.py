@@ -1,6 +1,6 @@
 """Defines the windowed features once, in the PySpark API, for DuckDB (through SQLFrame) and Spark.
 
-Windows are point in time, (t - n days, t]. Source: Fraud Detection Handbook, chapter 3 ("Baseline feature
+Windows are point-in-time: they cover (t - n days, t]. Source: Fraud Detection Handbook, chapter 3 ("Baseline feature
 transformation"). Transactions with the same time are ordered by landing: windows are ranges of the key
 *microseconds x 1000 + rank within the tie*.
 """
@@ -41,9 +41,9 @@ def window_features(
 ) -> Any:
     """Computes the customer and terminal windows of every transaction with `is_new`.
 
-    A label counts for t only if `labelled_at <= t`, and a later label of the same transaction replaces it from its own
-    time on. So the number of a terminal's frauds is not a window over flags but a running sum of events: +1 if a fraud
-    enters the window and is known, -1 if it leaves the window or its label is revised.
+    A label counts for t only if `labelled_at <= t`. From the time of a later label of the same transaction, the later
+    label counts. So the number of a terminal's frauds is not a window over flags but a running sum of events. An event
+    is +1 when a fraud is in the window and known, and -1 when it leaves the window or its label is revised.
 
     Args:
         transactions: DataFrame of `TRANSACTION_COLUMNS`: the new transactions and the history of their customers and
@@ -53,8 +53,8 @@ def window_features(
         functions: `pyspark.sql.functions` or SQLFrame's equivalent.
         window: `pyspark.sql.Window` or SQLFrame's equivalent.
         arrival_type: Type of `arrival`. Any type with an order works, such as a struct.
-        keep: Called with each DataFrame that is used several times. An engine can persist it, so that it is not
-            computed again for each use.
+        keep: Called with each DataFrame that is used several times. An engine can persist the DataFrame, so that it is
+            not computed again for each use.
 
     Returns:
         DataFrame of `arrival` and the twelve windowed features (counts as bigint, means and shares as double).

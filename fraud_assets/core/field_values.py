@@ -57,7 +57,7 @@ def read_amount(value: Any) -> float:
     """Reads a finite amount of zero or more.
 
     Raises:
-        WrongValueError: The value is no such amount.
+        WrongValueError: The value is not such an amount.
     """
     kind = type(value)
     if kind is float:

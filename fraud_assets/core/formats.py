@@ -1,8 +1,8 @@
 """Decodes bodies that a schema registry's serializer framed (Avro, JSON Schema) to JSON for the shared parser.
 
 A frame is a zero byte and the schema's id in four bytes before the payload, or the id in the header
-`__value_schema_id`. A body with neither is JSON already, whatever the format of its topic: rows of dropped files and
-pseudonymized bodies.
+`__value_schema_id`. A body with neither is already JSON, even if its topic has another format: rows of dropped files
+and pseudonymized bodies are such bodies.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class WriterSchema:
     Attributes:
         kind: The registry's name of the format, `AVRO` or `JSON`.
         text: The schema.
-        references: The schemas that it refers to; each one follows those that it needs.
+        references: The schemas that it refers to, each after the schemas that it needs.
     """
 
     kind: str
@@ -70,7 +70,7 @@ class Decoder:
             header: The value of the header `__value_schema_id`.
 
         Raises:
-            Rejected: The registry has no such schema, or the body does not follow it.
+            Rejected: The registry does not have the schema, or the body does not follow it.
         """
         identity = _read_id(header)
         payload = body
@@ -116,8 +116,8 @@ class Decoder:
             detail = f"schema {identity} of the registry is {schema.kind}; expected {self._kind}"
             return Rejected("unknown_schema", detail)
         if schema.kind == "JSON":
-            # JSON is not validated against its schema, like by default in Confluent's Java deserializer: the contract
-            # checks all formats in the same way.
+            # JSON is not validated against its schema: the contract checks all formats in the same way. Confluent's
+            # Java deserializer does not validate by default either.
             return bytes
         try:
             return _make_avro_reader(schema)
@@ -126,7 +126,7 @@ class Decoder:
             return Rejected("unknown_schema", detail)
         # fastavro can raise any exception for an invalid schema.
         except Exception as error:  # noqa: BLE001
-            return Rejected("unknown_schema", f"schema {identity} of the registry is no Avro schema: {error}"[:300])
+            return Rejected("unknown_schema", f"schema {identity} of the registry is not an Avro schema: {error}"[:300])
 
 
 def find_schema_ids(headers: pa.ChunkedArray) -> dict[int, bytes]:
@@ -160,7 +160,7 @@ def _make_avro_reader(schema: WriterSchema) -> Callable[[bytes], bytes]:
     """Creates a function that decodes a payload of this schema to JSON."""
     from fastavro import _read_py, parse_schema, read
 
-    # Both logical types are in the Avro specification since 1.12, but fastavro returns a number and bytes for them.
+    # Avro has specified both logical types since version 1.12, but fastavro returns a number and bytes for them.
     read.LOGICAL_READERS.setdefault("long-timestamp-nanos", _from_nanoseconds)
     read.LOGICAL_READERS.setdefault("fixed-uuid", _from_uuid)
     named: dict[str, Any] = {}
@@ -185,7 +185,7 @@ def _make_avro_reader(schema: WriterSchema) -> Callable[[bytes], bytes]:
             detail = f"the body does not follow its schema ({type(error).__name__})"
             raise Rejected("invalid_avro", detail) from None
         if stream.tell() != len(payload):
-            detail = f"the body has {len(payload) - stream.tell()} bytes more than its schema says"
+            detail = f"the body has {len(payload) - stream.tell()} bytes more than its schema describes"
             raise Rejected("invalid_avro", detail)
         return text
 

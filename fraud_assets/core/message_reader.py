@@ -1,6 +1,6 @@
 """Reads a single message. This module defines which messages are valid and why others are rejected.
 
-`core.columnar_parsing` must never accept a message that this module rejects, nor read another value.
+`core.columnar_parsing` must never accept a message that this module rejects or read a different value.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Parses landed messages to typed rows. All code that reads transactions or labels uses this module.
 
-No decision depends on the clock, so that a retry gives the result of the first attempt.
+No decision depends on the clock, so a retry gives the same result as the first attempt.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Replaces named payload fields by keyed HMAC-SHA-256 before any part of a message is written.
 
-The same value has the same pseudonym as a number or as text, in every topic, field, key and file, so that customers
-and cards still join. A body is parsed and encoded again, never edited in place: a repeated key, an escape or an unusual
-spelling could hide the value from an edit. A body that cannot be parsed is replaced by its HMAC and length.
+A value has the same pseudonym as a number and as text, and in every topic, field, key and file. Rows of the same
+customer or card can therefore still be joined. A body is parsed and encoded again, never edited in place: a repeated
+key, an escape or an unusual spelling could hide the value from an edit. A body that cannot be parsed is replaced by its
+HMAC and length.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ _encode = msgspec.json.Encoder().encode
 def pseudonymise(messages: pa.Table, policy: PseudonymPolicy, decoder: Decoder | None = None) -> pa.Table:
     """Pseudonymizes bodies, keys and header values. Without FRAUD_PSEUDONYMISE, messages stay unchanged.
 
-    A key or a header value becomes the HMAC of its bytes, whatever they contain. So a key that is the text of a named
-    field gets that field's pseudonym. Names of fields and headers stay, and so do null and empty bodies.
+    Every key and header value is replaced by the HMAC of its bytes. A key that equals the text of a named field
+    therefore gets that field's pseudonym. Names of fields and headers, null bodies and empty bodies stay unchanged.
 
     Args:
         messages: Rows with `key`, `value` and `headers`, from Kafka or a dropped file.
@@ -138,7 +139,7 @@ def _find_named_keys(payload: dict[str, Any], paths: tuple[str, ...]) -> list[tu
                 found.append((name, ""))
             elif path.startswith(f"{lowered}."):
                 found.append((name, path[len(lowered) + 1 :]))
-    # Keys that are replaced as a whole come first; then there is nothing within them to look for.
+    # Keys that are replaced as a whole come first. Afterwards they contain no objects to search.
     return sorted(found, key=lambda pair: pair[1] != "")
 
 
@@ -195,7 +196,7 @@ def _replace_body(
 
 
 def _decode_plain_object(body: bytes, pairs: int) -> dict[str, Any] | None:
-    """Decodes a body that every JSON reader certainly reads in the same way. Returns None for other bodies."""
+    """Decodes a body that all JSON parsers read in the same way. Returns None for other bodies."""
     try:
         payload = _decode(body)
     except (ValueError, RecursionError):

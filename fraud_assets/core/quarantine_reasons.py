@@ -19,7 +19,7 @@ REASONS: dict[str, str] = {
     **_EITHER_REASONS,
     "not_finite": "The amount is not a finite number.",
     "negative_amount": "The amount is below zero.",
-    "future_time": "The transaction lies further after its landing than FRAUD_FUTURE_SKEW_SECONDS allows.",
+    "future_time": "The transaction time is later than the landing time by more than FRAUD_FUTURE_SKEW_SECONDS.",
     DUPLICATE: "A transaction with this id landed before; the first one counts.",
     **{LABEL_PREFIX + reason: f"Fraud label: {text[0].lower()}{text[1:]}" for reason, text in _EITHER_REASONS.items()},
 }

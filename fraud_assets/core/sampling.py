@@ -36,7 +36,7 @@ def draw_numbers(rows: pa.RecordBatch, seed: int) -> np.ndarray:
 
 
 def select_candidates(rows: pa.RecordBatch, size: int, of: int, seed: int) -> pa.RecordBatch:
-    """Selects the rows that can be among the `size` smallest numbers of a window of `of` rows, and adds DRAW."""
+    """Adds DRAW, and selects the rows that can be among the `size` smallest numbers of a window of `of` rows."""
     # The margin is six standard deviations: one sample in a billion gets too few rows.
     wanted = size + 6 * math.sqrt(size)
     numbers = draw_numbers(rows, seed)
@@ -45,7 +45,7 @@ def select_candidates(rows: pa.RecordBatch, size: int, of: int, seed: int) -> pa
 
 
 def select_sample(chosen: pa.Table, size: int) -> pa.Table:
-    """Selects the `size` smallest numbers among all `select_candidates` of a window, and removes DRAW."""
+    """Selects the rows with the `size` smallest numbers among all candidates of a window, and removes DRAW."""
     order = [(DRAW.name, "ascending"), *((name, "ascending") for name in POSITION_COLUMNS)]
     return chosen.sort_by(order).slice(0, size).drop_columns([DRAW.name])
 

@@ -88,7 +88,7 @@ MODEL_INPUTS = ("tx_amount", *DERIVED_FEATURES)
 """The fifteen inputs of the model, in their order."""
 
 FEATURE_VERSION = "1"
-"""Version of the features. It increases if the meaning of a model input changes; a model scores only its version."""
+"""Version of the features. It increases if the meaning of an input changes. A model scores only its own version."""
 
 _INTEGER_FEATURES = tuple(name for name in DERIVED_FEATURES if "_nb_tx_" in name or "_during_" in name)
 

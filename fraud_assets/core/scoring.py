@@ -1,4 +1,4 @@
-"""Scores rows with an Isolation Forest in its treelite form. Scores are bit-equal for one row or a million."""
+"""Scores rows with a treelite Isolation Forest. Scores are bit-equal in batches of one row and of a million rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import treelite
 
 CHUNK_ROWS = 65_536
-"""Rows that are scored at a time: 4 MB of inputs, whatever the size of the batch."""
+"""Number of rows that are scored at a time: 4 MB of inputs for a batch of any size."""
 
 PREDICTION_INPUTS = ("transaction_id", "tx_datetime", *MODEL_INPUTS, "feature_version", *POSITION_COLUMNS,
                      "ingested_at", "tx_date")  # fmt: skip
@@ -23,7 +23,7 @@ PREDICTION_INPUTS = ("transaction_id", "tx_datetime", *MODEL_INPUTS, "feature_ve
 
 _THREADS_FROM_ROWS = 8_192
 _ALL_THREADS = -1
-"""The number of threads that OpenMP allows: OMP_NUM_THREADS, which Spark sets for its tasks, else the cores."""
+"""The number of threads that OpenMP allows: OMP_NUM_THREADS, which Spark sets for its tasks, else one per core."""
 _LARGEST = float(np.finfo(np.float32).max)
 
 

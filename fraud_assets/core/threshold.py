@@ -1,4 +1,4 @@
-"""Finds the alert threshold from the number of alerts that analysts can review, not from `contamination`."""
+"""Computes the alert threshold from the number of alerts that analysts can review, not from `contamination`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DAY = np.timedelta64(1, "D") / np.timedelta64(1, "us")
 
 @dataclass(frozen=True)
 class ScoredTraffic:
-    """The summary of scored transactions from which a threshold follows. Its size does not depend on their number.
+    """A summary of scored transactions that determines a threshold. Its size does not depend on their number.
 
     Attributes:
         rows: Number of transactions.
@@ -66,13 +66,13 @@ def merge_traffic(parts: Iterable[ScoredTraffic], keep: int) -> ScoredTraffic:
 
 
 def lowest_threshold(traffic: ScoredTraffic, budget_per_day: float, max_rate: float) -> float:
-    """Returns the lowest threshold at which the alerts of this traffic (score >= threshold) keep both limits.
+    """Returns the lowest threshold at which the alerts of this traffic (score >= threshold) stay within both limits.
 
     The mean number of alerts per day is at most `budget_per_day`. Alerts are at most the share `max_rate` of the
-    transactions, so that traffic below the budget does not alert completely.
+    transactions; otherwise all transactions would alert if there were fewer than the budget.
 
     Equal scores alert together or not at all: if they would exceed a limit, the next higher score is the threshold. If
-    nothing may alert, the threshold is just above the highest score.
+    the limits allow no alert, the threshold is just above the highest score.
 
     Args:
         traffic: The scored transactions.

@@ -26,15 +26,15 @@ def to_frame(features: pa.Table, dtype: Any = np.float32) -> pd.DataFrame:
 
 
 def fit(features: pa.Table, trees: int = TREES, seed: int = SEED, *, scaled: bool = False) -> Any:
-    """Fits a scikit-learn `IsolationForest` on the unscaled float32 inputs, which treelite scores too.
+    """Fits a scikit-learn `IsolationForest` on the same unscaled float32 inputs that treelite scores.
 
     Args:
         features: Rows with MODEL_INPUTS.
         trees: Number of trees.
         seed: Random seed.
-        scaled: Whether to fit a pipeline that first standardizes with the mean and deviation of `features`, as the
-            handbook does (chapter 7). Scaling does not change which rows a tree can separate, so the platform's model
-            does not use it.
+        scaled: Whether to fit a pipeline that first standardizes with the mean and standard deviation of `features`,
+            as the handbook does (chapter 7). Scaling does not change which rows a tree can separate, so the
+            platform's model does not use it.
     """
     from sklearn.ensemble import IsolationForest
 

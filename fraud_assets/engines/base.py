@@ -71,13 +71,13 @@ class Engine(Protocol):
         ...
 
     def recompute_features(self, lake: Lake, handle: DeltaTable, start: datetime, end: datetime) -> RecomputedRange:
-        """Recomputes the features of `tx_datetime` in [start, end) with the present history and labels.
+        """Recomputes the features of `tx_datetime` in [start, end) with the current history and labels.
 
         Args:
             lake: The lake with the labels.
             handle: The version of the features that the result replaces.
-            start: First time, with time zone.
-            end: The time after the last one.
+            start: Start of the range (inclusive), with time zone.
+            end: End of the range (exclusive).
 
         Raises:
             LakeError: A table cannot be read, or memory and disk do not suffice.
@@ -202,13 +202,13 @@ class ScoringResult:
 
 @dataclass(frozen=True)
 class TrainingWindow:
-    """The features of `tx_datetime` in [start, end) with the present FEATURE_VERSION, in a pinned table version.
+    """The features of `tx_datetime` in [start, end) with the current FEATURE_VERSION, in a pinned table version.
 
     Attributes:
         lake: The lake.
         handle: The pinned version of `transaction_features`.
-        start: First time, with time zone.
-        end: The time after the last one.
+        start: Start of the range (inclusive), with time zone.
+        end: End of the range (exclusive).
         files: The files that can hold such rows.
         max_rows: Number of rows in `files`, from the table's log.
     """
@@ -226,8 +226,8 @@ class TrainingWindow:
 
         Args:
             lake: The lake.
-            start: First time, with time zone.
-            end: The time after the last one.
+            start: Start of the range (inclusive), with time zone.
+            end: End of the range (exclusive).
             handle: The version of `transaction_features`; default: the newest.
 
         Raises:

@@ -20,7 +20,7 @@ def choose_engine(
 
     Args:
         settings: FRAUD_ENGINE and the settings of the engine.
-        session: Returns the Spark session; called only if there is work.
+        session: Returns the Spark session; called only if work is pending.
         name: Name of the engine; default: FRAUD_ENGINE.
     """
     match name or settings.engine:

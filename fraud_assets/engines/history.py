@@ -1,4 +1,4 @@
-"""How far the history that the feature windows need reaches back."""
+"""Computes the range of history that the feature windows need."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from fraud_assets.settings import WindowPolicy
 
 CLOCKS_DIFFER = timedelta(days=1)
-"""A label is later than its transaction, unless clocks differ by up to this time."""
+"""Maximum difference between clocks. A label can seem to be earlier than its transaction by up to this time."""
 
 
 def find_history_span(times: pa.ChunkedArray, policy: WindowPolicy) -> tuple[datetime, datetime]:
@@ -18,10 +18,10 @@ def find_history_span(times: pa.ChunkedArray, policy: WindowPolicy) -> tuple[dat
 
     Args:
         times: `tx_datetime` of at least one transaction, timestamp[us, UTC].
-        policy: How far windows reach back.
+        policy: The number of days that windows look back.
 
     Returns:
-        The time after which the range starts (exclusive), and its last time (inclusive).
+        The start of the range (exclusive) and its end (inclusive).
     """
     first, last = (edge.as_py() for edge in pc.min_max(times).values())
     return first - timedelta(days=policy.history_days), last

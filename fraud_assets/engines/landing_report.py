@@ -21,7 +21,7 @@ class LandingReport:
         quarantined: Number of labels that it rejected.
         seconds: Duration.
         offsets: Last offset in the table, by `topic/partition`.
-        lag: Messages up to the end of the topic at the start that are not in the table, by `topic/partition`.
+        lag: Messages that the topic held at the start of landing and that are not in the table, by `topic/partition`.
         files: Rows by dropped file.
         failed: Reason by dropped file that was moved to `failed/`.
         stuck: Reason by entry of the drop folder that could not be processed and is still there.

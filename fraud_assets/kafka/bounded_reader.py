@@ -1,4 +1,4 @@
-"""Reads a topic from given offsets up to given ends, with the partitions assigned by hand."""
+"""Reads a topic from given offsets up to given ends, with manually assigned partitions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class BoundedReader:
     """Reads a topic between explicit offsets.
 
     Args:
-        client: the connection to read through.
+        client: The connection to read through.
     """
 
     def __init__(self, client: TopicClient) -> None:
@@ -47,15 +47,15 @@ class BoundedReader:
     def read(
         self, stored: Positions, target: Positions, stop: Callable[[], bool] = never
     ) -> Generator[pa.Table, None, None]:
-        """Yields batches of everything after `stored` up to and including `target`, in order within each partition.
+        """Yields batches of all messages after `stored` up to and including `target`, in order within each partition.
 
         A partition that is not in `stored` must start at offset 0; see `positions_in`. Offsets at the end of a
         partition may carry no message; see `tails`.
 
         Args:
-            stored: last landed offset per partition.
-            target: last offset to read per partition.
-            stop: polled between requests to the broker. If it returns True, the messages read so far are yielded and
+            stored: Last landed offset per partition.
+            target: Last offset to read per partition.
+            stop: Polled between requests to the broker. If it returns True, the messages read so far are yielded and
                 the read ends.
 
         Yields:
@@ -63,13 +63,13 @@ class BoundedReader:
             bytes of keys and bodies.
 
         Raises:
-            UnreadableError: the client cannot read a partition.
+            UnreadableError: The client cannot read a partition.
         """
         client = self._client
         client.watermarks.update([source.partition for source in target], stop)
         first = client.offsets_after({source: stored.get(source, NOTHING) for source in target})
         for source, offset in first.items():
-            # Offsets that were given up have no messages any more.
+            # The messages of offsets that were given up no longer exist.
             if offset - 1 > (last := stored.get(source, NOTHING)):
                 self._tails[source] = (last, offset - 1)
         start = {
@@ -93,7 +93,7 @@ class BoundedReader:
         removes these offsets, a position before them would look like a loss.
 
         Args:
-            landed: last landed offset per partition.
+            landed: Last landed offset per partition.
         """
         return {
             source: end
@@ -133,7 +133,7 @@ class BoundedReader:
     def _select_messages(
         self, events: Iterable[Message], progress: _Progress
     ) -> tuple[list[Message], MessagesLostError | None]:
-        """Returns the messages within the bounds, and the error after which no more can be read, if there is one."""
+        """Returns the messages within the bounds, and the error that ends the read; None if there is no error."""
         messages: list[Message] = []
         for event in events:
             partition = event.partition()
@@ -160,7 +160,7 @@ class BoundedReader:
         return messages, None
 
     def _find_stall(self, open_partitions: set[int], last_event: float) -> BrokerError | None:
-        """Returns the error if no more messages can come from the open partitions; None while some still may."""
+        """Returns the error if the open partitions can yield no more messages; None if they still may."""
         client = self._client
         patience = client.settings.kafka_timeout_seconds
         is_silent = monotonic() - last_event > patience
@@ -169,7 +169,7 @@ class BoundedReader:
         return unreachable_error(client.broker, f"no messages for {patience:g} s") if is_silent else None
 
     def _take(self, batch: Batch) -> pa.Table:
-        """Returns the messages of the batch, after a check that they are of the current topic."""
+        """Returns the messages of the batch, after a check that they belong to the current topic."""
         table = batch.take()
         self._client.check_topic_id(table["topic_id"][0].as_py())
         return table

@@ -30,10 +30,10 @@ class Broker:
 
     Attributes:
         bootstrap: `host:port,…`.
-        embedded: whether it is the embedded broker.
-        topic_id: id of all topics of an embedded broker, new after each start; None for an external broker, which has
+        embedded: Whether it is the embedded broker.
+        topic_id: Id of all topics of an embedded broker, new after each start; None for an external broker, which has
             an id per topic.
-        named_by: the setting that holds the address, for error messages.
+        named_by: The setting that holds the address, for error messages.
     """
 
     bootstrap: str
@@ -56,8 +56,8 @@ def find_broker(settings: Settings) -> Broker:
     """Returns the broker of KAFKA_BOOTSTRAP_SERVERS or KAFKA_CLIENT_PROPERTIES, else the embedded one of FRAUD_HOME.
 
     Raises:
-        BrokerError: no broker is configured, or the embedded broker that broker.json names no longer runs.
-        SettingError: the settings of the connection are invalid.
+        BrokerError: No broker is configured, or the embedded broker that broker.json names no longer runs.
+        SettingError: The settings of the connection are invalid.
     """
     if uses_external_broker(settings):
         configured = connection(settings)
@@ -69,7 +69,8 @@ def find_broker(settings: Settings) -> Broker:
         pid, home = int(entry["pid"]), entry.get("home_inode")
     except FileNotFoundError:
         raise BrokerError(
-            f"No broker: KAFKA_BOOTSTRAP_SERVERS and KAFKA_CLIENT_PROPERTIES are not set, and {path} does not exist. "
+            f"No broker is configured: KAFKA_BOOTSTRAP_SERVERS and KAFKA_CLIENT_PROPERTIES are not set, and {path} "
+            "does not exist. "
             "Start `fraud-assets broker`, or set KAFKA_BOOTSTRAP_SERVERS to host:port."
         ) from None
     except (ValueError, KeyError, TypeError, OSError) as error:
@@ -85,7 +86,7 @@ def find_broker(settings: Settings) -> Broker:
         )
     if not _is_alive(pid) or not _is_listening(broker.bootstrap):
         raise BrokerError(
-            f"{path} is left over: the embedded broker at {broker.bootstrap} (process {pid}) no longer runs. "
+            f"{path} is out of date: the embedded broker at {broker.bootstrap} (process {pid}) no longer runs. "
             "Restart `fraud-assets broker`, or set KAFKA_BOOTSTRAP_SERVERS to a running broker."
         )
     return broker
@@ -106,7 +107,7 @@ def embedded_broker(settings: Settings) -> Iterator[Broker]:
     """Runs an embedded broker in this process, with its address in broker.json, until the block ends.
 
     Raises:
-        BrokerError: an embedded broker already runs under this FRAUD_HOME, or the broker did not start.
+        BrokerError: An embedded broker already runs under this FRAUD_HOME, or the broker did not start.
     """
     from confluent_kafka import KafkaException, Producer
 
@@ -149,7 +150,7 @@ def embedded_broker(settings: Settings) -> Iterator[Broker]:
 
 
 def _find_running(settings: Settings) -> Broker | None:
-    """Returns the embedded broker that answers under this FRAUD_HOME; None if there is none."""
+    """Returns the running embedded broker of this FRAUD_HOME, or None if no broker answers."""
     if not settings.broker_file.exists():
         return None
     try:
@@ -190,6 +191,6 @@ def _is_listening(bootstrap: str) -> bool:
 
 
 def _raise_if_temporary(error: Exception) -> None:
-    """Raises the error if it is temporary: too many open files, for example, are no fault of the broker."""
+    """Raises the error if it is temporary, such as too many open files: then the broker is not the cause."""
     if isinstance(error, OSError) and is_temporary(error):
         raise BrokerError(str(disk_fault(error) or error)) from None

@@ -1,4 +1,4 @@
-"""Explains why a broker refuses a connection. librdkafka reports the reason apart from the call that fails."""
+"""Explains why a broker refuses a connection. librdkafka reports the reason separately from the call that fails."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class ConnectionErrorListener:
         """Returns whether the broker answers within the time; returns False at once if no broker listens.
 
         Raises:
-            BrokerRefusedError: the broker refuses the connection.
+            BrokerRefusedError: The broker refuses the connection.
         """
         from confluent_kafka import KafkaException
 
@@ -101,17 +101,18 @@ class ConnectionErrorListener:
         if "alert" in text and ("certificate" in text or "unknown ca" in text):
             key = "ssl.certificate.location"
             shown = self.connection.config.get(key)
-            problem = f"does not accept the one of {name(key)} ({shown})" if shown else "received none"
+            problem = f"does not accept the certificate in {name(key)} ({shown})" if shown else "received none"
             return (
-                f"{title} requires a client certificate that it trusts, and {problem}: "
+                f"{title} requires a client certificate that it trusts, but {problem}: "
                 "set KAFKA_SSL_CERTIFICATE_LOCATION and KAFKA_SSL_KEY_LOCATION to the PEM files of that certificate."
             )
         if code == Codes._SSL and "verif" in text:
             authority = self.connection.config.get("ssl.ca.location")
             trusted = f"the authority in {authority!r}" if authority else "an authority that this system trusts"
             return (
-                f"The certificate of {self.broker.name} is not signed by {trusted} for that name, or has expired: "
-                f"set {name('ssl.ca.location')} to the PEM file of the authority, and use the name in the certificate."
+                f"The certificate of {self.broker.name} has expired, is for another name, or is not signed by "
+                f"{trusted}: set {name('ssl.ca.location')} to the PEM file of the authority, and use the name in the "
+                "certificate."
             )
         return (
             f"{title} could not set up encryption: {text}. Check the KAFKA_SSL_ settings." if code == Codes._SSL else ""
@@ -127,11 +128,12 @@ class ConnectionErrorListener:
             )
         if "handshake failed" in text:
             return (
-                f"{title} accepts no login there, but {name('security.protocol')} is {config['security.protocol']!r}: "
-                "use its port for SASL, or set KAFKA_SECURITY_PROTOCOL to PLAINTEXT or SSL."
+                f"{title} accepts no login on this port, but {name('security.protocol')} is "
+                f"{config['security.protocol']!r}: use its port for SASL, or set KAFKA_SECURITY_PROTOCOL to PLAINTEXT "
+                "or SSL."
             )
         return (
-            f"{title} refuses the login of {config.get('sasl.username', '')!r} by {config.get('sasl.mechanism')}: "
+            f"{title} refuses the login of {config.get('sasl.username', '')!r} with {config.get('sasl.mechanism')}: "
             f"check {name('sasl.username')} and {name('sasl.password')}."
         )
 
@@ -140,6 +142,6 @@ class ConnectionErrorListener:
         stronger = "SASL_SSL, with KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD"
         stronger = stronger if "SSL" in protocol else f"SSL or {stronger}"
         return (
-            f"{self.broker.title} closes the connection, and {name} is {protocol!r}: it probably requires a stronger "
-            f"protocol, so set KAFKA_SECURITY_PROTOCOL to {stronger}."
+            f"{self.broker.title} closes the connection. {name} is {protocol!r}, and the broker probably requires a "
+            f"stronger protocol: set KAFKA_SECURITY_PROTOCOL to {stronger}."
         )

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from confluent_kafka.admin import AdminClient
 
 _REFUSAL_SECONDS = 10.0
-"""How long a new client waits for the broker's refusal, before calls that have time-outs of their own."""
+"""Maximum seconds that a new client waits for a refusal by the broker. Later calls have their own time-outs."""
 
 
 def client_config(broker: Broker, settings: Settings) -> dict[str, str | int | float | bool]:
     """Returns the librdkafka settings, including secrets, that producers, consumers and admin clients share.
 
     Raises:
-        SettingError: a setting of the connection is invalid.
+        SettingError: A setting of the connection is invalid.
     """
     wait = int(settings.kafka_timeout_seconds * 1000)
     return {
@@ -33,7 +33,7 @@ def client_config(broker: Broker, settings: Settings) -> dict[str, str | int | f
         "topic.metadata.refresh.fast.interval.ms": 50,
         **({} if broker.embedded else checked(connection(settings))),
         "bootstrap.servers": broker.bootstrap,
-        # Our own errors report failures once; librdkafka would repeat them on stderr every second.
+        # The platform's errors report failures once; librdkafka would repeat them on stderr every second.
         "log_level": 0,
         "allow.auto.create.topics": broker.embedded,
     }
@@ -66,9 +66,9 @@ def admin_client(broker: Broker, settings: Settings) -> AdminClient:
     """Returns an admin client of an external broker; the embedded broker does not answer admin calls.
 
     Raises:
-        BrokerRefusedError: the broker refuses the connection. If it does not answer, no error is raised here; the
-            calls of the client have time-outs of their own.
-        SettingError: a setting of the connection is invalid.
+        BrokerRefusedError: The broker refuses the connection. If the broker does not answer, no error is raised
+            here; the calls of the client have their own time-outs.
+        SettingError: A setting of the connection is invalid.
     """
     from confluent_kafka.admin import AdminClient
 
@@ -85,7 +85,7 @@ def find_topic_id(broker: Broker, topic: str, settings: Settings, admin: AdminCl
     """Returns the id of the topic. A recreated topic, or a restarted embedded broker, has another id.
 
     Raises:
-        BrokerError: the broker does not answer, or the topic does not exist.
+        BrokerError: The broker does not answer, or the topic does not exist.
     """
     if broker.topic_id is not None:
         return broker.topic_id
@@ -102,10 +102,10 @@ def find_topic_id(broker: Broker, topic: str, settings: Settings, admin: AdminCl
     except TimeoutError:
         raise unreachable_error(broker, "timed out") from None
     topic_id = str(description.topic_id)
-    # Kafka's id of zeros, in base64.
+    # Kafka uses the id of zeros (in base64) if a topic has no id.
     if topic_id.strip("A=") == "":
         raise BrokerError(
-            f"{broker.title} gives topic {topic!r} no id, so a recreated topic could not be distinguished from the "
-            "previous one. Use Apache Kafka 2.8 or newer."
+            f"{broker.title} reports no id for topic {topic!r}, so a recreated topic could not be distinguished from "
+            "the previous one. Use Apache Kafka 2.8 or newer."
         )
     return topic_id

@@ -48,11 +48,11 @@ _CONNECTION = re.compile(r"(sasl|ssl|security|bootstrap)\.")
 
 @dataclass(frozen=True)
 class Connection:
-    """librdkafka's settings of the connection, and the place where each one is set.
+    """librdkafka's settings of the connection, with the source of each.
 
     Attributes:
-        config: values by librdkafka's names; contains secrets.
-        named: source of each setting, for error messages, e.g. `KAFKA_SASL_PASSWORD`.
+        config: Values by librdkafka's names; contains secrets.
+        named: Source of each setting, for error messages, e.g. `KAFKA_SASL_PASSWORD`.
     """
 
     config: Mapping[str, str] = field(repr=False)
@@ -78,12 +78,12 @@ class Connection:
         """Creates a librdkafka client.
 
         Args:
-            kind: class of the client.
-            config: its settings.
+            kind: Class of the client.
+            config: Its settings.
 
         Raises:
             SettingError: librdkafka refuses a setting, e.g. a certificate that cannot be read.
-            DiskError: this process cannot open any more files.
+            DiskError: This process cannot open any more files.
         """
         from confluent_kafka import KafkaException
 
@@ -115,7 +115,7 @@ def connection(settings: Settings) -> Connection:
     """Returns the connection to the external broker.
 
     Raises:
-        SettingError: the properties file or a certificate cannot be read, or a setting of the login is missing.
+        SettingError: The properties file or a certificate cannot be read, or a setting of the login is missing.
     """
     config: dict[str, str] = {}
     named: dict[str, str] = {}
@@ -131,10 +131,10 @@ def connection(settings: Settings) -> Connection:
 
 
 def checked(connection: Connection) -> dict[str, str]:
-    """Returns the settings that librdkafka knows, without those of Java clients only.
+    """Returns the settings that librdkafka knows, without those that only Java clients know.
 
     Raises:
-        SettingError: a setting of the connection is unknown, e.g. mistyped, or invalid.
+        SettingError: A setting of the connection is unknown, e.g. mistyped, or invalid.
     """
     from confluent_kafka import KafkaException
     from confluent_kafka.admin import AdminClient
@@ -164,15 +164,15 @@ def _fill_in_defaults(connection: Connection, config: dict[str, str]) -> None:
     """Derives missing settings from the others, never with a weaker protocol than the settings imply.
 
     Args:
-        connection: the connection, for the names of its settings.
-        config: its settings; changed in place.
+        connection: The connection, for the names of its settings.
+        config: Its settings; changed in place.
     """
     config["security.protocol"] = config.get("security.protocol", "").upper() or _infer_protocol(config)
     for key in _FILES:
         path = config.get(key)
         if path and not Path(path).exists():
             raise SettingError(
-                f"Setting {connection.name_of(key)} is {path!r}: no such file. Set it to an existing file."
+                f"Setting {connection.name_of(key)} is {path!r}, which does not exist. Set it to an existing file."
             )
     if config["security.protocol"].startswith("SASL"):
         mechanism = config.setdefault("sasl.mechanism", "PLAIN")
@@ -180,14 +180,14 @@ def _fill_in_defaults(connection: Connection, config: dict[str, str]) -> None:
         if missing and (mechanism == "PLAIN" or mechanism.startswith("SCRAM")):
             names = " and ".join(connection.name_of(key) for key in missing)
             raise SettingError(
-                f"Setting {connection.name_of('security.protocol')} is {config['security.protocol']!r}, and {names} "
+                f"Setting {connection.name_of('security.protocol')} is {config['security.protocol']!r}, but {names} "
                 f"{'is' if len(missing) == 1 else 'are'} empty: set the user name and the password of the login."
             )
     if bool(config.get("ssl.certificate.location")) != bool(config.get("ssl.key.location")):
         both = ("ssl.certificate.location", "ssl.key.location")
         present, absent = both if config.get(both[0]) else reversed(both)
         raise SettingError(
-            f"Setting {connection.name_of(present)} is set and {connection.name_of(absent)} is not: set both."
+            f"Setting {connection.name_of(present)} is set, but {connection.name_of(absent)} is not: set both."
         )
 
 
@@ -226,7 +226,7 @@ def _read_properties(path: Path, explicit: Mapping[str, str]) -> dict[str, str]:
     if values.get("ssl.endpoint.identification.algorithm") == "":
         config["ssl.endpoint.identification.algorithm"] = "none"
     if not config.get("bootstrap.servers") and "bootstrap.servers" not in explicit:
-        raise SettingError(f"{where}, and it has no bootstrap.servers: add it, or set KAFKA_BOOTSTRAP_SERVERS.")
+        raise SettingError(f"{where}, but the file has no bootstrap.servers: add it, or set KAFKA_BOOTSTRAP_SERVERS.")
     return config
 
 
@@ -244,7 +244,7 @@ def _read_jaas(text: str, path: str) -> dict[str, str]:
 def _read_java_stores(values: Mapping[str, str], path: str, explicit: Mapping[str, str]) -> dict[str, str]:
     """Returns the settings for Java's trust store and key store.
 
-    PEM is supported for both, PKCS12 for the key store only, JKS for none.
+    Both support PEM, only the key store supports PKCS12, and neither supports JKS.
     """
     config: dict[str, str] = {}
     already_set = explicit.keys() | values.keys()

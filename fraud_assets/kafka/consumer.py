@@ -22,10 +22,10 @@ class TopicReader(TopicClient):
     """A connection to one topic with both readers: `BoundedReader` and `GroupReader`.
 
     Args:
-        topic: name of the topic.
-        settings: how to reach the broker, and the limits of a batch.
-        broker: the broker; found from the settings if None.
-        group: name of the consumer group.
+        topic: Name of the topic.
+        settings: The connection to the broker, and the limits of a batch.
+        broker: The broker; found from the settings if None.
+        group: Name of the consumer group.
     """
 
     def __init__(self, topic: str, settings: Settings, broker: Broker | None = None, group: str = "") -> None:

@@ -9,7 +9,7 @@ from fraud_assets.settings import Settings
 _SESSION_SECONDS = 10
 """If a reader sends no heartbeat for this long, its partitions go to the other members of its group."""
 _COMMIT_SECONDS = 600
-"""Longest time of one commit. After it, the group considers the reader failed."""
+"""Maximum seconds of one commit. After that time, the group considers the reader failed."""
 _NEW_PARTITIONS_SECONDS = 15
 UNPACKED_BYTES = 1_000_000_000
 """Largest size of an unpacked batch of messages. librdkafka holds a whole batch in memory."""
@@ -21,7 +21,7 @@ def consumer_config(broker: Broker, settings: Settings, group: str) -> dict[str,
     """Returns librdkafka's settings, including secrets, of a consumer that reads from explicit offsets.
 
     Raises:
-        SettingError: a setting of the connection is invalid.
+        SettingError: A setting of the connection is invalid.
     """
     queue_bytes = max(min(settings.land_batch_bytes, _QUEUE_BYTES), 1_000_000)
     return {
@@ -39,7 +39,7 @@ def consumer_config(broker: Broker, settings: Settings, group: str) -> dict[str,
         "queued.max.messages.kbytes": queue_bytes // 1000,
         "queued.min.messages": 10_000,
         "fetch.max.bytes": min(queue_bytes, 16_000_000),
-        # These two limits apply to packed bytes, which unpack to many times as much. A larger message still comes.
+        # These two limits apply to packed bytes, which unpack to many times as much. Larger messages still arrive.
         "max.partition.fetch.bytes": 256_000,
         "message.max.bytes": 1_000_000,
         # This limit applies to one answer, and to one batch after it is unpacked.

@@ -1,4 +1,4 @@
-"""Limits how much a producer sends to the embedded broker before the messages have landed.
+"""Limits the bytes that a producer sends to the embedded broker before the messages have landed.
 
 The embedded broker keeps about 5 MB per partition and drops older messages without an error. The backlog compares the
 broker's offsets with the positions in the lake's log.
@@ -26,12 +26,15 @@ CHECK_BYTES = 200_000
 """Bytes that are sent to the embedded broker between two comparisons with the lake."""
 
 OVERHEAD_BYTES = 100
-"""Bytes of a message in the broker beside key and body, if it is the only one in its batch."""
+"""Bytes of a message in the broker in addition to key and body, if it is the only message in its batch."""
 
 
 @dataclass
 class _Held:
-    """Messages of one partition that have not landed: (offset, bytes) of this producer's, and the bytes of others'."""
+    """Messages of one partition that have not landed.
+
+    `own` has (offset, bytes) of this producer's messages. `foreign_bytes` estimates those of other producers.
+    """
 
     own: deque[tuple[int, int]] = field(default_factory=deque)
     own_bytes: int = 0
@@ -42,12 +45,12 @@ class EmbeddedBacklog:
     """An upper bound of the bytes in the embedded broker that have not landed, per partition.
 
     Args:
-        broker: the embedded broker.
-        settings: topics, time-outs, and the lake.
+        broker: The embedded broker.
+        settings: Topics, time-outs, and the lake.
         config: librdkafka settings of a client.
 
     Attributes:
-        has_warned: whether the warning that the producer waits for the lander was logged.
+        has_warned: Whether the warning that the producer waits for the lander was logged.
     """
 
     def __init__(self, broker: Broker, settings: Settings, config: dict[str, Any]) -> None:
@@ -95,21 +98,21 @@ class EmbeddedBacklog:
         """Compares the broker's offsets of a topic with the landed ones. No message may be in flight.
 
         Raises:
-            BrokerError: the broker does not answer.
-            MessagesLostError: the broker has dropped messages that did not land.
+            BrokerError: The broker does not answer.
+            MessagesLostError: The broker has dropped messages that did not land.
         """
         table = self._tables[topic]
         partitions = self._held.setdefault(topic, {})
         try:
             known = self._consumer.list_topics(topic, timeout=self._timeout).topics[topic].partitions
-            # The broker comes first: messages that land before the lake is read only make the bound too high.
+            # The broker is queried first: messages that land before the lake is read only make the bound too high.
             watermarks = {
                 partition: self._consumer.get_watermark_offsets(TopicPartition(topic, partition), self._timeout)
                 for partition in known
             }
         except KafkaException as error:
             raise BrokerError(
-                f"The broker did not give the offsets of topic {topic}: {error.args[0].str()}. Try again."
+                f"The broker did not return the offsets of topic {topic}: {error.args[0].str()}. Try again."
             ) from error
         handle = self._lake.open(table) if self._lake.exists(table) else None
         for partition, (low, high) in watermarks.items():
@@ -123,7 +126,7 @@ class EmbeddedBacklog:
             held = partitions.setdefault(partition, _Held())
             while held.own and held.own[0][0] <= landed:
                 held.own_bytes -= held.own.popleft()[1]
-            # The size of another producer's messages is unknown, so each counts as much as our largest.
+            # The size of another producer's messages is unknown, so each counts like this producer's largest message.
             held.foreign_bytes = max(0, high - 1 - landed - len(held.own)) * self._largest
         self._unseen[topic] = 0
 

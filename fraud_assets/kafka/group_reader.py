@@ -30,7 +30,7 @@ class GroupReader:
     One thread calls `follow`; another may call `mark_landed` and `lag`.
 
     Args:
-        client: the connection to read through; its group is the consumer group.
+        client: The connection to read through; its group is the consumer group.
     """
 
     def __init__(self, client: TopicClient) -> None:
@@ -57,8 +57,8 @@ class GroupReader:
         it, call `mark_landed`. Both may be called from another thread.
 
         Args:
-            committed_offsets: returns the last offset of each partition that the lake holds.
-            stop: polled at least every 0.1 s.
+            committed_offsets: Returns the last offset of each partition that the lake holds.
+            stop: Polled at least every 0.1 s.
 
         Yields:
             A table with the schema `MESSAGES`, and the positions of the lake once this batch and all before it have
@@ -139,7 +139,7 @@ class GroupReader:
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._assigned = {entry.partition for entry in partitions}
         self._has_new_assignment = True
-        # Without this call, librdkafka would start at the offsets that the broker has.
+        # Without this call, librdkafka would start at the offsets that are committed to the broker.
         consumer.assign([])
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:

@@ -1,4 +1,4 @@
-"""Translates the connection to properties of Kafka's Java client, with which Spark reads.
+"""Translates the connection to properties of Kafka's Java client, which Spark uses.
 
 Certificate and key files are read here and passed as text, because the machines that run Spark's executors do not have
 the files.
@@ -33,7 +33,7 @@ def java_client(settings: Settings) -> dict[str, str]:
     Like them, it reads committed transactions only and uses FRAUD_KAFKA_TIMEOUT_SECONDS as its time-out.
 
     Raises:
-        SettingError: the settings of the connection are invalid, or Spark does not support the login mechanism.
+        SettingError: The settings of the connection are invalid, or Spark does not support the login mechanism.
     """
     configured = connection(settings)
     wait = str(max(int(settings.kafka_timeout_seconds * 1000), 1000))
@@ -132,7 +132,7 @@ def _private_key(configured: Connection, text: str) -> str:
     except (ValueError, TypeError):
         raise SettingError(
             f"Setting {configured.name_of('ssl.key.location')} holds no private key in PEM format that "
-            f"{configured.name_of('ssl.key.password')} opens: correct them."
+            f"{configured.name_of('ssl.key.password')} can decrypt: correct them."
         ) from None
 
 
@@ -151,7 +151,7 @@ def _read_pkcs12(configured: Connection) -> tuple[str, str]:
     if key is None or certificate is None:
         raise SettingError(
             f"Setting {configured.name_of('ssl.keystore.location')} is {location!r}, which holds no key and "
-            "certificate that its password opens: correct it."
+            "certificate that its password can decrypt: correct it."
         )
     chain = [entry.public_bytes(Encoding.PEM).decode() for entry in (certificate, *others)]
     return _pkcs8(key), "".join(chain)

@@ -13,13 +13,13 @@ from fraud_assets.settings import Settings
 
 @dataclass(frozen=True)
 class StartOffsets:
-    """Where reading of a topic's partitions starts.
+    """The first offset to read of each partition, and the lost messages before it.
 
     Attributes:
-        first: first offset to read.
-        lost: last landed offset (-1 for none) of partitions whose log starts after the next offset.
-        given_up: per `topic/partition`, the lost offsets that FRAUD_ACCEPT_LOST gives up.
-        ahead: last landed offset of partitions whose log ends before it.
+        first: First offset to read.
+        lost: Last landed offset (-1 for none) of partitions whose log starts after the next offset.
+        given_up: Per `topic/partition`, the lost offsets that FRAUD_ACCEPT_LOST gives up.
+        ahead: Last landed offset of partitions whose log ends before it.
     """
 
     first: dict[SourcePartition, int] = field(default_factory=dict)
@@ -34,9 +34,9 @@ def first_readable_offset(
     """Compares the landed offsets of a known topic with the broker's log.
 
     Args:
-        landed: last landed offset per partition; -1 for none, which means that the log must start at 0.
-        low: log start per partition number.
-        high: offset after the last message per partition number.
+        landed: Last landed offset per partition; -1 for none, which means that the log must start at 0.
+        low: Log start per partition number.
+        high: Offset after the last message per partition number.
         accept_lost: FRAUD_ACCEPT_LOST.
     """
     found = StartOffsets()
@@ -55,15 +55,15 @@ def first_readable_offset(
 
 
 def messages_ahead_error(ahead: Positions, high: Mapping[int, int]) -> BrokerError:
-    """Returns the error for partitions of which the lake holds more messages than the broker."""
+    """Returns the error for partitions that end at the broker before their last landed offset."""
     parts = [
         f"Partition {source.partition} of topic {source.topic!r} ends at offset {high[source.partition] - 1}, but the "
-        f"lake holds offset {last} of it"
+        f"lake holds its offset {last}"
         for source, last in sorted(ahead.items())
     ]
     return BrokerError(
         f"{'. '.join(parts)}: the broker lost messages that it had delivered. "
-        "Find out what happened to the broker before you restart landing; a recreated topic lands from its start."
+        "Find the cause before you restart landing; a recreated topic lands from its start."
     )
 
 
@@ -77,7 +77,7 @@ def messages_lost_error(
         held = "no message of it" if last == NOTHING else f"offsets up to {last}"
         parts.append(
             f"Up to {start - last - 1} messages of partition {source.partition} of topic {source.topic!r} are "
-            f"gone: the lake holds {held}, and {broker.name} starts at offset {start}"
+            f"lost: the lake holds {held}, but {broker.name} starts at offset {start}"
         )
     if broker.embedded:
         remedy = (
@@ -87,7 +87,8 @@ def messages_lost_error(
     else:
         accepted = ",".join(f"{source.topic}/{source.partition}={low[source.partition]}" for source in sorted(lost))
         remedy = (
-            "Landing stops and does not skip them. Put them from another copy into the drop folder "
-            f"{settings.incoming} and raise the topic's retention; FRAUD_ACCEPT_LOST={accepted} continues without them"
+            "Landing stops and does not skip them. Put another copy of them into the drop folder "
+            f"{settings.incoming} and raise the topic's retention. To continue without them, set "
+            f"FRAUD_ACCEPT_LOST={accepted}"
         )
     return MessagesLostError(f"{'. '.join(parts)}. {remedy}.")

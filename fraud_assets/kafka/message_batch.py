@@ -1,4 +1,4 @@
-"""Kafka messages to Arrow batches of bounded size."""
+"""Converts Kafka messages to Arrow batches of bounded size."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Batch:
     """Collects messages of one topic until there are enough for a commit.
 
     Args:
-        topic: name of the topic.
-        topic_id: id of the topic.
-        max_rows: a batch never has more rows.
-        max_bytes: limit of keys and bodies; a batch exceeds it only slightly.
+        topic: Name of the topic.
+        topic_id: Id of the topic.
+        max_rows: A batch never has more rows.
+        max_bytes: Limit of keys and bodies; a batch exceeds it only slightly.
     """
 
     topic: str
@@ -65,7 +65,7 @@ class Batch:
 
     @property
     def call_rows(self) -> int:
-        """Number of messages to request next: about as many as still fit, by the mean size of the last ones."""
+        """Number of messages to request next: as many as fit, according to the mean size of the last messages."""
         if not self._last_call:
             return max(1, min(_FIRST_CALL_ROWS, self.max_bytes // _LIKELY_BYTES, self.max_rows))
         fit = (self.max_bytes - self.bytes) // self._mean_bytes

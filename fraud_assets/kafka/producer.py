@@ -28,7 +28,7 @@ from fraud_assets.settings import Settings
 WARNING_SECONDS = 2.0
 
 _MISSING_TOPIC = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.TOPIC_EXCEPTION)
-"""Error codes of a topic that does not exist, may not be used, or has an invalid name."""
+"""Error codes of a topic that does not exist, that this user may not use, or that has an invalid name."""
 
 logger = logging.getLogger(__name__)
 
@@ -43,21 +43,21 @@ class Message(NamedTuple):
 
 @dataclass
 class Producer:
-    """A producer's connection. Use it in a `with` block, whose end waits until all messages are delivered.
+    """A producer's connection. Use it in a `with` block: the end of the block waits until all messages are delivered.
 
     The constructor, `send` and `flush` raise the errors.
 
     Args:
-        broker: the broker.
-        settings: topics, time-outs, and the lake in which the lander lands.
-        on_wait: called instead of a pause while the producer waits for the lander; it may land.
+        broker: The broker.
+        settings: Topics, time-outs, and the lake in which the lander lands.
+        on_wait: Called instead of a pause while the producer waits for the lander; it may land.
 
     Attributes:
-        delivered: number of delivered messages.
+        delivered: Number of delivered messages.
 
     Raises:
-        BrokerError: the broker does not answer, or a message could not be delivered.
-        MessagesLostError: the embedded broker has dropped messages that did not land.
+        BrokerError: The broker does not answer, or a message could not be delivered.
+        MessagesLostError: The embedded broker has dropped messages that did not land.
     """
 
     broker: Broker
@@ -151,8 +151,8 @@ class Producer:
         if error is not None:
             self._failure = self._failure or (
                 f"A message to topic {message.topic()} was not delivered to {self.broker.name}: {error.str()}. "
-                "Check that it runs and that the topic may be written (KAFKA_BOOTSTRAP_SERVERS), and send again: a "
-                "message that arrives twice counts once, by its id."
+                "Check that the broker runs (KAFKA_BOOTSTRAP_SERVERS) and allows writing to the topic, and send again. "
+                "A message that arrives twice counts once, by its id."
             )
             return
         self.delivered += 1

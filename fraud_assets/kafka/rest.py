@@ -1,8 +1,8 @@
 """Produces over HTTPS, through Confluent's REST API (v3 records), for networks that allow only HTTPS.
 
 Each request carries many records, and requests are sent one at a time to keep the order. The API reports on each
-record. After a temporary failure (429, 5xx, a broken connection) records are sent again, so a record may arrive twice,
-as after the restart of any producer; by its id it counts once.
+record. After a temporary failure (429, 5xx, a broken connection) records are sent again. A record may therefore arrive
+twice, as after the restart of any producer. It counts once, by its id.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ REQUEST_BYTES = 1_000_000
 """Approximate maximum of the bytes of bodies in a request."""
 
 LINGER_SECONDS = 0.2
-"""A record waits for others only for this long after the last request."""
+"""Maximum seconds after the last request for which a record waits for others."""
 
 PATIENCE_SECONDS = 60.0
-"""How long records are retried while none is delivered."""
+"""Maximum seconds for which records are retried while none is delivered."""
 
 _LONGEST_PAUSE_SECONDS = 30.0
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -44,18 +44,18 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 @dataclass
 class RestProducer:
-    """A producer's connection. Use it in a `with` block, whose end waits for delivery, as with `producer.Producer`.
+    """A producer's connection. Use it in a `with` block: the end of the block waits for delivery.
 
     Args:
         settings: CONFLUENT_API, API_KEY and CLUSTER_ID, topics and time-outs.
-        sleep: waits between two tries.
+        sleep: Waits between two tries.
 
     Attributes:
-        delivered: number of delivered messages.
+        delivered: Number of delivered messages.
 
     Raises:
-        SettingError: the API's settings are missing or invalid (constructor).
-        BrokerError: a record was refused or could not be delivered (`send` and `flush`).
+        SettingError: The API's settings are missing or invalid (constructor).
+        BrokerError: A record was refused or could not be delivered (`send` and `flush`).
     """
 
     settings: Settings
@@ -118,8 +118,8 @@ class RestProducer:
             pause = max(requested_pause, min(0.5 * 2**tries, _LONGEST_PAUSE_SECONDS))
             if waited + pause > PATIENCE_SECONDS:
                 raise BrokerError(
-                    f"{self._subject()} accepts no messages ({reason}): {len(batch):,} to topic {topic!r} were not "
-                    "delivered. Try again later; a message that arrives twice counts once, by its id."
+                    f"{self._subject()} accepts no messages ({reason}). Undelivered messages to topic {topic!r}: "
+                    f"{len(batch):,}. Try again later; a message that arrives twice counts once, by its id."
                 )
             self.sleep(pause)
             waited, tries = waited + pause, tries + 1
@@ -142,7 +142,7 @@ class RestProducer:
                     f"The certificate of {self._subject()} is not signed by an authority that this system trusts: "
                     "set SSL_CERT_FILE to the PEM file of the authority, for example your company's."
                 ) from None
-            # The records may have arrived. To send them twice is safe; to lose them is not.
+            # The records may have arrived. Sending them twice is safe; losing them is not.
             return batch, 0.0, reason
         if answer.status_code == 413 and len(batch) > 1:
             # The request is too large; each half may fit.
@@ -157,7 +157,7 @@ class RestProducer:
             return batch, _requested_pause(answer), f"HTTP {answer.status_code}"
         if answer.status_code < 400:
             raise BrokerError(
-                f"{self._subject()} does not answer as a Kafka REST API (HTTP {answer.status_code}): correct the "
+                f"{self._subject()} does not answer like a Kafka REST API (HTTP {answer.status_code}): correct the "
                 "address, or allow it in your proxy."
             )
         raise self._refusal(answer.status_code, reports[0].get("message", "") if reports else "", topic, batch[0])
@@ -168,7 +168,7 @@ class RestProducer:
         """Counts the delivered records; returns the same as `_post`.
 
         Raises:
-            BrokerError: the API refuses a record.
+            BrokerError: The API refuses a record.
         """
         undelivered: list[Message] = []
         pause, reason = 0.0, "the answer ended early"
@@ -229,7 +229,7 @@ def _records_url(settings: Settings) -> str:
         raise SettingError(f"Setting CONFLUENT_API is {api!r}: API_KEY would be sent unencrypted, so write https://.")
     if not settings.confluent_cluster_id:
         raise SettingError(
-            "Setting CLUSTER_ID is empty, but CONFLUENT_API requires it: set it to the cluster id, as lkc-…."
+            "Setting CLUSTER_ID is empty, but CONFLUENT_API requires it: set it to the cluster id, for example lkc-…."
         )
     base = api if api.endswith("/v3") else f"{api}/kafka/v3"
     return f"{base}/clusters/{quote(settings.confluent_cluster_id, safe='')}/topics/{{topic}}/records"
@@ -247,7 +247,7 @@ def _credentials(settings: Settings) -> tuple[str, str] | None:
             text = ""
     key, colon, secret = text.partition(":")
     if not (key and colon and secret):
-        raise SettingError("Setting API_KEY is invalid: write it as key:secret, or as the base64 of that.")
+        raise SettingError("Setting API_KEY is invalid: write it as key:secret, or as its base64 encoding.")
     return key, secret
 
 

@@ -1,6 +1,6 @@
 """Schemas of the Confluent Schema Registry, cached on disk: the schema of an id never changes.
 
-Messages with cached schemas are therefore read across restarts and during outages of the registry. A registry
+Messages with cached schemas can therefore be read after restarts and during outages of the registry. A registry
 `mock://…` exists in this process only, and its schemas are not cached.
 """
 
@@ -48,7 +48,7 @@ def writer_schema(settings: Settings, identity: SchemaId) -> WriterSchema | None
     """Returns the schema of an id; None if the registry does not know the id.
 
     Raises:
-        SchemaRegistryError: the registry does not answer, and the schema is not cached.
+        SchemaRegistryError: The registry fails or does not answer, and the schema is not cached.
     """
     mock = settings.schema_registry_url.startswith(_MOCK)
     file = _cache_folder(settings) / f"{identity}.json"
@@ -78,7 +78,7 @@ def register(subject: str, schema: WriterSchema, settings: Settings) -> int:
     """Registers a schema and returns its id. Safe to repeat.
 
     Raises:
-        SchemaRegistryError: the registry does not answer, or refuses the schema.
+        SchemaRegistryError: The registry does not answer, or refuses the schema.
     """
     from confluent_kafka.schema_registry import Schema
 
@@ -89,7 +89,7 @@ def register(subject: str, schema: WriterSchema, settings: Settings) -> int:
 
 
 def registry_client(settings: Settings) -> SchemaRegistryClient:
-    """Returns the client of the configured registry; there is one per process."""
+    """Returns the client of the configured registry. A process creates one client per registry."""
     return _client(
         settings.schema_registry_url,
         settings.schema_registry_basic_auth_user_info.get_secret_value(),
@@ -128,7 +128,7 @@ def _read_cached(file: Path) -> WriterSchema | None:
     try:
         entry = json.loads(file.read_text("utf-8"))
         return WriterSchema(entry["kind"], entry["text"], tuple(entry["references"]))
-    except (OSError, ValueError, KeyError, TypeError):  # missing or incomplete; the registry has it
+    except (OSError, ValueError, KeyError, TypeError):  # The file is missing or incomplete; the registry is used.
         return None
 
 
@@ -145,12 +145,12 @@ def _registry_error(settings: Settings, wanted: str, error: Exception) -> Schema
     if status in (401, 403):
         remedy = "Check SCHEMA_REGISTRY_BASIC_AUTH_USER_INFO"
     elif status == 409:
-        remedy = "The schema that is registered there is incompatible; use another topic or subject"
+        remedy = "The registered schema is incompatible; use another topic or subject"
     else:
         remedy = (
             "Check SCHEMA_REGISTRY_URL, SCHEMA_REGISTRY_CA_LOCATION and that the registry runs. No message is skipped: "
             "the next run continues from here"
         )
     return SchemaRegistryError(
-        f"The schema registry at {settings.schema_registry_url} does not answer for {wanted}: {error}. {remedy}."
+        f"The schema registry at {settings.schema_registry_url} failed for {wanted}: {error}. {remedy}."
     )

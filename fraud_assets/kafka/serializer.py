@@ -29,7 +29,7 @@ def serializers(settings: Settings) -> dict[str, Serialize]:
     The functions leave malformed bodies unchanged.
 
     Raises:
-        SchemaRegistryError: the schema cannot be registered.
+        SchemaRegistryError: The schema cannot be registered.
         SettingError: FRAUD_FIELD_MAPPING names a field within an Avro record.
     """
     topics: tuple[tuple[str, Format, tuple[str, ...]], ...] = (

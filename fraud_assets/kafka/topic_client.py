@@ -29,7 +29,7 @@ POLL_SECONDS = 0.1
 
 
 def never() -> bool:
-    """Returns False: the stop function of a read that is never stopped."""
+    """A `stop` callback that never requests a stop."""
     return False
 
 
@@ -40,16 +40,16 @@ class TopicClient:
     `MessagesLostError` (the broker no longer has messages that did not land).
 
     Args:
-        topic: name of the topic.
-        settings: how to reach the broker, and the limits of a batch.
-        broker: the broker; found from the settings if None.
-        group: name of the consumer group.
+        topic: Name of the topic.
+        settings: The connection to the broker, and the limits of a batch.
+        broker: The broker; found from the settings if None.
+        group: Name of the consumer group.
 
     Attributes:
-        accepted: per `topic/partition`, the lost offsets that FRAUD_ACCEPT_LOST gives up.
+        accepted: Per `topic/partition`, the lost offsets that FRAUD_ACCEPT_LOST gives up.
         consumer: librdkafka's consumer; None after `close`.
-        watermarks: partitions, log starts and log ends, as the broker reports them.
-        faults: the partitions that the client cannot read.
+        watermarks: Partitions, log starts and log ends, as the broker reports them.
+        faults: The partitions that the client cannot read.
     """
 
     def __init__(self, topic: str, settings: Settings, broker: Broker | None = None, group: str = "") -> None:
@@ -122,9 +122,9 @@ class TopicClient:
         Callers that read by other means get the same checks as `read` and `follow`.
 
         Args:
-            committed_offsets: returns the last offset of each partition that the lake holds.
-            stop: polled between requests to the broker; True ends the wait for an answer.
-            partitions: numbers of the partitions; all of the topic if None.
+            committed_offsets: Returns the last offset of each partition that the lake holds.
+            stop: Polled between requests to the broker; True ends the wait for an answer.
+            partitions: Numbers of the partitions; all of the topic if None.
         """
         if partitions is None:
             partitions = self.watermarks.list_partitions(stop)
@@ -137,8 +137,8 @@ class TopicClient:
         """Returns the first offset to read of each partition, given its last landed offset and the current watermarks.
 
         Raises:
-            MessagesLostError: the log starts after the next offset, and FRAUD_ACCEPT_LOST does not give that up.
-            BrokerError: the log ends before the last landed offset.
+            MessagesLostError: The log starts after the next offset, and FRAUD_ACCEPT_LOST does not give that up.
+            BrokerError: The log ends before the last landed offset.
         """
         low, high = self.watermarks.low, self.watermarks.high
         found = first_readable_offset(committed, low, high, self.settings.accept_lost)
@@ -163,12 +163,12 @@ class TopicClient:
         """Returns whether an event is a message to deliver, with no unread message of its partition before it.
 
         Args:
-            event: what librdkafka delivered: a message, the end of a partition, or an error.
-            next_offsets: the next offset of each partition, to report a loss.
+            event: An event of librdkafka: a message, the end of a partition, or an error.
+            next_offsets: The next offset of each partition, to report a loss.
 
         Raises:
-            MessagesLostError: the broker dropped messages before they were fetched.
-            BrokerError: the topic no longer exists, or the client failed.
+            MessagesLostError: The broker dropped messages before they were fetched.
+            BrokerError: The topic no longer exists, or the client failed.
         """
         if event.error() is None:
             return not self.faults or self.faults.passes(event.partition())

@@ -18,7 +18,7 @@ class TopicReaders:
     """A reader of each topic, for one landing or for many. A context manager.
 
     Attributes:
-        drained: end offsets of the labels topic up to which the lake is known to hold it.
+        drained: End offsets of the labels topic up to which the lake is known to hold it.
     """
 
     labels: TopicReader
@@ -30,11 +30,11 @@ class TopicReaders:
         """Opens the readers of both topics.
 
         Args:
-            settings: the broker and the names of the topics.
-            group: consumer group in which the reader of the transactions can `follow`.
+            settings: The broker and the names of the topics.
+            group: Consumer group in which the reader of the transactions can `follow`.
 
         Raises:
-            BrokerError: no broker is configured, or the embedded broker no longer runs.
+            BrokerError: No broker is configured, or the embedded broker no longer runs.
         """
         broker = find_broker(settings)
         with ExitStack() as opened:

@@ -12,7 +12,7 @@ def create_topics(broker: Broker, settings: Settings) -> None:
     """Creates both topics with the broker's own defaults; existing topics stay unchanged.
 
     Raises:
-        BrokerError: the broker refuses or does not answer.
+        BrokerError: The broker refuses or does not answer.
     """
     from confluent_kafka import KafkaError, KafkaException
     from confluent_kafka.admin import AdminClient, NewTopic
@@ -41,7 +41,7 @@ def describe_missing_topics(broker: Broker, settings: Settings) -> list[str]:
     For any other broker the list is empty: reading a missing topic raises an error there.
 
     Raises:
-        BrokerError: the embedded broker does not answer.
+        BrokerError: The embedded broker does not answer.
     """
     from confluent_kafka import KafkaException
     from confluent_kafka.admin import AdminClient

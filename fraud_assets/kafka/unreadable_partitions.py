@@ -1,8 +1,8 @@
 """Partitions whose next messages the client cannot read, while the other partitions of the topic continue.
 
-librdkafka reports such a fault as an event of the partition. It fetches a batch that it cannot decompress again and
-again, and it may skip a batch with a wrong checksum. Here, everything that comes from the partition after such an event
-is dropped, so that nothing is skipped, and the partition is read again from the same offset at growing intervals.
+librdkafka reports such a fault as an event of the partition. It repeatedly fetches a batch that it cannot decompress,
+and it may skip a batch with a wrong checksum. This module drops everything that comes from the partition after such an
+event, so that nothing is skipped. The partition is read again from the same offset at growing intervals.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class UnreadablePartitions:
     """Records which partitions of a topic cannot be read, and retries them.
 
     Args:
-        topic: name of the topic.
-        broker: the broker, for the error messages.
+        topic: Name of the topic.
+        broker: The broker, for the error messages.
     """
 
     def __init__(self, topic: str, broker: Broker) -> None:
@@ -81,7 +81,7 @@ class UnreadablePartitions:
         return True
 
     def retry(self, consumer: Consumer) -> None:
-        """Seeks each partition whose pause is over back to the offset of its fault."""
+        """Seeks back to the offset of the fault in each partition whose pause is over."""
         from confluent_kafka import KafkaException, TopicPartition
 
         for partition, fault in self._faults.items():
@@ -118,9 +118,9 @@ class UnreadablePartitions:
             remedy = "Restart `fraud-assets broker` and send the messages again."
         else:
             remedy = (
-                "Repair the broker's copy of it. To continue without it, delete the partition's records up to the end "
-                f"of that batch (kafka-delete-records) and set FRAUD_ACCEPT_LOST={self._topic}/{partition}=N, where N "
-                "is the new log start."
+                "Repair the broker's copy of the partition. To continue without these messages, delete the partition's "
+                "records up to the end of that batch (kafka-delete-records) and set "
+                f"FRAUD_ACCEPT_LOST={self._topic}/{partition}=N; N is the new log start."
             )
         return (
             f"Partition {partition} of topic {self._topic!r} cannot be read at offset {fault.offset}: {fault.reason}. "

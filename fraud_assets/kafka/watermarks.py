@@ -24,15 +24,15 @@ class Watermarks:
     """Requests facts about one topic from the broker, within FRAUD_KAFKA_TIMEOUT_SECONDS.
 
     Args:
-        topic: name of the topic.
-        settings: how to reach the broker.
-        broker: the broker.
-        consumer: returns the client that sends the requests.
+        topic: Name of the topic.
+        settings: The connection to the broker.
+        broker: The broker.
+        consumer: Returns the client that sends the requests.
 
     Attributes:
-        low: log start per partition, as of the last `update`.
-        high: offset after the last message per partition, as of the last `update`.
-        is_answering: whether the broker answered the last request.
+        low: Log start per partition, as of the last `update`.
+        high: Offset after the last message per partition, as of the last `update`.
+        is_answering: Whether the broker answered the last request.
     """
 
     def __init__(self, topic: str, settings: Settings, broker: Broker, consumer: Callable[[], Consumer]) -> None:
@@ -49,7 +49,7 @@ class Watermarks:
         """Returns the numbers of the topic's partitions. An embedded broker creates the topic on this request.
 
         Raises:
-            BrokerError: the topic does not exist, or the broker does not answer.
+            BrokerError: The topic does not exist, or the broker does not answer.
         """
         from confluent_kafka import KafkaError
 
@@ -84,12 +84,12 @@ class Watermarks:
         """Checks that the topic still has this id, so that all messages read by now belong to this topic.
 
         Raises:
-            TopicRecreatedError: the topic was deleted and created again.
+            TopicRecreatedError: The topic was deleted and created again.
         """
         broker = find_broker(self._settings) if self._broker.embedded else self._broker
         if find_topic_id(broker, self.topic, self._settings, self._admin) != topic_id:
             raise TopicRecreatedError(
-                f"Topic {self.topic!r} was recreated while it was read; the messages that were read last did not land. "
+                f"Topic {self.topic!r} was recreated while it was read. The messages that were read last did not land. "
                 "Run landing again: it lands the new topic from its start."
             )
 

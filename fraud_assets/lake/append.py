@@ -1,8 +1,9 @@
 """Commits rows and source positions to the lake. All writes of rows go through this module.
 
-A delta-rs application transaction by itself does not prevent duplicates. Each source row is committed exactly once
-because a writer opens a new handle, reads the committed positions from it, drops the rows that the table contains, and
-commits *with the same handle*: delta-rs refuses the commit if another writer moved one of the same application ids.
+A delta-rs application transaction by itself does not prevent duplicates. Therefore, a writer opens a new handle, reads
+the committed positions from it, drops the rows that the table contains, and commits *with the same handle*. delta-rs
+refuses the commit if another writer changed one of the same application ids. So each source row is committed exactly
+once.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _POST_COMMIT = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_
 
 def _raise_lake_error(state: RetryCallState) -> NoReturn:
     conflict = state.outcome.exception() if state.outcome else None
-    raise LakeError(f"{conflict} This happened {MAX_CONFLICTS} times in a row; run it again.") from conflict
+    raise LakeError(f"{conflict} This happened {MAX_CONFLICTS} times in a row; run the command again.") from conflict
 
 
 retry_conflicts = retry(
@@ -76,16 +77,16 @@ def commit_append(
     """Appends rows and sets positions in one commit.
 
     Args:
-        handle: the handle that the positions were read from.
-        table: the table of the handle.
-        rows: rows in memory, or written data files. If the commit fails, the caller discards them.
-        positions: last offset per source partition that the table holds with these rows.
-        metadata: values for the commit's entry in the log.
-        marks: further application ids. Two commits that set the same id conflict, as with positions.
+        handle: The handle that the positions were read from.
+        table: The table of the handle.
+        rows: Rows in memory, or written data files. If the commit fails, the caller discards them.
+        positions: Last offset per source partition that the table holds with these rows.
+        metadata: Values for the commit's entry in the log.
+        marks: Further application ids. Two commits that set the same id conflict, as with positions.
 
     Raises:
-        CommitConflictError: another writer committed first; nothing was written.
-        LakeError: the table cannot be written; nothing was committed.
+        CommitConflictError: Another writer committed first; nothing was written.
+        LakeError: The table cannot be written; nothing was committed.
     """
     properties = _properties(metadata, positions, marks)
     if isinstance(rows, pa.Table):
@@ -100,15 +101,15 @@ def commit_range(
     """Replaces the rows that meet a predicate. Positions stay unchanged, so later stages do not see new rows.
 
     Args:
-        handle: the handle that the replaced rows were read from.
-        table: the table of the handle.
-        rows: the new rows.
+        handle: The handle that the replaced rows were read from.
+        table: The table of the handle.
+        rows: The new rows.
         predicate: SQL that the replaced rows meet.
-        metadata: values for the commit's entry in the log.
+        metadata: Values for the commit's entry in the log.
 
     Raises:
-        CommitConflictError: another writer committed first; nothing was written.
-        LakeError: the table cannot be written; nothing was committed.
+        CommitConflictError: Another writer committed first; nothing was written.
+        LakeError: The table cannot be written; nothing was committed.
     """
     _write(handle, table, rows, _properties(metadata), mode="overwrite", predicate=predicate)
 
@@ -119,15 +120,15 @@ def commit_partitions(
     """Replaces whole partitions by data files. Positions stay unchanged, so later stages do not see new rows.
 
     Args:
-        handle: the handle that the replaced rows were read from.
-        table: the table of the handle; it has a partition column.
-        files: written data files. If the commit fails, the caller discards them.
-        values: values of the partition column.
-        metadata: values for the commit's entry in the log.
+        handle: The handle that the replaced rows were read from.
+        table: The table of the handle; it has a partition column.
+        files: Written data files. If the commit fails, the caller discards them.
+        values: Values of the partition column.
+        metadata: Values for the commit's entry in the log.
 
     Raises:
-        CommitConflictError: another writer committed first; nothing was committed.
-        LakeError: the table cannot be written; nothing was committed.
+        CommitConflictError: Another writer committed first; nothing was committed.
+        LakeError: The table cannot be written; nothing was committed.
     """
     replaced = [(str(table.partition_by), "in", [str(value) for value in values])]
     _commit_files(handle, table, files, _properties(metadata), mode="overwrite", replaced=replaced)
@@ -136,7 +137,7 @@ def commit_partitions(
 def discard(lake: Lake, table: Table, rows: Rows) -> None:
     """Removes the data files of rows whose commit failed; rows in memory need no removal.
 
-    Files that the log names stay: an object store may have made the commit although its answer was lost.
+    Files that the log names stay: an object store may have made the commit even if its answer was lost.
     """
     if not isinstance(rows, pa.Table):
         named = set(add_actions(lake.open(table))["path"].to_pylist())
@@ -154,7 +155,7 @@ def _properties(
     return CommitProperties(
         custom_metadata={key: str(value) for key, value in facts.items()},
         app_transactions=transactions,
-        # Commits of other source partitions do not conflict: delta-rs retries ours after theirs, up to this often.
+        # Commits of other source partitions do not conflict: delta-rs retries this commit after them, at most 15 times.
         max_commit_retries=15,
     )
 
@@ -201,18 +202,18 @@ def append_landed(
 ) -> int:
     """Appends the source rows that the table does not contain yet, with `ingested_at`, and returns their number.
 
-    The call may be repeated, killed, or run at the same time as others: rows and positions are one commit, and every
+    It is safe to repeat or kill the call, and to run it concurrently. Rows and positions are one commit, and every
     attempt drops the rows at or below the committed positions.
 
     Args:
-        lake: the lake.
-        table: a landing table.
-        rows: rows with source positions.
-        positions: last offset per source partition after this commit; the largest offsets in `rows` if None.
-        metadata: values for the commit's entry in the log.
+        lake: The lake.
+        table: A landing table.
+        rows: Rows with source positions.
+        positions: Last offset per source partition after this commit; the largest offsets in `rows` if None.
+        metadata: Values for the commit's entry in the log.
 
     Raises:
-        LakeError: the table cannot be written.
+        LakeError: The table cannot be written.
     """
     reached = positions_of(rows) if positions is None else positions
 

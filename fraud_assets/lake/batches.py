@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _BODY = "value"
 _ORDER = ("order landed", "order partition", "order offset")
 _COMPRESSION = 8
-"""Assumed compression of bodies in data files. With a higher one, more bodies are measured than a batch needs."""
+"""Assumed compression of bodies in data files. A higher value measures more bodies than a batch needs."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Pending:
     """Rows of a pinned source version beyond the committed positions.
 
     Attributes:
-        source: the pinned version.
-        files: the only files that can contain pending rows.
-        start: per source partition, the offset before its first pending row.
-        target: per source partition, the offset of its last pending row.
-        rows: number of pending rows.
+        source: The pinned version.
+        files: The only files that can contain pending rows.
+        start: Per source partition, the offset before its first pending row.
+        target: Per source partition, the offset of its last pending row.
+        rows: Number of pending rows.
     """
 
     source: DeltaTable
@@ -49,12 +49,12 @@ def find_pending(source: DeltaTable, committed_offset: Callable[[SourcePartition
     """Finds the rows of `source` beyond the committed offsets, first from file statistics, then from position columns.
 
     Args:
-        source: the source table's version.
-        committed_offset: returns the last committed offset of a source partition; -1 for none.
+        source: The source table's version.
+        committed_offset: Returns the last committed offset of a source partition; -1 for none.
         settings: DuckDB's memory.
 
     Raises:
-        LakeError: a file cannot be read.
+        LakeError: A file cannot be read.
     """
     files = tuple(_candidate_files(source, committed_offset))
     if not files:
@@ -99,13 +99,13 @@ def next_bounds(work: Pending, settings: Settings, limits: BatchLimits, until: P
     bytes of them, or one larger message.
 
     Args:
-        work: the pending rows.
+        work: The pending rows.
         settings: DuckDB's memory.
-        limits: maximum rows and bytes of message bodies.
-        until: positions beyond which no row is in the batch: the bounds of a batch that a killed run started.
+        limits: Maximum rows and bytes of message bodies.
+        until: Positions beyond which no row is in the batch: the bounds of a batch that a killed run started.
 
     Raises:
-        LakeError: a file cannot be read.
+        LakeError: A file cannot be read.
     """
     target = work.target if until is None else {p: min(work.target[p], until[p]) for p in work.target if p in until}
     whole = Bounds({partition: work.start[partition] for partition in target}, dict(target))
@@ -127,8 +127,8 @@ def _first_rows(work: Pending, whole: Bounds, settings: Settings, limits: BatchL
 def _first_bytes(work: Pending, whole: Bounds, settings: Settings, limits: BatchLimits) -> Bounds:
     """Returns the first rows in landing order that both limits allow.
 
-    Body lengths are read file by file in approximate landing order, and only as far as the batch reaches. A long
-    backlog is therefore not read once per batch.
+    Body lengths are read file by file in approximate landing order, and only as far as the batch reaches. So a long
+    backlog is not read again for every batch.
     """
     is_ordered = False
     with connect(settings) as connection:
@@ -231,13 +231,13 @@ def rows_within(work: Pending, bounds: Bounds, settings: Settings, columns: Sequ
     """Returns the rows of a batch in landing order.
 
     Args:
-        work: the pending rows.
-        bounds: the bounds of the batch.
+        work: The pending rows.
+        bounds: The bounds of the batch.
         settings: DuckDB's memory.
-        columns: columns to read; all if None.
+        columns: Columns to read; all if None.
 
     Raises:
-        LakeError: a file cannot be read.
+        LakeError: A file cannot be read.
     """
     with connect(settings) as connection:
         register_view(connection, "source", work.source, work.files)

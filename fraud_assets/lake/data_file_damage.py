@@ -1,4 +1,4 @@
-"""Damaged data files of a table: which file is missing, cut off or unreadable, and how to restore it."""
+"""Finds missing, truncated or unreadable data files of a table and describes how to restore them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _CACHE_FOLDER = "/cache/lake/"
 _SEARCH_SECONDS = 20.0
-"""Longest search for the damaged file after an error."""
+"""Maximum seconds to search for the damaged file after an error."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Examined:
     """The result of an examination of a table's data files.
 
     Attributes:
-        files: number of live files.
-        footers: number of files that were read.
-        damage: the error message for the first damaged file; None if there is none.
+        files: Number of live files.
+        footers: Number of files that were read.
+        damage: The error message for the first damaged file; None if there is none.
     """
 
     files: int = 0
@@ -48,14 +48,14 @@ def examine_data_files(
     The sizes cost one listing of the folder.
 
     Args:
-        location: the table's folder.
-        handle: the version whose files are live.
-        footers: maximum number of footers to read.
-        seconds: time after which no further footer is read.
-        whole: read whole files, not only their footers.
+        location: The table's folder.
+        handle: The version whose files are live.
+        footers: Maximum number of footers to read.
+        seconds: Time after which no further footer is read.
+        whole: Whether to read whole files, not only their footers.
 
     Raises:
-        OSError: the folder cannot be listed.
+        OSError: The folder cannot be listed.
     """
     deadline = time.monotonic() + seconds
     actions = pa.table(handle.get_add_actions(flatten=True))
@@ -100,7 +100,7 @@ def find_damage(paths: Iterable[str]) -> DamagedFileError | None:
     """Returns the error for the first data file that cannot be read; None if none is found within 20 s.
 
     Args:
-        paths: absolute paths of local files.
+        paths: Absolute paths of local files.
     """
     from pyarrow.fs import LocalFileSystem
 
@@ -112,7 +112,9 @@ def find_damage(paths: Iterable[str]) -> DamagedFileError | None:
         if Path(path).exists():
             fault = describe_parquet_fault(LocalFileSystem(), path, Path(path).stat().st_size, whole=True) or ""
         if fault and _CACHE_FOLDER in path:
-            return DamagedFileError(f"Local copy {path} of a data file {fault}. Remove it: it is fetched again.")
+            return DamagedFileError(
+                f"Local copy {path} of a data file {fault}. Remove it; the platform fetches it again."
+            )
         if fault:
             return DamagedFileError(describe_damaged_file(path, fault))
     return None

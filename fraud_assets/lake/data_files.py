@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 READ_ROWS = 65_536
 BODY_ROWS = 1_024
-"""Rows that are read at a time if they contain message bodies, of which one can have 100 kB."""
+"""Number of rows that are read at a time if they contain message bodies. A body can have 100 kB."""
 _READ_BYTES = 33_554_432
 GROUP_ROWS = 131_072
-"""Rows of a Parquet row group. A reader holds one group in memory, and large files are split by groups."""
+"""Number of rows in a Parquet row group. A reader holds one group in memory, and large files are split by groups."""
 _GROUP_BYTES = 134_217_728
 """A row group is written earlier, with fewer rows, if it reaches this size in the writer's memory."""
 _SLICE_BYTES = 8_388_608
@@ -59,10 +59,10 @@ class DataFile:
     """A data file that is written but not committed, with the facts for its entry in the log.
 
     Attributes:
-        path: path below the table's folder.
-        size: size in bytes.
-        rows: number of rows.
-        partition: partition value as text; None if the table has no partition column.
+        path: Path below the table's folder.
+        size: Size in bytes.
+        rows: Number of rows.
+        partition: Partition value as text; None if the table has no partition column.
         statistics: Delta's statistics as JSON.
     """
 
@@ -89,9 +89,9 @@ def list_slices(handle: DeltaTable, files: Sequence[str], table: Table) -> list[
     """Returns the files as parts of at most about 8 MB and 260,000 rows, each for a task.
 
     Args:
-        handle: the version of the files.
-        files: paths of the files, as named by `add_actions`.
-        table: the table of the handle.
+        handle: The version of the files.
+        files: Paths of the files, as named by `add_actions`.
+        table: The table of the handle.
     """
     wanted = set(files)
     actions = add_actions(handle)
@@ -114,14 +114,14 @@ def read_slices(
     """Yields the rows of slices.
 
     Args:
-        location: the table's folder.
-        slices: the parts of files to read.
-        schema: columns to read, which may include the partition column.
-        partition_by: the table's partition column.
-        where: condition of the rows; all rows if None.
+        location: The table's folder.
+        slices: The parts of files to read.
+        schema: Columns to read, which may include the partition column.
+        partition_by: The table's partition column.
+        where: Condition of the rows; all rows if None.
 
     Raises:
-        DamagedFileError: a file is missing or damaged.
+        DamagedFileError: A file is missing or damaged.
     """
     physical = pa.schema([column for column in schema if column.name != partition_by])
     filesystem = location.filesystem({part.path: part.size for part in slices})
@@ -137,7 +137,7 @@ def read_slices(
 
 
 def _column(batch: pa.RecordBatch, column: pa.Field) -> pa.Array:
-    """Returns the values of a column, null where the data file was written before the column was added."""
+    """Returns the values of a column, null if the data file was written before the column was added."""
     if column.name not in batch.schema.names:
         return pa.nulls(batch.num_rows, column.type)
     return batch.column(column.name).cast(column.type)
@@ -308,6 +308,6 @@ def _statistics(metadata: Any, table: Table) -> str:
 
 def _json_value(value: Any) -> Any:
     if isinstance(value, datetime):
-        # Delta's protocol truncates times to milliseconds; readers take that into account.
+        # Delta's protocol truncates times to milliseconds; readers expect that.
         return f"{value.astimezone(UTC):%Y-%m-%dT%H:%M:%S}.{value.microsecond // 1000:03d}Z"
     return value

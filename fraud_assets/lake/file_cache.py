@@ -1,4 +1,4 @@
-"""Local copies of an object store's data files, which are fetched once and then read like files of a folder.
+"""Keeps local copies of an object store's data files: each file is fetched once and then read from disk.
 
 A data file of a Delta table never changes and its name is never used again, so a copy stays valid. All processes of
 this FRAUD_HOME share the copies, and readers in Arrow and DuckDB do not wait for the network.
@@ -30,7 +30,7 @@ _PARALLEL_FETCHES = 8
 _BLOCK_BYTES = 16_777_216
 _UNUSED_SECONDS = 86_400
 _IN_USE_SECONDS = 3_600
-"""A reader opens a copy well within this time after it was fetched."""
+"""A reader opens a fetched copy well within this time."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class FileCache:
     """The copies of one lake.
 
     Attributes:
-        folder: folder of the copies.
-        max_bytes: size limit; copies in use may exceed it.
+        folder: Folder of the copies.
+        max_bytes: Size limit; copies in use may exceed it.
     """
 
     folder: Path
@@ -53,13 +53,13 @@ class FileCache:
         """Fetches the files of a table that have no copy yet; returns `folder_of` the table.
 
         Args:
-            uri: the table.
+            uri: The table.
             options: delta-rs options of the store.
-            sizes: sizes of the files in bytes, by path.
+            sizes: Sizes of the files in bytes, by path.
 
         Raises:
-            LakeError: a file cannot be read from the store.
-            DiskError: a copy cannot be written.
+            LakeError: A file cannot be read from the store.
+            DiskError: A copy cannot be written.
         """
         folder = self.folder_of(uri)
         missing = [path for path, size in sizes.items() if not _is_cached(folder / path, size)]

@@ -1,4 +1,4 @@
-"""The state of single files: whether they exist, have the expected size and can be read."""
+"""Checks single files: whether they exist, have the expected size and can be read."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ _BATCH_ROWS = 1_024
 
 
 def describe_size_fault(found: int | None, logged: int) -> str | None:
-    """Returns what is wrong with the size of a file; None if nothing is.
+    """Describes the fault of a file with a wrong size. Returns None if the size is correct.
 
     Args:
-        found: the file's size in bytes; None if it does not exist.
-        logged: its size in bytes according to the table's log.
+        found: The file's size in bytes; None if it does not exist.
+        logged: Its size in bytes according to the table's log.
     """
     if found is None:
         return "is missing"
-    return None if found == logged else f"has {found:,} bytes, but {logged:,} by the log"
+    return None if found == logged else f"has {found:,} bytes, but {logged:,} according to the log"
 
 
 def describe_parquet_fault(filesystem: FileSystem, path: str, size: int, *, whole: bool = False) -> str | None:
-    """Returns why a Parquet file cannot be read; None if it can.
+    """Describes the fault of a Parquet file that cannot be read. Returns None if it can be read.
 
     Args:
-        filesystem: the file system of the path.
-        path: the file.
-        size: its size in bytes.
-        whole: read the whole file, not only its footer.
+        filesystem: The file system of the path.
+        path: The file.
+        size: Its size in bytes.
+        whole: Whether to read the whole file, not only its footer.
     """
     from pyarrow.parquet import ParquetFile
 
@@ -55,7 +55,7 @@ def list_sizes(filesystem: FileSystem, folder: str, *, recursive: bool = False) 
     """Returns the sizes of the files in a folder in bytes, by path below it; empty if the folder does not exist.
 
     Raises:
-        OSError: the folder cannot be listed.
+        OSError: The folder cannot be listed.
     """
     from pyarrow.fs import FileSelector
 

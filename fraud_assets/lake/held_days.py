@@ -17,7 +17,7 @@ def describe_held_days(lake: Lake, table: Table) -> str:
     Only the log is read.
 
     Raises:
-        LakeError: the table cannot be read.
+        LakeError: The table cannot be read.
     """
     actions = add_actions(lake.open(table)) if lake.exists(table) else None
     rows = 0 if actions is None else pc.sum(actions["num_records"]).as_py() or 0
@@ -33,14 +33,14 @@ def describe_empty_range(lake: Lake, table: Table, start: datetime, end: datetim
     """Returns the message for a range [start, end) of `tx_datetime` without rows.
 
     Args:
-        lake: the lake.
-        table: the table without matching rows.
-        start: start of the range, inclusive.
-        end: end of the range, exclusive.
-        doing: the purpose, such as "to recompute".
+        lake: The lake.
+        table: The table without matching rows.
+        start: Start of the range, inclusive.
+        end: End of the range, exclusive.
+        doing: The purpose, such as "to recompute".
 
     Raises:
-        LakeError: the table cannot be read.
+        LakeError: The table cannot be read.
     """
-    days = f"from {start:%Y-%m-%d %H:%M} to before {end:%Y-%m-%d %H:%M}"
+    days = f"from {start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} (exclusive)"
     return f"There is nothing {doing} {days}: {describe_held_days(lake, table)}."

@@ -31,14 +31,14 @@ def positions_in(
     """Returns the last offset of each source partition that the table holds, -1 if none; records a new topic.
 
     Args:
-        lake: the lake of the table.
-        table: a landing table.
-        sources: partitions of one topic.
-        log_starts: called if the topic is new to the table. If it returns None, nothing is recorded.
+        lake: The lake of the table.
+        table: A landing table.
+        sources: Partitions of one topic.
+        log_starts: Called if the topic is new to the table. If it returns None, nothing is recorded.
 
     Raises:
-        LakeError: the table cannot be read or written.
-        BrokerError: raised by `log_starts`.
+        LakeError: The table cannot be read or written.
+        BrokerError: Raised by `log_starts`.
     """
     handle = lake.open(table)
     for topic in {source.topic for source in sources}:
@@ -47,12 +47,12 @@ def positions_in(
 
 
 def is_known(handle: DeltaTable, topic: str, sources: Collection[SourcePartition]) -> bool:
-    """Returns whether the handle's version knows the topic: it is recorded, or landed before topics were recorded.
+    """Returns whether the handle's version knows the topic: the topic is recorded, or landed before topics were.
 
     Args:
-        handle: a landing table.
-        topic: name of the topic.
-        sources: its current partitions.
+        handle: A landing table.
+        topic: Name of the topic.
+        sources: Its current partitions.
     """
     return _is_recorded(handle, topic) or _contains_topic(handle, topic, sources)
 

@@ -1,4 +1,4 @@
-"""The folder of a table and how to reach its files from any machine."""
+"""The location of a table, with the options to access its files from any machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TableLocation:
         """Returns the folder as an Arrow file system.
 
         Args:
-            sizes: sizes of files in bytes, by path; each known size saves a request to an object store.
+            sizes: Sizes of files in bytes, by path; each known size saves a request to an object store.
         """
         from pyarrow.fs import LocalFileSystem, PyFileSystem, SubTreeFileSystem
 

@@ -1,4 +1,4 @@
-"""Damaged logs: which file of a table's log is missing, cut off or empty, and how to restore the table.
+"""Finds missing, truncated or empty files in a table's log and describes how to restore the table.
 
 A disk that loses power can keep the name of a new file and lose its content. delta-rs reads an empty log entry as a
 commit that changed nothing, so rows would disappear without an error.
@@ -54,7 +54,7 @@ _RECOVERY = {
     ),
     alert_thresholds.name: "Train again; this writes a new threshold (docs/restore.md)",
 }
-"""How a table gets its rows back after it was reset to an older version."""
+"""The way to recover the rows of a table after it was reset to an older version."""
 RESTORE_REMEDY = "Restore it from a backup of the lake, or rebuild the table as described in docs/restore.md"
 
 
@@ -62,11 +62,11 @@ def refuse_incomplete_entries(uri: str, version: int) -> None:
     """Checks the log entries of a table in a folder that was just opened: the newest one, and the sizes of the others.
 
     Args:
-        uri: the table's folder.
-        version: the version that was opened.
+        uri: The table's folder.
+        version: The version that was opened.
 
     Raises:
-        DamagedFileError: an entry is empty, or the newest ends before its last line.
+        DamagedFileError: An entry is empty, or the newest ends before its last line.
     """
     log = f"{plain_path(uri).rstrip('/')}/{LOG_FOLDER}"
     # pathlib would take longer than the check itself.
@@ -111,10 +111,10 @@ def _last_checkpoint(log: str) -> int:
 
 
 def find_log_damage(location: TableLocation) -> str | None:
-    """Returns the error message for the first damaged file of the log of the newest version; None if there is none.
+    """Returns the error message for the first damaged file in the log of the newest version; None if none is damaged.
 
     Raises:
-        OSError: the folder cannot be read.
+        OSError: The folder cannot be read.
     """
     filesystem = location.filesystem()
     sizes = list_sizes(filesystem, LOG_FOLDER)
@@ -149,7 +149,7 @@ def find_lost_log(location: TableLocation) -> str | None:
     """Returns the error message for a folder with data files but without a log; None if it has no data files.
 
     Raises:
-        OSError: the folder cannot be read.
+        OSError: The folder cannot be read.
     """
     sizes = list_sizes(location.filesystem(), "", recursive=True)
     count = sum(path.endswith(".parquet") and not path.startswith(LOG_FOLDER) for path in sizes)
@@ -194,17 +194,17 @@ def _entry_message(path: str, fault: str, number: int, newest: int, *, has_base:
     """Returns the error message for a damaged log entry.
 
     Args:
-        path: the entry.
-        fault: what is wrong with it.
-        number: its version.
-        newest: the newest version in the log.
-        has_base: whether the table can be read up to the version before the entry.
+        path: The entry.
+        fault: Its fault, such as "is empty".
+        number: Its version.
+        newest: The newest version in the log.
+        has_base: Whether the table can be read up to the version before the entry.
     """
     later = newest - number
     recovery = _RECOVERY.get(path.split("/")[-3], "Only a backup holds the lost commits (docs/restore.md)")
     text = f"Log entry {path} {fault}, as can happen after a power failure"
     if number == 0 and not later:
-        return f"{text}. Move the table's folder away: the table is created again. {recovery}."
+        return f"{text}. Move the table's folder away; the next run creates the table again. {recovery}."
     if later:
         text += f", and {later} later {'entry builds' if later == 1 else 'entries build'} on it"
     if not has_base:
@@ -229,11 +229,11 @@ def _checkpoint_message(path: str, fault: str, is_readable: bool) -> str:
 
 
 def describe_empty_entry(table: str, sizes: Mapping[str, int]) -> str | None:
-    """Returns the error message for an empty log entry after the last checkpoint; None if there is none.
+    """Returns the error message for an empty log entry after the last checkpoint; None if none is empty.
 
     Args:
-        table: path of the table's folder.
-        sizes: sizes of the log's files in bytes, by name.
+        table: Path of the table's folder.
+        sizes: Sizes of the log's files in bytes, by name.
     """
     entries = {int(found[1]): name for name in sizes if (found := _ENTRY.fullmatch(name))}
     base = max((int(found[1]) for name in sizes if (found := _CHECKPOINT.fullmatch(name))), default=-1)

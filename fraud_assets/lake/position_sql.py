@@ -29,7 +29,7 @@ def landing_order(alias: str = "") -> str:
 
 
 def same_source_partition(left: str, right: str) -> str:
-    """Returns the condition that rows of two tables are of the same source partition."""
+    """Returns the condition that rows of two tables belong to the same source partition."""
     return _equal(SOURCE_PARTITION_COLUMNS, left, right)
 
 
@@ -37,15 +37,15 @@ def same_position(left: str, right: str, right_prefix: str = "") -> str:
     """Returns the condition that rows of two tables have the same position.
 
     Args:
-        left: alias of a table.
-        right: alias of another table.
-        right_prefix: prefix of the position's columns in the table `right`, such as `origin_`.
+        left: Alias of a table.
+        right: Alias of another table.
+        right_prefix: Prefix of the position's columns in the table `right`, such as `origin_`.
     """
     return _equal(POSITION_COLUMNS, left, right, right_prefix)
 
 
 def is_of_source_partition(partition: SourcePartition) -> str:
-    """Returns the condition that a row is of this source partition. Its values are literals, as Delta requires."""
+    """Returns the condition that a row belongs to this source partition, with literal values, as Delta requires."""
     topic, topic_id = (text.replace("'", "''") for text in (partition.topic, partition.topic_id))
     return f"topic = '{topic}' and topic_id = '{topic_id}' and \"partition\" = {partition.partition}"
 

@@ -20,7 +20,7 @@ from fraud_assets.core.schema import SOURCE_PARTITION_COLUMNS
 FILE_TOPIC = "file:"
 FILE_LABELS_TOPIC = "file-labels:"
 NOTHING = -1
-"""Committed offset of a source partition of which a table contains no row."""
+"""Committed offset of a source partition without rows in the table."""
 
 
 class SourcePartition(NamedTuple):
@@ -88,7 +88,7 @@ def rows_between(rows: Rows, start: Positions, target: Positions) -> Rows:
 
 
 def _is_of(rows: pa.Table | pa.RecordBatch, source: SourcePartition) -> pa.ChunkedArray | pa.Array:
-    """Returns, for each row, whether it is of the source partition."""
+    """Returns, for each row, whether it belongs to the source partition."""
     same_topic = pc.and_(pc.equal(rows["topic"], source.topic), pc.equal(rows["topic_id"], source.topic_id))
     return pc.and_(same_topic, pc.equal(rows["partition"], source.partition))
 

@@ -35,8 +35,8 @@ def files_within(handle: DeltaTable, ranges: Mapping[str, tuple[Bound, Bound]]) 
     """Returns the paths of the files that can contain rows within all ranges, by partition and statistics.
 
     Args:
-        handle: the version of the files.
-        ranges: lowest and highest value by column, both inclusive; None for an open end.
+        handle: The version of the files.
+        ranges: Lowest and highest value by column, both inclusive; None for an open end.
     """
     actions = add_actions(handle)
     keep = pa.repeat(True, actions.num_rows)
@@ -61,13 +61,13 @@ def register_view(
     """Creates a view of the handle's version.
 
     Args:
-        connection: the DuckDB connection.
-        name: name of the view.
-        handle: the table.
-        files: files to include, as named by `add_actions`; all if None.
+        connection: The DuckDB connection.
+        name: Name of the view.
+        handle: The table.
+        files: Files to include, as named by `add_actions`; all if None.
 
     Raises:
-        LakeError: the files of an object store cannot be fetched.
+        LakeError: The files of an object store cannot be fetched.
     """
     schema = pa.schema(handle.schema().to_arrow())
     if files is None:

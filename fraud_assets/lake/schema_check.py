@@ -17,7 +17,7 @@ UPGRADED = "fraud_assets.upgraded"
 """Table property: columns were added, which older data files do not have."""
 _FORMER_TOPIC_ID = "lineage"
 _DEFAULT_REMEDY = (
-    "Use the version that wrote it, or point FRAUD_HOME (or FRAUD_LAKE_URI) to a new folder and land again."
+    "Use that version of the platform, or point FRAUD_HOME (or FRAUD_LAKE_URI) to a new folder and land again."
 )
 
 
@@ -25,7 +25,7 @@ def check_columns(handle: DeltaTable, table: Table, uri: str) -> None:
     """Checks the handle's columns against `core.schema`; additional columns are allowed.
 
     Raises:
-        LakeError: a column is missing or has another type.
+        LakeError: A column is missing or has another type.
     """
     found = handle.schema()
     if found == _expected_schema(table):
@@ -33,8 +33,8 @@ def check_columns(handle: DeltaTable, table: Table, uri: str) -> None:
     types = {field.name: field.type for field in found.fields}
     if _FORMER_TOPIC_ID in types and "topic_id" not in types:
         raise LakeError(
-            f"Table {uri} has a column {_FORMER_TOPIC_ID}, which is called topic_id since 27 November 2026: an earlier "
-            f"version of the platform wrote it. {_DEFAULT_REMEDY}"
+            f"Table {uri} has the column {_FORMER_TOPIC_ID}, which was renamed to topic_id on 27 November 2026: an "
+            f"earlier version of the platform wrote the table. {_DEFAULT_REMEDY}"
         )
     missing = [field.name for field in _expected_schema(table).fields if field.name not in types]
     others = [field.name for field in _expected_schema(table).fields if types.get(field.name, field.type) != field.type]

@@ -31,11 +31,11 @@ def storage_options(settings: Settings, more: Mapping[str, str] | None = None) -
     Any unset option falls back to delta-rs's own lookup in the environment, the profile and the instance role.
 
     Args:
-        settings: the lake's URI and options.
-        more: options that override all others, in any spelling that delta-rs accepts.
+        settings: The lake's URI and options.
+        more: Options that override all others, in any spelling that delta-rs accepts.
 
     Raises:
-        SettingError: with these options, two commits at the same time could both appear to succeed.
+        SettingError: With these options, two commits at the same time could both appear to succeed.
     """
     uri = settings.lake
     if not is_remote(uri):
@@ -130,7 +130,7 @@ _FAULTS: tuple[tuple[str, str], ...] = (
     ),
     (
         r"scheme is not allowed",
-        "Plain http is refused: name an https:// endpoint, or add allow_http=true to FRAUD_LAKE_OPTIONS",
+        "Unencrypted http is refused: set an https:// endpoint, or add allow_http=true to FRAUD_LAKE_OPTIONS",
     ),
     (
         r"\b501 |not ?implemented",
@@ -168,7 +168,7 @@ def _plain_text(text: str) -> str:
 
 
 def _find_cause(text: str) -> str:
-    """Returns the innermost cause. Of an answer of S3 it is the code only, because bodies repeat keys and tokens."""
+    """Returns the innermost cause. From an S3 answer it takes only the code, because bodies repeat keys and tokens."""
     code = re.search(r"<Code>(\w+)</Code>", text)
     status = re.search(r"\b([345]\d\d [A-Z][A-Za-z ]+?)(?= *[:↳<]|$)", text)
     if code:

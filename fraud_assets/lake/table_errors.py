@@ -1,4 +1,4 @@
-"""Turns errors of delta-rs and Arrow on a table into `LakeError`, with the cause and the fix in one message."""
+"""Converts errors of delta-rs and Arrow on a table to `LakeError`, with the cause and the fix in one message."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fraud_assets.system.paths import plain_path
 
 _FOOTERS, _FOOTER_SECONDS = 10_000, 20.0
 _CORRUPT = re.compile(r"corrupt|decompress|parquet|thrift", re.IGNORECASE)
-"""Matches errors of Arrow and delta-rs about the content of a file that they do not name."""
+"""Matches errors of Arrow and delta-rs about the content of a file. These errors do not name the file."""
 
 
 @contextmanager
@@ -37,9 +37,9 @@ def table_error(uri: str, error: Exception, options: Mapping[str, str] | None = 
     """Returns the error for a table that cannot be read or written, with the most likely cause and its fix.
 
     Args:
-        uri: the table.
-        error: the exception of delta-rs or Arrow.
-        options: delta-rs options of an object store. Without them, a damaged log there is not searched for.
+        uri: The table.
+        error: The exception of delta-rs or Arrow.
+        options: delta-rs options of an object store. Without them, its log is not searched for damage.
     """
     uri = plain_path(uri)
     if is_remote(uri):
@@ -61,7 +61,7 @@ def table_error(uri: str, error: Exception, options: Mapping[str, str] | None = 
     elif (damaged := _find_damage(uri, error, {})) is not None:
         return damaged
     elif "invalid table version" in lowered or ("not found" in lowered and "_delta_log" in lowered):
-        remedy = "Maintenance may have shortened the log meanwhile: run it again"
+        remedy = "Maintenance may have shortened the log meanwhile: run the command again"
     else:
         remedy = "Check FRAUD_LAKE_URI and FRAUD_HOME"
     return LakeError(f"Table {uri} failed: {cause[:300]}. {remedy}.")

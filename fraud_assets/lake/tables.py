@@ -37,9 +37,9 @@ class Lake:
     """The Delta tables under a root URI.
 
     Attributes:
-        root: folder or URI of the tables.
+        root: Folder or URI of the tables.
         storage_options: delta-rs options to reach an object store.
-        copies: cache of data files; for a lake on an object store only.
+        copies: Cache of data files; for a lake on an object store only.
     """
 
     root: str
@@ -51,11 +51,11 @@ class Lake:
         """Returns the lake of the settings.
 
         Args:
-            settings: the lake's URI and options.
+            settings: The lake's URI and options.
             more: delta-rs options that override those of the settings.
 
         Raises:
-            SettingError: commits would not be safe with these options.
+            SettingError: Commits would not be safe with these options.
         """
         copies = FileCache(settings.home_path / "cache" / "lake", settings.lake_cache_bytes)
         return cls(settings.lake, storage_options(settings, more), copies if is_remote(settings.lake) else None)
@@ -76,11 +76,11 @@ class Lake:
         """Returns a fresh handle on the newest version, or None if the table does not exist.
 
         Args:
-            table: the table.
-            any_columns: if true, a table of another version of the platform is opened too.
+            table: The table.
+            any_columns: Whether to open tables of other versions of the platform too.
 
         Raises:
-            LakeError: the table cannot be read, or has other columns than this version of the platform.
+            LakeError: The table cannot be read, or has other columns than this version of the platform.
         """
         # `DeltaTable.is_deltatable` is not used: it holds the interpreter lock while it waits for an object store.
         with convert_errors(self.uri(table), self.storage_options):
@@ -101,7 +101,7 @@ class Lake:
         """Returns a new handle on the newest version; creates the table if it does not exist.
 
         Raises:
-            LakeError: the table cannot be read or written.
+            LakeError: The table cannot be read or written.
         """
         found = self.find(table)
         if found is not None:
@@ -202,11 +202,11 @@ def dataset_of(handle: DeltaTable, paths: Iterable[str] | None = None) -> Datase
     """Returns the handle's version as an Arrow dataset.
 
     Args:
-        handle: the table.
-        paths: files to include, as named by `add_actions`; all if None.
+        handle: The table.
+        paths: Files to include, as named by `add_actions`; all if None.
 
     Raises:
-        LakeError: the files of an object store cannot be fetched.
+        LakeError: The files of an object store cannot be fetched.
     """
     whole = _full_dataset(handle)
     wanted = None if paths is None else set(paths)
@@ -221,12 +221,12 @@ def read(handle: DeltaTable, columns: Sequence[str] | None = None, where: Expres
     Only files that can contain such rows are read, according to their partition and statistics.
 
     Args:
-        handle: the table.
-        columns: columns to read; all if None.
-        where: condition of the rows; all rows if None.
+        handle: The table.
+        columns: Columns to read; all if None.
+        where: Condition of the rows; all rows if None.
 
     Raises:
-        LakeError: a file cannot be read.
+        LakeError: A file cannot be read.
     """
     whole = _full_dataset(handle)
     dataset = _select_fragments(handle, whole, list(whole.get_fragments(where)))
@@ -244,14 +244,14 @@ def batches(
     """Yields rows of the handle's version, with only a few batches in memory at a time.
 
     Args:
-        handle: the table.
-        columns: columns to read.
-        paths: files to read, as named by `add_actions`; all if None.
-        where: condition of the rows; all rows if None.
-        batch_rows: maximum number of rows in a batch.
+        handle: The table.
+        columns: Columns to read.
+        paths: Files to read, as named by `add_actions`; all if None.
+        where: Condition of the rows; all rows if None.
+        batch_rows: Maximum number of rows in a batch.
 
     Raises:
-        LakeError: a file cannot be read.
+        LakeError: A file cannot be read.
     """
     dataset = dataset_of(handle, paths)
     with convert_errors(handle.table_uri):
@@ -271,7 +271,7 @@ def _full_dataset(handle: DeltaTable) -> Dataset:
 
 
 def _select_fragments(handle: DeltaTable, whole: Dataset, fragments: Sequence[Fragment]) -> Dataset:
-    """Returns the dataset of these fragments, after fetching the files of a remote table."""
+    """Fetches the files of a remote table, and returns the dataset of these fragments."""
     from pyarrow.dataset import FileSystemDataset
 
     if isinstance(handle, RemoteTable):

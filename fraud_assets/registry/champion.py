@@ -17,8 +17,8 @@ def load_champion(lake: Lake, settings: Settings) -> Champion:
     """Loads the current champion.
 
     Raises:
-        LostRegistryError: There is no champion, but the lake holds predictions of one.
-        NoChampionError: There is no champion yet.
+        LostRegistryError: No champion exists, but the lake holds predictions of one.
+        NoChampionError: No champion exists yet.
         FeatureVersionError: The champion was trained on another feature version.
         ModelRegistryError: The registry or the model's files cannot be read.
         LakeError: The predictions cannot be read.
@@ -68,7 +68,7 @@ def find_last_model(lake: Lake) -> ModelVersion | None:
 def _describe(made: ModelVersion, settings: Settings) -> str:
     return (
         f"The model registry {mask_credentials(settings.mlflow_uri)} has no version of model {settings.model_name} "
-        f"with the alias {ALIAS}, but the lake holds predictions of version {made.version} (MLflow run {made.run_id}): "
-        "the registry was lost, or MLFLOW_TRACKING_URI, FRAUD_HOME or FRAUD_MODEL_NAME points elsewhere. Point them to "
-        f"that model's registry, give the alias {ALIAS} to a version, or train a new champion ({TRAIN})."
+        f"with the alias {ALIAS}, but the lake holds predictions of version {made.version} (MLflow run {made.run_id}). "
+        "The registry was lost, or MLFLOW_TRACKING_URI, FRAUD_HOME or FRAUD_MODEL_NAME points to another. Point them "
+        f"to that model's registry, give the alias {ALIAS} to a version, or train a new champion ({TRAIN})."
     )

@@ -61,7 +61,7 @@ def write_model(folder: Path, serialized: bytes, facts: Mapping[str, Any]) -> No
 
 
 def read_model(folder: Path, recorded: ModelRecord) -> treelite.Model:
-    """Reads a model whose files are exactly those that were registered.
+    """Reads a model, after a check that its files are exactly those that were registered.
 
     The bytes are checked before treelite reads them, because treelite scores wrongly or hangs on damaged bytes.
 

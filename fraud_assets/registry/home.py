@@ -1,7 +1,8 @@
 """Keeps the default registry (SQLite under FRAUD_HOME) usable if its home folder is moved or copied.
 
-MLflow stores the absolute location of every file, so a moved or copied home still names the folder of another home.
-Readers map these locations to the present home. Before the platform writes, it updates the stored locations.
+MLflow stores the absolute location of every file, so the database of a moved or copied home names folders of the
+previous home. Readers map these locations to the current home. Before the platform writes, it updates the stored
+locations.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def remove_misnamed_folder(uri: str) -> None:
 
 
 def read_rows(path: Path, query: str, *values: str) -> list[Any]:
-    """Queries a SQLite registry. Returns no rows if it does not exist or MLflow is just creating it.
+    """Queries a SQLite registry. Returns no rows if the registry does not exist or MLflow is still creating it.
 
     Raises:
         ModelRegistryError: The database cannot be read.
@@ -71,7 +72,7 @@ def local_path(uri: str) -> Path | None:
 
 
 def locate_in_home(settings: Settings, uri: str, root: str) -> str:
-    """Maps the location of a run's artifacts to the present home, if the run belongs to the default registry.
+    """Maps the location of a run's artifacts to the current home, if the run belongs to the default registry.
 
     Args:
         settings: The settings of the registry and the home.
@@ -79,7 +80,7 @@ def locate_in_home(settings: Settings, uri: str, root: str) -> str:
         root: The location of the run's experiment, as MLflow stored it.
 
     Returns:
-        The location in the present home, or `uri` for another registry.
+        The location in the current home, or `uri` for another registry.
     """
     if _default_database(settings) is None or not _is_root(settings, root) or not uri.startswith(f"{root}/"):
         return uri
@@ -99,7 +100,7 @@ def other_homes(settings: Settings) -> list[str]:
 
 
 def relocate_registry(settings: Settings) -> list[str]:
-    """Updates the stored locations of the default registry to the present home, in one transaction.
+    """Updates the stored locations of the default registry to the current home, in one transaction.
 
     Returns:
         The previous artifact folders; empty if nothing had to change.
@@ -178,7 +179,7 @@ def _select_other_roots(rows: Sequence[tuple[str | None]], settings: Settings) -
 
 
 def _is_same(path: Path | None, other: Path) -> bool:
-    """Returns whether both are the same folder, also through a link."""
+    """Returns whether both paths lead to the same folder, for example through a link."""
     if path is None or path == other:
         return True
     return path.exists() and other.exists() and path.samefile(other)

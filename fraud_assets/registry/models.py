@@ -1,4 +1,4 @@
-"""Registers models in MLflow and reads the champion cheaply.
+"""Registers models in MLflow and reads the champion at low cost.
 
 Training writes through MLflow's client. Scoring and the sensor read the champion every few seconds. With the default
 SQLite registry this reads three rows and one file, and imports neither MLflow (6 s) nor scikit-learn. This module does
@@ -63,8 +63,8 @@ class TrainingFacts:
 
     Attributes:
         rows: Number of training rows.
-        window_start: First time of the training window.
-        window_end: The time after the last one.
+        window_start: Start of the training window (inclusive).
+        window_end: End of the training window (exclusive).
         trees: Number of trees.
         seed: Random seed of the sample and of the forest.
         example: A few feature rows.
@@ -82,7 +82,7 @@ class TrainingFacts:
     window_rows: int | None = None
 
 
-# --- The champion, cheaply -------------------------------------------------------------------------------------
+# --- Reading the champion --------------------------------------------------------------------------------------
 
 
 def champion_version(settings: Settings) -> int:
@@ -106,7 +106,7 @@ def champion(settings: Settings) -> Champion:
     version, run_id, artifacts = _resolve(settings)
     if not run_id:
         raise ModelRegistryError(
-            f"Version {version} of model {settings.model_name} names no MLflow run, so its files are unknown. "
+            f"Version {version} of model {settings.model_name} has no MLflow run, so its files are unknown. "
             f"Give the alias {ALIAS} to a version that the platform registered, or train a new champion ({TRAIN})."
         )
     model, recorded = _load(settings.mlflow_uri, run_id, artifacts)
@@ -188,7 +188,7 @@ def _load(uri: str, run_id: str, artifacts: str) -> tuple[treelite.Model, ModelR
         return read_model(Path(client.download_artifacts(run_id, MODEL_FOLDER, temporary)), recorded), recorded
 
 
-# --- Registering, through MLflow -------------------------------------------------------------------------------
+# --- Registering a model ---------------------------------------------------------------------------------------
 
 
 def register_model(forest: Any, facts: TrainingFacts, settings: Settings) -> ModelVersion:

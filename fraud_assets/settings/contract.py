@@ -12,7 +12,7 @@ from fraud_assets.settings.source import GroupSettings
 from fraud_assets.settings.values import CONTRACT_FIELDS, LABEL_FIELDS
 
 SHORTEST_KEY = 32
-"""Minimum number of characters of FRAUD_PSEUDONYM_KEY: the number of bytes of a pseudonym."""
+"""Minimum number of characters of FRAUD_PSEUDONYM_KEY. It equals the number of bytes in a pseudonym."""
 
 _MAPPING = KeyValuePairs("contract_field=payload_field", value=r"[^=]*")
 
@@ -22,20 +22,21 @@ class ContractSettings(GroupSettings):
 
     field_mapping: Annotated[dict[str, str], NoDecode, _MAPPING] = Field(
         default_factory=dict,
-        description="Payload fields of the contract fields, for example `transaction_id=trans_num,tx_amount=amt`. "
-        "`after.id` is the field `after.id` or, if there is none, the field `id` of the object `after`.",
+        description="Payload fields of contract fields, if the names differ, for example "
+        "`transaction_id=trans_num,tx_amount=amt`. `after.id` names the field `after.id` or, if it does not exist, the "
+        "field `id` of the object `after`.",
     )
     pseudonymise: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         description="Payload fields that are stored only as keyed HMAC-SHA-256, for example `cc_num,card.number`. "
-        "Message keys, header values, bodies that cannot be parsed and dropped files are then not kept in clear "
-        "text either.",
+        "Message keys, header values, bodies that cannot be parsed and dropped files are then not stored in "
+        "plain text either.",
     )
     pseudonym_key: SecretStr = Field(
         SecretStr(""),
         validate_default=True,
-        description="Key for FRAUD_PSEUDONYMISE, at least 32 characters, for example from `openssl rand -hex 32`. Keep "
-        "it: with another key, the same card gets another pseudonym.",
+        description="Key for FRAUD_PSEUDONYMISE, at least 32 characters, for example from `openssl rand -hex 32`. Do "
+        "not change it: with another key, the same card gets another pseudonym.",
     )
     max_body_bytes: int = Field(
         100_000, ge=1, description="Maximum bytes of a message body. A larger body is quarantined."
@@ -73,7 +74,7 @@ class ContractSettings(GroupSettings):
         length = len(value.get_secret_value())
         if others.data.get("pseudonymise") and length < SHORTEST_KEY:
             raise ValueError(
-                f"it has {length} characters, and FRAUD_PSEUDONYMISE needs at least {SHORTEST_KEY}; create one with "
+                f"it has {length} characters, but FRAUD_PSEUDONYMISE needs at least {SHORTEST_KEY}; create one with "
                 "`openssl rand -hex 32`"
             )
         return value

@@ -21,7 +21,9 @@ class EngineSettings(GroupSettings):
         "duckdb",
         description="Engine that computes features and scores: `duckdb`, which runs in the same process, or `spark`.",
     )
-    duckdb_memory_limit: str = Field("1GB", description="Maximum memory of DuckDB. Above it, DuckDB spills to disk.")
+    duckdb_memory_limit: str = Field(
+        "1GB", description="Maximum memory of DuckDB. Above this limit, DuckDB spills to disk."
+    )
     spark_master: str = Field(
         "local[*]",
         description="Spark master: `local[*]`, `spark://host:7077`, `yarn` or `k8s://…`.",

@@ -16,7 +16,7 @@ class FeatureSettings(GroupSettings):
     duplicate_horizon_days: int = Field(
         90,
         ge=1,
-        description="Days after landing within which another transaction with the same id is a duplicate.",
+        description="Days after a transaction lands during which another one with the same id is a duplicate.",
     )
     feedback_delay_days: int = Field(
         7, ge=0, description="Days after which a transaction without a label counts as genuine."
@@ -48,5 +48,5 @@ class FeatureSettings(GroupSettings):
 
     @property
     def window_policy(self) -> WindowPolicy:
-        """How far feature windows and duplicate detection reach back."""
+        """The number of days that feature windows and duplicate detection look back."""
         return WindowPolicy(self.feedback_delay_days, self.duplicate_horizon_days)

@@ -38,7 +38,7 @@ class FormatSettings(GroupSettings):
         "",
         alias="SCHEMA_REGISTRY_CA_LOCATION",
         description="PEM file of the certificate authorities that verify the schema registry. If empty, the public "
-        "authorities.",
+        "authorities are trusted.",
     )
 
     @field_validator("schema_registry_url")
@@ -47,7 +47,7 @@ class FormatSettings(GroupSettings):
         if not value:
             for field in ("transactions_format", "labels_format"):
                 if (kind := others.data.get(field, "json")) != "json":
-                    raise ValueError(f"FRAUD_{field.upper()} is {kind!r} and needs a registry; set its URL")
+                    raise ValueError(f"FRAUD_{field.upper()} is {kind!r}, which needs a registry; set its URL")
             return value
         if not re.match(r"(https?|mock)://", value):
             raise ValueError("write it as https://host:port or mock://name")

@@ -15,7 +15,7 @@ class KafkaSettings(GroupSettings):
     kafka_bootstrap_servers: str = Field(
         "",
         alias="KAFKA_BOOTSTRAP_SERVERS",
-        description="Kafka brokers, as `host:port,…`. If empty, the embedded broker of `fraud-assets broker`.",
+        description="Kafka brokers, as `host:port,…`. If empty, the embedded broker of `fraud-assets broker` is used.",
     )
     kafka_client_properties: str = Field(
         "",
@@ -26,13 +26,13 @@ class KafkaSettings(GroupSettings):
     kafka_security_protocol: Literal["", "PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "",
         alias="KAFKA_SECURITY_PROTOCOL",
-        description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL. If empty, SASL_SSL if a user name is set, SSL if a "
-        "certificate or certificate authority is set, else PLAINTEXT.",
+        description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL. If empty, it is SASL_SSL if a user name is set, SSL "
+        "if a certificate or certificate authority is set, and otherwise PLAINTEXT.",
     )
     kafka_sasl_mechanism: Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
         "",
         alias="KAFKA_SASL_MECHANISM",
-        description="SASL mechanism: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512. If empty, PLAIN.",
+        description="SASL mechanism: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512. If empty, PLAIN is used.",
     )
     kafka_sasl_username: str = Field(
         "", alias="KAFKA_SASL_USERNAME", description="SASL user name, or the key of an API key."
@@ -44,7 +44,7 @@ class KafkaSettings(GroupSettings):
         "",
         alias="KAFKA_SSL_CA_LOCATION",
         description="PEM file of the certificate authority that signed the brokers' certificates. If empty, the "
-        "authorities of the system.",
+        "authorities of the system are trusted.",
     )
     kafka_ssl_certificate_location: str = Field(
         "", alias="KAFKA_SSL_CERTIFICATE_LOCATION", description="PEM file of the client certificate, for mutual TLS."
@@ -60,8 +60,8 @@ class KafkaSettings(GroupSettings):
     confluent_api: str = Field(
         "",
         alias="CONFLUENT_API",
-        description="Base URL of a Kafka REST API (v3). `simulate` and `replay` use it where the network allows only "
-        "HTTPS.",
+        description="Base URL of a Kafka REST API (v3). If it is set, `simulate` and `replay` send through it. Use it "
+        "if the network allows only HTTPS.",
     )
     confluent_api_key: SecretStr = Field(
         SecretStr(""), alias="API_KEY", description="Key of the REST API, as `key:secret` or its base64 encoding."

@@ -26,8 +26,8 @@ class LandingSettings(GroupSettings):
     land_http: str = Field(
         "127.0.0.1:9108",
         pattern=r"^([^:\s]+:[0-9]{1,5})?$",
-        description="Address on which `fraud-assets land` serves `/metrics` and `/health`. If the port is in use, the "
-        "next free port. If empty, `fraud-assets land` serves neither.",
+        description="Address on which `fraud-assets land` serves `/metrics` and `/health`. If the port is in use, "
+        "it uses the next free port. If empty, it serves neither.",
     )
     dagster_event_seconds: float = Field(
         30.0, gt=0, description="Seconds between two reports of `fraud-assets land` to Dagster's event log."
@@ -38,8 +38,8 @@ class LandingSettings(GroupSettings):
     )
     accept_lost: Annotated[dict[str, int], NoDecode, _OFFSETS] = Field(
         default_factory=dict,
-        description="Partitions that may continue although the broker deleted messages before they landed, each with "
-        "the offset before which all messages are given up, for example `transactions/0=1200,transactions/1=900`.",
+        description="Partitions that continue to land although the broker deleted messages before they landed. The "
+        "deleted messages before the given offset are given up. Example: `transactions/0=1200,transactions/1=900`.",
     )
     file_quiet_seconds: float = Field(
         1.0, ge=0, description="Seconds for which a dropped file must stay unchanged before it lands."

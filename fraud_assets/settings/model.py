@@ -13,7 +13,8 @@ class ModelSettings(GroupSettings):
     mlflow_tracking_uri: str = Field(
         "",
         alias="MLFLOW_TRACKING_URI",
-        description="URI of MLflow's tracking server and model registry. If empty, a SQLite database under FRAUD_HOME.",
+        description="URI of MLflow's tracking server and model registry. If empty, a SQLite database under FRAUD_HOME "
+        "is used.",
     )
     model_name: str = Field("isolation_forest", description="Name of the registered model.")
     train_days: int = Field(
@@ -23,8 +24,8 @@ class ModelSettings(GroupSettings):
     train_max_rows: int = Field(
         1_000_000,
         ge=256,
-        description="Maximum rows to train a model. From a larger window, a uniform sample by FRAUD_TRAIN_SEED is "
-        "drawn. Each tree uses 256 rows, so a larger sample takes memory and does not change the model.",
+        description="Maximum rows to train a model. A larger window is sampled uniformly with FRAUD_TRAIN_SEED. Each "
+        "tree uses 256 rows, so a larger sample takes memory and does not change the model.",
     )
     train_trees: int = Field(100, ge=1, description="Number of trees of the Isolation Forest.")
     train_seed: int = Field(42, ge=0, description="Random seed of the training and of its sample.")
@@ -34,7 +35,7 @@ class ModelSettings(GroupSettings):
         description="Number of transactions that the analysts can review per day. It determines the alert threshold.",
     )
     alert_max_rate: float = Field(
-        0.05, gt=0, le=1, description="Maximum share of transactions that alert, whatever the budget."
+        0.05, gt=0, le=1, description="Maximum share of transactions that alert, regardless of the budget."
     )
     alert_budget_warn_factor: float = Field(
         3.0,

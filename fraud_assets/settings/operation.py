@@ -48,10 +48,10 @@ class OperationSettings(GroupSettings):
         2,
         ge=1,
         description="Hours of table versions that maintenance keeps for time travel. At one commit per second, more "
-        "versions make every commit slower.",
+        "versions slow down every commit.",
     )
     compact_target_bytes: int = Field(
-        134_217_728, ge=1_000_000, description="Target size in bytes of files that maintenance compacts."
+        134_217_728, ge=1_000_000, description="Target size in bytes of the files that compaction writes."
     )
     retention_days: Annotated[dict[str, int], NoDecode, _DAYS] = Field(
         default_factory=dict,

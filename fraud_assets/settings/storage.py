@@ -27,19 +27,18 @@ class StorageSettings(GroupSettings):
     dagster_home: str = Field(
         "",
         alias="DAGSTER_HOME",
-        description="Folder of Dagster's runs and event history. `make setup` writes it into `.env`. If empty, the "
-        "folder `dagster` under FRAUD_HOME.",
+        description="Folder of Dagster's runs and event history. `make setup` writes it into `.env`. If empty, it is "
+        "the folder `dagster` under FRAUD_HOME.",
     )
     lake_uri: str = Field(
         "",
         description="Location of the Delta tables: a folder, or a URI such as `s3://bucket/prefix`, `gs://…` or "
-        "`abfss://…`. If empty, the folder `lake` under FRAUD_HOME.",
+        "`abfss://…`. If empty, it is the folder `lake` under FRAUD_HOME.",
     )
     aws_endpoint_url: str = Field(
         "",
         alias="AWS_ENDPOINT_URL",
-        description="S3 endpoint of a lake on `s3://…`, if it is not AWS's own. A connection to `http://…` is not "
-        "encrypted.",
+        description="Endpoint of an S3 store other than AWS. A connection to `http://…` is not encrypted.",
     )
     aws_region: str = Field(
         "",

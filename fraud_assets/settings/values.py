@@ -1,4 +1,4 @@
-"""Value types that pure functions accept instead of all settings."""
+"""Groups of settings as plain values, for functions that do not need all settings."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ class PseudonymPolicy:
 
 @dataclass(frozen=True)
 class WindowPolicy:
-    """How far feature windows and duplicate detection reach back.
+    """The number of days that feature windows and duplicate detection look back.
 
     Attributes:
         feedback_delay_days: Days after which a transaction without a label counts as genuine.
-        duplicate_horizon_days: Days after landing within which another transaction with the same id is a duplicate.
+        duplicate_horizon_days: Days after a transaction lands during which another one with its id is a duplicate.
     """
 
     feedback_delay_days: int
@@ -71,5 +71,5 @@ class WindowPolicy:
 
     @property
     def history_days(self) -> int:
-        """Days that the windows of a transaction reach back: the longest window plus the feedback delay."""
+        """Days that the windows of a transaction look back: the longest window plus the feedback delay."""
         return max(WINDOW_DAYS) + self.feedback_delay_days

@@ -14,7 +14,7 @@ from fraud_assets.lake.tables import read
 from fraud_assets.settings import Settings
 
 COUNTED_DAYS = 7
-"""Only this number of newest days is counted, so that the cost does not depend on the length of the history."""
+"""Number of newest days that are counted. The cost therefore does not depend on the length of the history."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Derives the pending work between landing and predictions from the tables alone."""
+"""Finds the pending work between landing and predictions from the tables alone."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Backlog:
 
     Attributes:
         assets: The assets to materialize; empty if there is no work.
-        reason: A sentence that explains it.
-        progress: The progress of each stage with work, as a text that changes if the stage commits and that does not
-            change if more messages land.
+        reason: A sentence that explains the choice of assets.
+        progress: The progress of each stage that has work. The text changes if the stage commits, but not if more
+            messages land.
         target: A text that identifies the positions at which the work ends.
     """
 
@@ -48,7 +48,7 @@ class Backlog:
 
 
 def has_champion(settings: Settings) -> bool:
-    """Returns whether there is a champion.
+    """Returns whether a champion exists.
 
     Raises:
         ModelRegistryError: The registry cannot be read.
@@ -88,10 +88,11 @@ def find_backlog(lake: Lake, settings: Settings) -> Backlog:
     if not assets:
         return Backlog(
             (),
-            f"{unscored.rows:,} transactions wait. {lost}"
+            f"{unscored.rows:,} transactions wait for a champion. {lost}"
             if lost
-            else f"{unscored.rows:,} transactions wait for a first model, which needs {settings.train_min_rows:,} "
-            f"(FRAUD_TRAIN_MIN_ROWS) within {settings.train_days} days (FRAUD_TRAIN_DAYS); there are {trainable:,}.",
+            else f"{unscored.rows:,} transactions wait for the first model. It needs {settings.train_min_rows:,} "
+            f"transactions (FRAUD_TRAIN_MIN_ROWS) within {settings.train_days} days (FRAUD_TRAIN_DAYS); the lake holds "
+            f"{trainable:,}.",
         )
     progress = {}
     if landed.rows:

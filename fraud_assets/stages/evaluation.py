@@ -55,16 +55,16 @@ def evaluate_lake(lake: Lake, settings: Settings, protocol: Protocol, model: Mod
         LakeError: A table cannot be read.
     """
     start, end = _midnight(protocol.train_start), _midnight(protocol.test_end)
-    logger.info(f"reading {protocol.train_start} to before {protocol.test_end}")
+    logger.info(f"reading features from {protocol.train_start} to {protocol.test_end} (exclusive)")
     features = read_features(lake, start, end, _COLUMNS)
     rows = int((features["tx_datetime"].to_numpy() < np.datetime64(protocol.train_end)).sum())
     if rows < settings.train_min_rows:
         newest = find_newest_transaction(lake)
         held = "no features at all" if newest is None else f"features up to {newest:%Y-%m-%d %H:%M} UTC"
         raise NotEnoughDataError(
-            f"Evaluation trains on {protocol.train_start} to before {protocol.train_end} and needs "
-            f"{settings.train_min_rows:,} transactions there (FRAUD_TRAIN_MIN_ROWS); the lake holds {rows:,} ({held}). "
-            "Choose another --train-start, or land more."
+            f"Evaluation needs {settings.train_min_rows:,} transactions (FRAUD_TRAIN_MIN_ROWS) from "
+            f"{protocol.train_start} to {protocol.train_end} (exclusive) to train on; the lake holds {rows:,} "
+            f"({held}). Choose another --train-start, or land more."
         )
     labelled = features.append_column("is_fraud", _read_verdicts(features, lake, settings))
     trees, seed = (BOOK_TREES, BOOK_SEED) if model == "book" else (settings.train_trees, settings.train_seed)
@@ -73,7 +73,7 @@ def evaluate_lake(lake: Lake, settings: Settings, protocol: Protocol, model: Mod
 
 
 def _read_verdicts(features: pa.Table, lake: Lake, settings: Settings) -> pa.Array:
-    """Reads whether each row is a fraud by its latest label, in the order of the rows."""
+    """Returns whether each row is a fraud according to its latest label, in the order of the rows."""
     with connect(settings) as connection:
         numbers = pa.array(range(features.num_rows), pa.int64())
         connection.register("ids", features.select(["transaction_id"]).append_column("number", numbers))

@@ -1,7 +1,7 @@
 """Turns landed messages into features and quarantine, exactly once.
 
-Quarantine is committed first and features last. If a run is killed in between, the next one processes the same messages
-again, in parts if they no longer fit into one batch: messages that quarantine already holds stay there, and all others
+Quarantine is committed first and features last. If a run is killed in between, the next run processes the same messages
+again, in parts if they no longer fit into one batch. Messages that quarantine already holds stay there; all others
 become features.
 """
 
@@ -126,16 +126,16 @@ def _process_batch(
 
 
 def recompute(lake: Lake, settings: Settings, start: datetime, end: datetime, engine: Engine | None = None) -> int:
-    """Recomputes the features of `tx_datetime` in [start, end) with the present history and labels.
+    """Recomputes the features of `tx_datetime` in [start, end) with the current history and labels.
 
-    The committed offsets do not change, so these rows are not pending for scoring; the range has to be rescored
-    explicitly. The windows of later rows are not recomputed.
+    The committed offsets do not change, so these rows do not become pending for scoring; rescore the range explicitly.
+    The windows of later rows are not recomputed.
 
     Args:
         lake: The lake.
         settings: The settings of DuckDB.
-        start: First time, with time zone.
-        end: The time after the last one.
+        start: Start of the range (inclusive), with time zone.
+        end: End of the range (exclusive).
         engine: The engine that computes the range; default: this process.
 
     Returns:
@@ -180,7 +180,7 @@ def _recompute_range(lake: Lake, engine: Engine, low: datetime, high: datetime) 
 
 
 def _find_started(pending: Pending, quarantine: DeltaTable) -> dict[SourcePartition, int]:
-    """Returns the offsets up to which a killed run committed quarantine but not features; empty if there are none."""
+    """Returns the offsets up to which a killed run committed quarantine but not features; usually empty."""
     committed = {source: committed_offset(quarantine, source) for source in pending.target}
     return {source: offset for source, offset in committed.items() if offset > pending.start[source]}
 

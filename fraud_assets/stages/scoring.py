@@ -85,7 +85,7 @@ class ScoringReport:
     def metadata(self) -> dict[str, str | int | float]:
         """Returns plain values, for plots in the web UI.
 
-        A run without rows omits the rate, the model and the days, so that plots have no point instead of a zero.
+        A run without rows omits the rate, the model and the days, so plots show no point instead of a zero.
         """
         values: dict[str, str | int | float] = {
             "rows": self.rows,
@@ -103,7 +103,7 @@ class ScoringReport:
 def score_pending(lake: Lake, settings: Settings, engine: Engine | None = None) -> ScoringReport:
     """Scores all feature rows beyond the committed offsets, batch by batch, in landing order.
 
-    Champion and threshold are read again for each batch, so that a long backlog follows a change of champion.
+    Champion and threshold are read again for each batch, so a new champion takes effect within a long backlog.
 
     Args:
         lake: The lake.
@@ -114,7 +114,7 @@ def score_pending(lake: Lake, settings: Settings, engine: Engine | None = None) 
         Counts of this run.
 
     Raises:
-        NoChampionError: There is no champion yet. Nothing was scored.
+        NoChampionError: No champion exists yet. Nothing was scored.
         LakeError: A table cannot be read or written. Earlier batches stay committed.
         EngineError: A job of the engine failed. Earlier batches stay committed.
     """
@@ -169,7 +169,7 @@ def load_scorer(lake: Lake, settings: Settings) -> Scorer:
     """Loads the current champion and its threshold. The time of scoring is now.
 
     Raises:
-        NoChampionError: There is no champion yet.
+        NoChampionError: No champion exists yet.
         LakeError: The champion has no threshold, or the threshold cannot be read.
     """
     current = load_champion(lake, settings)
@@ -180,21 +180,21 @@ def load_scorer(lake: Lake, settings: Settings) -> Scorer:
 def score_range(lake: Lake, settings: Settings, start: datetime, end: datetime) -> ScoringReport:
     """Rescores `tx_datetime` in [start, end) with the current champion, threshold and features.
 
-    Each day is one commit. Rows without a first score are left to `score_pending`. This process always scores the
-    range, whatever the engine, because only delta-rs itself can replace rows by a predicate.
+    Each day is one commit. Rows that were never scored stay pending for `score_pending`. The range is scored in
+    this process for every FRAUD_ENGINE, because only delta-rs itself can replace rows by a predicate.
 
     Args:
         lake: The lake.
         settings: The settings of the registry and DuckDB.
-        start: First time, with time zone.
-        end: The time after the last one.
+        start: Start of the range (inclusive), with time zone.
+        end: End of the range (exclusive).
 
     Returns:
         Counts of this run.
 
     Raises:
         SettingError: The range is empty or has no time zone.
-        NoChampionError: There is no champion yet.
+        NoChampionError: No champion exists yet.
         LakeError: A table cannot be read or written. Earlier days stay committed.
     """
     if start.tzinfo is None or end.tzinfo is None or start >= end:
@@ -233,7 +233,7 @@ def _find_days(rows: Rows) -> frozenset[date]:
 
 
 def _split_by_day(features: DeltaTable, start: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
-    """Splits a range at midnight, and drops days without features, so that the cost depends only on the data."""
+    """Splits a range at midnight and drops days without features, so that empty days cost nothing."""
     actions = add_actions(features)
     days_with_rows = sorted(pc.unique(actions["partition.tx_date"]).to_pylist()) if actions.num_rows else []
     days = []

@@ -1,6 +1,6 @@
-"""Trains a champion: it fits a model, calibrates the alert threshold, registers the model and moves the alias last.
+"""Trains a champion: fits a model, calibrates the alert threshold, registers the model and moves the alias last.
 
-Scoring uses the old champion until the alias moves, so that a champion always has its threshold.
+Scoring uses the old champion until the alias moves. So every champion has a threshold.
 """
 
 from __future__ import annotations
@@ -130,14 +130,14 @@ def train(
 ) -> TrainingReport:
     """Trains a new champion on the features of `tx_datetime` in [start, end).
 
-    From a window of more than FRAUD_TRAIN_MAX_ROWS rows a sample is drawn; the same FRAUD_TRAIN_SEED gives the same
-    sample. The threshold always follows from all the traffic.
+    A window of more than FRAUD_TRAIN_MAX_ROWS rows is sampled; the same FRAUD_TRAIN_SEED gives the same sample. The
+    threshold is always computed from all the traffic.
 
     Args:
         lake: The lake.
         settings: The settings of the window, the model and the alert budget.
-        start: First time, with time zone; default: FRAUD_TRAIN_DAYS before the end.
-        end: The time after the last one; default: just after the newest transaction in the lake.
+        start: Start of the range (inclusive), with time zone; default: FRAUD_TRAIN_DAYS before the end.
+        end: End of the range (exclusive); default: just after the newest transaction in the lake.
         engine: The engine that reads windows of more than FRAUD_TRAIN_MAX_ROWS rows; default: this process.
 
     Raises:
@@ -148,15 +148,15 @@ def train(
     """
     started = time.monotonic()
     if lost := describe_lost_registry(lake, settings):
-        logger.info(f"{lost} This run trains one. Version numbers start at 1 again.")
+        logger.info(f"{lost} This run trains a new champion. Version numbers start at 1 again.")
     window = TrainingWindow.of(lake, *choose_range(lake, settings, start, end))
     engine = choose_window_engine(window, settings, engine)
     window_rows, newest = measure_window(window, engine)
     if newest is None or window_rows < settings.train_min_rows:
         raise NotEnoughDataError(
             f"Training needs {settings.train_min_rows:,} transactions (FRAUD_TRAIN_MIN_ROWS); from "
-            f"{window.start:%Y-%m-%d %H:%M} to before {window.end:%Y-%m-%d %H:%M} UTC the lake holds {window_rows:,} "
-            f"of feature version {FEATURE_VERSION}. Land more, lower the setting, or widen the window "
+            f"{window.start:%Y-%m-%d %H:%M} to {window.end:%Y-%m-%d %H:%M} UTC (exclusive) the lake holds "
+            f"{window_rows:,} of feature version {FEATURE_VERSION}. Land more, lower the setting, or widen the window "
             "(FRAUD_TRAIN_DAYS)."
         )
     features = read_training_rows(window, window_rows, settings, engine)
@@ -241,7 +241,7 @@ def recalibrate(lake: Lake, settings: Settings, engine: Engine | None = None) ->
         engine: The engine that reads windows of more than FRAUD_TRAIN_MAX_ROWS rows; default: this process.
 
     Raises:
-        NoChampionError: There is no champion yet.
+        NoChampionError: No champion exists yet.
         NotEnoughDataError: The lake has no features.
         LakeError: A table cannot be read or written.
     """
@@ -261,7 +261,7 @@ def recalibrate(lake: Lake, settings: Settings, engine: Engine | None = None) ->
 
 
 def read_threshold(lake: Lake, model: ModelVersion, settings: Settings) -> float:
-    """Reads the newest threshold of a model, which has its version number and its MLflow run.
+    """Reads the newest threshold of a model, identified by its version number and its MLflow run.
 
     Raises:
         LakeError: The model was never calibrated on this lake.
@@ -276,7 +276,7 @@ def read_threshold(lake: Lake, model: ModelVersion, settings: Settings) -> float
         )
         raise LakeError(
             f"Version {model.version} of model {settings.model_name} (MLflow run {model.run_id}) has no threshold in "
-            f"{lake.uri(alert_thresholds)}{hint}, and nothing is scored. Materialize only alert_thresholds, which "
+            f"{lake.uri(alert_thresholds)}{hint}, so nothing is scored. Materialize only alert_thresholds, which "
             "calibrates the champion."
         )
     newest = int(np.argmax(rows["calibrated_at"].cast(pa.int64()).to_numpy()))

@@ -39,14 +39,14 @@ def measure_window(window: TrainingWindow, engine: Engine) -> tuple[int, datetim
 
 
 def read_features(lake: Lake, start: datetime, end: datetime, columns: Sequence[str]) -> pa.Table:
-    """Reads the features of `tx_datetime` in [start, end) with the present FEATURE_VERSION, in time order.
+    """Reads the features of `tx_datetime` in [start, end) with the current FEATURE_VERSION, in time order.
 
     The order is fixed, because the samples of a forest depend on it.
 
     Args:
         lake: The lake.
-        start: First time, with time zone.
-        end: The time after the last one.
+        start: Start of the range (inclusive), with time zone.
+        end: End of the range (exclusive).
         columns: The columns to read; they include `tx_datetime` and `transaction_id`.
 
     Raises:
@@ -82,7 +82,7 @@ def find_newest_transaction(lake: Lake) -> datetime | None:
 def choose_range(
     lake: Lake, settings: Settings, start: datetime | None, end: datetime | None
 ) -> tuple[datetime, datetime]:
-    """Returns the range [start, end) of the training window. Defaults follow from the newest transaction."""
+    """Returns the range [start, end) of the training window. Defaults depend on the newest transaction."""
     if any(edge is not None and edge.tzinfo is None for edge in (start, end)):
         raise SettingError(f"The window from {start} to {end} has no time zone. Give UTC times.")
     if end is None:

@@ -35,12 +35,12 @@ def java_program(product: str) -> str:
     java = str(Path(home) / "bin" / "java") if home else shutil.which("java")
     remedy = f"Install Java {_MIN_JAVA_VERSION} or newer, or point JAVA_HOME to it."
     if java is None or not Path(java).exists():
-        raise JarsError(f"{product} needs Java, and {java or 'java'} does not exist. {remedy}")
+        raise JarsError(f"{product} needs Java, but {java or 'java'} does not exist. {remedy}")
     result = subprocess.run([java, "-version"], capture_output=True, text=True, check=False, timeout=30)
     version = re.search(r'version "(\d+)', result.stderr + result.stdout)
     if version is None or int(version[1]) < _MIN_JAVA_VERSION:
         found = f"has version {version[1]}" if version else "reports no version"
-        raise JarsError(f"{product} needs Java {_MIN_JAVA_VERSION}, and {java} {found}. {remedy}")
+        raise JarsError(f"{product} needs Java {_MIN_JAVA_VERSION}, but {java} {found}. {remedy}")
     return java
 
 
@@ -61,7 +61,7 @@ def resolve_jars(package: str, pom: str, product: str) -> Path:
         return jars
     maven = shutil.which("mvn")
     if maven is None:
-        raise JarsError(f"Maven resolves the jars of {product}, and mvn is not on the PATH. Install Maven.")
+        raise JarsError(f"The jars of {product} need Maven, but mvn is not on the PATH. Install Maven.")
     cache = jars.parent
     try:
         cache.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """Checks that a path can hold the platform's state, before anything is opened.
 
 delta-rs, DuckDB and the SQLite databases of MLflow and Dagster each interpret some characters of a path. A path with
-such a character would lead to another folder or to a panic.
+such a character would lead to another folder or crash one of them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def is_uri(location: str) -> bool:
 
 
 def plain_path(uri: str) -> str:
-    """Returns the path of a `file://` URI, or the text unchanged if it is no such URI.
+    """Returns the path of a `file://` URI, or the text unchanged if it is not such a URI.
 
     delta-rs reports the folder of a table as such a URI, in which a space is %20.
     """
@@ -52,7 +52,7 @@ def folder_path(location: str) -> Path:
     try:
         folder = Path(location).expanduser().absolute()
     except RuntimeError as error:
-        raise ValueError(f"{location.split('/')[0]} names no user of this machine; write the whole path") from error
+        raise ValueError(f"{location.split('/')[0]} is not a user of this machine; write the absolute path") from error
     check_characters(str(folder))
     return folder
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 
 from fraud_assets.errors import FraudAssetsError
 
-# These are below the ephemeral ports, so that the system does not assign one to a connection while its server is down.
+# The system assigns only higher (ephemeral) ports to connections, so a server that is down keeps its port.
 _PORTS = (20_000, 32_000)
 
 
@@ -23,7 +23,7 @@ def free_ports(names: Sequence[str], taken: Collection[int] = ()) -> dict[str, i
         A port by name.
 
     Raises:
-        FraudAssetsError: There are too few free ports.
+        FraudAssetsError: Too few ports are free.
     """
     ports: dict[str, int] = {}
     candidates = random.SystemRandom().sample(range(*_PORTS), 200)

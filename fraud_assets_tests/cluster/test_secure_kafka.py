@@ -130,11 +130,11 @@ def assert_lands(kafka: SecureKafka, make_settings: MakeSettings, **options: Any
 MISTAKES: dict[str, tuple[Callable[[SecureKafka], dict[str, Any]], str]] = {
     "wrong password": (
         lambda kafka: {**by_password(kafka), "kafka_sasl_password": "wrong-4711"},
-        r"login of 'alice' by PLAIN.*KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD",
+        r"login of 'alice' with PLAIN.*KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD",
     ),
     "wrong password, SCRAM": (
         lambda kafka: {**scram(kafka), "kafka_sasl_password": "wrong-4711"},
-        r"login of 'bob' by SCRAM-SHA-512.*KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD",
+        r"login of 'bob' with SCRAM-SHA-512.*KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD",
     ),
     "mechanism that the broker does not take": (
         lambda kafka: {**scram(kafka), "kafka_sasl_mechanism": "SCRAM-SHA-256"},
@@ -150,7 +150,7 @@ MISTAKES: dict[str, tuple[Callable[[SecureKafka], dict[str, Any]], str]] = {
     ),
     "certificate for another name": (
         lambda kafka: {**by_certificate(kafka), "kafka_bootstrap_servers": kafka.misnamed},
-        r"for that name.*KAFKA_SSL_CA_LOCATION",
+        r"is for another name.*KAFKA_SSL_CA_LOCATION",
     ),
     "no encryption to a port that encrypts": (
         lambda kafka: {"kafka_bootstrap_servers": kafka.sasl},
@@ -222,11 +222,11 @@ WRONG_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "file that is not there": (
         {"kafka_ssl_ca_location": "/no/ca.pem"},
-        "KAFKA_SSL_CA_LOCATION is '/no/ca.pem': no such file",
+        "KAFKA_SSL_CA_LOCATION is '/no/ca.pem', which does not exist",
     ),
     "certificate without key": (
         {"kafka_ssl_certificate_location": __file__},
-        "KAFKA_SSL_CERTIFICATE_LOCATION is set and KAFKA_SSL_KEY_LOCATION is not",
+        "KAFKA_SSL_CERTIFICATE_LOCATION is set, but KAFKA_SSL_KEY_LOCATION is not",
     ),
     "no certificate in the file": ({"kafka_ssl_ca_location": __file__}, "KAFKA_SSL_CA_LOCATION cannot be used"),
 }

@@ -248,7 +248,7 @@ def test_messages_below_the_log_start_stop_it_until_they_are_given_up(
     by_spark(spark, lake, settings)
     produce(settings, numbers(10, 20), partition=0)
     done(admin.delete_records([TopicPartition(topic, 0, 15)]))
-    with pytest.raises(MessagesLostError, match=f"FRAUD_ACCEPT_LOST={topic}/0=15 continues without them"):
+    with pytest.raises(MessagesLostError, match=f"To continue without them, set FRAUD_ACCEPT_LOST={topic}/0=15"):
         by_spark(spark, lake, settings)
     with pytest.raises(MessagesLostError, match="Up to 5 messages of partition 0"):
         land_forever(lake, settings, threading.Event(), spark=spark)

@@ -200,8 +200,8 @@ def test_messages_below_the_log_start_stop_landing_until_they_are_given_up(
     out, errors = process.communicate(timeout=60)
     assert process.returncode == 1, out
     accepted = f"FRAUD_ACCEPT_LOST={topic}/0=15,{topic}/1=13"
-    assert f"Up to 5 messages of partition 0 of topic {topic!r} are gone" in errors
-    assert f"Up to 3 messages of partition 1 of topic {topic!r} are gone" in errors
+    assert f"Up to 5 messages of partition 0 of topic {topic!r} are lost" in errors
+    assert f"Up to 3 messages of partition 1 of topic {topic!r} are lost" in errors
     assert accepted in errors
     assert "Traceback" not in errors
     assert row_count(lake.open(raw_transactions)) == 20

@@ -256,7 +256,7 @@ def test_maintenance_leaves_the_log_to_who_has_just_opened_the_table(settings: S
     age()
     maintain_table(landed, raw_transactions, settings)
     assert not entry(log_of(landed), 3).exists()
-    with pytest.raises(LakeError, match="Maintenance may have shortened the log meanwhile: run it again"):
+    with pytest.raises(LakeError, match="Maintenance may have shortened the log meanwhile: run the command again"):
         committed_offset(handle, stream)
     assert committed_offset(landed.open(raw_transactions), stream) == 14
 

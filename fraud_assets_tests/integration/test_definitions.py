@@ -132,7 +132,7 @@ def test_either_landing_table_alone(
 
 def test_no_broker_is_told_in_one_sentence(materialize: Materialize) -> None:
     assert failure(materialize("raw_transactions")).startswith(
-        "No broker: KAFKA_BOOTSTRAP_SERVERS and KAFKA_CLIENT_PROPERTIES are not set"
+        "No broker is configured: KAFKA_BOOTSTRAP_SERVERS and KAFKA_CLIENT_PROPERTIES are not set"
     )
     assert reported(materialize("raw_transactions", landing={"topics": False}))["raw_transactions"]["rows"] == 0
 
@@ -173,8 +173,8 @@ def test_recomputation_by_run_config(materialize: Materialize, settings: Setting
     nothing = reported(materialize("transaction_features", cleaned_features=day))["transaction_features"]
     assert nothing == {
         "recomputed": 0,
-        "note": "There is nothing to recompute from 2025-01-01 00:00 to before 2025-01-02 00:00: transaction_features "
-        "holds 100 rows from 2026-01-01 to 2026-01-02 (tx_date).",
+        "note": "There is nothing to recompute from 2025-01-01 00:00 to 2025-01-02 00:00 (exclusive): "
+        "transaction_features holds 100 rows from 2026-01-01 to 2026-01-02 (tx_date).",
     }
     day = {"rescore_start": "2026-01-01", "rescore_end": "2026-01-02"}
     nothing = reported(materialize("fraud_predictions", fraud_predictions=day))["fraud_predictions"]

@@ -47,7 +47,7 @@ def test_stale_broker_file_is_named(settings: Settings, pid: int | None) -> None
     settings.home_path.mkdir(parents=True)
     entry = {"bootstrap_servers": "127.0.0.1:1", "topic_id": "x", "pid": pid or os.getpid()}
     settings.broker_file.write_text(json.dumps(entry))
-    with pytest.raises(BrokerError, match=r"broker\.json is left over.*fraud-assets broker"):
+    with pytest.raises(BrokerError, match=r"broker\.json is out of date.*fraud-assets broker"):
         find_broker(settings)
 
 
@@ -158,7 +158,7 @@ def test_messages_forgotten_while_reading_are_an_error(make_settings: Callable[.
         batches = reader.read({}, reader.end_offsets())
         next(batches)
         send("transactions", [b"y" * 50_000] * 200, partition=0)
-        with pytest.raises(MessagesLostError, match="are gone"):
+        with pytest.raises(MessagesLostError, match="are lost"):
             list(batches)
 
 

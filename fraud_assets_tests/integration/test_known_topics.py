@@ -75,7 +75,7 @@ def test_messages_that_expire_before_anything_of_their_partition_landed_are_lost
     )
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert f"Up to 60 messages of partition 1 of topic {topic!r} are gone: the lake holds no message of it" in errors
+    assert f"Up to 60 messages of partition 1 of topic {topic!r} are lost: the lake holds no message of it" in errors
     assert f"FRAUD_ACCEPT_LOST={topic}/1=60" in errors
     assert "60 of partition 1" in lines_of_doctor(settings)
     accepting = settings.model_copy(update={"accept_lost": {f"{topic}/1": 60}})

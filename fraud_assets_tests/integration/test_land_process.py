@@ -57,7 +57,7 @@ def test_lands_topics_and_files_waits_for_brokers_and_ends_on_sigterm(
     _, lines = lander.communicate(timeout=20)
     assert lander.returncode == 0
     assert not lander_is_running(settings)
-    assert lines.count("No broker:") >= 1
+    assert lines.count("No broker is configured:") >= 1
     assert "Landing of topics works again." in lines
     assert "transactions" in lines
     assert "Stopped" in lines
@@ -103,7 +103,7 @@ def test_once_without_a_broker_is_one_sentence(start: Start) -> None:
     once = start("land", "--once")
     _, errors = once.communicate(timeout=30)
     assert once.returncode == 1
-    assert errors.startswith("Error: No broker:")
+    assert errors.startswith("Error: No broker is configured:")
     assert len(errors.splitlines()) == 1
 
 

@@ -127,7 +127,7 @@ def test_forgotten_messages_stop_the_landing(settings: Settings, lake: Lake, sen
     send("transactions", [b"first"], partition=0)
     land_topics(lake, settings)
     send("transactions", [b"x" * 50_000] * 200, partition=0)
-    with pytest.raises(MessagesLostError, match="partition 0 of topic 'transactions' are gone"):
+    with pytest.raises(MessagesLostError, match="partition 0 of topic 'transactions' are lost"):
         land_topics(lake, settings)
     assert len(places(lake, raw_transactions)) == 1
 

@@ -122,7 +122,7 @@ def test_a_lost_registry_is_not_taken_for_one_that_never_had_a_model(homes: Home
             call()
     work = find_backlog(lake, lost)
     assert work.assets == ()  # whether to train into this registry is for a person to decide
-    assert work.reason.startswith("50 transactions wait. The model registry ")
+    assert work.reason.startswith("50 transactions wait for a champion. The model registry ")
     assert run_id in work.reason
     (finding,) = check_registry(lost)
     assert finding.state == "FAIL"

@@ -92,7 +92,7 @@ def test_the_current_folder_counts_for_a_relative_home(
 
 
 def test_a_user_who_does_not_exist(make_settings: Callable[..., Settings]) -> None:
-    with pytest.raises(SettingError, match="FRAUD_HOME is '~nobody-here/x': ~nobody-here names no user"):
+    with pytest.raises(SettingError, match="FRAUD_HOME is '~nobody-here/x': ~nobody-here is not a user"):
         make_settings(home="~nobody-here/x")
 
 

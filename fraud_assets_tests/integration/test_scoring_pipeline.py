@@ -308,5 +308,5 @@ def test_the_command_for_people(labelled, settings, monkeypatch, capsys):
     assert "Card precision@100" in out
     status, out, err = command(monkeypatch, capsys, settings, "--train-start", "2031-01-01")
     assert (status, out) == (1, "")
-    assert "Error: Evaluation trains on 2031-01-01" in err
+    assert "(FRAUD_TRAIN_MIN_ROWS) from 2031-01-01" in err
     assert "Traceback" not in err

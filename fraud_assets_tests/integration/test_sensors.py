@@ -75,7 +75,7 @@ def test_labels_alone_request_nothing(daemon: Daemon, lake: Lake) -> None:
     daemon.run(daemon.requested())
     daemon.skipped()
     commit_labels(lake, [("t2", True, FIRST)], first_offset=1)
-    assert "wait for a first model" in daemon.skipped()
+    assert "wait for the first model" in daemon.skipped()
 
 
 def test_from_landing_to_predictions_and_quiet_afterwards(daemon: Daemon, settings: Settings, lake: Lake) -> None:
@@ -84,7 +84,9 @@ def test_from_landing_to_predictions_and_quiet_afterwards(daemon: Daemon, settin
     assert assets(first) == FEATURES
     assert not first.run_config
     assert daemon.run(first).success
-    assert "30 transactions wait for a first model, which needs 50 (FRAUD_TRAIN_MIN_ROWS)" in daemon.skipped()
+    assert (
+        "30 transactions wait for the first model. It needs 50 transactions (FRAUD_TRAIN_MIN_ROWS)" in daemon.skipped()
+    )
     assert daemon.skipped() == "No table has changed since the last evaluation."
 
     land(lake, bodies(30, first_id=30), first_offset=30)
@@ -150,7 +152,7 @@ def test_rows_outside_the_training_window_request_no_training(daemon: Daemon, la
     request = daemon.requested()
     assert assets(request) == FEATURES | MODEL | PREDICTIONS
     assert daemon.run(request).success
-    assert "80 transactions wait for a first model, which needs 50" in daemon.skipped()
+    assert "80 transactions wait for the first model. It needs 50 " in daemon.skipped()
 
 
 @pytest.mark.parametrize("status", [s for s in dg.DagsterRunStatus if s.value in ("QUEUED", "NOT_STARTED", "STARTED")])
@@ -168,7 +170,7 @@ def test_maintenance_requests_nothing(daemon: Daemon, settings: Settings, lake: 
     daemon.skipped()
     reports = maintain_lake(lake, settings.model_copy(update={"vacuum_hours": 0}))
     assert reports["raw_transactions"].files_removed >= 3
-    assert "wait for a first model" in daemon.skipped()
+    assert "wait for the first model" in daemon.skipped()
 
 
 def test_stuck_features_call_for_a_person(

@@ -88,7 +88,7 @@ def test_a_lake_with_the_former_name_of_topic_id_is_refused_in_one_sentence(
     land(lake, bodies(2))
     former = [field.with_name("lineage") if field.name == "topic_id" else field for field in raw_transactions.schema]
     write_earlier(lake, raw_transactions, pa.schema(former))
-    with pytest.raises(LakeError, match="has a column lineage, which is called topic_id since"):
+    with pytest.raises(LakeError, match="has the column lineage, which was renamed to topic_id"):
         lake.open(raw_transactions)
     result = run(tmp_path, "upgrade", FRAUD_HOME=str(settings.home_path))
     assert_one_sentence(result, "lineage", "topic_id", "FRAUD_HOME")

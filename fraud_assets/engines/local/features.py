@@ -62,13 +62,13 @@ def compute_features(batch: FeatureBatch, settings: Settings) -> FeatureResult:
 def recompute_features(
     lake: Lake, handle: DeltaTable, start: datetime, end: datetime, settings: Settings
 ) -> RecomputedRange:
-    """Recomputes the features of `tx_datetime` in [start, end) with the present history and labels.
+    """Recomputes the features of `tx_datetime` in [start, end) with the current history and labels.
 
     Args:
         lake: The lake with the labels.
         handle: The version of the features that the result replaces.
-        start: First time, with time zone.
-        end: The time after the last one.
+        start: Start of the range (inclusive), with time zone.
+        end: End of the range (exclusive).
         settings: The windows and DuckDB's memory.
 
     Returns:
@@ -232,7 +232,7 @@ def _to_window_input(rows: pa.Table, *, is_new: bool) -> pa.Table:
 def _read_labels(known: pa.Table, labels: DeltaTable, rows: pa.Table, settings: Settings) -> pa.Table:
     """Reads all labels of the known transactions that ever had a fraud label, up to the newest transaction.
 
-    A later label is in no window.
+    No window contains a later label.
     """
     since, last = find_history_span(rows["tx_datetime"], settings.window_policy)
     since -= CLOCKS_DIFFER

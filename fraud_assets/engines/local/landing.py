@@ -89,7 +89,7 @@ def land_transactions(
     ends: Positions,
     stop: Callable[[], bool] = never,
 ) -> LandingReport:
-    """Drains the transactions topic up to `ends`. Bodies stay byte for byte, except for FRAUD_PSEUDONYMISE."""
+    """Drains the transactions topic up to `ends`. Bodies land byte for byte, unless FRAUD_PSEUDONYMISE is set."""
 
     def append(batch: pa.Table) -> tuple[int, int]:
         return append_transactions(lake, settings, batch, reader.accepted), 0
@@ -105,7 +105,7 @@ def land_batch(
     reached: Positions,
     stop: Callable[[], bool] = never,
 ) -> dict[str, LandingReport]:
-    """Drains the labels topic up to its present end, then appends a batch of transactions.
+    """Drains the labels topic up to its current end, then appends a batch of transactions.
 
     Args:
         lake: The lake to land into.
@@ -143,9 +143,9 @@ def land_batch(
 def land_new_labels(
     lake: Lake, settings: Settings, readers: TopicReaders, stop: Callable[[], bool] = never
 ) -> tuple[LandingReport, bool]:
-    """Drains the labels topic up to its present end.
+    """Drains the labels topic up to its current end.
 
-    Usually there is no new label; then the table is not opened.
+    If no label is new, which is usual, the table is not opened.
 
     Returns:
         The report, and whether the topic was drained before `stop` requested a stop.

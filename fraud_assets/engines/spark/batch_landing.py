@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 _TASK_ROWS = 100_000
-"""Minimum messages of a task. Fewer are not worth a task and a data file of their own."""
+"""Minimum messages of a task. Fewer messages do not justify a separate task and data file."""
 _TIME_OVERFLOW = "long overflow"
-"""Part of Spark's error for a message time that it cannot represent, for example one that is set in nanoseconds."""
+"""Part of Spark's error for a message time that it cannot represent, for example a time in nanoseconds."""
 
 
 class ReplanError(Exception):
@@ -85,7 +85,7 @@ class BatchLander:
         Args:
             rows: The messages of the batch, as Spark's Kafka source returns them.
             begins: First offset of the batch by source partition.
-            ends: Offset after the last one of the batch by source partition.
+            ends: End offset (exclusive) of the batch by source partition.
 
         Raises:
             ReplanError: A new query has to be planned, or a stop is requested.
@@ -134,7 +134,7 @@ class BatchLander:
             return LandedBatch(reports, reached)
         note = {"rows": written.rows, **build_loss_note(readers.transactions.accepted)}
         try:
-            # If the topic was recreated meanwhile, some messages may be of another topic id, and none of them lands.
+            # If the topic was recreated meanwhile, some messages may belong to the new topic, so none of them lands.
             readers.transactions.check_topic_id(self._topic_id)
             commit_append(handle, raw_transactions, written.files or raw_transactions.schema.empty_table(), ahead, note)
         except (CommitConflictError, BrokerError):

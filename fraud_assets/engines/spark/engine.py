@@ -40,7 +40,7 @@ class SparkEngine:
 
     Args:
         settings: The message contract, the topics and the limits of a batch.
-        session: Returns the Spark session; called only if there is work.
+        session: Returns the Spark session; called only if work is pending.
     """
 
     recompute_days = 31

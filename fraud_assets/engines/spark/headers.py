@@ -1,4 +1,4 @@
-"""Converts message headers to JSON text for Spark, where nested headers take ten times as long as all other columns."""
+"""Converts message headers to JSON text for Spark. Nested headers would take ten times as long as all other columns."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def headers_to_text(headers: pa.Array) -> pa.Array:
 
 
 def headers_from_text(texts: pa.Array) -> pa.Array:
-    """Converts such text, also from Spark's `to_json`, to headers (`HEADERS`)."""
+    """Converts the text of `headers_to_text` or of Spark's `to_json` to headers (`HEADERS`)."""
     if texts.null_count == len(texts):
         return pa.nulls(len(texts), HEADERS)
     rows = [

@@ -1,4 +1,4 @@
-"""Lands both topics with Spark up to their present ends.
+"""Lands both topics with Spark up to their current ends.
 
 Executors read the transactions topic and write data files, and the driver commits them. Labels are few; the driver
 drains them itself before every batch.
@@ -37,7 +37,7 @@ def drain_topics(
     readers: TopicReaders,
     stop: Callable[[], bool],
 ) -> dict[str, LandingReport]:
-    """Drains both topics to their present ends, labels first.
+    """Drains both topics to their current ends, labels first.
 
     Args:
         session: Returns the Spark session; called only if there is something to land.

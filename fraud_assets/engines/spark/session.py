@@ -205,7 +205,7 @@ def start_session(
 def require_master(master: str, timeout: float) -> None:
     """Waits until a standalone master accepts connections. Other masters cannot be checked before the start.
 
-    Spark itself would retry for a minute and has no setting for it.
+    Spark itself would retry for a minute, and no setting shortens this.
 
     Args:
         master: The value of FRAUD_SPARK_MASTER.
@@ -251,8 +251,8 @@ def describe_session(session: SparkSession) -> Iterator[str]:
         if monotonic() > deadline:
             memory = context.getConf().get("spark.executor.memory")
             yield (
-                f"No worker of {context.master} has accepted the application yet, and it waits for one. Start workers, "
-                f"or request less than {memory} for each (FRAUD_SPARK_MEMORY)."
+                f"No worker of {context.master} has accepted the application yet, so the application waits. Start "
+                f"workers, or request less than {memory} of memory per worker (FRAUD_SPARK_MEMORY)."
             )
             return
         sleep(0.1)
@@ -260,7 +260,7 @@ def describe_session(session: SparkSession) -> Iterator[str]:
 
 def _silence_py4j(session: SparkSession) -> None:
     """Suppresses stack traces about a lost Java process; `spark_faults` reports the loss as an error."""
-    # py4j has no logger of its own for them.
+    # py4j does not log them to a logger of its own.
     logging.getLogger().addFilter(_is_not_from_py4j)
     server = getattr(session.sparkContext, "_accumulatorServer", None)
     if server is not None:
@@ -288,7 +288,7 @@ def session_has_ended(session: SparkSession) -> bool:
 
 
 def stop_session(session: SparkSession) -> None:
-    """Ends the session, also if its Java process has already ended."""
+    """Ends the session, even if its Java process has already ended."""
     from py4j.protocol import Py4JError
 
     with suppress(Py4JError, OSError), warnings.catch_warnings():

@@ -40,7 +40,7 @@ def run_tasks(
     work: Callable[[Part], Iterator[pa.RecordBatch]],
     schema: pa.Schema,
 ) -> DataFrame:
-    """Runs a function on every part, in a task each.
+    """Runs a function on every part, each in a separate task.
 
     Args:
         spark: The Spark session.

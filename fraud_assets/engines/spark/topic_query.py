@@ -1,8 +1,7 @@
 """A Structured Streaming query that lands the transactions topic batch by batch.
 
-The query starts at the offsets that the table holds. Its checkpoint is new at every start and is deleted at the end:
-the offsets in the table's log are the only truth, for this lander as for every other one, and each batch is checked
-against them.
+The query starts at the offsets that the table holds. Its checkpoint is new at every start and is deleted at the end,
+because the offsets in the table's log are authoritative for all landers. Each batch is checked against them.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from pyspark.sql.streaming import StreamingQuery
 
 _SLICE_SECONDS = 0.2
-"""Seconds between two looks at a bounded query."""
+"""Seconds between two checks of a bounded query."""
 _LAST_BATCH_SECONDS = 12
 """Maximum seconds until a running batch commits after a stop was requested.
 
@@ -44,11 +43,11 @@ _END_SECONDS = 8
 """Maximum seconds for Spark to end a query without a running batch."""
 
 OnIdle = Callable[[Mapping[int, int]], None]
-"""Called between batches with the messages per partition that the query saw and that are not in the table."""
+"""Called between batches with the number of messages per partition that the query saw and that have not landed."""
 
 
 class TopicQuery:
-    """A query on the transactions topic, from the offsets in the table to the present ends or until it is stopped.
+    """A query on the transactions topic, from the offsets in the table to the current ends or until it is stopped.
 
     Args:
         spark: The Spark session.
@@ -84,10 +83,10 @@ class TopicQuery:
         self._lander: BatchLander | None = None
 
     def run(self, *, bounded: bool, beside: OnIdle | None = None) -> None:
-        """Lands batch by batch, and ends after the current batch.
+        """Lands batch by batch. A stop request takes effect after the current batch.
 
         Args:
-            bounded: Whether to stop at the present ends of the topic. If false, the query runs until `stop` returns
+            bounded: Whether to stop at the current ends of the topic. If false, the query runs until `stop` returns
                 true.
             beside: Called between batches about every FRAUD_LAND_INTERVAL_SECONDS, once the query has seen the topic.
 
@@ -104,7 +103,7 @@ class TopicQuery:
                     self._watch(query, _SLICE_SECONDS if bounded else self._settings.land_interval_seconds, beside)
                 finally:
                     self._ended = True
-                    # A job can wait for a broker or for workers that never come. It is canceled; nothing depends on it.
+                    # A job can wait forever for a broker or for workers. It is canceled, because nothing depends on it.
                     if self._busy.acquire(timeout=_LAST_BATCH_SECONDS):
                         self._busy.release()
                     _end_query(query)
@@ -138,7 +137,7 @@ class TopicQuery:
         settings, topic = self._settings, self._readers.transactions.topic
         options = {
             **{f"kafka.{name}": value for name, value in java_client(settings).items()},
-            # Spark looks up its position again for each portion of this size.
+            # Spark looks up its position again after each fetch of this many messages.
             "kafka.max.poll.records": "10000",
             "subscribe": topic,
             "startingOffsets": json.dumps({topic: {str(source.partition): first[source] for source in first}}),
@@ -147,7 +146,7 @@ class TopicQuery:
             "groupIdPrefix": self._readers.transactions.group,
             "maxOffsetsPerTrigger": str(settings.spark_land_rows),
             "kafkaConsumer.pollTimeoutMs": str(int(settings.kafka_timeout_seconds * 1000)),
-            # If the broker does not respond, the next query asks again.
+            # If the broker does not respond, the next query repeats the request.
             "fetchOffset.numRetries": "1",
         }
         frame = self._spark.readStream.format("kafka").options(**options).load()
@@ -162,7 +161,7 @@ class TopicQuery:
         return writer.trigger(processingTime=f"{int(settings.land_interval_seconds * 1000)} milliseconds").start()
 
     def _watch(self, query: StreamingQuery, seconds: float, beside: OnIdle | None) -> None:
-        """Waits for the end of the query, a failure or a stop request, and calls `beside` between batches."""
+        """Waits for the end of the query, a failure or a stop request. Calls `beside` between batches."""
         while not self._stop() and self._failure is None and not query.awaitTermination(seconds):
             # A failed query may not end; see `_end_query`.
             if (error := query.exception()) and not query.awaitTermination(_END_SECONDS):
@@ -176,9 +175,9 @@ class TopicQuery:
                 self._busy.release()
 
     def _batch(self, rows: DataFrame, number: int, folder: Path) -> None:
-        """Lands one batch. Spark calls it on a thread of its own."""
+        """Lands one batch. Spark calls this method on a separate thread."""
         with self._busy:
-            # The next query reads a batch that is skipped here again, because the checkpoint is deleted.
+            # A batch that is skipped here does not get lost: the checkpoint is deleted, so the next query reads it.
             if self._ended or self._failure is not None or self._stop():
                 return
             try:
@@ -191,16 +190,16 @@ class TopicQuery:
                 self._failure = error
 
     def _read_ends(self, number: int, folder: Path) -> dict[SourcePartition, int]:
-        """Returns the offset after the last one of every partition of a batch.
+        """Returns the end offset (exclusive) of every partition of a batch.
 
         Raises:
-            ReplanError: The topic has other partitions now.
+            ReplanError: The partitions of the topic have changed.
             EngineError: The batch does not start at the end of the previous one.
         """
         begins = self._read_offsets(folder / (f"offsets/{number - 1}" if number else "sources/0/0"))
         ends = self._read_offsets(folder / f"offsets/{number}")
         if ends.keys() != self._next.keys():
-            raise ReplanError("the topic has other partitions than the query was planned for")
+            raise ReplanError("the partitions of the topic have changed since the query was planned")
         if begins != self._next:
             raise EngineError(
                 f"Spark's batch {number} begins at {key_by_partition(begins)}, but the previous batch ended at "
@@ -209,7 +208,7 @@ class TopicQuery:
         return ends
 
     def _lag(self) -> dict[int, int]:
-        """Returns the messages per partition that the query had seen after its last batch and that have not landed."""
+        """Returns the number of messages per partition that the query has seen and that have not landed."""
         progress = self._query.lastProgress if self._query else None
         latest = json.loads(progress["sources"][0]["latestOffset"] or "{}") if progress else {}
         ends = latest.get(self._readers.transactions.topic, {})
@@ -219,20 +218,20 @@ class TopicQuery:
         }
 
     def _read_offsets(self, path: Path) -> dict[SourcePartition, int]:
-        """Reads offsets that Spark wrote to its checkpoint. The last line of the file has those of the source."""
+        """Reads offsets that Spark wrote to its checkpoint. The last line of the file has the offsets of the source."""
         topic = self._readers.transactions.topic
         offsets = json.loads(path.read_text().splitlines()[-1]).get(topic, {})
         return {SourcePartition(topic, self._topic_id, int(partition)): offset for partition, offset in offsets.items()}
 
 
 def _end_query(query: StreamingQuery) -> None:
-    """Ends a query without a running batch. A query that does not end is left alone."""
+    """Ends a query without a running batch. A query that does not end in time is abandoned."""
     from py4j.protocol import Py4JJavaError
 
     try:
         query.stop()
     except Py4JJavaError as error:
-        # If the broker goes away while Kafka's admin client is closed, a pending call can block it for 20 minutes.
+        # If the broker becomes unavailable while Kafka's admin client closes, a pending call can block for 20 minutes.
         if "TimeoutException" not in error.java_exception.toString():
             raise
 

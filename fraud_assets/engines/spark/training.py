@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def map_window(
     spark: SparkSession, window: TrainingWindow, columns: Sequence[str], function: RowFunction, schema: pa.Schema
 ) -> pa.Table:
-    """Runs a function on each part of the window, in a task each. See `Engine.map_window`."""
+    """Runs a function on each part of the window, each in a separate task. See `Engine.map_window`."""
     location, where = window.lake.location(transaction_features), window.where
     inputs = pa.schema([TRANSACTION_FEATURES.field(name) for name in columns])
 
