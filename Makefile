@@ -1,10 +1,10 @@
-# `make` lists the targets. Set-up happens by itself, tells its progress on standard error, and is instant the second time.
+# `make` lists the targets. Each target sets up .venv first if needed and reports progress on standard error.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3.11
-# One more than cores: tests of processes that are killed and come back mostly wait.
+# One more than the number of cores: tests of processes that are killed and restarted mostly wait.
 TEST_WORKERS ?= 3
 BENCH ?=
 DATA ?=
@@ -21,14 +21,14 @@ SOURCES := fraud_assets fraud_assets_tests benchmarks setup.py
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# uv installs in a fraction of pip's time; where it cannot (it does not read pip's settings) pip itself does it.
+# uv installs in a fraction of pip's time. It does not read pip's settings, so pip installs if uv fails.
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Setting up .venv (once, about a minute; two or three if no package is in uv's cache) …" >&2
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not there: install Python 3.11 or set PYTHON=…" >&2; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found: install Python 3.11 or set PYTHON=…" >&2; exit 1; }
 	@[ -x $(BIN)/pip ] && $(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv >&2
 	@$(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION) >&2 || true
 	@UV_SYSTEM_CERTS=1 VIRTUAL_ENV="$(CURDIR)/.venv" $(BIN)/uv pip install --quiet $(PACKAGES) >&2 || { \
-		echo "uv could not install; pip does it instead, in some minutes …" >&2; \
+		echo "uv failed; installing with pip, which takes a few minutes …" >&2; \
 		$(BIN)/pip install --quiet --disable-pip-version-check $(PACKAGES) >&2; }
 	@touch $@
 

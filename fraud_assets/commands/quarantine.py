@@ -218,7 +218,7 @@ def retry_command(
         click.echo(f"{report.transactions + report.labels:,} of {report.selected:,} messages landed again: "
                    f"{report.transactions:,} transactions, {report.labels:,} labels.")  # fmt: skip
     for name, count in sorted(report.failing.items(), key=lambda entry: -entry[1]):
-        click.echo(f"{count:>12,}  still {name}")
+        click.echo(f"{count:>12,}  remain in quarantine: {name}")
 
 
 def _make_selection(

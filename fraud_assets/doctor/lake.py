@@ -142,7 +142,7 @@ def check_quarantine(settings: Settings) -> list[Finding]:
     share = total / landed if landed else 0.0
     most = f", most of them {max(counts, key=lambda reason: counts[reason])}" if counts else ""
     others = f"{duplicates:,} repeated ids, {tombstones:,} tombstones"
-    text = f"{total:,} open messages ({share:.2%} of the landed){most}; {others}"
+    text = f"{total:,} open messages ({share:.2%} of landed messages){most}; {others}"
     found = [ok("quarantine", text)]
     if share > _MANY_QUARANTINED:
         fix = "Run `fraud-assets quarantine list`, fix the cause, then run `fraud-assets quarantine retry`."

@@ -167,7 +167,7 @@ def own_s3(tmp_path: Path) -> Iterator[ObjectStore]:
 def test_the_store_is_killed_in_the_middle_and_comes_back(
     make_settings: Callable[..., Settings], own_s3: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Processes that wait long enough go on; nothing is lost or repeated, whatever the last commit's fate."""
+    """Processes that wait long enough continue; nothing is lost or repeated, whether the last commit succeeded or not."""
     environment = {**own_s3.environment("p"), "FRAUD_LAKE_TIMEOUT_SECONDS": "90", "FRAUD_LAND_BATCH_ROWS": "10"}
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -228,7 +228,7 @@ def test_a_commit_whose_answer_is_lost_is_not_made_twice(proxied: tuple[FaultyPr
 
 
 def test_a_store_that_is_overloaded_for_a_while(proxied: tuple[FaultyProxy, Settings]) -> None:
-    """A few 503 are ridden out; many are one sentence, nothing is half-written, and the next run goes on."""
+    """A few 503 answers are retried; many become one sentence. Nothing is half-written, and the next run continues."""
     proxy, settings = proxied
     lake = Lake.of(settings)
     asked = Counter[str]()

@@ -106,7 +106,7 @@ def test_the_same_bits_and_the_same_report(
     assert files(lake) == committed(lake)
     facts = [commit["model_version"] for commit in lake.open(fraud_predictions).history() if "model_version" in commit]
     assert facts == ["1"] * 3
-    # What comes later goes on from there, by either engine.
+    # Either engine continues from there.
     commit_features(lake, features(30, first_offset=2 * ROWS, partitions=3))
     assert score_pending(lake, settings).rows == 30
     # So many in one file as are scored by several threads, where Spark lets a task have them.

@@ -241,7 +241,7 @@ def test_a_recreated_topic_lands_from_its_start(settings: Settings, lake: Lake, 
 
 
 def test_a_topic_recreated_at_once_mixes_nothing(settings: Settings, lake: Lake, admin: AdminClient) -> None:
-    """Deleted and recreated while nobody lands, and longer than before."""
+    """Deleted and recreated while no lander runs, and longer than before."""
     produce(settings, numbers(0, 10), partition=0)
     assert land(lake, settings) == 10
     done(admin.delete_topics([settings.transactions_topic]))

@@ -278,7 +278,7 @@ def test_no_card_number_is_written_anywhere(run: Run, capfd: pytest.CaptureFixtu
     assert KEY not in told
     assert not any(KEY.encode() in content for _, content in everything_in(settings.home_path))
 
-    # And still nothing is lost, everything is judged as before, and customers are who they were.
+    # Nothing is lost, every message has the same result as before, and customers keep their pseudonyms.
     lake = Lake.of(settings)
     counts = reconcile(lake, settings)
     assert counts["landed"] == counts["features"] + counts["quarantined"] + counts["duplicates"]

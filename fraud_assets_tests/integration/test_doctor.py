@@ -321,7 +321,7 @@ def test_much_in_quarantine(settings: Settings, lake: Lake) -> None:
     finding = of(check_quarantine(settings), "quarantine")
     assert finding.state == "WARN"
     assert (
-        "5 open messages (13.89% of the landed), most of them missing_field; 1 repeated ids, 0 tombstones"
+        "5 open messages (13.89% of landed messages), most of them missing_field; 1 repeated ids, 0 tombstones"
         in finding.text
     )
 

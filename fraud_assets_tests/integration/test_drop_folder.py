@@ -54,7 +54,7 @@ def reasons_of(reports: list[FileReport]) -> dict[str, str]:
 def failing(
     monkeypatch: pytest.MonkeyPatch, owner: Any, function: str, error: Exception, when: Callable[..., bool]
 ) -> None:
-    """Lets a function fail, once or as long as `when` says so of its arguments."""
+    """Makes a function fail, once or for the arguments that `when` selects."""
     original = getattr(owner, function)
 
     def broken(*arguments: Any, **named: Any) -> Any:
@@ -122,7 +122,7 @@ def test_a_link_into_a_closed_folder_fails_alone(
     assert [report.rows for report in reports] == [0, 1]
     assert "secret.jsonl, which cannot be read (Permission denied)" in reports[0].reason
     assert (settings.failed / "a.jsonl").is_symlink()
-    # Whoever erases a customer has to know that nobody looked into it.
+    # A person who erases a customer must know that this file was not searched.
     assert [
         file.closed for file in find_customer_files(settings, settings.failed, ["1"]) if file.path.is_symlink()
     ] == [True]

@@ -88,7 +88,7 @@ def ids(lake: Lake, table: Table, column: str = "transaction_id") -> set[str]:
 
 
 def assert_erased(lake: Lake, settings: Settings) -> None:
-    """Customer 5 is gone, nobody else's row is, nothing is pending, positions stand where they stood."""
+    """Only the rows of customer 5 are gone, nothing is pending, and positions did not change."""
     own = {str(n) for n in range(70) if n % 7 == 5}
     others = {str(n) for n in range(70)} - own
     assert ids(lake, transaction_features) == ids(lake, fraud_predictions) == others

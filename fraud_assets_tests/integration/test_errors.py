@@ -44,7 +44,7 @@ def test_unreachable_broker(tmp_path: Path) -> None:
 
 
 class _Refusal(BaseHTTPRequestHandler):
-    """A machine's metadata service that gives nobody credentials, in words that must not be repeated."""
+    """A metadata service without credentials; its answer must not be repeated."""
 
     def do_PUT(self) -> None:
         self.send_response(403)

@@ -108,7 +108,7 @@ def test_the_first_that_landed_wins_within_the_horizon(settings: Settings, lake:
 def test_an_id_is_free_again_after_the_horizon(
     settings: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch, pieces: int
 ) -> None:
-    """Landed on days 0, 60 and 120 with a horizon of 90: judged by the last accepted, in one batch or three."""
+    """Landed on days 0, 60 and 120 with a horizon of 90: compared with the last accepted one, in one batch or three."""
     for number, day in enumerate((0, 60, 120)):
         with monkeypatch.context() as clock:
             clock.setattr("fraud_assets.lake.append.datetime", at_day(day))

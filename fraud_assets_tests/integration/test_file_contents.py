@@ -215,7 +215,7 @@ def test_times_that_nanoseconds_do_not_reach(settings: Settings, lake: Lake) -> 
         datetime(9999, 12, 31, tzinfo=UTC),
     ]
     assert [row["tx_datetime"] for row in parsed(lake, settings)[0]] == [datetime(2026, 1, 1, tzinfo=UTC)] * 3
-    # A kept file is written anew with the same times.
+    # A kept file is rewritten with the same times.
     erase_customer(lake, settings, "gone")
     kept = pq.read_table(settings.processed / "a.parquet")
     assert [time.year for time in kept["labelled_at"].to_pylist()] == [2500, 9999]

@@ -33,10 +33,6 @@ LONG_ID = 9_007_199_254_740_993_123
 HEADER = "TRANSACTION_ID,TX_DATETIME,CUSTOMER_ID,TERMINAL_ID,TX_AMOUNT"
 
 
-def silent(_: str) -> None:
-    """Progress that nobody reads."""
-
-
 def test_json_lines_land_byte_for_byte_once_by_content(settings: Settings, lake: Lake) -> None:
     content = b'{"transaction_id": 1}\r\n\n  {"b" :2}\n\xff\xfe\nlast\n\n'
     drop(settings, "a.jsonl", content)

@@ -51,13 +51,6 @@ from fraud_assets_tests.support.starting import Send
 NOW = datetime(2024, 3, 1, tzinfo=UTC)
 
 
-def silent(_: str) -> None:
-    """Progress that nobody reads."""
-
-
-# --- Parsing alone ----------------------------------------------------------------------------------------------------
-
-
 def assert_split(raw: pa.Table, good: pa.Table, bad: pa.Table) -> None:
     """Each message is once in one of the two, the bad ones with their bytes and a reason that has a sentence."""
     assert sorted(good["offset"].to_pylist() + bad["offset"].to_pylist()) == list(range(raw.num_rows))

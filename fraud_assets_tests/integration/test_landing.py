@@ -23,10 +23,6 @@ from fraud_assets_tests.support.starting import sender
 Send = Callable[..., None]
 
 
-def silent(_: str) -> None:
-    """Progress that nobody reads."""
-
-
 def label(number: int, **changes: Any) -> dict[str, Any]:
     return {"transaction_id": number, "is_fraud": True, "labelled_at": "2024-01-08T00:00:00Z", **changes}
 

@@ -51,7 +51,7 @@ def refused(lake: Lake, settings: Settings) -> Settings:
 
 
 def balanced(lake: Lake, settings: Settings) -> dict[str, int]:
-    """The books, which must balance."""
+    """The counts of the tables, which must reconcile."""
     totals = reconcile(lake, settings)
     assert totals["landed"] == totals["features"] + totals["quarantined"] + totals["duplicates"]
     return totals

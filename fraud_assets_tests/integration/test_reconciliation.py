@@ -45,7 +45,7 @@ def mixed(count: int, first_id: int) -> list[bytes]:
 
 
 def score(lake: Lake, settings: Settings) -> None:
-    """Predictions of all features, with a score that nobody reads."""
+    """Predictions of all features, with any score."""
     features, handle = lake.open(transaction_features), lake.open(fraud_predictions)
     work = find_pending(features, lambda stream: committed_offset(handle, stream), settings)
     if not work.target:
@@ -64,7 +64,7 @@ def score(lake: Lake, settings: Settings) -> None:
 
 
 def worst(settings: Settings) -> Finding:
-    """The line of the doctor about the books and predictions that says most."""
+    """The doctor's finding about reconciliation."""
     return max(check_reconciliation(settings), key=lambda found: ("OK", "WARN", "SKIP", "FAIL").index(found.state))
 
 

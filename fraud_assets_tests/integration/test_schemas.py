@@ -57,10 +57,6 @@ SCHEMA = json.dumps(
 )
 
 
-def silent(_: str) -> None:
-    """Progress that nobody reads."""
-
-
 def payment(number: int) -> dict[str, Any]:
     return {
         "transaction_id": str(number),

@@ -184,7 +184,7 @@ def test_stuck_features_call_for_a_person(
             request = daemon.requested()
             keys.add(request.run_key)
             assert not daemon.run(request).success
-            # More lands all the time, also from a new partition; it does not start the count anew.
+            # More lands all the time, also from a new partition; this does not reset the count.
             land(lake, bodies(5, first_id=100 + 5 * attempt), partition=1 + attempt)
     assert len(keys) == ATTEMPTS
     last = daemon.instance.get_runs(limit=1)[0].run_id
@@ -352,7 +352,7 @@ def test_a_file_that_stays_is_tried_again_and_stops_no_other(
 def test_a_run_whose_process_was_killed_is_marked_failed(
     daemon: Daemon, lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It stays "started" for Dagster; after ten silent minutes a person sees a failure and the next attempt goes on."""
+    """It stays "started" for Dagster. After ten minutes without events it is marked failed, and the next attempt continues."""
     land(lake, bodies(10))
     daemon.start(daemon.requested(), dg.DagsterRunStatus.STARTED)
     assert "A run is in progress" in daemon.skipped()

@@ -144,7 +144,7 @@ def test_delta_spark_and_we_read_and_append_to_the_same_tables(
     ):
         assert as_set(rows, raw_transactions) == twice
     assert committed_offset(handle, STREAM) == ROWS - 1
-    # And we go on behind it.
+    # Landing continues after it.
     assert append_landed(lake, raw_transactions, rows_of(raw_transactions), {STREAM: ROWS}) == ROWS
     maintain_table(lake, raw_transactions, settings)
     assert len(as_set(read(lake.open(raw_transactions)), raw_transactions)) == 3 * ROWS

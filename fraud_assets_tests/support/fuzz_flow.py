@@ -126,7 +126,7 @@ def assert_bytes(row: dict[str, Any], sent: Sent, settings: Settings) -> None:
 def assert_everything_has_its_place(
     lake: Lake, settings: Settings, transactions: dict[Place, Sent], labels: dict[Place, Sent], scored: bool
 ) -> dict[str, int]:
-    """Holds the lake to what was sent; gives the books."""
+    """Checks the lake against what was sent; returns the counts of the tables."""
     landed = {at(row): row for row in rows_of(lake, raw_transactions)}
     assert landed.keys() == transactions.keys()
     for place, row in landed.items():
@@ -181,7 +181,7 @@ def wire_of(settings: Settings) -> fuzz.Wire | None:
 def flow(
     settings: Settings, dialect: fuzz.Dialect, count: int, each: int, seed: int, partitions: int, scored: bool
 ) -> tuple[dict[str, int], float]:
-    """Sends mutated messages in rounds of `each`, through every stage; gives the books and the stages' seconds."""
+    """Sends mutated messages in rounds of `each` through every stage; returns the counts and the seconds of the stages."""
     lake, broker = Lake.of(settings), find_broker(settings)
     messages = fuzz.messages(count, seed, dialect, wire_of(settings))
     labels = fuzz.messages(max(count // 10, 20), seed + 1, fuzz.labels_of(dialect))

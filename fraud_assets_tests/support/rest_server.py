@@ -25,7 +25,7 @@ Answer = tuple[int, dict[str, str], str]
 
 @dataclass
 class RestServer:
-    """What is said to it and what it is to say.
+    """The requests it received and the answers it gives.
 
     Attributes:
         answers: whole responses (status, headers, body) to the next requests, before any record is taken.

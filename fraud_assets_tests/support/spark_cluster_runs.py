@@ -142,7 +142,7 @@ Materialize = Callable[..., "subprocess.Popen[bytes]"]
 def materialize(spark_cluster: StandaloneCluster, tmp_path: Path) -> Iterator[Materialize]:
     """`materialize(settings, "fraud_labels", …)`: `dagster asset materialize` on the cluster, ended with the test.
 
-    It lands in batches of 2,000, so that there is a middle to die in, and goes on in batches of `batch_rows`.
+    The first run uses batches of 2,000, so that it can be killed in the middle; later ones use `batch_rows`.
     """
     running: list[subprocess.Popen[bytes]] = []
 
