@@ -167,7 +167,7 @@ def own_s3(tmp_path: Path) -> Iterator[ObjectStore]:
 def test_the_store_is_killed_in_the_middle_and_comes_back(
     make_settings: Callable[..., Settings], own_s3: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Processes that wait long enough continue; nothing is lost or repeated, whether the last commit succeeded or not."""
+    """Processes that wait long enough continue; nothing is lost or repeated, whatever became of the last commit."""
     environment = {**own_s3.environment("p"), "FRAUD_LAKE_TIMEOUT_SECONDS": "90", "FRAUD_LAND_BATCH_ROWS": "10"}
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

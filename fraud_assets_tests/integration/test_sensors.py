@@ -352,7 +352,7 @@ def test_a_file_that_stays_is_tried_again_and_stops_no_other(
 def test_a_run_whose_process_was_killed_is_marked_failed(
     daemon: Daemon, lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It stays "started" for Dagster. After ten minutes without events it is marked failed, and the next attempt continues."""
+    """It stays "started" for Dagster. After ten minutes without events it is marked failed, and the next run starts."""
     land(lake, bodies(10))
     daemon.start(daemon.requested(), dg.DagsterRunStatus.STARTED)
     assert "A run is in progress" in daemon.skipped()

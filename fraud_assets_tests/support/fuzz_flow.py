@@ -181,7 +181,7 @@ def wire_of(settings: Settings) -> fuzz.Wire | None:
 def flow(
     settings: Settings, dialect: fuzz.Dialect, count: int, each: int, seed: int, partitions: int, scored: bool
 ) -> tuple[dict[str, int], float]:
-    """Sends mutated messages in rounds of `each` through every stage; returns the counts and the seconds of the stages."""
+    """Sends mutated messages in rounds of `each` through every stage; returns counts and seconds of the stages."""
     lake, broker = Lake.of(settings), find_broker(settings)
     messages = fuzz.messages(count, seed, dialect, wire_of(settings))
     labels = fuzz.messages(max(count // 10, 20), seed + 1, fuzz.labels_of(dialect))
