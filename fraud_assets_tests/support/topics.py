@@ -55,6 +55,7 @@ def always_on(land: Callable[[threading.Event], None]) -> Iterator[list[str]]:
         finally:
             stop.set()
             thread.join(60)
+            # Here, so that the lander's own error is shown if the test waited for it in vain.
+            if failed:
+                raise failed[0]
     assert not thread.is_alive()
-    if failed:
-        raise failed[0]
