@@ -183,6 +183,12 @@ class TopicClient:
         if code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE) and partition in next_offsets:
             # The broker dropped messages between the request for its log start and the fetch.
             self.watermarks.update([partition], never)
+            if self.watermarks.low[partition] <= next_offsets[partition]:
+                # Seen on a topic that was just created: the broker refuses an offset that it holds. Nothing is lost.
+                raise BrokerError(
+                    f"{self.broker.title} refused offset {next_offsets[partition]} of partition {partition} of topic "
+                    f"{self.topic!r}, although it holds it. Try again."
+                )
             lost = {SourcePartition(self.topic, "", partition): next_offsets[partition] - 1}
             raise messages_lost_error(lost, self.watermarks.low, self.broker, self.settings)
         if code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED):
