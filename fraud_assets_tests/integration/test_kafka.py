@@ -171,6 +171,31 @@ def test_lake_ahead_of_the_topic_is_an_error(settings: Settings, send: Send) -> 
             list(reader.read({stream: 7}, ends))
 
 
+@pytest.mark.parametrize(
+    ("high", "error", "words"), [(3, BrokerError, "although it holds it"), (400, MessagesLostError, "are lost")]
+)
+def test_a_refused_offset_is_a_loss_only_if_the_broker_no_longer_holds_it(
+    settings: Settings, send: Send, high: int, error: type[BrokerError], words: str
+) -> None:
+    """Under load, Kafka refused offset 0 of a topic that was just created. Landing retries that and ends at a loss."""
+    from confluent_kafka import KafkaError
+
+    class Refused:
+        def error(self) -> KafkaError:
+            return KafkaError(KafkaError._AUTO_OFFSET_RESET)
+
+        def partition(self) -> int:
+            return 0
+
+        def offset(self) -> int:
+            return 0
+
+    send("transactions", [b"x" * 50_000] * high, partition=0)
+    with TopicReader("transactions", settings) as reader, pytest.raises(error, match=words) as raised:
+        reader.is_next_message(Refused(), {0: 0})
+    assert type(raised.value) is error
+
+
 def test_offsets_without_messages_end_a_read(settings: Settings, broker: Broker) -> None:
     """A transaction's marker takes an offset and is no message. (The embedded broker knows no transactions.)"""
     from confluent_kafka import KafkaError
