@@ -33,11 +33,6 @@ def test_no_module_has_a_vague_name() -> None:
     assert [name_of(module) for module in MODULES if set(module.with_suffix("").parts) & VAGUE_NAMES] == []
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if m.name != "__init__.py"], ids=name_of)
-def test_every_module_says_what_it_is(module: Path) -> None:
-    assert ast.get_docstring(ast.parse(module.read_text(encoding="utf-8")))
-
-
 def test_tests_import_from_support_alone() -> None:
     """A test module is not a library: what two of them need is in `support`."""
     tests = Path(__file__).parents[1]
