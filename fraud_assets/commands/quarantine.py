@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import logging
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -19,9 +18,6 @@ if TYPE_CHECKING:
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 _LIMIT = 20
-
-
-logger = logging.getLogger(__name__)
 
 
 @click.group("quarantine", context_settings=_HELP)

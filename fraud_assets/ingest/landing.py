@@ -8,10 +8,10 @@ from collections.abc import Callable
 from fraud_assets.engines.base import Engine
 from fraud_assets.engines.landing_report import LandingReport, empty_reports, merge_reports
 from fraud_assets.engines.local.engine import LocalEngine
-from fraud_assets.engines.local.landing import never
 from fraud_assets.ingest.files.file_report import add_file_reports
 from fraud_assets.ingest.files.landing import land_files
 from fraud_assets.kafka.broker import broker_is_configured, find_broker
+from fraud_assets.kafka.topic_client import never
 from fraud_assets.kafka.topics import describe_missing_topics
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings

@@ -20,6 +20,8 @@ from fraud_assets.core.schema import SOURCE_PARTITION_COLUMNS
 FILE_TOPIC = "file:"
 FILE_LABELS_TOPIC = "file-labels:"
 NOTHING = -1
+AFTER_ALL_OFFSETS = 2**62
+"""Larger than every offset: as a committed offset, nothing of the partition is pending."""
 """Committed offset of a source partition without rows in the table."""
 
 

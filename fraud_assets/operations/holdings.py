@@ -144,15 +144,7 @@ def find_holdings(lake: Lake, settings: Settings, customer: str) -> Holdings:
 
 def select_existing(lake: Lake, table: Table, settings: Settings, positions: pa.Table) -> pa.Table:
     """Returns the positions that the table contains."""
-    if not positions.num_rows or not lake.exists(table):
-        return POSITIONS.empty_table()
-    with connect(settings) as connection:
-        register_view(connection, "held", lake.open(table))
-        connection.register("positions", positions)
-        rows = connection.sql(
-            f"select {_POSITION_SQL} from held semi join positions using ({_POSITION_SQL})"
-        ).to_arrow_table()
-    return rows.cast(POSITIONS)
+    return _find_matching(lake, table, settings, positions, _POSITION_SQL)
 
 
 @dataclass(frozen=True)
@@ -308,14 +300,17 @@ def _add_retries(lake: Lake, settings: Settings, positions: pa.Table) -> pa.Tabl
 
 
 def _find_labels(lake: Lake, settings: Settings, transactions: pa.Table) -> pa.Table:
-    if not transactions.num_rows or not lake.exists(fraud_labels):
+    return _find_matching(lake, fraud_labels, settings, transactions, "transaction_id")
+
+
+def _find_matching(lake: Lake, table: Table, settings: Settings, keys: pa.Table, columns: str) -> pa.Table:
+    """Returns the positions of the table's rows that have the same values in these columns as one of the keys."""
+    if not keys.num_rows or not lake.exists(table):
         return POSITIONS.empty_table()
     with connect(settings) as connection:
-        register_view(connection, "labels", lake.open(fraud_labels))
-        connection.register("own", transactions)
-        rows = connection.sql(
-            f"select {_POSITION_SQL} from labels semi join own using (transaction_id)"
-        ).to_arrow_table()
+        register_view(connection, "held", lake.open(table))
+        connection.register("keys", keys)
+        rows = connection.sql(f"select {_POSITION_SQL} from held semi join keys using ({columns})").to_arrow_table()
     return rows.cast(POSITIONS)
 
 

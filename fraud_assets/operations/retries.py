@@ -40,6 +40,7 @@ from fraud_assets.lake.batches import find_pending, read_batch
 from fraud_assets.lake.duckdb_session import connect
 from fraud_assets.lake.position_sql import landing_order, position_columns, same_position
 from fraud_assets.lake.positions import (
+    AFTER_ALL_OFFSETS,
     FILE_LABELS_TOPIC,
     RETRIED_LABELS,
     RETRIED_TRANSACTIONS,
@@ -59,7 +60,6 @@ ORIGIN_HEADER = "fraud-retry-of"
 _TARGETS = ((RETRIED_LABELS, fraud_labels), (RETRIED_TRANSACTIONS, raw_transactions))
 """The source partitions of retried messages and the tables they land in. Labels land before transactions."""
 _ORIGIN_COLUMNS = tuple(f"origin_{name}" for name in POSITION_COLUMNS)
-_AFTER_ALL_OFFSETS = 2**62
 
 
 @dataclass(frozen=True)
@@ -279,7 +279,7 @@ def _find_recorded(lake: Lake, partition: SourcePartition, table: Table, setting
     committed = committed_offset(lake.open(table), partition)
     return find_pending(
         lake.open(retried_messages),
-        lambda other: committed if other == partition else _AFTER_ALL_OFFSETS,
+        lambda other: committed if other == partition else AFTER_ALL_OFFSETS,
         settings,
     )
 

@@ -23,7 +23,7 @@ from fraud_assets.errors import CommitConflictError, SettingError
 from fraud_assets.lake.append import commit_append, commit_partitions, commit_range, discard, retry_conflicts
 from fraud_assets.lake.batches import Bounds, Pending, find_pending, next_bounds
 from fraud_assets.lake.data_files import count_rows
-from fraud_assets.lake.positions import SourcePartition, committed_offset
+from fraud_assets.lake.positions import AFTER_ALL_OFFSETS, SourcePartition, committed_offset
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
 
@@ -187,4 +187,4 @@ def _find_started(pending: Pending, quarantine: DeltaTable) -> dict[SourcePartit
 
 def _find_quarantined(quarantine: DeltaTable, bounds: Bounds, settings: Settings) -> Pending:
     """Finds the rows of the batch that quarantine already holds."""
-    return find_pending(quarantine, lambda source: bounds.start.get(source, 2**62), settings)
+    return find_pending(quarantine, lambda source: bounds.start.get(source, AFTER_ALL_OFFSETS), settings)

@@ -20,8 +20,9 @@ from fraud_assets.engines.base import (
 )
 from fraud_assets.engines.landing_report import LandingReport
 from fraud_assets.engines.local.features import compute_features, recompute_features
-from fraud_assets.engines.local.landing import land_topics, never
+from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.engines.scoring import score_rows
+from fraud_assets.kafka.topic_client import never
 from fraud_assets.lake.batches import rows_within
 from fraud_assets.lake.tables import Lake, batches
 from fraud_assets.settings import Settings

@@ -15,6 +15,7 @@ from fraud_assets.engines.landing_report import LandingReport, empty_reports, ke
 from fraud_assets.engines.landing_tables import append_labels, append_transactions, build_loss_note, count_payload_bytes
 from fraud_assets.kafka.consumer import TopicReader
 from fraud_assets.kafka.schemas import label_decoder
+from fraud_assets.kafka.topic_client import never
 from fraud_assets.kafka.topic_readers import TopicReaders
 from fraud_assets.lake.append import append_landed
 from fraud_assets.lake.known_topics import positions_in
@@ -23,11 +24,6 @@ from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-
-def never() -> bool:
-    """A `stop` callback that never requests a stop."""
-    return False
 
 
 def land_topics(

@@ -18,13 +18,14 @@ from fraud_assets.engines.base import (
     TrainingWindow,
 )
 from fraud_assets.engines.landing_report import LandingReport
-from fraud_assets.engines.local.landing import land_topics, never
+from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.engines.spark.features import compute_features, recompute_features
 from fraud_assets.engines.spark.landing import drain_topics
 from fraud_assets.engines.spark.scoring import score_batch
 from fraud_assets.engines.spark.session import require_connector, spark_faults
 from fraud_assets.engines.spark.training import map_window
 from fraud_assets.kafka.broker import uses_external_broker
+from fraud_assets.kafka.topic_client import never
 from fraud_assets.kafka.topic_readers import TopicReaders
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings

@@ -24,7 +24,6 @@ from filelock import FileLock, Timeout
 from fraud_assets.core.pseudonyms import keyed_hmac, pseudonymise
 from fraud_assets.core.schema import fraud_labels, raw_transactions
 from fraud_assets.engines.landing_tables import append_labels
-from fraud_assets.engines.local.landing import never
 from fraud_assets.ingest.files.contents import Contents, UnusableFileError, read_batches
 from fraud_assets.ingest.files.drop_folder import (
     describe_obstacle,
@@ -39,6 +38,7 @@ from fraud_assets.ingest.files.file_report import FileReport
 from fraud_assets.ingest.files.finished_files import finish_landed_file, refuse_file
 from fraud_assets.ingest.files.labels import labels_of_file
 from fraud_assets.ingest.files.stuck_entries import StuckEntries
+from fraud_assets.kafka.topic_client import never
 from fraud_assets.lake.append import append_landed
 from fraud_assets.lake.positions import FILE_LABELS_TOPIC, FILE_TOPIC, SourcePartition, committed_offset
 from fraud_assets.lake.tables import Lake
