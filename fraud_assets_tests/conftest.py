@@ -26,7 +26,16 @@ from fraud_assets.testing.spark_cluster import StandaloneCluster, standalone
 # Fixtures of more than one folder.
 from fraud_assets_tests.support.handbook import book, handbook  # noqa: F401
 from fraud_assets_tests.support.spark_cluster_runs import copied, drive, materialize  # noqa: F401
-from fraud_assets_tests.support.starting import QUICK_JAVA, ROOT, MakeTopic, Send, Start, sender, topic_maker
+from fraud_assets_tests.support.starting import (
+    QUICK_JAVA,
+    ROOT,
+    MakeTopic,
+    Send,
+    Start,
+    end_processes,
+    sender,
+    topic_maker,
+)
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -199,10 +208,7 @@ def start(settings: Settings, tmp_path: Path) -> Iterator[Start]:
         return process
 
     yield begin
-    for process in running:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
+    end_processes(running)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from fraud_assets.operations.setup_home import prepare_home
 from fraud_assets.settings import Settings
 from fraud_assets.testing.spark_cluster import StandaloneCluster
 from fraud_assets_tests.support.landed import bodies, land
-from fraud_assets_tests.support.starting import QUICK_JAVA, ROOT
+from fraud_assets_tests.support.starting import QUICK_JAVA, ROOT, end_processes
 from fraud_assets_tests.support.waiting import until
 
 FILES, ROWS = 4, 100
@@ -83,10 +83,7 @@ def drive(spark_cluster: StandaloneCluster, settings: Settings, lake: Lake, copi
         return process
 
     yield begin
-    for process in running:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
+    end_processes(running)
 
 
 def told(process: subprocess.Popen[str]) -> tuple[int, str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -66,3 +66,11 @@ def sender(broker: Broker) -> Send:
         assert producer.flush(20) == 0
 
     return produce
+
+
+def end_processes(processes: Iterable[subprocess.Popen[Any]]) -> None:
+    """Kills those that still run, and reads what they left in their pipes."""
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
