@@ -6,13 +6,10 @@ import json
 import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 from fraud_assets.kafka.broker import Broker
-
-if TYPE_CHECKING:
-    pass
 
 Send = Callable[..., None]
 
