@@ -60,7 +60,12 @@ def list_sizes(filesystem: FileSystem, folder: str, *, recursive: bool = False) 
     from pyarrow.fs import FileSelector
 
     prefix = f"{folder}/" if folder else ""
-    found = filesystem.get_file_info(FileSelector(folder, allow_not_found=True, recursive=recursive))
+    selector = FileSelector(folder, allow_not_found=True, recursive=recursive)
+    try:
+        found = filesystem.get_file_info(selector)
+    except FileNotFoundError:
+        # Arrow raises this if another writer creates the folder while Arrow lists it.
+        found = filesystem.get_file_info(selector)
     return {info.path.removeprefix(prefix).lstrip("/"): info.size for info in found if info.is_file}
 
 
