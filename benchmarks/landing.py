@@ -20,11 +20,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fraud_assets.core.schema import raw_transactions
-from fraud_assets.lake.log import row_count
+from fraud_assets.lake.log import read_row_count
 from fraud_assets.lake.tables import Lake
 from fraud_assets.operations.setup_home import prepare_home
 from fraud_assets.settings import load_settings
-from fraud_assets.testing.apache_kafka import apache_kafka, why_unavailable
+from fraud_assets.testing.apache_kafka import apache_kafka, describe_obstacle
 
 PARTITIONS, BATCH = 4, 100_000
 BODY = b'{"transaction_id": %d, "tx_datetime": "2026-01-01T12:00:00.000000Z", "customer_id": %d, "terminal_id": %d, "tx_amount": 57.16}'
@@ -130,7 +130,7 @@ def landed(number: int, bootstrap: str, count: int, folder: Path) -> dict[str, f
     lake = Lake(str(home / "lake"))
     cpu, rss = 0.0, 0.0
     with landers(number, bootstrap, home) as running:
-        while not lake.exists(raw_transactions) or row_count(lake.open(raw_transactions)) < count:
+        while not lake.exists(raw_transactions) or read_row_count(lake.open(raw_transactions)) < count:
             time.sleep(0.2)
         for process in running:
             process.send_signal(signal.SIGTERM)
@@ -143,12 +143,12 @@ def landed(number: int, bootstrap: str, count: int, folder: Path) -> dict[str, f
     commits.sort(key=lambda commit: commit["timestamp"])
     rows = sum(int(commit["rows"]) for commit in commits[1:])
     seconds = (commits[-1]["timestamp"] - commits[0]["timestamp"]) / 1000
-    assert row_count(lake.open(raw_transactions)) == count
+    assert read_row_count(lake.open(raw_transactions)) == count
     return {"rate": rows / seconds, "cpu": cpu, "rss": rss}
 
 
 def main() -> None:
-    if reason := why_unavailable():
+    if reason := describe_obstacle():
         print(f"skipped: {reason}")
         return
     count = 1_000_000 if "--quick" in sys.argv else 10_000_000 if "--full" in sys.argv else 3_000_000

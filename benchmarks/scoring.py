@@ -12,8 +12,8 @@ import _lakes as lakes
 from fraud_assets.core.schema import MODEL_INPUTS, fraud_predictions, transaction_features
 from fraud_assets.core.scoring import to_matrix
 from fraud_assets.core.training import fit, score_samples
-from fraud_assets.lake.tables import Lake, dataset_of
-from fraud_assets.registry.models import champion
+from fraud_assets.lake.tables import Lake, open_dataset
+from fraud_assets.registry.models import read_champion
 from fraud_assets.settings import load_settings
 from fraud_assets.stages.features import process_landed
 from fraud_assets.stages.scoring import score_pending
@@ -34,8 +34,8 @@ def main() -> None:
         rows = lakes.land_handbook(lake, files)
         process_landed(lake, settings)
         train(lake, settings)
-        features = dataset_of(lake.open(transaction_features)).to_table(columns=list(MODEL_INPUTS))
-        inputs, model = to_matrix(features), champion(settings).model
+        features = open_dataset(lake.open(transaction_features)).to_table(columns=list(MODEL_INPUTS))
+        inputs, model = to_matrix(features), read_champion(settings).model
         threads = len(os.sched_getaffinity(0))
         used: dict[str, list[float]] = {"stage": [], "alone": []}
 

@@ -20,7 +20,7 @@ import _lakes as lakes
 import micro_batch as traffic
 
 from fraud_assets.core.schema import fraud_predictions
-from fraud_assets.lake.log import row_count
+from fraud_assets.lake.log import read_row_count
 from fraud_assets.lake.tables import Lake
 from fraud_assets.operations.setup_home import prepare_home
 from fraud_assets.settings import load_settings
@@ -143,10 +143,10 @@ def main() -> None:
                     nothing = parts(record, events, began)
                     time.sleep(1 + random.uniform(0, 5))
                     offset += traffic.BATCH
-                    known = row_count(lake.open(fraud_predictions))
+                    known = read_row_count(lake.open(fraud_predictions))
                     traffic.land_batch(lake, offset)
                     began = time.time()
-                    while row_count(lake.open(fraud_predictions)) < known + traffic.BATCH:
+                    while read_row_count(lake.open(fraud_predictions)) < known + traffic.BATCH:
                         if daemon.poll() is not None or time.time() > began + PATIENCE_SECONDS:
                             sys.exit((home / "daemon.log").read_text()[-3000:])
                         time.sleep(0.02)

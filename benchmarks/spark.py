@@ -22,7 +22,7 @@ import pyarrow as pa
 from fraud_assets.core.schema import fraud_predictions, raw_transactions, transaction_features
 from fraud_assets.engines.choice import choose_engine
 from fraud_assets.engines.spark.session import spark_session
-from fraud_assets.lake.log import row_count
+from fraud_assets.lake.log import read_row_count
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import load_settings
 from fraud_assets.stages.features import process_landed
@@ -31,7 +31,7 @@ from fraud_assets.stages.training import train
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
-from fraud_assets.testing.apache_kafka import apache_kafka, why_unavailable
+from fraud_assets.testing.apache_kafka import apache_kafka, describe_obstacle
 
 DAYS = 60
 ROWS_A_DAY_OF_A_CUSTOMER = 2
@@ -110,7 +110,7 @@ def measure(rows: int, folder: Path) -> None:
     began = time.perf_counter()
     with spark_session(base) as spark:
         print(f"{rows:,} transactions, {DAYS} days; Spark's session started after {time.perf_counter() - began:.1f} s")
-        if reason := why_unavailable():
+        if reason := describe_obstacle():
             print(f"  landing is skipped: {reason}")
         else:
             with apache_kafka(folder / "kafka", jvm=("-Xmx1g",)) as cluster:
@@ -131,10 +131,10 @@ def measure(rows: int, folder: Path) -> None:
             settings = load_settings(home=home, mlflow_tracking_uri=base.mlflow_uri, engine=name.lower())
             lake, engine = Lake.of(settings), choose_engine(settings, lambda: spark)
             features[name] = lakes.seconds(lambda: process_landed(lake, settings, engine))  # noqa: B023
-            assert row_count(lake.open(transaction_features)) == rows
+            assert read_row_count(lake.open(transaction_features)) == rows
             train(lake, settings)
             scores[name] = lakes.seconds(lambda: score_pending(lake, settings, engine))  # noqa: B023
-            assert row_count(lake.open(fraud_predictions)) == rows
+            assert read_row_count(lake.open(fraud_predictions)) == rows
             shutil.rmtree(home)
     tell("features", rows, features)
     tell("scores", rows, scores)
@@ -153,7 +153,7 @@ def measure_landing(rows: int, folder: Path, bootstrap: str, session: Callable[[
         )
         lake = Lake.of(settings)
         taken = lakes.seconds(lambda: choose_engine(settings, session).land_topics(lake))
-        assert row_count(lake.open(raw_transactions)) == count, name
+        assert read_row_count(lake.open(raw_transactions)) == count, name
         shutil.rmtree(settings.home_path)
         return taken
 

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import click
 
-from fraud_assets.errors import FraudAssetsError, disk_fault
+from fraud_assets.errors import FraudAssetsError, convert_disk_error
 
 COMMANDS = {
     "broker": "Run a Kafka broker for demos and development: the embedded one, or Apache Kafka.",
@@ -72,7 +72,7 @@ def main() -> None:
     except FraudAssetsError as error:
         _exit_with(error)
     except OSError as error:
-        fault = disk_fault(error)
+        fault = convert_disk_error(error)
         if fault is None:
             raise
         _exit_with(fault)

@@ -12,7 +12,7 @@ from fraud_assets.settings import Settings
 logger = logging.getLogger(__name__)
 
 
-def dagster_home(settings: Settings) -> Path | None:
+def find_dagster_home(settings: Settings) -> Path | None:
     """Returns the configured Dagster home: `DAGSTER_HOME`, else the one under FRAUD_HOME; None if it is not set up."""
     home = settings.dagster_path
     return home if (home / "dagster.yaml").is_file() else None
@@ -23,7 +23,7 @@ def report_landed(settings: Settings, reports: Mapping[str, LandingReport]) -> N
 
     A failure to report is only logged, because the rows have landed in any case.
     """
-    home = dagster_home(settings)
+    home = find_dagster_home(settings)
     landed = {table: report for table, report in reports.items() if report.has_changes}
     if home is None or not landed:
         return

@@ -10,12 +10,12 @@ from typing import Any
 
 import dagster as dg
 
-from fraud_assets.assets.features import cleaned_features
+from fraud_assets.assets.features import features
 from fraud_assets.assets.landing import landing
 from fraud_assets.assets.maintenance import lake_maintenance
 from fraud_assets.assets.model import model
 from fraud_assets.assets.predictions import fraud_predictions
-from fraud_assets.resources import PlatformResource, SparkResource
+from fraud_assets.resources import EngineResource, PlatformResource
 from fraud_assets.schedules import JOBS, SCHEDULES
 from fraud_assets.sensors import SENSORS
 
@@ -25,7 +25,7 @@ def build_defs(resource_overrides: dict[str, Any] | None = None) -> dg.Definitio
     return dg.Definitions(
         assets=[
             landing,  # raw_transactions, fraud_labels
-            cleaned_features,  # transaction_features, quarantined_transactions
+            features,  # transaction_features, quarantined_transactions
             model,  # isolation_forest, alert_thresholds
             fraud_predictions,
             lake_maintenance,
@@ -33,7 +33,7 @@ def build_defs(resource_overrides: dict[str, Any] | None = None) -> dg.Definitio
         jobs=JOBS,
         sensors=SENSORS,
         schedules=SCHEDULES,
-        resources={"platform": PlatformResource(), "spark": SparkResource(), **(resource_overrides or {})},
+        resources={"platform": PlatformResource(), "engines": EngineResource(), **(resource_overrides or {})},
         # A process per step would cost about 3 s each, so the steps of a run share one process.
         executor=dg.in_process_executor,
     )

@@ -10,7 +10,7 @@ import errno
 import os
 from pathlib import Path
 
-from fraud_assets.printable import printable
+from fraud_assets.printable import escape_unprintable
 
 
 class FraudAssetsError(Exception):
@@ -116,7 +116,7 @@ def is_temporary(error: OSError) -> bool:
     return error.errno in _TEMPORARY
 
 
-def disk_fault(error: OSError) -> DiskError | None:
+def convert_disk_error(error: OSError) -> DiskError | None:
     """Converts an `OSError` of a full, read-only or inaccessible disk, or of too many open files, to a `DiskError`.
 
     Returns:
@@ -129,14 +129,14 @@ def disk_fault(error: OSError) -> DiskError | None:
         )
     if error.errno not in _DISK_ERRORS:
         return None
-    path = printable(error.filename) if error.filename else "A file of the platform"
+    path = escape_unprintable(error.filename) if error.filename else "A file of the platform"
     return DiskError(
         f"{path} cannot be used: {error.strerror}. Free space on that disk or make it writable, or point FRAUD_HOME to "
         "another folder."
     )
 
 
-def too_many_open_files() -> DiskError | None:
+def find_open_file_fault() -> DiskError | None:
     """Returns a `DiskError` if this process cannot open a file now, else None.
 
     Libraries report this condition with misleading messages, so callers test for it directly.
@@ -145,4 +145,4 @@ def too_many_open_files() -> DiskError | None:
         with Path(os.devnull).open("rb"):
             return None
     except OSError as error:
-        return disk_fault(error)
+        return convert_disk_error(error)

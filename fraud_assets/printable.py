@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def printable(text: object) -> str:
+def escape_unprintable(text: object) -> str:
     r"""Escapes all unprintable characters: control characters, line ends and bytes that are not UTF-8.
 
     Args:

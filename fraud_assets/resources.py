@@ -1,4 +1,4 @@
-"""Resources of the assets and sensors: the settings, the lake and the Spark session."""
+"""Resources of the assets and sensors: the settings, the lake and the compute engine."""
 
 from functools import partial
 from typing import TYPE_CHECKING
@@ -39,8 +39,8 @@ class PlatformResource(dg.ConfigurableResource):
         return Lake.of(self.settings(), self.storage_options)
 
 
-class SparkResource(dg.ConfigurableResource):
-    """A dagster-pyspark session that starts when an asset first needs it and stops when the run ends.
+class EngineResource(dg.ConfigurableResource):
+    """The compute engine. Its dagster-pyspark session starts when Spark first has work, and stops when the run ends.
 
     Attributes:
         spark_config: Spark options by name, which take precedence over the settings.
@@ -49,7 +49,7 @@ class SparkResource(dg.ConfigurableResource):
     spark_config: dict[str, str] = Field(default_factory=dict)
     _session: "SparkSession | None" = PrivateAttr(default=None)
 
-    def engine(self, settings: Settings) -> "Engine":
+    def choose(self, settings: Settings) -> "Engine":
         """Returns the engine named by FRAUD_ENGINE. A Spark session starts only when Spark has work."""
         from fraud_assets.engines.choice import choose_engine
 
@@ -60,14 +60,14 @@ class SparkResource(dg.ConfigurableResource):
         from dagster_pyspark import LazyPySparkResource
         from pyspark.sql import SparkSession
 
-        from fraud_assets.engines.spark.session import describe_session, spark_config, start_session
+        from fraud_assets.engines.spark.session import build_spark_config, describe_session, start_session
 
         # A session that already runs, as in a notebook, belongs to the caller and is not stopped here.
         if (running := SparkSession.getActiveSession()) is not None:
             return running
         self._session = start_session(
             settings,
-            spark_config(settings) | self.spark_config,
+            build_spark_config(settings) | self.spark_config,
             lambda config: LazyPySparkResource(spark_config=config).spark_session,
         )
         for sentence in describe_session(self._session):

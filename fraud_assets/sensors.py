@@ -13,6 +13,7 @@ from typing import Any
 import dagster as dg
 
 from fraud_assets.errors import SettingError
+from fraud_assets.ingest.files.drop_folder import describe_folder
 from fraud_assets.resources import PlatformResource
 from fraud_assets.schedules import land_files, score_new_transactions
 from fraud_assets.settings import Settings, load_settings
@@ -163,18 +164,18 @@ def dropped_files_sensor(
     context: dg.SensorEvaluationContext, platform: PlatformResource
 ) -> dg.RunRequest | dg.SkipReason:
     """Requests a run that lands only the drop folder, because `fraud-assets land` lands the topics."""
-    from fraud_assets.ingest.files.drop_folder import folder_remedy, waiting_entries
-    from fraud_assets.ingest.service.presence import lander_is_running
+    from fraud_assets.ingest.files.drop_folder import find_waiting_entries
+    from fraud_assets.ingest.service.presence import is_lander_running
 
     settings = platform.settings()
     try:
-        waiting = waiting_entries(settings)
+        waiting = find_waiting_entries(settings)
     except OSError as error:
         return dg.SkipReason(f"The drop folder {settings.incoming} cannot be read: {error.strerror or error}.")
     if not waiting.files:
-        remedies = "".join(f" {folder_remedy(folder)}" for folder in waiting.folders)
+        remedies = "".join(f" {describe_folder(folder)}" for folder in waiting.folders)
         return dg.SkipReason(f"No files are waiting in {settings.incoming}.{remedies}")
-    if lander_is_running(settings):
+    if is_lander_running(settings):
         return dg.SkipReason("`fraud-assets land` is running and lands the files.")
     if has_run_in_progress(context.instance, "dropped_files_sensor", settings.run_silent_seconds):
         return dg.SkipReason("A landing run is in progress.")

@@ -19,7 +19,7 @@ from fraud_assets.errors import JarsError
 from fraud_assets.kafka.broker import Broker, embedded_broker
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings, load_settings
-from fraud_assets.testing.apache_kafka import Cluster, apache_kafka, why_unavailable
+from fraud_assets.testing.apache_kafka import Cluster, apache_kafka, describe_obstacle
 from fraud_assets.testing.object_store import ObjectStore, object_store
 from fraud_assets.testing.spark_cluster import StandaloneCluster, standalone
 
@@ -91,7 +91,7 @@ def broker(settings: Settings) -> Iterator[Broker]:
 
 @cache
 def _why_no_apache_kafka() -> str | None:
-    return why_unavailable()
+    return describe_obstacle()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -8,7 +8,7 @@ from pydantic import Field
 from fraud_assets.assets.ranges import parse_range
 from fraud_assets.assets.reporting import report_table, reporting, warn_empty_range
 from fraud_assets.core.schema import FEATURE_VERSION, transaction_features
-from fraud_assets.resources import PlatformResource, SparkResource
+from fraud_assets.resources import EngineResource, PlatformResource
 
 _QUARANTINE_TOTALS = ("quarantined", "duplicates", "tombstones", "quarantined_labels")
 
@@ -30,7 +30,7 @@ class FeatureConfig(dg.Config):
             "the transaction. If an id is repeated, only its first transaction is here.",
             skippable=True,
             group_name="features",
-            kinds={"duckdb", "deltalake"},
+            kinds={"deltalake"},
             code_version=FEATURE_VERSION,
         ),
         dg.AssetSpec(
@@ -40,14 +40,14 @@ class FeatureConfig(dg.Config):
             "bytes. `fraud-assets quarantine` lists them and retries them after a fix.",
             skippable=True,
             group_name="features",
-            kinds={"duckdb", "deltalake"},
+            kinds={"deltalake"},
         ),
     ],
     can_subset=True,
-    name="cleaned_features",
+    name="features",
 )
-def cleaned_features(
-    context: dg.AssetExecutionContext, config: FeatureConfig, platform: PlatformResource, spark: SparkResource
+def features(
+    context: dg.AssetExecutionContext, config: FeatureConfig, platform: PlatformResource, engines: EngineResource
 ) -> Iterator[dg.MaterializeResult]:
     """Computes the features of the messages that landed since the last run, or recomputes a range."""
     from fraud_assets.operations.reconciliation import reconcile
@@ -55,7 +55,7 @@ def cleaned_features(
 
     with reporting(context):
         settings, lake = platform.settings(), platform.lake()
-        engine = spark.engine(settings)
+        engine = engines.choose(settings)
         period = parse_range(config.recompute_start, config.recompute_end)
         if period:
             rows = recompute(lake, settings, *period, engine)

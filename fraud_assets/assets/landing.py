@@ -6,7 +6,7 @@ import dagster as dg
 from pydantic import Field
 
 from fraud_assets.assets.reporting import is_selected, report_table, reporting
-from fraud_assets.resources import PlatformResource, SparkResource
+from fraud_assets.resources import EngineResource, PlatformResource
 
 
 class LandingConfig(dg.Config):
@@ -39,7 +39,7 @@ class LandingConfig(dg.Config):
     name="landing",
 )
 def landing(
-    context: dg.AssetExecutionContext, config: LandingConfig, platform: PlatformResource, spark: SparkResource
+    context: dg.AssetExecutionContext, config: LandingConfig, platform: PlatformResource, engines: EngineResource
 ) -> Iterator[dg.MaterializeResult]:
     """Lands the contents of the topics and the drop folder at the start of the run, labels first."""
     from fraud_assets.ingest.landing import land_once
@@ -49,7 +49,7 @@ def landing(
         reports = land_once(
             lake,
             settings,
-            spark.engine(settings),
+            engines.choose(settings),
             transactions=is_selected(context, "raw_transactions"),
             topics=config.topics,
         )

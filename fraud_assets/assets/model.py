@@ -8,7 +8,7 @@ from pydantic import Field
 from fraud_assets.assets.ranges import parse_time
 from fraud_assets.assets.reporting import is_selected, report_table, reporting
 from fraud_assets.errors import NotEnoughDataError
-from fraud_assets.resources import PlatformResource, SparkResource
+from fraud_assets.resources import EngineResource, PlatformResource
 
 
 class TrainingConfig(dg.Config):
@@ -47,14 +47,14 @@ class TrainingConfig(dg.Config):
     name="model",
 )
 def model(
-    context: dg.AssetExecutionContext, config: TrainingConfig, platform: PlatformResource, spark: SparkResource
+    context: dg.AssetExecutionContext, config: TrainingConfig, platform: PlatformResource, engines: EngineResource
 ) -> Iterator[dg.MaterializeResult]:
     """Trains and calibrates a new champion. With only `alert_thresholds` selected, recalibrates the current one."""
     from fraud_assets.stages.training import recalibrate, train
 
     with reporting(context):
         settings, lake = platform.settings(), platform.lake()
-        engine = spark.engine(settings)
+        engine = engines.choose(settings)
         if not is_selected(context, "isolation_forest"):
             recalibrated = recalibrate(lake, settings, engine)
             yield from report_table(context, "alert_thresholds", recalibrated.metadata())

@@ -8,7 +8,7 @@ from pydantic import Field
 from fraud_assets.assets.ranges import parse_range
 from fraud_assets.assets.reporting import reporting, warn_empty_range
 from fraud_assets.errors import NoChampionError
-from fraud_assets.resources import PlatformResource, SparkResource
+from fraud_assets.resources import EngineResource, PlatformResource
 
 _DESCRIPTION = """The fraud score of every transaction in `transaction_features`, exactly one row each. A higher score
 is more suspicious, and `is_alert` marks the scores that raise an alert. Each row names the model version that scored
@@ -30,7 +30,7 @@ class ScoringConfig(dg.Config):
     description=_DESCRIPTION,
 )
 def fraud_predictions(
-    context: dg.AssetExecutionContext, config: ScoringConfig, platform: PlatformResource, spark: SparkResource
+    context: dg.AssetExecutionContext, config: ScoringConfig, platform: PlatformResource, engines: EngineResource
 ) -> Iterator[dg.MaterializeResult]:
     """Scores the feature rows that have no score yet, or scores a range again."""
     from fraud_assets.core.schema import fraud_predictions as predictions_table
@@ -49,7 +49,7 @@ def fraud_predictions(
                 return
         else:
             try:
-                report = score_pending(lake, settings, spark.engine(settings))
+                report = score_pending(lake, settings, engines.choose(settings))
             except NoChampionError as error:
                 # Before the first training this is normal. A lost registry requires manual action.
                 log = context.log.warning if isinstance(error, LostRegistryError) else context.log.info

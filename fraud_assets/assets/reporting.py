@@ -12,7 +12,7 @@ import dagster as dg
 from dagster._core.errors import DagsterUserCodeProcessError
 from dagster._utils.error import SerializableErrorInfo
 
-from fraud_assets.errors import FraudAssetsError, disk_fault
+from fraud_assets.errors import FraudAssetsError, convert_disk_error
 
 if TYPE_CHECKING:
     from fraud_assets.core.schema import Table
@@ -59,7 +59,7 @@ def reporting(context: dg.AssetExecutionContext) -> Iterator[None]:
     try:
         yield
     except (FraudAssetsError, OSError) as error:
-        reason = disk_fault(error) if isinstance(error, OSError) else error
+        reason = convert_disk_error(error) if isinstance(error, OSError) else error
         if reason is None:
             raise
         raise PlatformFailure(reason) from None

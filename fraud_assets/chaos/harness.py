@@ -23,7 +23,7 @@ from fraud_assets.kafka.broker import find_broker
 from fraud_assets.kafka.topics import create_topics
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings, load_settings
-from fraud_assets.testing.apache_kafka import apache_kafka, why_unavailable
+from fraud_assets.testing.apache_kafka import apache_kafka, describe_obstacle
 from fraud_assets.testing.object_store import ObjectStore
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def run_chaos(folder: Path, plan: Plan) -> Outcome:
         BrokerError: Apache Kafka cannot be started on this machine.
         FraudAssetsError: the platform did not start, or the messages were not processed within five minutes.
     """
-    if reason := why_unavailable():
+    if reason := describe_obstacle():
         raise BrokerError(reason)
     began = monotonic()
     with ExitStack() as stack:
@@ -203,9 +203,12 @@ def _start_platform(run: Run, traffic: Traffic, settings: Settings) -> None:
 
 def _has_features(lake: Lake) -> bool:
     from fraud_assets.core.schema import transaction_features
-    from fraud_assets.lake.log import row_count
+    from fraud_assets.lake.log import read_row_count
 
-    return lake.exists(transaction_features) and row_count(lake.open(transaction_features)) > _FIRST_TRANSACTIONS * 0.8
+    return (
+        lake.exists(transaction_features)
+        and read_row_count(lake.open(transaction_features)) > _FIRST_TRANSACTIONS * 0.8
+    )
 
 
 def _apply_faults(run: Run, traffic: Traffic, faults: Sequence[Fault], plan: Plan) -> Counter[str]:

@@ -19,7 +19,7 @@ from fraud_assets.core.schema import (
     raw_transactions,
     transaction_features,
 )
-from fraud_assets.lake.tables import Lake, dataset_of
+from fraud_assets.lake.tables import Lake, open_dataset
 from fraud_assets.operations.reconciliation import reconcile
 from fraud_assets.settings import Settings
 
@@ -132,4 +132,4 @@ def _positions(lake: Lake, table: Table, labels: bool | None = None) -> list[tup
 
 
 def _read(lake: Lake, table: Table, columns: list[str]) -> pa.Table:
-    return dataset_of(lake.open(table)).to_table(columns=columns)
+    return open_dataset(lake.open(table)).to_table(columns=columns)

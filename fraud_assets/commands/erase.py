@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fraud_assets.printable import printable
+from fraud_assets.printable import escape_unprintable
 from fraud_assets.settings import load_settings
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _remaining(found: Holdings, *, unreadable: bool) -> dict[str, object]:
         "unreadable_messages": [] if unreadable else _positions(found),
         "unreadable_lines": {} if unreadable else found.unreadable_lines,
         "closed_files": found.closed_files,
-        "waiting_files": [printable(path) for path in found.waiting],
+        "waiting_files": [escape_unprintable(path) for path in found.waiting],
     }
 
 
@@ -129,8 +129,8 @@ def _print_remaining(found: Holdings, customer: str, *, unreadable: bool) -> Non
         click.echo(f"{path} cannot be opened. Remove it if it may contain rows of the customer.")
     for waiting in found.waiting:
         click.echo(
-            f"{printable(waiting)} contains rows of the customer and has not landed yet. Remove it, or run this "
-            "command again after it has landed."
+            f"{escape_unprintable(waiting)} contains rows of the customer and has not landed yet. Remove it, or run "
+            "this command again after it has landed."
         )
 
 

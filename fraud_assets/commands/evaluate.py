@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import click
 
@@ -52,12 +52,12 @@ def command(
     """
     from fraud_assets.core.evaluation import Protocol
     from fraud_assets.lake.tables import Lake
-    from fraud_assets.stages.evaluation import evaluate_lake, latest_start
+    from fraud_assets.stages.evaluation import evaluate_lake, find_latest_start
 
     start = time.monotonic()
     settings = load_settings()
     lake = Lake.of(settings)
-    first = train_start.date() if train_start else latest_start(lake, settings, train_days, delay_days, test_days)
+    first = train_start.date() if train_start else find_latest_start(lake, settings, train_days, delay_days, test_days)
     protocol = Protocol(first, train_days, delay_days, test_days)
     result = evaluate_lake(lake, settings, protocol, "book" if model == "book" else "platform")
     if as_json:
@@ -71,10 +71,11 @@ def command(
         }
         click.echo(json.dumps(facts))
         return
+    last_train_day, last_test_day = (end - timedelta(days=1) for end in (protocol.train_end, protocol.test_end))
     click.echo(f"Isolation Forest ({model}) on the lake {lake.root}\n")
     for name, text in (
-        ("Trained on", f"{protocol.train_start} to before {protocol.train_end}: {result.train_rows:,} transactions"),
-        ("Tested on", f"{protocol.test_start} to before {protocol.test_end}: {result.test_rows:,} transactions, "
+        ("Trained on", f"{protocol.train_start} to {last_train_day}: {result.train_rows:,} transactions"),
+        ("Tested on", f"{protocol.test_start} to {last_test_day}: {result.test_rows:,} transactions, "
                       f"{result.test_frauds:,} frauds"),
         ("Left out", f"{result.test_rows_of_compromised_cards:,} transactions of cards known to be compromised"),
         ("AUC ROC", f"{result.auc_roc:.3f}"),

@@ -28,9 +28,9 @@ _FILES_FAILED = 3
 @click.command("land", context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--engine",
-    type=click.Choice(["python", "spark"]),
+    type=click.Choice(["duckdb", "spark"]),
     help="Engine that lands the transactions topic: this process, or Spark. Default: spark if FRAUD_ENGINE is spark "
-    "and an external broker is configured, else python.",
+    "and an external broker is configured, else duckdb.",
 )
 @click.option("--once", is_flag=True, help="Land the data that is available now, then exit.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object, with --once.")
@@ -101,14 +101,14 @@ def _start_session(engine: str | None, settings: Settings) -> Iterator[SparkSess
 
     is_external = uses_external_broker(settings)
     if engine is None:
-        engine = "spark" if settings.engine == "spark" and is_external else "python"
-    if engine == "python":
+        engine = "spark" if settings.engine == "spark" and is_external else "duckdb"
+    if engine == "duckdb":
         yield None
         return
     if not is_external:
         raise SettingError(
             "--engine spark needs an external broker, and KAFKA_BOOTSTRAP_SERVERS is not set. The embedded broker does "
-            "not support Java clients; use --engine python with it."
+            "not support Java clients; use --engine duckdb with it."
         )
     from fraud_assets.engines.spark.session import describe_session, require_connector, spark_session
 

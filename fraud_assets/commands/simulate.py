@@ -15,6 +15,7 @@ import click
 from fraud_assets.commands.stop_signal import StopSignal
 from fraud_assets.settings import Settings, load_settings
 from fraud_assets.simulator.destination import Via, via_option
+from fraud_assets.simulator.world import locate_world_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -156,11 +157,11 @@ def _simulate(
     from fraud_assets.simulator.generator import (
         DEFAULT_DAYS,
         PAYMENTS_PER_CUSTOMER_DAY,
-        customers_for,
-        population,
+        draw_population,
+        estimate_customers,
         simulate,
     )
-    from fraud_assets.simulator.world import World, load_world, save_world, why_unusual
+    from fraud_assets.simulator.world import World, explain_unusual_traffic, load_world, save_world
 
     known = load_world(settings)
     if count is None:
@@ -171,9 +172,9 @@ def _simulate(
     if known is not None and customers in (None, known.customers):
         world, added = known, count / days
     else:
-        world, added = World(seed, customers or customers_for(count, days), end), 0.0
-    people = population(world.customers, world.seed)
-    if warning := why_unusual(known, world, added, people.payments_per_day, settings):
+        world, added = World(seed, customers or estimate_customers(count, days), end), 0.0
+    people = draw_population(world.customers, world.seed)
+    if warning := explain_unusual_traffic(known, world, added, people.payments_per_day, settings):
         click.echo(warning, err=True)
     if keep and known is None:
         save_world(world, settings)
@@ -264,7 +265,7 @@ def _run_live(settings: Settings, plan: _LivePlan, via: Via | None) -> dict[str,
     from fraud_assets.simulator.bad_messages import mix_in_bad_messages
     from fraud_assets.simulator.destination import open_producer
     from fraud_assets.simulator.event_order import EventOrder
-    from fraud_assets.simulator.generator import population
+    from fraud_assets.simulator.generator import draw_population
     from fraud_assets.simulator.live import LiveTraffic
     from fraud_assets.simulator.pace import show_progress
     from fraud_assets.simulator.world import WorldKeeper
@@ -277,7 +278,7 @@ def _run_live(settings: Settings, plan: _LivePlan, via: Via | None) -> dict[str,
         time.sleep(0.1)
 
     known, world = _choose_world(settings, plan)
-    people = population(world.customers, world.seed)
+    people = draw_population(world.customers, world.seed)
     order = EventOrder(settings)
     traffic = LiveTraffic(people, settings, plan.rate, plan.label_delay, stop.is_set)
     _print_traffic(settings, known, world, people, traffic)
@@ -341,24 +342,24 @@ def _generate_past(
     on_day_done: Callable[[datetime], object],
 ) -> Iterator[pa.Table]:
     """Yields the payments of (start, end], one table per day, and calls `on_day_done` after each day."""
-    from fraud_assets.simulator.live import past_traffic
-    from fraud_assets.simulator.world import days_between
+    from fraud_assets.simulator.live import simulate_past_traffic
+    from fraud_assets.simulator.world import split_into_days
 
-    for first, last in days_between(start, end):
-        yield past_traffic(people, first, last, label_delay)
+    for first, last in split_into_days(start, end):
+        yield simulate_past_traffic(people, first, last, label_delay)
         on_day_done(last)
 
 
 def _choose_world(settings: Settings, plan: _LivePlan) -> tuple[World | None, World]:
     """Returns the saved world, if any, and the world to use, with the time from which its traffic is missing."""
-    from fraud_assets.simulator.world import World, lake_is_empty, load_world
+    from fraud_assets.simulator.world import World, is_lake_empty, load_world
 
     known = load_world(settings)
     start = datetime.now(UTC) - timedelta(days=plan.history_days)
     if known is None or plan.customers not in (None, known.customers):
         return known, World(plan.seed, plan.customers or LIVE_CUSTOMERS, start)
     # An empty lake lacks all traffic: the lake was removed, or the broker stopped before anything landed.
-    is_all_missing = plan.history_days > 0 and lake_is_empty(settings)
+    is_all_missing = plan.history_days > 0 and is_lake_empty(settings)
     return known, known.advance_to(start if is_all_missing else max(known.simulated_until, start))
 
 
@@ -366,15 +367,15 @@ def _print_traffic(
     settings: Settings, known: World | None, world: World, people: Population, traffic: LiveTraffic
 ) -> None:
     from fraud_assets.simulator.payment_times import DAY
-    from fraud_assets.simulator.world import why_unusual, world_file
+    from fraud_assets.simulator.world import explain_unusual_traffic
 
     own, rate = people.payments_per_day, traffic.rate_at(datetime.now(UTC))
     added = traffic.rate * DAY - own if traffic.rate else 0.0
-    if warning := why_unusual(known, world, added, own, settings):
+    if warning := explain_unusual_traffic(known, world, added, own, settings):
         click.echo(warning, err=True)
     click.echo(
-        f"{world.customers:,} customers ({world_file(settings)}) make {added + own:,.0f} payments a day, and at this "
-        f"time of day {rate * 60:.1f} a minute.",
+        f"{world.customers:,} customers ({locate_world_file(settings)}) make {added + own:,.0f} payments a day, and "
+        f"at this time of day {rate * 60:.1f} a minute.",
         err=True,
     )
 

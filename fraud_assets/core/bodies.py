@@ -60,7 +60,7 @@ class LongInteger(str):
     """Digits of an integer that Python refuses to convert because it is too long."""
 
 
-def json_object(body: bytes | None, max_body_bytes: int, paths: Iterable[str] = ()) -> dict[str, Any]:
+def parse_json_object(body: bytes | None, max_body_bytes: int, paths: Iterable[str] = ()) -> dict[str, Any]:
     """Parses a body to a JSON object.
 
     Args:

@@ -29,7 +29,7 @@ from fraud_assets.core.bodies import (
     strip_byte_order_mark,
 )
 from fraud_assets.core.column_values import ARROW_TYPES, COLUMN_READERS
-from fraud_assets.core.field_paths import MISSING, resolve, value_at
+from fraud_assets.core.field_paths import MISSING, get_value, resolve
 from fraud_assets.core.formats import Decoder
 from fraud_assets.core.message_contract import MessageContract, ValueKind
 from fraud_assets.core.message_reader import FIRST_TRANSACTION, LAST_TRANSACTION, read_message
@@ -209,7 +209,7 @@ def _extract_values(rows: list[Any], keys: tuple[str, ...], path: str) -> list[A
     key, rest = found
     values = list(map(attrgetter(f"f{keys.index(key)}"), rows))
     if rest:
-        values = [None if (value := value_at(inner, rest)) is MISSING else value for inner in values]
+        values = [None if (value := get_value(inner, rest)) is MISSING else value for inner in values]
     return values
 
 

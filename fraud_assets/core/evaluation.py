@@ -104,11 +104,13 @@ def evaluate(labelled: pa.Table, protocol: Protocol, trees: int, seed: int, *, s
         )
     model = fit(labelled.filter(pa.array(in_train)), trees, seed, scaled=scaled)
     scores = score_samples(model, labelled.filter(pa.array(in_test)))
-    auc_roc, precision = ranking_metrics(scores, fraud[in_test])
+    auc_roc, precision = compute_ranking_metrics(scores, fraud[in_test])
     return Evaluation(
         auc_roc=auc_roc,
         average_precision=precision,
-        card_precision_at_100=card_precision(scores, fraud[in_test], cards[in_test], days[in_test], protocol.test_days),
+        card_precision_at_100=compute_card_precision(
+            scores, fraud[in_test], cards[in_test], days[in_test], protocol.test_days
+        ),
         train_rows=train_rows,
         train_frauds=train_frauds,
         test_rows=test_rows,
@@ -117,7 +119,7 @@ def evaluate(labelled: pa.Table, protocol: Protocol, trees: int, seed: int, *, s
     )
 
 
-def ranking_metrics(scores: np.ndarray, fraud: np.ndarray) -> tuple[float, float]:
+def compute_ranking_metrics(scores: np.ndarray, fraud: np.ndarray) -> tuple[float, float]:
     """Computes the area under the ROC curve and the average precision.
 
     Args:
@@ -129,7 +131,7 @@ def ranking_metrics(scores: np.ndarray, fraud: np.ndarray) -> tuple[float, float
     return float(roc_auc_score(fraud, scores)), float(average_precision_score(fraud, scores))
 
 
-def card_precision(
+def compute_card_precision(
     scores: np.ndarray,
     fraud: np.ndarray,
     cards: np.ndarray,

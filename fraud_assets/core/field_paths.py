@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any, Final
 
 MISSING: Final = object()
-"""Returned by `value_at` if the path does not exist."""
+"""Returned by `get_value` if the path does not exist."""
 
 
 def resolve(keys: Collection[str], path: str) -> tuple[str, str] | None:
@@ -27,7 +27,7 @@ def resolve(keys: Collection[str], path: str) -> tuple[str, str] | None:
     return None
 
 
-def value_at(payload: Any, path: str) -> Any:
+def get_value(payload: Any, path: str) -> Any:
     """Returns the value at a path of an object, or `MISSING` if the path does not exist."""
     while type(payload) is dict:
         found = resolve(payload, path)

@@ -21,7 +21,7 @@ from uuid import UUID
 import msgspec
 import pyarrow as pa
 
-from fraud_assets.core.binary import json_of_bytes, uuid_text
+from fraud_assets.core.binary import bytes_to_json, format_uuid
 from fraud_assets.core.bodies import MAGIC, Rejected, check_size
 
 SchemaId = int | UUID
@@ -247,7 +247,7 @@ def _from_nanoseconds(data: int, *_: Any) -> datetime:
 
 
 def _from_uuid(data: bytes, *_: Any) -> str | bytes:
-    return uuid_text(data) if len(data) == 16 else data
+    return format_uuid(data) if len(data) == 16 else data
 
 
 def _encode_fast(datum: Any) -> bytes:
@@ -269,5 +269,5 @@ def _to_json_value(value: Any) -> Any:
     if isinstance(value, UUID):
         return str(value)
     if isinstance(value, bytes):
-        return json_of_bytes(value)
+        return bytes_to_json(value)
     raise TypeError(f"{type(value).__name__} cannot be converted to JSON")

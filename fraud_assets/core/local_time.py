@@ -40,7 +40,7 @@ def to_local_times(times: Any, time_zone: str) -> Any:
     return pc.add(naive, pa.array(seconds * _SECOND, pa.duration("us")))
 
 
-def iso_text(times: Any) -> Any:
+def format_iso(times: Any) -> Any:
     """Converts Arrow times to ISO 8601 text, cut to microseconds: in UTC with a Z if their type has a time zone.
 
     For a time outside the years that Arrow can format, the result is Arrow's own text.

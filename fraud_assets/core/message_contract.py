@@ -52,7 +52,7 @@ _TRANSACTION_KINDS: dict[str, ValueKind] = {
 _LABEL_KINDS: dict[str, ValueKind] = {"transaction_id": "id", "is_fraud": "flag", "labelled_at": "time"}
 
 
-def transaction_contract(contract: Contract) -> MessageContract:
+def build_transaction_contract(contract: Contract) -> MessageContract:
     """Returns the contract of transactions."""
     fields = tuple(
         ContractField(name, contract.payload_field(name), _TRANSACTION_KINDS[name]) for name in CONTRACT_FIELDS
@@ -61,7 +61,7 @@ def transaction_contract(contract: Contract) -> MessageContract:
     return MessageContract(fields, contract.max_body_bytes, skew)
 
 
-def label_contract(contract: Contract) -> MessageContract:
+def build_label_contract(contract: Contract) -> MessageContract:
     """Returns the contract of fraud labels. Their times are not compared with the landing."""
     fields = tuple(ContractField(name, contract.payload_field(name), _LABEL_KINDS[name]) for name in LABEL_FIELDS)
     return MessageContract(fields, contract.max_body_bytes, None)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from fraud_assets.core.bodies import Rejected, describe, json_object
-from fraud_assets.core.field_paths import MISSING, value_at
+from fraud_assets.core.bodies import Rejected, describe, parse_json_object
+from fraud_assets.core.field_paths import MISSING, get_value
 from fraud_assets.core.field_values import EPOCH, MICROSECOND, READERS, WrongValueError
 from fraud_assets.core.message_contract import MessageContract
 
@@ -33,8 +33,8 @@ def read_message(body: bytes | None, ingested_at: int | None, contract: MessageC
     Raises:
         Rejected: The message is invalid. It gives the first problem.
     """
-    payload = json_object(body, contract.max_body_bytes, [field.payload for field in contract.fields])
-    found = [value_at(payload, field.payload) for field in contract.fields]
+    payload = parse_json_object(body, contract.max_body_bytes, [field.payload for field in contract.fields])
+    found = [get_value(payload, field.payload) for field in contract.fields]
     for field, value in zip(contract.fields, found, strict=True):
         if value is MISSING:
             raise Rejected("missing_field", f"{field.shown} is missing")

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from fraud_assets.core.columnar_parsing import parse_messages
 from fraud_assets.core.formats import Decoder
 from fraud_assets.core.local_time import to_local_times
-from fraud_assets.core.message_contract import label_contract, transaction_contract
+from fraud_assets.core.message_contract import build_label_contract, build_transaction_contract
 from fraud_assets.core.quarantine_reasons import LABEL_PREFIX
 from fraud_assets.core.schema import (
     INGESTED_AT,
@@ -65,7 +65,7 @@ def parse_transactions(raw: pa.Table, contract: Contract, decoder: Decoder | Non
     Returns:
         The valid rows (`VALID_TRANSACTIONS`) and the rejected ones (`QUARANTINED_TRANSACTIONS`).
     """
-    columns, good, reasons, details = parse_messages(raw, transaction_contract(contract), decoder)
+    columns, good, reasons, details = parse_messages(raw, build_transaction_contract(contract), decoder)
     times = columns["tx_datetime"]
     weekend, night = compute_calendar_flags(times, contract.time_zone)
     kept = _filter(raw.select([*POSITION_COLUMNS, "ingested_at"]), good)
@@ -94,7 +94,7 @@ def parse_labels(raw: pa.Table, contract: Contract, decoder: Decoder | None = No
     Returns:
         The valid rows (`VALID_LABELS`) and the rejected ones (`REJECTED_LABELS`), whose reasons start with `label_`.
     """
-    columns, good, reasons, details = parse_messages(raw, label_contract(contract), decoder)
+    columns, good, reasons, details = parse_messages(raw, build_label_contract(contract), decoder)
     kept = _filter(raw.select([*POSITION_COLUMNS, "value"]), good)
     valid = _table({**{name: kept[name] for name in kept.column_names}, **columns}, VALID_LABELS)
     reasons = [LABEL_PREFIX + reason for reason in reasons]

@@ -26,7 +26,7 @@ from fraud_assets.core.bodies import (
     build_withheld_body,
     check_size,
     count_pairs,
-    json_object,
+    parse_json_object,
     read_buffers,
 )
 from fraud_assets.core.formats import Decoder, find_schema_ids
@@ -63,7 +63,7 @@ def pseudonymise(messages: pa.Table, policy: PseudonymPolicy, decoder: Decoder |
     return messages
 
 
-def keyed_hmac(data: bytes, policy: PseudonymPolicy) -> str:
+def compute_hmac(data: bytes, policy: PseudonymPolicy) -> str:
     """Returns the HMAC-SHA-256 of bytes with FRAUD_PSEUDONYM_KEY, in hexadecimal digits."""
     return _Pseudonyms.of(policy).text_of(data)
 
@@ -213,7 +213,7 @@ def _replace_carefully(body: bytes, limit: int, pseudonyms: _Pseudonyms) -> byte
     if body.startswith(WITHHELD):
         # Only the platform may write this prefix, so a producer's body with it is rejected.
         raise Rejected("invalid_json", "the body is not JSON")
-    payload = json_object(body, limit)
+    payload = parse_json_object(body, limit)
     if _has_long_integer(payload):
         raise Rejected("wrong_type", "the body has an integer of too many digits")
     pseudonyms.treat(payload)

@@ -111,11 +111,11 @@ class Scorer:
     """Scores rows with a model, its version, its threshold and one time of scoring."""
 
     model: treelite.Model
-    made: ModelVersion
+    model_version: ModelVersion
     threshold: float
     scored_at: datetime
 
     def score(self, rows: pa.Table) -> pa.Table:
         """Returns the predictions of rows with the columns PREDICTION_INPUTS, in their order."""
-        made = self.made
-        return predict(rows, self.model, self.threshold, made.version, made.run_id, self.scored_at)
+        version = self.model_version
+        return predict(rows, self.model, self.threshold, version.version, version.run_id, self.scored_at)

@@ -34,7 +34,7 @@ class ScoredTraffic:
         return float(max(1.0, float((self.last - self.first) / np.timedelta64(1, "us")) / _DAY))
 
     def alerts(self, threshold: float) -> int:
-        """Counts the transactions that alert at a threshold from `lowest_threshold`."""
+        """Counts the transactions that alert at a threshold from `find_lowest_threshold`."""
         return int((self.highest >= threshold).sum())
 
 
@@ -65,7 +65,7 @@ def merge_traffic(parts: Iterable[ScoredTraffic], keep: int) -> ScoredTraffic:
     )
 
 
-def lowest_threshold(traffic: ScoredTraffic, budget_per_day: float, max_rate: float) -> float:
+def find_lowest_threshold(traffic: ScoredTraffic, budget_per_day: float, max_rate: float) -> float:
     """Returns the lowest threshold at which the alerts of this traffic (score >= threshold) stay within both limits.
 
     The mean number of alerts per day is at most `budget_per_day`. Alerts are at most the share `max_rate` of the

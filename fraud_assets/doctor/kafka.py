@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from fraud_assets.core.schema import Table, fraud_labels, raw_transactions
 from fraud_assets.doctor.finding import Finding, fail, fail_from_error, ok, skip, warn
 from fraud_assets.errors import FraudAssetsError, LakeError
-from fraud_assets.kafka.broker import Broker, broker_is_configured, find_broker
+from fraud_assets.kafka.broker import Broker, find_broker, is_broker_configured
+from fraud_assets.kafka.client import name_topic_setting
 from fraud_assets.lake.positions import NOTHING, SourcePartition, committed_offset
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings, environment_name
@@ -28,7 +29,7 @@ def check_broker(settings: Settings) -> list[Finding]:
     """Checks the broker and both topics; counts the messages that have not landed."""
     topics = ((settings.labels_topic, fraud_labels), (settings.transactions_topic, raw_transactions))
     unchecked = [skip(f"topic {topic}", "the broker was not reached") for topic, _ in topics]
-    if not broker_is_configured(settings):
+    if not is_broker_configured(settings):
         fix = "Start `fraud-assets broker`, or set KAFKA_BOOTSTRAP_SERVERS. Without a broker, only dropped files land."
         return [warn("broker", "none is configured", fix), *unchecked]
     try:
@@ -48,11 +49,11 @@ def check_broker(settings: Settings) -> list[Finding]:
 
 def check_landers(settings: Settings) -> list[Finding]:
     """Checks the running `fraud-assets land` processes by the health that they report."""
-    from fraud_assets.ingest.service.presence import running_landers
+    from fraud_assets.ingest.service.presence import find_running_landers
 
-    running = running_landers(settings)
+    running = find_running_landers(settings)
     if not running:
-        if not broker_is_configured(settings):
+        if not is_broker_configured(settings):
             return [ok("landers", "none runs, and none is needed without a broker")]
         return [warn("landers", "none runs, so nothing lands", "Start `fraud-assets land`.")]
     found = []
@@ -72,11 +73,11 @@ def check_schema_registry(settings: Settings) -> list[Finding]:
     """Checks the schema registry if a format needs it."""
     if (settings.transactions_format, settings.labels_format) == ("json", "json"):
         return []
-    from fraud_assets.kafka.schemas import registry_client
+    from fraud_assets.kafka.schemas import get_registry_client
 
     url = settings.schema_registry_url
     try:
-        subjects = registry_client(settings).get_subjects()
+        subjects = get_registry_client(settings).get_subjects()
     # The client raises its own errors and those of its HTTP and TLS libraries.
     except Exception as error:  # noqa: BLE001
         cause = " ".join(str(error).split())[:200]
@@ -88,15 +89,15 @@ def check_schema_registry(settings: Settings) -> list[Finding]:
 def _check_topic(
     topic: str, table: Table, partitions: list[int], consumer: Consumer, broker: Broker, settings: Settings
 ) -> list[Finding]:
-    from fraud_assets.kafka.client import find_topic_id, topic_setting
-    from fraud_assets.kafka.loss_rules import first_readable_offset
+    from fraud_assets.kafka.client import find_topic_id
+    from fraud_assets.kafka.loss_rules import find_first_readable_offset
     from fraud_assets.lake.known_topics import is_known
 
     name = f"topic {topic}"
     if not partitions:
         if broker.embedded:
             return [ok(name, "does not exist yet; the embedded broker creates it on first use")]
-        fix = f"Create it, or set {topic_setting(topic, settings)} to the right topic."
+        fix = f"Create it, or set {name_topic_setting(topic, settings)} to the right topic."
         return [fail(name, f"does not exist at {broker.name}, or may not be read", fix)]
     topic_id = find_topic_id(broker, topic, settings)
     try:
@@ -111,7 +112,7 @@ def _check_topic(
     if not broker.embedded and (handle is None or not is_known(handle, topic, sources)):
         # The first landing of the topic will record these log starts, so earlier messages do not count as lost.
         landed = {source: low[source.partition] - 1 for source in sources}
-    found = first_readable_offset(landed, low, high, settings.accept_lost)
+    found = find_first_readable_offset(landed, low, high, settings.accept_lost)
     if found.lost:
         lost = ", ".join(
             f"{low[source.partition] - last - 1} of partition {source.partition}" for source, last in found.lost.items()
@@ -136,16 +137,16 @@ def _check_topic(
 def _open_consumer(broker: Broker, settings: Settings) -> Consumer:
     from confluent_kafka import Consumer
 
-    from fraud_assets.kafka.client import admin_client, client_config
-    from fraud_assets.kafka.connection import EMBEDDED, connection
+    from fraud_assets.kafka.client import build_client_config, create_admin_client
+    from fraud_assets.kafka.connection import EMBEDDED, load_connection
 
     if not broker.embedded:
         # The admin client reports why the broker refuses a connection; a consumer would only time out.
-        admin_client(broker, settings)
-    config = {**client_config(broker, settings), "group.id": "fraud-assets-doctor", "enable.auto.commit": False}
+        create_admin_client(broker, settings)
+    config = {**build_client_config(broker, settings), "group.id": "fraud-assets-doctor", "enable.auto.commit": False}
     # A check must not create a topic.
     config["allow.auto.create.topics"] = False
-    return (EMBEDDED if broker.embedded else connection(settings)).client(Consumer, config)
+    return (EMBEDDED if broker.embedded else load_connection(settings)).client(Consumer, config)
 
 
 def _watermarks(consumer: Consumer, topic: str, partition: int, broker: Broker, settings: Settings) -> tuple[int, int]:
@@ -173,9 +174,9 @@ def _request(request: Callable[[], Any], broker: Broker) -> Any:
 
 
 def _security_protocol(broker: Broker, settings: Settings) -> str:
-    from fraud_assets.kafka.connection import connection
+    from fraud_assets.kafka.connection import load_connection
 
-    return "PLAINTEXT" if broker.embedded else connection(settings).config.get("security.protocol", "PLAINTEXT")
+    return "PLAINTEXT" if broker.embedded else load_connection(settings).config.get("security.protocol", "PLAINTEXT")
 
 
 def _read_health(address: str) -> tuple[str, str, bool]:

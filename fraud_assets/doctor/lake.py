@@ -21,7 +21,7 @@ from fraud_assets.core.schema import (
 from fraud_assets.doctor.finding import Finding, fail, fail_from_error, ok, skip, warn
 from fraud_assets.errors import DamagedFileError, FraudAssetsError, NoChampionError
 from fraud_assets.lake.location import TableLocation
-from fraud_assets.lake.log import add_actions, row_count
+from fraud_assets.lake.log import add_actions, read_row_count
 from fraud_assets.lake.table_errors import table_error
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
@@ -133,7 +133,7 @@ def check_quarantine(settings: Settings) -> list[Finding]:
         if not lake.exists(quarantined_transactions) or not lake.exists(raw_transactions):
             return [ok("quarantine", "empty")]
         counts = {count.reason: count.messages for count in count_reasons(lake, settings, Selection())}
-        landed, waiting = row_count(lake.open(raw_transactions)), count_waiting_retries(lake, settings)
+        landed, waiting = read_row_count(lake.open(raw_transactions)), count_waiting_retries(lake, settings)
     except FraudAssetsError as error:
         return [skip("quarantine", f"the lake cannot be read: {error}")]
     duplicates = counts.pop(DUPLICATE, 0)
@@ -157,7 +157,7 @@ def check_registry(settings: Settings) -> list[Finding]:
     """Checks that the model registry can be reached and has a champion that fits the features of this version."""
     from fraud_assets.errors import LostRegistryError
     from fraud_assets.registry.champion import load_champion
-    from fraud_assets.registry.home import other_homes, sqlite_path
+    from fraud_assets.registry.home import find_other_homes, find_sqlite_path
 
     address = urlsplit(settings.mlflow_uri)
     if address.scheme in ("http", "https"):
@@ -168,10 +168,10 @@ def check_registry(settings: Settings) -> list[Finding]:
         except OSError as error:
             text = f"no server answers at {address.hostname}:{port} ({error.strerror or error})"
             return [fail("registry", text, "Start the MLflow server, or correct MLFLOW_TRACKING_URI.")]
-    path = sqlite_path(settings.mlflow_uri)
+    path = find_sqlite_path(settings.mlflow_uri)
     try:
         current = load_champion(Lake.of(settings), settings)
-        others = other_homes(settings)
+        others = find_other_homes(settings)
     except LostRegistryError as error:
         return [fail_from_error("registry", error)]
     except NoChampionError as error:

@@ -49,9 +49,9 @@ def _check_home(home: Path, settings: Settings, version: str) -> Finding:
 
 
 def _find_home(settings: Settings) -> Path | None:
-    from fraud_assets.dagster_events import dagster_home
+    from fraud_assets.dagster_events import find_dagster_home
 
-    return dagster_home(settings)
+    return find_dagster_home(settings)
 
 
 def _check_daemon(instance: DagsterInstance) -> list[Finding]:

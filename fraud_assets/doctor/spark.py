@@ -18,17 +18,17 @@ def check_spark(settings: Settings) -> list[Finding]:
     """
     if settings.engine != "spark":
         return []
-    from fraud_assets.engines.spark.session import connector_is_resolved, require_master
+    from fraud_assets.engines.spark.session import is_connector_resolved, require_master
     from fraud_assets.kafka.broker import uses_external_broker
-    from fraud_assets.system.java import java_program
+    from fraud_assets.system.java import find_java
 
-    java_program("Spark")
+    find_java("Spark")
     require_master(settings.spark_master, _ANSWER_SECONDS)
     findings = [ok("spark", f"Spark {version('pyspark')}, master {settings.spark_master}")]
     if not uses_external_broker(settings):
         return findings
     try:
-        is_resolved = connector_is_resolved(settings)
+        is_resolved = is_connector_resolved(settings)
     except FraudAssetsError as error:
         return [*findings, fail_from_error("spark connector", error)]
     if is_resolved:

@@ -20,7 +20,7 @@ from fraud_assets.engines.landing_report import LandingReport
 from fraud_assets.lake.batches import Bounds, Pending
 from fraud_assets.lake.data_files import Rows
 from fraud_assets.lake.log import add_actions
-from fraud_assets.lake.scan import files_within
+from fraud_assets.lake.scan import find_files_within
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import BatchLimits
 
@@ -235,7 +235,7 @@ class TrainingWindow:
         """
         handle = handle or lake.open(transaction_features)
         days = (start.astimezone(UTC).date(), end.astimezone(UTC).date())
-        files = tuple(files_within(handle, {"tx_date": days, "tx_datetime": (start, end)}))
+        files = tuple(find_files_within(handle, {"tx_date": days, "tx_datetime": (start, end)}))
         actions = add_actions(handle)
         rows = dict(zip(actions["path"].to_pylist(), actions["num_records"].to_pylist(), strict=True))
         return cls(lake, handle, start, end, files, sum(rows[path] for path in files))

@@ -62,7 +62,7 @@ class LandingReport:
         return values
 
 
-def empty_reports(*, transactions: bool = True) -> dict[str, LandingReport]:
+def create_reports(*, transactions: bool = True) -> dict[str, LandingReport]:
     """Returns an empty report for each landing table, labels first; only for labels if `transactions` is false."""
     tables = (fraud_labels, raw_transactions) if transactions else (fraud_labels,)
     return {table.name: LandingReport(table.name) for table in tables}

@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 from fraud_assets.core.parsing import parse_labels
 from fraud_assets.core.pseudonyms import pseudonymise
 from fraud_assets.core.schema import fraud_labels, quarantined_transactions, raw_transactions
-from fraud_assets.kafka.schemas import label_decoder, transaction_decoder
+from fraud_assets.kafka.schemas import create_label_decoder, create_transaction_decoder
 from fraud_assets.lake.append import append_landed
-from fraud_assets.lake.positions import Positions, positions_of
+from fraud_assets.lake.positions import Positions, find_largest_positions
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
 
@@ -32,7 +32,7 @@ def append_transactions(
     Returns:
         The number of rows that the table did not hold yet.
     """
-    rows = pseudonymise(batch, settings.pseudonym_policy, transaction_decoder(settings))
+    rows = pseudonymise(batch, settings.pseudonym_policy, create_transaction_decoder(settings))
     return append_landed(lake, raw_transactions, rows, reached, build_loss_note(accepted))
 
 
@@ -58,8 +58,8 @@ def append_labels(
     Returns:
         The number of valid and of rejected labels that the tables did not hold yet.
     """
-    good, rejected = parsed or parse_labels(raw, settings.contract, label_decoder(settings))
-    reached = positions_of(raw) if positions is None else positions
+    good, rejected = parsed or parse_labels(raw, settings.contract, create_label_decoder(settings))
+    reached = find_largest_positions(raw) if positions is None else positions
     refused = append_landed(lake, quarantined_transactions, rejected, reached) if rejected.num_rows else 0
     return append_landed(lake, fraud_labels, good, reached), refused
 

@@ -6,11 +6,11 @@ import logging
 from collections.abc import Callable
 
 from fraud_assets.engines.base import Engine
-from fraud_assets.engines.landing_report import LandingReport, empty_reports, merge_reports
+from fraud_assets.engines.landing_report import LandingReport, create_reports, merge_reports
 from fraud_assets.engines.local.engine import LocalEngine
 from fraud_assets.ingest.files.file_report import add_file_reports
 from fraud_assets.ingest.files.landing import land_files
-from fraud_assets.kafka.broker import broker_is_configured, find_broker
+from fraud_assets.kafka.broker import find_broker, is_broker_configured
 from fraud_assets.kafka.topic_client import never
 from fraud_assets.kafka.topics import describe_missing_topics
 from fraud_assets.lake.tables import Lake
@@ -50,11 +50,11 @@ def land_once(
         LakeError: a table cannot be written.
     """
     engine = engine or LocalEngine(settings)
-    reports = empty_reports(transactions=transactions)
+    reports = create_reports(transactions=transactions)
     if transactions:
         files = land_files(lake, settings, stop)
         reports = add_file_reports(reports, files)
-        if topics and files and not broker_is_configured(settings):
+        if topics and files and not is_broker_configured(settings):
             logger.info("No broker is configured, so only the drop folder was landed.")
             topics = False
     if not topics or stop():

@@ -49,7 +49,7 @@ class BoundedReader:
     ) -> Generator[pa.Table, None, None]:
         """Yields batches of all messages after `stored` up to and including `target`, in order within each partition.
 
-        A partition that is not in `stored` must start at offset 0; see `positions_in`. Offsets at the end of a
+        A partition that is not in `stored` must start at offset 0; see `find_positions`. Offsets at the end of a
         partition may carry no message; see `tails`.
 
         Args:

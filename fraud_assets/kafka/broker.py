@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from uuid import uuid4
 
-from fraud_assets.errors import BrokerError, disk_fault, is_temporary
-from fraud_assets.kafka.connection import connection
+from fraud_assets.errors import BrokerError, convert_disk_error, is_temporary
+from fraud_assets.kafka.connection import load_connection
 from fraud_assets.settings import Settings
 from fraud_assets.system.files import replaced_file
 
@@ -60,7 +60,7 @@ def find_broker(settings: Settings) -> Broker:
         SettingError: The settings of the connection are invalid.
     """
     if uses_external_broker(settings):
-        configured = connection(settings)
+        configured = load_connection(settings)
         return Broker(configured.bootstrap, False, None, configured.name_of("bootstrap.servers"))
     path = settings.broker_file
     try:
@@ -97,7 +97,7 @@ def uses_external_broker(settings: Settings) -> bool:
     return bool(settings.kafka_bootstrap_servers or settings.kafka_client_properties)
 
 
-def broker_is_configured(settings: Settings) -> bool:
+def is_broker_configured(settings: Settings) -> bool:
     """Returns whether the settings or broker.json name any broker; it need not be reachable."""
     return uses_external_broker(settings) or settings.broker_file.exists()
 
@@ -193,4 +193,4 @@ def _is_listening(bootstrap: str) -> bool:
 def _raise_if_temporary(error: Exception) -> None:
     """Raises the error if it is temporary, such as too many open files: then the broker is not the cause."""
     if isinstance(error, OSError) and is_temporary(error):
-        raise BrokerError(str(disk_fault(error) or error)) from None
+        raise BrokerError(str(convert_disk_error(error) or error)) from None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fraud_assets.errors import BrokerError
 from fraud_assets.kafka.broker import Broker
 from fraud_assets.kafka.broker_errors import ConnectionErrorListener
-from fraud_assets.kafka.connection import checked, connection
+from fraud_assets.kafka.connection import load_connection, select_known_settings
 from fraud_assets.settings import Settings, environment_name
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ _REFUSAL_SECONDS = 10.0
 """Maximum seconds that a new client waits for a refusal by the broker. Later calls have their own time-outs."""
 
 
-def client_config(broker: Broker, settings: Settings) -> dict[str, str | int | float | bool]:
+def build_client_config(broker: Broker, settings: Settings) -> dict[str, str | int | float | bool]:
     """Returns the librdkafka settings, including secrets, that producers, consumers and admin clients share.
 
     Raises:
@@ -31,7 +31,7 @@ def client_config(broker: Broker, settings: Settings) -> dict[str, str | int | f
         "reconnect.backoff.max.ms": 1000,
         # With the default of 100 ms, a broker's first answer would wait for the next metadata request.
         "topic.metadata.refresh.fast.interval.ms": 50,
-        **({} if broker.embedded else checked(connection(settings))),
+        **({} if broker.embedded else select_known_settings(load_connection(settings))),
         "bootstrap.servers": broker.bootstrap,
         # The platform's errors report failures once; librdkafka would repeat them on stderr every second.
         "log_level": 0,
@@ -39,7 +39,7 @@ def client_config(broker: Broker, settings: Settings) -> dict[str, str | int | f
     }
 
 
-def topic_setting(topic: str, settings: Settings) -> str:
+def name_topic_setting(topic: str, settings: Settings) -> str:
     """Returns the environment variable that names the topic, for error messages."""
     field = "labels_topic" if topic == settings.labels_topic else "transactions_topic"
     return environment_name(field)
@@ -58,11 +58,11 @@ def missing_topic_error(broker: Broker, topic: str, settings: Settings) -> Broke
     """Returns the error for a topic that does not exist or may not be read."""
     return BrokerError(
         f"Topic {topic!r} does not exist at {broker.name}, or may not be read. "
-        f"Create it, or set {topic_setting(topic, settings)} to the right topic."
+        f"Create it, or set {name_topic_setting(topic, settings)} to the right topic."
     )
 
 
-def admin_client(broker: Broker, settings: Settings) -> AdminClient:
+def create_admin_client(broker: Broker, settings: Settings) -> AdminClient:
     """Returns an admin client of an external broker; the embedded broker does not answer admin calls.
 
     Raises:
@@ -72,9 +72,9 @@ def admin_client(broker: Broker, settings: Settings) -> AdminClient:
     """
     from confluent_kafka.admin import AdminClient
 
-    configured = connection(settings)
+    configured = load_connection(settings)
     listener = ConnectionErrorListener(broker, configured)
-    config = client_config(broker, settings)
+    config = build_client_config(broker, settings)
     config.pop("allow.auto.create.topics")
     client = configured.client(AdminClient, {**config, "error_cb": listener})
     listener.wait(client, min(settings.kafka_timeout_seconds, _REFUSAL_SECONDS))
@@ -91,7 +91,7 @@ def find_topic_id(broker: Broker, topic: str, settings: Settings, admin: AdminCl
         return broker.topic_id
     from confluent_kafka import KafkaError, KafkaException, TopicCollection
 
-    client = admin or admin_client(broker, settings)
+    client = admin or create_admin_client(broker, settings)
     try:
         future = client.describe_topics(TopicCollection([topic]), request_timeout=settings.kafka_timeout_seconds)
         description = future[topic].result(timeout=settings.kafka_timeout_seconds + 1)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fraud_assets.errors import FraudAssetsError, SettingError, disk_fault, is_temporary, too_many_open_files
+from fraud_assets.errors import FraudAssetsError, SettingError, convert_disk_error, find_open_file_fault, is_temporary
 from fraud_assets.settings import Settings, environment_name
 
 Client = TypeVar("Client")
@@ -94,7 +94,7 @@ class Connection:
 
     def _setting_error(self, reason: str) -> FraudAssetsError:
         # If the process has no free file descriptor, the certificate is not the cause.
-        exhausted = too_many_open_files()
+        exhausted = find_open_file_fault()
         if exhausted:
             return exhausted
         reason = self.without_secrets(reason.rpartition("client: ")[2])
@@ -111,7 +111,7 @@ EMBEDDED = Connection({"security.protocol": "PLAINTEXT"}, {})
 """The connection to the embedded broker."""
 
 
-def connection(settings: Settings) -> Connection:
+def load_connection(settings: Settings) -> Connection:
     """Returns the connection to the external broker.
 
     Raises:
@@ -130,7 +130,7 @@ def connection(settings: Settings) -> Connection:
     return complete
 
 
-def checked(connection: Connection) -> dict[str, str]:
+def select_known_settings(connection: Connection) -> dict[str, str]:
     """Returns the settings that librdkafka knows, without those that only Java clients know.
 
     Raises:
@@ -207,7 +207,7 @@ def _read_properties(path: Path, explicit: Mapping[str, str]) -> dict[str, str]:
             read = javaproperties.load(file)
     except OSError as error:
         if is_temporary(error):
-            raise disk_fault(error) or error from None
+            raise convert_disk_error(error) or error from None
         raise SettingError(f"{where}: {error.strerror}. Set it to the file from your broker's operator.") from None
     except ValueError:
         raise SettingError(f"{where}: it is not a properties file in UTF-8. Write it as lines of key=value.") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fraud_assets.kafka.broker import Broker
-from fraud_assets.kafka.client import client_config
+from fraud_assets.kafka.client import build_client_config
 from fraud_assets.settings import Settings
 
 _SESSION_SECONDS = 10
@@ -17,7 +17,7 @@ _QUEUE_BYTES = 8_000_000
 """Keys and bodies in the client's queue. The client keeps about 400 more bytes per message."""
 
 
-def consumer_config(broker: Broker, settings: Settings, group: str) -> dict[str, str | int | float | bool]:
+def build_consumer_config(broker: Broker, settings: Settings, group: str) -> dict[str, str | int | float | bool]:
     """Returns librdkafka's settings, including secrets, of a consumer that reads from explicit offsets.
 
     Raises:
@@ -25,7 +25,7 @@ def consumer_config(broker: Broker, settings: Settings, group: str) -> dict[str,
     """
     queue_bytes = max(min(settings.land_batch_bytes, _QUEUE_BYTES), 1_000_000)
     return {
-        **client_config(broker, settings),
+        **build_client_config(broker, settings),
         "group.id": group,
         "session.timeout.ms": _SESSION_SECONDS * 1000,
         "max.poll.interval.ms": _COMMIT_SECONDS * 1000,

@@ -16,7 +16,7 @@ from fraud_assets.errors import MessagesLostError
 from fraud_assets.kafka.message_batch import Batch
 from fraud_assets.kafka.topic_client import POLL_SECONDS, CommittedOffsets, TopicClient, never
 from fraud_assets.kafka.unreadable_partitions import is_end
-from fraud_assets.lake.positions import Positions, SourcePartition, positions_of
+from fraud_assets.lake.positions import Positions, SourcePartition, find_largest_positions
 
 if TYPE_CHECKING:
     from confluent_kafka import Consumer, Message, TopicPartition
@@ -175,7 +175,7 @@ class GroupReader:
 
     def _take(self, batch: Batch) -> tuple[pa.Table, dict[SourcePartition, int]]:
         table = batch.take()
-        reached = positions_of(table)
+        reached = find_largest_positions(table)
         with self._lock:
             self._delivered.update({source.partition: offset + 1 for source, offset in reached.items()})
             for partition, end in self._ends.items():

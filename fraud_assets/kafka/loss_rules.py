@@ -28,7 +28,7 @@ class StartOffsets:
     ahead: dict[SourcePartition, int] = field(default_factory=dict)
 
 
-def first_readable_offset(
+def find_first_readable_offset(
     landed: Positions, low: Mapping[int, int], high: Mapping[int, int], accept_lost: Mapping[str, int]
 ) -> StartOffsets:
     """Compares the landed offsets of a known topic with the broker's log.

@@ -19,10 +19,10 @@ from confluent_kafka import Producer as KafkaProducer
 from fraud_assets.errors import BrokerError
 from fraud_assets.kafka.broker import Broker
 from fraud_assets.kafka.broker_errors import ConnectionErrorListener
-from fraud_assets.kafka.client import client_config, missing_topic_error, unreachable_error
-from fraud_assets.kafka.connection import EMBEDDED, connection
+from fraud_assets.kafka.client import build_client_config, missing_topic_error, unreachable_error
+from fraud_assets.kafka.connection import EMBEDDED, load_connection
 from fraud_assets.kafka.embedded_backlog import EmbeddedBacklog
-from fraud_assets.kafka.serializer import serializers
+from fraud_assets.kafka.serializer import create_serializers
 from fraud_assets.settings import Settings
 
 WARNING_SECONDS = 2.0
@@ -69,9 +69,9 @@ class Producer:
     _checked_topics: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self._serializers = serializers(self.settings)
-        config = client_config(self.broker, self.settings)
-        configured = EMBEDDED if self.broker.embedded else connection(self.settings)
+        self._serializers = create_serializers(self.settings)
+        config = build_client_config(self.broker, self.settings)
+        configured = EMBEDDED if self.broker.embedded else load_connection(self.settings)
         listener = ConnectionErrorListener(self.broker, configured)
         self._kafka = configured.client(
             KafkaProducer,

@@ -20,7 +20,7 @@ from urllib.parse import quote, urlsplit
 
 from fraud_assets.errors import BrokerError, FraudAssetsError, SettingError
 from fraud_assets.kafka.producer import Message
-from fraud_assets.kafka.serializer import serializers
+from fraud_assets.kafka.serializer import create_serializers
 from fraud_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class RestProducer:
     def __post_init__(self) -> None:
         self._url = _records_url(self.settings)
         self._credentials = _credentials(self.settings)
-        self._serializers = serializers(self.settings)
+        self._serializers = create_serializers(self.settings)
         self._client = _http_client(self.settings, self._credentials)
 
     def send(self, message: Message) -> None:

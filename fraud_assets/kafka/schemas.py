@@ -28,12 +28,12 @@ _NOT_FOUND = range(40400, 40500)
 """The registry's own codes. A plain 404 comes from another server at a wrong address."""
 
 
-def transaction_decoder(settings: Settings) -> Decoder | None:
+def create_transaction_decoder(settings: Settings) -> Decoder | None:
     """Returns the decoder of the transactions topic's bodies; None if they are JSON."""
     return _decoder_of(settings.transactions_format, settings)
 
 
-def label_decoder(settings: Settings) -> Decoder | None:
+def create_label_decoder(settings: Settings) -> Decoder | None:
     """Returns the decoder of the labels topic's bodies; None if they are JSON."""
     return _decoder_of(settings.labels_format, settings)
 
@@ -41,10 +41,10 @@ def label_decoder(settings: Settings) -> Decoder | None:
 def _decoder_of(kind: Format, settings: Settings) -> Decoder | None:
     if kind == "json":
         return None
-    return Decoder("AVRO" if kind == "avro" else "JSON", partial(writer_schema, settings))
+    return Decoder("AVRO" if kind == "avro" else "JSON", partial(find_writer_schema, settings))
 
 
-def writer_schema(settings: Settings, identity: SchemaId) -> WriterSchema | None:
+def find_writer_schema(settings: Settings, identity: SchemaId) -> WriterSchema | None:
     """Returns the schema of an id; None if the registry does not know the id.
 
     Raises:
@@ -58,7 +58,7 @@ def writer_schema(settings: Settings, identity: SchemaId) -> WriterSchema | None
     from confluent_kafka.schema_registry import SchemaRegistryError as AnswerError
 
     try:
-        client = registry_client(settings)
+        client = get_registry_client(settings)
         found = client.get_schema_by_guid(str(identity)) if isinstance(identity, UUID) else client.get_schema(identity)
         kind = found.schema_type or "AVRO"
         schema = WriterSchema(kind, found.schema_str or "", _references(found, client) if kind == "AVRO" else ())
@@ -83,12 +83,12 @@ def register(subject: str, schema: WriterSchema, settings: Settings) -> int:
     from confluent_kafka.schema_registry import Schema
 
     try:
-        return int(registry_client(settings).register_schema(subject, Schema(schema.text, schema.kind)))
+        return int(get_registry_client(settings).register_schema(subject, Schema(schema.text, schema.kind)))
     except Exception as error:
         raise _registry_error(settings, f"subject {subject}", error) from error
 
 
-def registry_client(settings: Settings) -> SchemaRegistryClient:
+def get_registry_client(settings: Settings) -> SchemaRegistryClient:
     """Returns the client of the configured registry. A process creates one client per registry."""
     return _client(
         settings.schema_registry_url,

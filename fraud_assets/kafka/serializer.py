@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from io import BytesIO
 from typing import Any
 
-from fraud_assets.core.bodies import MAGIC, Rejected, json_object
+from fraud_assets.core.bodies import MAGIC, Rejected, parse_json_object
 from fraud_assets.core.formats import WriterSchema
 from fraud_assets.errors import SettingError
 from fraud_assets.kafka.schemas import register
@@ -23,7 +23,7 @@ _JSON: dict[str, dict[str, Any]] = {"tx_amount": {"type": "number"}, "is_fraud":
 Serialize = Callable[[bytes], bytes]
 
 
-def serializers(settings: Settings) -> dict[str, Serialize]:
+def create_serializers(settings: Settings) -> dict[str, Serialize]:
     """Returns, by topic, the function that converts its JSON bodies; a topic in JSON has none.
 
     The functions leave malformed bodies unchanged.
@@ -58,7 +58,7 @@ def _avro_serializer(topic: str, fields: tuple[str, ...], settings: Settings) ->
     def serialize(body: bytes) -> bytes:
         stream = BytesIO()
         try:
-            row = json_object(body, settings.max_body_bytes)
+            row = parse_json_object(body, settings.max_body_bytes)
             if row.keys() != payloads.keys():
                 return body
             datum = {payload: _avro_value(name, row[payload]) for payload, name in payloads.items()}

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Self
 from fraud_assets.errors import BrokerError
 from fraud_assets.kafka.broker import Broker, find_broker
 from fraud_assets.kafka.client import missing_topic_error
-from fraud_assets.kafka.consumer_config import consumer_config
-from fraud_assets.kafka.loss_rules import first_readable_offset, messages_ahead_error, messages_lost_error
+from fraud_assets.kafka.consumer_config import build_consumer_config
+from fraud_assets.kafka.loss_rules import find_first_readable_offset, messages_ahead_error, messages_lost_error
 from fraud_assets.kafka.unreadable_partitions import UnreadablePartitions, is_end
 from fraud_assets.kafka.watermarks import Watermarks
 from fraud_assets.lake.positions import Positions, SourcePartition
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fraud_assets.lake.known_topics import LogStarts
 
 CommittedOffsets = Callable[[Collection[SourcePartition], "LogStarts"], Positions]
-"""Returns the last offset of each partition that the lake holds; see `positions_in`."""
+"""Returns the last offset of each partition that the lake holds; see `find_positions`."""
 
 POLL_SECONDS = 0.1
 
@@ -63,7 +63,7 @@ class TopicClient:
         self.watermarks = Watermarks(topic, settings, self.broker, lambda: self.consumer)
         self.faults = UnreadablePartitions(topic, self.broker)
         self._assigned_from: Mapping[int, int] = {}
-        self.consumer: Any = Consumer(consumer_config(self.broker, settings, self.group))
+        self.consumer: Any = Consumer(build_consumer_config(self.broker, settings, self.group))
 
     def __enter__(self) -> Self:
         return self
@@ -141,7 +141,7 @@ class TopicClient:
             BrokerError: The log ends before the last landed offset.
         """
         low, high = self.watermarks.low, self.watermarks.high
-        found = first_readable_offset(committed, low, high, self.settings.accept_lost)
+        found = find_first_readable_offset(committed, low, high, self.settings.accept_lost)
         self.accepted |= found.given_up
         if found.ahead:
             raise messages_ahead_error(found.ahead, high)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fraud_assets.errors import BrokerError
 from fraud_assets.kafka.broker import Broker
-from fraud_assets.kafka.client import client_config, topic_setting, unreachable_error
+from fraud_assets.kafka.client import build_client_config, name_topic_setting, unreachable_error
 from fraud_assets.settings import Settings
 
 
@@ -48,7 +48,7 @@ def describe_missing_topics(broker: Broker, settings: Settings) -> list[str]:
 
     if not broker.embedded:
         return []
-    config = {**client_config(broker, settings)}
+    config = {**build_client_config(broker, settings)}
     config.pop("allow.auto.create.topics")
     try:
         known = AdminClient(config).list_topics(timeout=settings.kafka_timeout_seconds).topics
@@ -56,7 +56,7 @@ def describe_missing_topics(broker: Broker, settings: Settings) -> list[str]:
         raise unreachable_error(broker, error.args[0].str()) from None
     return [
         f"Topic {topic!r} did not exist at {broker.name}, which creates it empty. If you mean another topic, set "
-        f"{topic_setting(topic, settings)}."
+        f"{name_topic_setting(topic, settings)}."
         for topic in (settings.labels_topic, settings.transactions_topic)
         if topic not in known
     ]

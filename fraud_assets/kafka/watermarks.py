@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from fraud_assets.errors import TopicRecreatedError
 from fraud_assets.kafka.broker import Broker, find_broker
-from fraud_assets.kafka.client import admin_client, find_topic_id, missing_topic_error, unreachable_error
+from fraud_assets.kafka.client import create_admin_client, find_topic_id, missing_topic_error, unreachable_error
 from fraud_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Watermarks:
         self._settings = settings
         self._broker = broker
         self._consumer = consumer
-        self._admin: AdminClient | None = None if broker.embedded else admin_client(broker, settings)
+        self._admin: AdminClient | None = None if broker.embedded else create_admin_client(broker, settings)
 
     def list_partitions(self, stop: Callable[[], bool]) -> list[int]:
         """Returns the numbers of the topic's partitions. An embedded broker creates the topic on this request.

@@ -29,7 +29,7 @@ from fraud_assets.core.schema import Table
 from fraud_assets.errors import CommitConflictError, LakeError
 from fraud_assets.lake.data_files import GROUP_ROWS, DataFile, Rows, remove_files
 from fraud_assets.lake.log import TRANSACTIONS, add_actions
-from fraud_assets.lake.positions import Positions, committed_offset, positions_of, rows_beyond
+from fraud_assets.lake.positions import Positions, committed_offset, find_largest_positions, select_uncommitted
 from fraud_assets.lake.table_errors import table_error
 from fraud_assets.lake.tables import Lake
 
@@ -215,12 +215,12 @@ def append_landed(
     Raises:
         LakeError: The table cannot be written.
     """
-    reached = positions_of(rows) if positions is None else positions
+    reached = find_largest_positions(rows) if positions is None else positions
 
     @retry_conflicts
     def append() -> int:
         handle = lake.open(table)
-        fresh = rows_beyond(rows, handle)
+        fresh = select_uncommitted(rows, handle)
         ahead = {source: offset for source, offset in reached.items() if offset > committed_offset(handle, source)}
         if not ahead:
             return 0

@@ -13,7 +13,7 @@ from deltalake import DeltaTable
 from fraud_assets.lake.duckdb_session import connect
 from fraud_assets.lake.log import add_actions
 from fraud_assets.lake.position_sql import same_source_partition, source_partition_columns
-from fraud_assets.lake.positions import Positions, SourcePartition, partition_arrays
+from fraud_assets.lake.positions import Positions, SourcePartition, build_partition_arrays
 from fraud_assets.lake.scan import register_view
 from fraud_assets.settings import BatchLimits, Settings
 
@@ -28,7 +28,7 @@ _COMPRESSION = 8
 
 @dataclass(frozen=True)
 class Pending:
-    """Rows of a pinned source version beyond the committed positions.
+    """Rows of a pinned version of a table beyond given positions, for example those that a later table has committed.
 
     Attributes:
         source: The pinned version.
@@ -46,7 +46,7 @@ class Pending:
 
 
 def find_pending(source: DeltaTable, committed_offset: Callable[[SourcePartition], int], settings: Settings) -> Pending:
-    """Finds the rows of `source` beyond the committed offsets, first from file statistics, then from position columns.
+    """Finds the rows of `source` beyond given offsets, first from file statistics, then from position columns.
 
     Args:
         source: The source table's version.
@@ -223,11 +223,13 @@ def _cut_bounds(whole: Bounds, cut: Sequence[tuple[int, int]]) -> Bounds:
 
 
 def read_batch(work: Pending, settings: Settings, columns: Sequence[str] | None = None) -> pa.Table:
-    """Returns the rows of the next batch; see `next_bounds` and `rows_within`."""
-    return rows_within(work, next_bounds(work, settings, settings.batch_limits), settings, columns)
+    """Returns the rows of the next batch; see `next_bounds` and `read_rows_within`."""
+    return read_rows_within(work, next_bounds(work, settings, settings.batch_limits), settings, columns)
 
 
-def rows_within(work: Pending, bounds: Bounds, settings: Settings, columns: Sequence[str] | None = None) -> pa.Table:
+def read_rows_within(
+    work: Pending, bounds: Bounds, settings: Settings, columns: Sequence[str] | None = None
+) -> pa.Table:
     """Returns the rows of a batch in landing order.
 
     Args:
@@ -266,7 +268,7 @@ def _bounds_table(bounds: Bounds) -> pa.Table:
     return pa.table(
         {
             "partition_index": pa.array(range(len(partitions)), pa.int32()),
-            **partition_arrays(partitions),
+            **build_partition_arrays(partitions),
             "first": pa.array([bounds.start[partition] for partition in partitions], pa.int64()),
             "last": pa.array([bounds.target[partition] for partition in partitions], pa.int64()),
         }

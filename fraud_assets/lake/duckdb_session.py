@@ -76,7 +76,7 @@ def connect(settings: Settings, *, spill: bool = True) -> Iterator[DuckDBPyConne
         connection.close()
 
 
-def quoted_name(name: str) -> str:
+def quote_name(name: str) -> str:
     """Returns a name as a quoted SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
 

@@ -17,7 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fraud_assets.errors import DamagedFileError, disk_fault
+from fraud_assets.errors import DamagedFileError, convert_disk_error
 from fraud_assets.lake.data_file_damage import describe_damaged_file
 from fraud_assets.lake.file_state import describe_size_fault
 from fraud_assets.lake.storage import store_fault
@@ -77,7 +77,7 @@ class FileCache:
                 list(pool.map(partial(_copy, handler, self.folder_of(uri)), sizes.items()))
         except OSError as error:
             # Errors of the operating system have a number; those of delta-rs have none.
-            raise disk_fault(error) or _find_damage(uri, options, sizes) or store_fault(uri, error) from error
+            raise convert_disk_error(error) or _find_damage(uri, options, sizes) or store_fault(uri, error) from error
 
     def _make_room(self, in_use: Collection[Path]) -> None:
         """Removes copies that were not used for a day, then the least recently used ones until the limit is met."""

@@ -16,7 +16,7 @@ from fraud_assets.core.schema import Table
 from fraud_assets.lake.append import commit_append, retry_conflicts
 from fraud_assets.lake.log import add_actions
 from fraud_assets.lake.positions import NOTHING, Positions, SourcePartition, committed_offset
-from fraud_assets.lake.tables import Lake, dataset_of
+from fraud_assets.lake.tables import Lake, open_dataset
 
 LogStarts = Callable[[], Positions | None]
 """Returns the current log start of every partition of a topic; None from an embedded broker."""
@@ -25,7 +25,7 @@ _EMBEDDED_TOPIC_ID = re.compile(r"[0-9a-f]{32}")
 """Topic id of an embedded broker. Its topics differ from those of an external broker with the same names."""
 
 
-def positions_in(
+def find_positions(
     lake: Lake, table: Table, sources: Collection[SourcePartition], log_starts: LogStarts
 ) -> dict[SourcePartition, int]:
     """Returns the last offset of each source partition that the table holds, -1 if none; records a new topic.
@@ -115,7 +115,7 @@ def _contains_topic(handle: DeltaTable, topic: str, sources: Collection[SourcePa
         elif low is None or (low <= topic and (topic <= high or topic.startswith(high))):
             uncertain.append(path)
     for path in uncertain:
-        rows = dataset_of(handle, [path]).to_table(columns=["topic_id"], filter=pc.field("topic") == topic)
+        rows = open_dataset(handle, [path]).to_table(columns=["topic_id"], filter=pc.field("topic") == topic)
         if any(not _EMBEDDED_TOPIC_ID.fullmatch(topic_id) for topic_id in rows["topic_id"].unique().to_pylist()):
             return True
     return False

@@ -22,6 +22,6 @@ def add_actions(handle: DeltaTable) -> pa.Table:
     return pa.table(handle.get_add_actions(flatten=True))
 
 
-def row_count(handle: DeltaTable) -> int:
+def read_row_count(handle: DeltaTable) -> int:
     """Returns the number of rows in the handle's version, from file statistics."""
     return sum(add_actions(handle).column("num_records").to_pylist())

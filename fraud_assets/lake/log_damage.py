@@ -24,7 +24,7 @@ from fraud_assets.core.schema import (
 from fraud_assets.errors import DamagedFileError
 from fraud_assets.lake.file_state import describe_parquet_fault, list_sizes, read_bytes
 from fraud_assets.lake.log import TRANSACTIONS
-from fraud_assets.system.paths import plain_path
+from fraud_assets.system.paths import strip_file_scheme
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -68,7 +68,7 @@ def refuse_incomplete_entries(uri: str, version: int) -> None:
     Raises:
         DamagedFileError: An entry is empty, or the newest ends before its last line.
     """
-    log = f"{plain_path(uri).rstrip('/')}/{LOG_FOLDER}"
+    log = f"{strip_file_scheme(uri).rstrip('/')}/{LOG_FOLDER}"
     # pathlib would take longer than the check itself.
     for number in range(version, max(_last_checkpoint(log), version - _CHECKED_ENTRIES), -1):
         path = f"{log}/{number:020}.json"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from fraud_assets.core.schema import POSITION_COLUMNS, SOURCE_PARTITION_COLUMNS
-from fraud_assets.lake.duckdb_session import quoted_name
+from fraud_assets.lake.duckdb_session import quote_name
 from fraud_assets.lake.positions import SourcePartition
 
 
@@ -52,8 +52,8 @@ def is_of_source_partition(partition: SourcePartition) -> str:
 
 def _columns(names: Iterable[str], alias: str) -> str:
     prefix = f"{alias}." if alias else ""
-    return ", ".join(f"{prefix}{quoted_name(name)}" for name in names)
+    return ", ".join(f"{prefix}{quote_name(name)}" for name in names)
 
 
 def _equal(names: Iterable[str], left: str, right: str, right_prefix: str = "") -> str:
-    return " and ".join(f"{left}.{quoted_name(name)} = {right}.{quoted_name(right_prefix + name)}" for name in names)
+    return " and ".join(f"{left}.{quote_name(name)} = {right}.{quote_name(right_prefix + name)}" for name in names)

@@ -40,7 +40,7 @@ class SourcePartition(NamedTuple):
 
 
 Positions = Mapping[SourcePartition, int]
-Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
+TableOrBatch = TypeVar("TableOrBatch", pa.Table, pa.RecordBatch)
 
 RETRIED_TRANSACTIONS = SourcePartition("retry:transactions", "retry", 0)
 RETRIED_LABELS = SourcePartition("retry:labels", "retry", 0)
@@ -53,17 +53,17 @@ def committed_offset(handle: DeltaTable, source: SourcePartition) -> int:
     return NOTHING if version is None else version
 
 
-def positions_of(rows: pa.Table) -> dict[SourcePartition, int]:
+def find_largest_positions(rows: pa.Table) -> dict[SourcePartition, int]:
     """Returns the largest offset per source partition in rows with positions."""
     return {source: largest for source, (_, largest) in _spans(rows).items()}
 
 
-def rows_beyond(rows: pa.Table, handle: DeltaTable) -> pa.Table:
+def select_uncommitted(rows: pa.Table, handle: DeltaTable) -> pa.Table:
     """Returns the rows that the handle's version does not contain yet."""
-    return rows_after(rows, {source: committed_offset(handle, source) for source in _spans(rows)})
+    return select_after(rows, {source: committed_offset(handle, source) for source in _spans(rows)})
 
 
-def rows_after(rows: pa.Table, positions: Positions) -> pa.Table:
+def select_after(rows: pa.Table, positions: Positions) -> pa.Table:
     """Returns the rows after the position of their source partition, and all rows of partitions without a position."""
     keep = None
     for source, (smallest, _) in _spans(rows).items():
@@ -76,7 +76,7 @@ def rows_after(rows: pa.Table, positions: Positions) -> pa.Table:
     return rows if keep is None else rows.filter(keep)
 
 
-def rows_between(rows: Rows, start: Positions, target: Positions) -> Rows:
+def select_between(rows: TableOrBatch, start: Positions, target: Positions) -> TableOrBatch:
     """Returns the rows after `start` and up to `target`, of the source partitions in `target`."""
     outside = None
     for source, (smallest, largest) in _spans(rows).items():
@@ -108,7 +108,7 @@ def _spans(rows: pa.Table | pa.RecordBatch) -> dict[SourcePartition, tuple[int, 
     }
 
 
-def partition_arrays(partitions: Collection[SourcePartition]) -> dict[str, pa.Array]:
+def build_partition_arrays(partitions: Collection[SourcePartition]) -> dict[str, pa.Array]:
     """Returns source partitions as Arrow columns `topic`, `topic_id` (strings) and `partition` (int32)."""
     return {
         "topic": pa.array([partition.topic for partition in partitions], pa.string()),

@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
 
-from fraud_assets.lake.duckdb_session import quoted_name, record_files
+from fraud_assets.lake.duckdb_session import quote_name, record_files
 from fraud_assets.lake.log import add_actions
 from fraud_assets.lake.schema_check import UPGRADED
-from fraud_assets.lake.tables import RemoteTable, dataset_of
-from fraud_assets.system.paths import plain_path
+from fraud_assets.lake.tables import RemoteTable, open_dataset
+from fraud_assets.system.paths import strip_file_scheme
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -31,7 +31,7 @@ _STATISTICS_CUT = timedelta(milliseconds=1)
 """Delta's file statistics truncate times to milliseconds."""
 
 
-def files_within(handle: DeltaTable, ranges: Mapping[str, tuple[Bound, Bound]]) -> list[str]:
+def find_files_within(handle: DeltaTable, ranges: Mapping[str, tuple[Bound, Bound]]) -> list[str]:
     """Returns the paths of the files that can contain rows within all ranges, by partition and statistics.
 
     Args:
@@ -75,20 +75,20 @@ def register_view(
     if not files:
         connection.register(name, schema.empty_table())
     elif (source := _parquet_source(connection, handle, files, schema)) is not None:
-        columns = ", ".join(map(quoted_name, schema.names))
+        columns = ", ".join(map(quote_name, schema.names))
         if UPGRADED in handle.metadata().configuration:
             connection.register(f"{name}_columns", schema.empty_table())
             source = f"(from {name}_columns union all by name from {source})"
         connection.execute(f"create or replace temp view {name} as select {columns} from {source}")
     else:
-        connection.register(name, dataset_of(handle, files))
+        connection.register(name, open_dataset(handle, files))
 
 
 def _parquet_source(
     connection: DuckDBPyConnection, handle: DeltaTable, files: Sequence[str], schema: pa.Schema
 ) -> str | None:
     """Returns the files as a call of DuckDB's `read_parquet`; None if only delta-rs can read them."""
-    root = str(handle.copied_to) if isinstance(handle, RemoteTable) else plain_path(handle.table_uri)
+    root = str(handle.copied_to) if isinstance(handle, RemoteTable) else strip_file_scheme(handle.table_uri)
     # DuckDB would need an extension for an object store. A higher reader version can mean deletion vectors or renamed
     # columns.
     if "://" in root or _SPECIAL & set(root) or handle.protocol().min_reader_version > 1:

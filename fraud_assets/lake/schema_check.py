@@ -41,12 +41,12 @@ def check_columns(handle: DeltaTable, table: Table, uri: str) -> None:
     if missing or others:
         faults = [f"has no column {name}" for name in missing]
         faults += [f"has another type in column {name}" for name in others]
-        can_upgrade = not others and len(missing) == len(addable_columns(handle, table))
+        can_upgrade = not others and len(missing) == len(find_addable_columns(handle, table))
         remedy = "Run `fraud-assets upgrade`." if can_upgrade else _REMEDIES.get(table.name, _DEFAULT_REMEDY)
         raise LakeError(f"Table {uri} {' and '.join(faults)}: another version of the platform wrote it. {remedy}")
 
 
-def addable_columns(handle: DeltaTable, table: Table) -> list[Field]:
+def find_addable_columns(handle: DeltaTable, table: Table) -> list[Field]:
     """Returns the columns that the table lacks and that `fraud-assets upgrade` can add: those that may be null."""
     known = {field.name for field in handle.schema().fields}
     return [field for field in _expected_schema(table).fields if field.name not in known and field.nullable]

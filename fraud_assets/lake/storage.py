@@ -25,7 +25,7 @@ def is_remote(uri: str) -> bool:
     return is_uri(uri)
 
 
-def storage_options(settings: Settings, more: Mapping[str, str] | None = None) -> dict[str, str]:
+def build_storage_options(settings: Settings, more: Mapping[str, str] | None = None) -> dict[str, str]:
     """Returns delta-rs's options for the lake of the settings; empty for a folder.
 
     Any unset option falls back to delta-rs's own lookup in the environment, the profile and the instance role.
@@ -143,10 +143,12 @@ _FAULTS: tuple[tuple[str, str], ...] = (
 def store_fault(uri: str, error: Exception) -> LakeError:
     """Returns the error for a failure of an object store."""
     cause = _find_cause(_plain_text(str(error)))
-    return known_store_fault(uri, error) or LakeError(f"Table {uri.rstrip('/')} failed: {cause}. Check FRAUD_LAKE_URI.")
+    return recognize_store_error(uri, error) or LakeError(
+        f"Table {uri.rstrip('/')} failed: {cause}. Check FRAUD_LAKE_URI."
+    )
 
 
-def known_store_fault(uri: str, error: Exception) -> LakeError | None:
+def recognize_store_error(uri: str, error: Exception) -> LakeError | None:
     """Returns the error for a failure of the store, its credentials or the connection; None for another cause."""
     uri = uri.rstrip("/")
     text = _plain_text(str(error))

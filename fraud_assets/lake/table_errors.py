@@ -16,8 +16,8 @@ from fraud_assets.errors import DamagedFileError, LakeError
 from fraud_assets.lake.data_file_damage import examine_data_files, find_named_damage
 from fraud_assets.lake.location import TableLocation
 from fraud_assets.lake.log_damage import find_log_damage
-from fraud_assets.lake.storage import is_remote, known_store_fault, store_fault
-from fraud_assets.system.paths import plain_path
+from fraud_assets.lake.storage import is_remote, recognize_store_error, store_fault
+from fraud_assets.system.paths import strip_file_scheme
 
 _FOOTERS, _FOOTER_SECONDS = 10_000, 20.0
 _CORRUPT = re.compile(r"corrupt|decompress|parquet|thrift", re.IGNORECASE)
@@ -41,9 +41,9 @@ def table_error(uri: str, error: Exception, options: Mapping[str, str] | None = 
         error: The exception of delta-rs or Arrow.
         options: delta-rs options of an object store. Without them, its log is not searched for damage.
     """
-    uri = plain_path(uri)
+    uri = strip_file_scheme(uri)
     if is_remote(uri):
-        known = known_store_fault(uri, error)
+        known = recognize_store_error(uri, error)
         damaged = _find_damage(uri, error, options) if known is None and options is not None else None
         return known or damaged or store_fault(uri, error)
     # delta-rs appends stack frames of its own to some messages.

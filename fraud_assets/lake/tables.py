@@ -20,7 +20,7 @@ from fraud_assets.lake.location import TableLocation
 from fraud_assets.lake.log import add_actions
 from fraud_assets.lake.log_damage import find_lost_log, refuse_incomplete_entries
 from fraud_assets.lake.schema_check import check_columns
-from fraud_assets.lake.storage import is_remote, storage_options
+from fraud_assets.lake.storage import build_storage_options, is_remote
 from fraud_assets.lake.table_errors import convert_errors
 from fraud_assets.settings import Settings
 
@@ -58,7 +58,7 @@ class Lake:
             SettingError: Commits would not be safe with these options.
         """
         copies = FileCache(settings.home_path / "cache" / "lake", settings.lake_cache_bytes)
-        return cls(settings.lake, storage_options(settings, more), copies if is_remote(settings.lake) else None)
+        return cls(settings.lake, build_storage_options(settings, more), copies if is_remote(settings.lake) else None)
 
     def uri(self, table: Table) -> str:
         """Returns the URI of a table."""
@@ -198,7 +198,7 @@ class RemoteTable(LakeTable):
         return self._transactions[key]
 
 
-def dataset_of(handle: DeltaTable, paths: Iterable[str] | None = None) -> Dataset:
+def open_dataset(handle: DeltaTable, paths: Iterable[str] | None = None) -> Dataset:
     """Returns the handle's version as an Arrow dataset.
 
     Args:
@@ -234,7 +234,7 @@ def read(handle: DeltaTable, columns: Sequence[str] | None = None, where: Expres
         return dataset.to_table(columns=columns and list(columns), filter=where)
 
 
-def batches(
+def read_batches(
     handle: DeltaTable,
     columns: Sequence[str],
     paths: Iterable[str] | None = None,
@@ -253,7 +253,7 @@ def batches(
     Raises:
         LakeError: A file cannot be read.
     """
-    dataset = dataset_of(handle, paths)
+    dataset = open_dataset(handle, paths)
     with convert_errors(handle.table_uri):
         scanner = dataset.scanner(
             columns=list(columns), filter=where, batch_size=batch_rows, batch_readahead=2, fragment_readahead=1

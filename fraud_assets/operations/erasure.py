@@ -32,11 +32,11 @@ from fraud_assets.operations.holdings import (
     POSITIONS,
     Holdings,
     find_holdings,
+    find_stored_ids,
     select_existing,
-    stored_ids,
 )
 from fraud_assets.operations.kept_files import remove_from_file
-from fraud_assets.printable import printable
+from fraud_assets.printable import escape_unprintable
 from fraud_assets.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def erase_customer(
     Raises:
         LakeError: a table or file cannot be written. Rows that were removed stay removed.
     """
-    ids = stored_ids(customer, settings)
+    ids = find_stored_ids(customer, settings)
     tables = dict.fromkeys((table.name for table in ERASED_TABLES), 0)
     files: dict[str, int] = {}
     mentioned = 0
@@ -103,7 +103,7 @@ def erase_customer(
         for file in found.files:
             if file.rows or (unreadable and file.unreadable):
                 removed_rows = remove_from_file(file, settings, ids, unreadable=unreadable)
-                name = printable(file.path)
+                name = escape_unprintable(file.path)
                 files[name] = files.get(name, 0) + removed_rows.rows
                 mentioned += removed_rows.unreadable if unreadable else 0
                 logger.info(f"{name}: {removed_rows.rows:,} rows removed")

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from fraud_assets.core.bodies import MAGIC, Rejected
 from fraud_assets.core.formats import ID_HEADER, Decoder
 from fraud_assets.core.parsing import parse_transactions
-from fraud_assets.core.pseudonyms import keyed_hmac
+from fraud_assets.core.pseudonyms import compute_hmac
 from fraud_assets.core.quarantine_reasons import LABEL_PREFIX
 from fraud_assets.core.schema import (
     POSITION,
@@ -34,14 +34,14 @@ from fraud_assets.core.schema import (
     transaction_features,
 )
 from fraud_assets.core.subjects import compile_id_pattern, find_ids
-from fraud_assets.kafka.schemas import label_decoder, transaction_decoder
+from fraud_assets.kafka.schemas import create_label_decoder, create_transaction_decoder
 from fraud_assets.lake.data_files import BODY_ROWS
 from fraud_assets.lake.duckdb_session import connect
 from fraud_assets.lake.position_sql import position_columns, same_position
 from fraud_assets.lake.scan import register_view
-from fraud_assets.lake.tables import Lake, batches
+from fraud_assets.lake.tables import Lake, read_batches
 from fraud_assets.operations.kept_files import FileRows, find_customer_files
-from fraud_assets.printable import printable
+from fraud_assets.printable import escape_unprintable
 from fraud_assets.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -83,17 +83,17 @@ class Holdings:
     @property
     def file_rows(self) -> dict[str, int]:
         """Number of the customer's rows, by kept file."""
-        return {printable(file.path): file.rows for file in self.files if file.rows}
+        return {escape_unprintable(file.path): file.rows for file in self.files if file.rows}
 
     @property
     def unreadable_lines(self) -> dict[str, int]:
         """Number of lines that cannot be parsed but mention the id, by kept file."""
-        return {printable(file.path): file.unreadable for file in self.files if file.unreadable}
+        return {escape_unprintable(file.path): file.unreadable for file in self.files if file.unreadable}
 
     @property
     def closed_files(self) -> list[str]:
         """Kept files that cannot be read."""
-        return [printable(file.path) for file in self.files if file.closed]
+        return [escape_unprintable(file.path) for file in self.files if file.closed]
 
     @property
     def empty(self) -> bool:
@@ -101,14 +101,14 @@ class Holdings:
         return not any(self.rows.values()) and not self.file_rows
 
 
-def stored_ids(customer: str, settings: Settings) -> tuple[str, ...]:
+def find_stored_ids(customer: str, settings: Settings) -> tuple[str, ...]:
     """Returns the forms in which a customer's id is stored.
 
     They are the id itself and, if FRAUD_PSEUDONYMISE names the field, its pseudonym.
     """
     pseudonymized = {name.lower() for name in settings.pseudonymise}
     if pseudonymized & {"customer_id", settings.contract.payload_field("customer_id").lower()}:
-        return customer, keyed_hmac(customer.encode(), settings.pseudonym_policy)
+        return customer, compute_hmac(customer.encode(), settings.pseudonym_policy)
     return (customer,)
 
 
@@ -118,7 +118,7 @@ def find_holdings(lake: Lake, settings: Settings, customer: str) -> Holdings:
     Raises:
         LakeError: a table cannot be read.
     """
-    ids = stored_ids(customer, settings)
+    ids = find_stored_ids(customer, settings)
     owned = _Owned.empty()
     if lake.exists(transaction_features):
         owned = owned.union(_find_in_features(lake, settings, ids))
@@ -179,7 +179,7 @@ def _find_in_features(lake: Lake, settings: Settings, ids: Sequence[str]) -> _Ow
 
 def _find_in_bodies(lake: Lake, table: Table, settings: Settings, ids: Sequence[str]) -> tuple[_Owned, pa.Table]:
     """Returns the customer's messages, and the positions of messages that cannot be parsed but mention the id."""
-    decoder = transaction_decoder(settings)
+    decoder = create_transaction_decoder(settings)
     mention = compile_id_pattern(ids)
     owned, mentions = _Owned.empty(), POSITIONS.empty_table()
     for batch in _read_candidates(lake, table, ids, decoder):
@@ -211,7 +211,7 @@ def _read_candidates(lake: Lake, table: Table, ids: Sequence[str], decoder: Deco
     names = RAW_TRANSACTIONS.names
     columns = [*names, "reason"] if table is quarantined_transactions else names
     needles = [name.encode() for name in ids]
-    for batch in batches(handle, columns, batch_rows=BODY_ROWS):
+    for batch in read_batches(handle, columns, batch_rows=BODY_ROWS):
         rows = pa.Table.from_batches([batch])
         if table is quarantined_transactions:
             rows = rows.filter(pc.invert(pc.starts_with(rows["reason"], LABEL_PREFIX))).drop_columns(["reason"])
@@ -319,11 +319,11 @@ def _find_bad_labels(lake: Lake, settings: Settings, transactions: pa.Table) -> 
     own = set(transactions["transaction_id"].to_pylist())
     if not own or not lake.exists(quarantined_transactions):
         return POSITIONS.empty_table()
-    decoder = label_decoder(settings)
+    decoder = create_label_decoder(settings)
     names = {settings.contract.payload_field("transaction_id"), "transaction_id"}
     positions: list[dict[str, Any]] = []
     columns = [*POSITION_COLUMNS, "value", "headers", "reason"]
-    for batch in batches(lake.open(quarantined_transactions), columns, batch_rows=BODY_ROWS):
+    for batch in read_batches(lake.open(quarantined_transactions), columns, batch_rows=BODY_ROWS):
         positions += [
             {name: row[name] for name in POSITION_COLUMNS}
             for row in batch.filter(pc.starts_with(batch.column("reason"), LABEL_PREFIX)).to_pylist()

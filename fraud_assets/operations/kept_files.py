@@ -13,11 +13,11 @@ import pyarrow.compute as pc
 
 from fraud_assets.core.subjects import compile_id_pattern, find_ids
 from fraud_assets.errors import LakeError
-from fraud_assets.ingest.files.csv_file import CsvFile, csv_file
-from fraud_assets.ingest.files.parquet_file import column_at, open_parquet, paths_within
-from fraud_assets.ingest.files.plain_columns import is_bytes, text_column
+from fraud_assets.ingest.files.csv_file import CsvFile, read_csv_description
+from fraud_assets.ingest.files.parquet_file import get_column, list_paths, open_parquet
+from fraud_assets.ingest.files.plain_columns import is_bytes, to_text_column
 from fraud_assets.lake.duckdb_session import connect
-from fraud_assets.printable import printable
+from fraud_assets.printable import escape_unprintable
 from fraud_assets.settings import Settings
 
 _BATCH_ROWS = 50_000
@@ -70,8 +70,8 @@ def remove_from_file(file: FileRows, settings: Settings, ids: Collection[str], *
         part.replace(file.path)
     except OSError as error:
         raise LakeError(
-            f"{printable(file.path)} cannot be rewritten ({error.strerror or error}). Check its folder and the free "
-            "space there, then run the command again."
+            f"{escape_unprintable(file.path)} cannot be rewritten ({error.strerror or error}). Check its folder and "
+            "the free space there, then run the command again."
         ) from error
     finally:
         part.unlink(missing_ok=True)
@@ -124,7 +124,7 @@ def _write_without(
     if not file.by_lines and path.suffix.lower() == ".parquet":
         return FileRows(path, _write_parquet_without(path, part, settings, ids))
     if not file.by_lines:
-        csv = csv_file(path)
+        csv = read_csv_description(path)
         others = f"select * from {csv.scan} where not ({_csv_condition(csv, settings)})"
         with connect(settings) as connection:
             values = {**csv.params, "part": str(part), "ids": list(ids)}
@@ -192,7 +192,7 @@ def _csv_condition(csv: CsvFile, settings: Settings) -> str:
 
 
 def _count_csv_rows(path: Path, settings: Settings, ids: Collection[str]) -> int:
-    csv = csv_file(path)
+    csv = read_csv_description(path)
     with connect(settings) as connection:
         query = f"select count(*) from {csv.scan} where {_csv_condition(csv, settings)}"
         return connection.execute(query, {**csv.params, "ids": list(ids)}).fetchall()[0][0]
@@ -206,8 +206,8 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
 def _customer_values(batch: pa.RecordBatch, settings: Settings) -> pa.Array:
     """Returns the values that land as customer_id, even if they are nested. Raises `LookupError` if there are none."""
     path = settings.contract.payload_field("customer_id")
-    if path in paths_within(batch.schema):
-        return column_at(batch, path)
+    if path in list_paths(batch.schema):
+        return get_column(batch, path)
     return batch.column(_customer_column(batch.schema.names, settings))
 
 
@@ -219,7 +219,7 @@ def _is_customers(batch: pa.RecordBatch, settings: Settings, ids: Collection[str
     if pa.types.is_floating(column.type):
         # pandas stores integers as floats if some values are missing.
         column = pc.if_else(pc.equal(column, pc.floor(column)), column, None).cast(pa.int64(), safe=False)
-    texts = text_column(column) if is_bytes(column.type) else column.cast(pa.string())
+    texts = to_text_column(column) if is_bytes(column.type) else column.cast(pa.string())
     return pc.fill_null(pc.is_in(texts, pa.array(sorted(ids), pa.string())), False)
 
 

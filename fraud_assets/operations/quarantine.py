@@ -22,7 +22,7 @@ from fraud_assets.core.schema import (
 from fraud_assets.errors import UnknownMessageError
 from fraud_assets.lake.duckdb_session import connect
 from fraud_assets.lake.position_sql import position_columns, same_position
-from fraud_assets.lake.scan import files_within, register_view
+from fraud_assets.lake.scan import find_files_within, register_view
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
 
@@ -132,7 +132,7 @@ def register_selection(connection: DuckDBPyConnection, lake: Lake, selection: Se
     if lake.exists(quarantined_transactions):
         quarantine, files = lake.open(quarantined_transactions), None
         if selection.since is not None:
-            files = files_within(quarantine, {"ingest_date": (selection.since.astimezone(UTC).date(), None)})
+            files = find_files_within(quarantine, {"ingest_date": (selection.since.astimezone(UTC).date(), None)})
         register_view(connection, "q", quarantine, files)
     else:
         connection.register("q", QUARANTINED_TRANSACTIONS.empty_table())

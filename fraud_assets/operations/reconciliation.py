@@ -23,7 +23,7 @@ from fraud_assets.lake.batches import find_pending
 from fraud_assets.lake.duckdb_session import connect
 from fraud_assets.lake.log import add_actions
 from fraud_assets.lake.position_sql import same_source_partition, source_partition_columns
-from fraud_assets.lake.positions import NOTHING, Positions, SourcePartition, committed_offset, partition_arrays
+from fraud_assets.lake.positions import NOTHING, Positions, SourcePartition, build_partition_arrays, committed_offset
 from fraud_assets.lake.scan import register_view
 from fraud_assets.lake.tables import Lake, read
 from fraud_assets.operations.retention import read_retained_from
@@ -152,7 +152,7 @@ def _find_ahead(reached: Positions, features: DeltaTable | None) -> dict[SourceP
 
 
 def _positions_table(positions: Positions) -> pa.Table:
-    return pa.table({**partition_arrays(positions), "offset": pa.array(positions.values(), pa.int64())})
+    return pa.table({**build_partition_arrays(positions), "offset": pa.array(positions.values(), pa.int64())})
 
 
 def _count_pending(handles: Handles, source: Table, target: Table, settings: Settings) -> int:

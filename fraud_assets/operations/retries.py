@@ -33,8 +33,8 @@ from fraud_assets.core.schema import (
     retried_messages,
 )
 from fraud_assets.engines.landing_tables import append_labels
-from fraud_assets.ingest.files.labels import labels_of_rows
-from fraud_assets.kafka.schemas import label_decoder, transaction_decoder
+from fraud_assets.ingest.files.labels import parse_landed_labels
+from fraud_assets.kafka.schemas import create_label_decoder, create_transaction_decoder
 from fraud_assets.lake.append import append_landed, commit_append, retry_conflicts
 from fraud_assets.lake.batches import find_pending, read_batch
 from fraud_assets.lake.duckdb_session import connect
@@ -157,10 +157,10 @@ def _selected_batches(lake: Lake, settings: Settings, selection: Selection, *, l
             order by {landing_order("q")}""",
             params=values,
         ).to_arrow_table()
-    yield from _split(positions, settings)
+    yield from _split_by_size(positions, settings)
 
 
-def _split(positions: pa.Table, settings: Settings) -> Iterator[pa.Table]:
+def _split_by_size(positions: pa.Table, settings: Settings) -> Iterator[pa.Table]:
     """Splits positions by their column `size` to respect FRAUD_LAND_BATCH_ROWS and FRAUD_LAND_BATCH_BYTES."""
     start = size = 0
     for row, row_bytes in enumerate(positions["size"].to_pylist()):
@@ -194,7 +194,7 @@ def _parse_again(rows: pa.Table, table: Table, settings: Settings) -> tuple[pa.T
         for name, value in (("ingested_at", now), ("ingest_date", now.date())):
             kind = RAW_TRANSACTIONS.field(name).type
             messages = messages.append_column(name, pa.repeat(pa.scalar(value, kind), messages.num_rows))
-        valid, rejected = parse_transactions(messages, settings.contract, transaction_decoder(settings))
+        valid, rejected = parse_transactions(messages, settings.contract, create_transaction_decoder(settings))
     reasons = {entry["values"]: entry["counts"] for entry in pc.value_counts(rejected["reason"]).to_pylist()}
     # The offsets of `messages` are row numbers of `rows`.
     return rows.take(valid["offset"].sort()), reasons
@@ -205,8 +205,10 @@ def _parse_retried_labels(messages: pa.Table, settings: Settings) -> tuple[pa.Ta
     is_from_file = pa.array(
         [_first_position(headers).startswith(FILE_LABELS_TOPIC) for headers in messages["headers"].to_pylist()]
     ).cast(pa.bool_())
-    from_topic = parse_labels(messages.filter(pc.invert(is_from_file)), settings.contract, label_decoder(settings))
-    from_files = labels_of_rows(messages.filter(is_from_file), settings)
+    from_topic = parse_labels(
+        messages.filter(pc.invert(is_from_file)), settings.contract, create_label_decoder(settings)
+    )
+    from_files = parse_landed_labels(messages.filter(is_from_file), settings)
     valid, rejected = (
         pa.concat_tables(tables).sort_by("offset") for tables in zip(from_topic, from_files, strict=True)
     )
@@ -259,7 +261,7 @@ def _land_recorded(lake: Lake, settings: Settings, partition: SourcePartition, t
         entries = entries.sort_by("offset")
         origins = entries.select(list(_ORIGIN_COLUMNS)).rename_columns(list(POSITION_COLUMNS))
         done = 0
-        for positions in _split(_with_sizes(lake, settings, origins), settings):
+        for positions in _split_by_size(_with_sizes(lake, settings, origins), settings):
             part = entries.slice(done, positions.num_rows)
             done += positions.num_rows
             rows = _read_quarantined(lake, settings, positions)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fraud_assets.core.schema import TABLES
 from fraud_assets.lake.append import commit_errors
-from fraud_assets.lake.schema_check import UPGRADED, addable_columns
+from fraud_assets.lake.schema_check import UPGRADED, find_addable_columns
 from fraud_assets.lake.tables import Lake
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def upgrade_lake(lake: Lake, *, dry_run: bool = False) -> list[TableUpgrade]:
         handle = lake.find(table, any_columns=True)
         if handle is None:
             continue
-        columns = addable_columns(handle, table)
+        columns = find_addable_columns(handle, table)
         if not columns:
             # Raises an error if the table needs other changes than added columns.
             lake.find(table)

@@ -7,9 +7,16 @@ import pyarrow.compute as pc
 from fraud_assets.core.schema import fraud_predictions
 from fraud_assets.errors import LostRegistryError, NoChampionError
 from fraud_assets.lake.log import add_actions
-from fraud_assets.lake.tables import Lake, dataset_of
+from fraud_assets.lake.tables import Lake, open_dataset
 from fraud_assets.registry.files import TRAIN
-from fraud_assets.registry.models import ALIAS, Champion, ModelVersion, champion, champion_version, mask_credentials
+from fraud_assets.registry.models import (
+    ALIAS,
+    Champion,
+    ModelVersion,
+    find_champion_version,
+    mask_credentials,
+    read_champion,
+)
 from fraud_assets.settings import Settings
 
 
@@ -24,12 +31,12 @@ def load_champion(lake: Lake, settings: Settings) -> Champion:
         LakeError: The predictions cannot be read.
     """
     try:
-        return champion(settings)
+        return read_champion(settings)
     except NoChampionError as error:
-        made = find_last_model(lake)
-        if made is None:
+        last = find_last_model(lake)
+        if last is None:
             raise
-        raise LostRegistryError(_describe(made, settings)) from error
+        raise LostRegistryError(_describe(last, settings)) from error
 
 
 def describe_lost_registry(lake: Lake, settings: Settings) -> str:
@@ -40,10 +47,10 @@ def describe_lost_registry(lake: Lake, settings: Settings) -> str:
         LakeError: The predictions cannot be read.
     """
     try:
-        champion_version(settings)
+        find_champion_version(settings)
     except NoChampionError:
-        made = find_last_model(lake)
-        return _describe(made, settings) if made else ""
+        last = find_last_model(lake)
+        return _describe(last, settings) if last else ""
     return ""
 
 
@@ -60,15 +67,15 @@ def find_last_model(lake: Lake) -> ModelVersion | None:
     if not files.num_rows:
         return None
     newest = files["path"][pc.index(files["modification_time"], pc.max(files["modification_time"])).as_py()].as_py()
-    rows = dataset_of(handle, [newest]).to_table(columns=["scored_at", "model_version", "model_run_id"])
+    rows = open_dataset(handle, [newest]).to_table(columns=["scored_at", "model_version", "model_run_id"])
     last = pc.index(rows["scored_at"], pc.max(rows["scored_at"])).as_py()
     return ModelVersion(rows["model_version"][last].as_py(), rows["model_run_id"][last].as_py())
 
 
-def _describe(made: ModelVersion, settings: Settings) -> str:
+def _describe(last: ModelVersion, settings: Settings) -> str:
     return (
         f"The model registry {mask_credentials(settings.mlflow_uri)} has no version of model {settings.model_name} "
-        f"with the alias {ALIAS}, but the lake holds predictions of version {made.version} (MLflow run {made.run_id}). "
+        f"with the alias {ALIAS}, but the lake holds predictions of version {last.version} (MLflow run {last.run_id}). "
         "The registry was lost, or MLFLOW_TRACKING_URI, FRAUD_HOME or FRAUD_MODEL_NAME points to another. Point them "
         f"to that model's registry, give the alias {ALIAS} to a version, or train a new champion ({TRAIN})."
     )

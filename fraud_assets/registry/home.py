@@ -32,14 +32,14 @@ _LOCATIONS = (
 _ROOTS = "select distinct artifact_location from experiments"
 
 
-def sqlite_path(uri: str) -> Path | None:
+def find_sqlite_path(uri: str) -> Path | None:
     """Returns the database file of a SQLite registry, or None for any other URI."""
     return Path(unquote(uri.removeprefix(_SQLITE).split("?", 1)[0])) if uri.startswith(_SQLITE) else None
 
 
 def remove_misnamed_folder(uri: str) -> None:
     """Removes the empty folder that MLflow creates because it does not decode the URI of a SQLite registry."""
-    path, misnamed = sqlite_path(uri), Path(uri.removeprefix(_SQLITE)).parent
+    path, misnamed = find_sqlite_path(uri), Path(uri.removeprefix(_SQLITE)).parent
     if path is not None and path.parent != misnamed:
         with suppress(OSError):  # The folder does not exist, or it is not empty and so not MLflow's.
             misnamed.rmdir()
@@ -63,7 +63,7 @@ def read_rows(path: Path, query: str, *values: str) -> list[Any]:
             raise
 
 
-def local_path(uri: str) -> Path | None:
+def find_local_path(uri: str) -> Path | None:
     """Returns the path of a location, or None if the location is not local."""
     parts = urlsplit(uri)
     if parts.scheme not in ("", "file"):
@@ -87,7 +87,7 @@ def locate_in_home(settings: Settings, uri: str, root: str) -> str:
     return settings.mlflow_artifacts.as_uri() + uri[len(root) :]
 
 
-def other_homes(settings: Settings) -> list[str]:
+def find_other_homes(settings: Settings) -> list[str]:
     """Returns the artifact folders of other homes that the default registry still names; empty for another registry.
 
     Raises:
@@ -109,7 +109,7 @@ def relocate_registry(settings: Settings) -> list[str]:
         ModelRegistryError: The database cannot be read or written. Nothing was changed.
     """
     path = _default_database(settings)
-    if path is None or not other_homes(settings):
+    if path is None or not find_other_homes(settings):
         return []
     with lock_registry(path.parent), _connect(path, "rw") as connection:
         connection.execute("begin immediate")
@@ -162,20 +162,22 @@ def _connect(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
 
 def _default_database(settings: Settings) -> Path | None:
     """Returns the database of the default registry, or None if the settings name another one."""
-    path = sqlite_path(settings.mlflow_uri)
+    path = find_sqlite_path(settings.mlflow_uri)
     return path if path is not None and path.absolute() == settings.mlflow_database else None
 
 
 def _is_root(settings: Settings, location: str) -> bool:
     """Returns whether a location is the artifact folder of this or another home."""
-    path = local_path(location)
+    path = find_local_path(location)
     ending = settings.mlflow_artifacts.relative_to(settings.home_path).parts
     return path is not None and path.parts[-len(ending) :] == ending
 
 
 def _select_other_roots(rows: Sequence[tuple[str | None]], settings: Settings) -> list[str]:
     present = settings.mlflow_artifacts
-    return [root for (root,) in rows if root and _is_root(settings, root) and not _is_same(local_path(root), present)]
+    return [
+        root for (root,) in rows if root and _is_root(settings, root) and not _is_same(find_local_path(root), present)
+    ]
 
 
 def _is_same(path: Path | None, other: Path) -> bool:

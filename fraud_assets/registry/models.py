@@ -25,13 +25,13 @@ from fraud_assets.core.scoring import ModelVersion
 from fraud_assets.errors import FeatureVersionError, ModelRegistryError, NoChampionError, SettingError
 from fraud_assets.registry.files import MODEL_FOLDER, TRAIN, ModelRecord, digest, read_model, write_model
 from fraud_assets.registry.home import (
-    local_path,
+    find_local_path,
+    find_sqlite_path,
     locate_in_home,
     lock_registry,
     read_rows,
     relocate_registry,
     remove_misnamed_folder,
-    sqlite_path,
 )
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class TrainingFacts:
 # --- Reading the champion --------------------------------------------------------------------------------------
 
 
-def champion_version(settings: Settings) -> int:
+def find_champion_version(settings: Settings) -> int:
     """Returns the version number of the champion, without loading the model.
 
     Raises:
@@ -95,7 +95,7 @@ def champion_version(settings: Settings) -> int:
     return _resolve(settings)[0]
 
 
-def champion(settings: Settings) -> Champion:
+def read_champion(settings: Settings) -> Champion:
     """Returns the current champion. A version never changes, so its model is loaded once per process.
 
     Raises:
@@ -127,7 +127,7 @@ def mask_credentials(uri: str) -> str:
 
 def _resolve(settings: Settings) -> tuple[int, str, str]:
     """Finds version, run and artifact URI of the champion. The URI is empty if MLflow's client has to look it up."""
-    path = sqlite_path(settings.mlflow_uri)
+    path = find_sqlite_path(settings.mlflow_uri)
     found = _resolve_by_client(settings) if path is None else _resolve_by_sqlite(path, settings)
     if found is None:
         raise NoChampionError(
@@ -174,7 +174,7 @@ def _resolve_by_client(settings: Settings) -> tuple[int, str, str] | None:
 @lru_cache(maxsize=4)
 def _load(uri: str, run_id: str, artifacts: str) -> tuple[treelite.Model, ModelRecord]:
     """Loads the model of a run and its record. The id of a run is unique, so the cache never returns an old model."""
-    path, folder = sqlite_path(uri), local_path(artifacts) if artifacts else None
+    path, folder = find_sqlite_path(uri), find_local_path(artifacts) if artifacts else None
     if path is not None and folder is not None:
         query = "select key, value from params where run_uuid = ?"
         recorded = ModelRecord.of(dict(read_rows(path, query, run_id)))
@@ -305,7 +305,7 @@ def _experiment(client: MlflowClient, settings: Settings) -> str:
             client.set_experiment_tag(found.experiment_id, KIND_TAG, MACHINE_LEARNING)
         return found.experiment_id
     location = None
-    if sqlite_path(settings.mlflow_uri) is not None:
+    if find_sqlite_path(settings.mlflow_uri) is not None:
         # Without a location, MLflow writes `mlruns/` into the current folder.
         settings.mlflow_artifacts.mkdir(parents=True, exist_ok=True)
         location = settings.mlflow_artifacts.as_uri()
@@ -337,7 +337,7 @@ def _create_database(settings: Settings) -> None:
 
     One process at a time creates the tables, because MLflow's migrations cannot run concurrently.
     """
-    path = sqlite_path(settings.mlflow_uri)
+    path = find_sqlite_path(settings.mlflow_uri)
     if path is None:
         return
     with lock_registry(path.parent):

@@ -19,7 +19,7 @@ class EngineSettings(GroupSettings):
 
     engine: Literal["duckdb", "spark"] = Field(
         "duckdb",
-        description="Engine that computes features and scores: `duckdb`, which runs in the same process, or `spark`.",
+        description="Engine that computes all stages: `duckdb`, which runs in the same process, or `spark`.",
     )
     duckdb_memory_limit: str = Field(
         "1GB", description="Maximum memory of DuckDB. Above this limit, DuckDB spills to disk."

@@ -11,7 +11,7 @@ from pydantic import Field, SecretStr, field_validator
 from fraud_assets.errors import SettingError
 from fraud_assets.settings.pairs import KeyValuePairs
 from fraud_assets.settings.source import GroupSettings
-from fraud_assets.system.paths import check_characters, folder_path, is_uri
+from fraud_assets.system.paths import check_characters, is_uri, resolve_folder
 
 _LAKE_OPTIONS = KeyValuePairs("key=value")
 
@@ -98,25 +98,25 @@ class StorageSettings(GroupSettings):
         if is_uri(location):
             check_characters(location)
         elif location:
-            folder_path(location)
+            resolve_folder(location)
         return value
 
     @cached_property
     def home_path(self) -> Path:
         """Absolute path of `FRAUD_HOME`."""
-        return folder_path(str(self.home))
+        return resolve_folder(str(self.home))
 
     @property
     def lake(self) -> str:
         """Location of the Delta tables: the URI of an object store, or an absolute folder."""
         if is_uri(self.lake_uri):
             return self.lake_uri
-        return str(folder_path(self.lake_uri) if self.lake_uri else self.home_path / "lake")
+        return str(resolve_folder(self.lake_uri) if self.lake_uri else self.home_path / "lake")
 
     @property
     def dagster_path(self) -> Path:
         """Absolute path of `DAGSTER_HOME`."""
-        return folder_path(self.dagster_home) if self.dagster_home else self.home_path / "dagster"
+        return resolve_folder(self.dagster_home) if self.dagster_home else self.home_path / "dagster"
 
     @property
     def lake_options_by_name(self) -> dict[str, str]:

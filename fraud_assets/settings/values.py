@@ -23,7 +23,7 @@ class BatchLimits:
 
 @dataclass(frozen=True)
 class Contract:
-    """The contract that messages must meet.
+    """The rules for all messages. `core.message_contract` builds the contract of each kind of message from them.
 
     Attributes:
         field_mapping: Payload field by contract field, for fields with another name.

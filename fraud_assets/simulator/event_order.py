@@ -18,7 +18,7 @@ from fraud_assets.core.schema import TIME
 from fraud_assets.kafka.producer import Message
 from fraud_assets.settings import CONTRACT_FIELDS, LABEL_FIELDS, Settings
 
-Rows: TypeAlias = pa.RecordBatch | pa.Table
+TableOrBatch: TypeAlias = pa.RecordBatch | pa.Table
 
 RAW = "raw"
 """Optional column with bodies that are sent unchanged, because they do not fit the columns of the contract."""
@@ -48,17 +48,17 @@ class EventOrder:
     labels_not_due: int = 0
     _pending: list[tuple[int, int, Message]] = field(default_factory=list)
 
-    def messages(self, batches: Iterable[Rows]) -> Iterator[Message]:
+    def messages(self, batches: Iterable[TableOrBatch]) -> Iterator[Message]:
         """Yields the messages; keeps one batch and the labels that are not due in memory."""
         for batch in batches:
             labels = self._labels(batch)
             if not labels and not self._pending:
-                for message in transaction_messages(batch, self.settings):
+                for message in make_transaction_messages(batch, self.settings):
                     self.transactions += 1
                     yield message
                 continue
             times = _microseconds(_times(batch))
-            for row, message in enumerate(transaction_messages(batch, self.settings)):
+            for row, message in enumerate(make_transaction_messages(batch, self.settings)):
                 if (time := times[row]) is not None:
                     yield from self._pop_due(time)
                 self.transactions += 1
@@ -74,14 +74,14 @@ class EventOrder:
             self.labels += 1
             yield heapq.heappop(self._pending)[2]
 
-    def _labels(self, batch: Rows) -> dict[int, tuple[int, Message]]:
+    def _labels(self, batch: TableOrBatch) -> dict[int, tuple[int, Message]]:
         """Returns time (microseconds since 1970) and message of the labels in a batch, by row number."""
         names = set(batch.schema.names)
         if not names & {"is_fraud", "labelled_at"}:
             return {}
-        fraud = as_flags(batch.column("is_fraud")) if "is_fraud" in names else None
+        fraud = convert_flags(batch.column("is_fraud")) if "is_fraud" in names else None
         if "labelled_at" in names:
-            labelled_at = as_times(batch.column("labelled_at"))
+            labelled_at = convert_times(batch.column("labelled_at"))
         else:
             delay = pa.scalar(timedelta(days=self.settings.feedback_delay_days), pa.duration("us"))
             labelled_at = pc.if_else(pc.fill_null(fraud, False), pc.add(_times(batch), delay), pa.scalar(None, TIME))
@@ -95,12 +95,12 @@ class EventOrder:
                 "labelled_at": labelled_at,
             }
         ).take(known)
-        messages = label_messages(rows, self.settings)
+        messages = make_label_messages(rows, self.settings)
         times = rows["labelled_at"].cast(pa.int64()).to_pylist()
         return {int(row): (time, message) for row, time, message in zip(known, times, messages, strict=True)}
 
 
-def transaction_messages(rows: Rows, settings: Settings) -> Iterator[Message]:
+def make_transaction_messages(rows: TableOrBatch, settings: Settings) -> Iterator[Message]:
     """Yields a transaction message for each row, keyed by customer, so that a customer's payments stay in order."""
     keys = _texts(rows.column("customer_id"))
     raw = rows.column(RAW).to_pylist() if RAW in rows.schema.names else itertools.repeat(None)
@@ -108,14 +108,14 @@ def transaction_messages(rows: Rows, settings: Settings) -> Iterator[Message]:
         yield Message(settings.transactions_topic, _key(key), body if verbatim is None else verbatim)
 
 
-def label_messages(rows: Rows, settings: Settings) -> Iterator[Message]:
+def make_label_messages(rows: TableOrBatch, settings: Settings) -> Iterator[Message]:
     """Yields a label message for each row, keyed by its transaction."""
     keys = _texts(rows.column("transaction_id"))
     for key, body in zip(keys, _bodies(rows, LABEL_FIELDS, settings), strict=True):
         yield Message(settings.labels_topic, _key(key), body)
 
 
-def as_flags(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+def convert_flags(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     """Converts 0 and 1, true and false, as numbers or text, to bool; other values become null."""
     if pa.types.is_boolean(column.type):
         return column
@@ -127,7 +127,7 @@ def as_flags(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     return pc.if_else(true, True, pc.if_else(false, False, pa.scalar(None, pa.bool_())))
 
 
-def as_times(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+def convert_times(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     """Converts times to timestamp[us, UTC].
 
     A time without a zone is UTC; a text that is not an ISO 8601 time becomes null.
@@ -140,8 +140,8 @@ def as_times(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     return pa.array([_time(text) for text in column.to_pylist()], TIME)
 
 
-def _times(rows: Rows) -> pa.Array | pa.ChunkedArray:
-    return as_times(rows.column("tx_datetime"))
+def _times(rows: TableOrBatch) -> pa.Array | pa.ChunkedArray:
+    return convert_times(rows.column("tx_datetime"))
 
 
 def _microseconds(times: pa.Array | pa.ChunkedArray) -> list[int | None]:
@@ -158,7 +158,7 @@ def _time(text: Any) -> datetime | None:
     return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
-def _bodies(rows: Rows, fields: tuple[str, ...], settings: Settings) -> Iterator[bytes]:
+def _bodies(rows: TableOrBatch, fields: tuple[str, ...], settings: Settings) -> Iterator[bytes]:
     """Yields JSON objects with the fields under their payload names.
 
     Formatting column by column is ten times faster than row by row.
@@ -173,7 +173,7 @@ def _as_json(column: pa.Array | pa.ChunkedArray) -> list[str]:
     """Returns each value of a column as JSON text: integers as integers, times as ISO 8601 in UTC."""
     kind = column.type
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        text = pc.strftime(as_times(column).cast(pa.timestamp("us")), "%Y-%m-%dT%H:%M:%SZ")
+        text = pc.strftime(convert_times(column).cast(pa.timestamp("us")), "%Y-%m-%dT%H:%M:%SZ")
         return ["null" if value is None else f'"{value}"' for value in text.to_pylist()]
     if pa.types.is_integer(kind) or pa.types.is_decimal(kind):
         return ["null" if value is None else str(value) for value in column.to_pylist()]

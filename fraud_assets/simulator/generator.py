@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from fraud_assets.core.schema import LABELS_PARSED, TIME, TRANSACTION
-from fraud_assets.simulator.payment_times import times_between, times_of_days
+from fraud_assets.simulator.payment_times import draw_times_between, draw_times_of_days
 
 BOOK_CUSTOMERS, BOOK_TERMINALS, BOOK_RADIUS, SIDE = 5_000, 10_000, 5.0, 100.0
 TERMINALS_PER_CUSTOMER = BOOK_TERMINALS // BOOK_CUSTOMERS
@@ -109,7 +109,7 @@ class Population:
         return float(self.daily_payments.sum())
 
 
-def population(customers: int, seed: int) -> Population:
+def draw_population(customers: int, seed: int) -> Population:
     """Draws a population with twice as many terminals as customers; the same for the same arguments."""
     rng = np.random.default_rng((seed, customers))
     terminals = customers * TERMINALS_PER_CUSTOMER
@@ -156,14 +156,14 @@ def simulate(
         A table of the schema SIMULATED, in time order.
     """
     if people is None:
-        people = population(customers or customers_for(count, days), seed)
+        people = draw_population(customers or estimate_customers(count, days), seed)
     rng = np.random.default_rng((seed, count, days))
-    times = times_of_days(rng, count, days, end)
-    run = run_name(seed, count, people.customers, days, end.astimezone(UTC), *people.seeds_unlike(seed))
-    return transactions(people, rng, times, run)
+    times = draw_times_of_days(rng, count, days, end)
+    run = name_run(seed, count, people.customers, days, end.astimezone(UTC), *people.seeds_unlike(seed))
+    return simulate_transactions(people, rng, times, run)
 
 
-def payments_between(people: Population, start: datetime, end: datetime) -> pa.Table:
+def simulate_payments(people: Population, start: datetime, end: datetime) -> pa.Table:
     """Simulates the payments of a population in (start, end] at its own rate; the same for the same arguments.
 
     Args:
@@ -177,21 +177,21 @@ def payments_between(people: Population, start: datetime, end: datetime) -> pa.T
     edges = (int(start.timestamp()), int(end.timestamp()))
     # Random generators reject negative seeds; times before 1970 are negative.
     rng = np.random.default_rng((people.seed, people.customers, *map(abs, edges)))
-    times = times_between(rng, people.payments_per_day, start, end)
-    return transactions(people, rng, times, run_name("between", people.seed, people.customers, *edges))
+    times = draw_times_between(rng, people.payments_per_day, start, end)
+    return simulate_transactions(people, rng, times, name_run("between", people.seed, people.customers, *edges))
 
 
-def customers_for(count: int, days: int) -> int:
+def estimate_customers(count: int, days: int) -> int:
     """Returns the number of customers that make about `count` payments in `days` days."""
     return max(FEWEST_CUSTOMERS, round(count / (PAYMENTS_PER_CUSTOMER_DAY * max(days, 1))))
 
 
-def run_name(*parts: object) -> str:
+def name_run(*parts: object) -> str:
     """Returns a short prefix that makes the transaction ids of different runs distinct."""
     return sha256(" ".join(map(str, parts)).encode()).hexdigest()[:10]
 
 
-def transactions(
+def simulate_transactions(
     people: Population, rng: np.random.Generator, times: NDArray[np.datetime64], run: str, first: int = 0
 ) -> pa.Table:
     """Simulates one transaction at each of the times.
@@ -238,7 +238,7 @@ def transactions(
     )
 
 
-def fraud_labels(simulated: pa.Table, delay: timedelta, until: datetime | None = None) -> pa.Table:
+def select_fraud_labels(simulated: pa.Table, delay: timedelta, until: datetime | None = None) -> pa.Table:
     """Returns the labels of the frauds, each `delay` after its transaction; with `until`, only those until then."""
     frauds = simulated.filter(simulated["is_fraud"])
     labelled_at = pc.add(frauds["tx_datetime"], pa.scalar(delay, pa.duration("us")))

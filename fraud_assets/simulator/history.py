@@ -21,7 +21,7 @@ def drop_history(days: Iterable[pa.Table], settings: Settings) -> tuple[Path | N
     """Drops one Parquet file with all rows into the drop folder.
 
     Args:
-        days: results of `past_traffic`.
+        days: results of `simulate_past_traffic`.
         settings: define the drop folder and the field names in files.
 
     Returns:

@@ -18,9 +18,15 @@ import pyarrow.compute as pc
 
 from fraud_assets.kafka.producer import Message
 from fraud_assets.settings import Settings
-from fraud_assets.simulator.event_order import label_messages, transaction_messages
-from fraud_assets.simulator.generator import Population, fraud_labels, payments_between, run_name, transactions
-from fraud_assets.simulator.payment_times import DAY, share_per_second
+from fraud_assets.simulator.event_order import make_label_messages, make_transaction_messages
+from fraud_assets.simulator.generator import (
+    Population,
+    name_run,
+    select_fraud_labels,
+    simulate_payments,
+    simulate_transactions,
+)
+from fraud_assets.simulator.payment_times import DAY, compute_share_per_second
 
 CATCH_UP_SECONDS = 5.0
 """Maximum number of seconds whose payments are sent at once after a pause.
@@ -29,13 +35,13 @@ A long pause, for example of a slow lander or a sleeping laptop, therefore cause
 """
 
 
-def past_traffic(people: Population, start: datetime, end: datetime, label_delay: timedelta) -> pa.Table:
+def simulate_past_traffic(people: Population, start: datetime, end: datetime, label_delay: timedelta) -> pa.Table:
     """Simulates the payments of a population in (start, end].
 
     Returns:
         A table of the schema SIMULATED with an additional column `labelled_at`, null for genuine payments.
     """
-    made = payments_between(people, start, end)
+    made = simulate_payments(people, start, end)
     labelled_at = pc.add(made["tx_datetime"], pa.scalar(label_delay, pa.duration("us")))
     return made.append_column("labelled_at", pc.if_else(made["is_fraud"], labelled_at, None))
 
@@ -67,7 +73,7 @@ class LiveTraffic:
 
     def rate_at(self, moment: datetime) -> float:
         """Returns the number of transactions per second at a time of day."""
-        return self.rate or max(self.people.payments_per_day * share_per_second(moment), 1 / DAY)
+        return self.rate or max(self.people.payments_per_day * compute_share_per_second(moment), 1 / DAY)
 
     @property
     def labels_not_due(self) -> int:
@@ -78,7 +84,7 @@ class LiveTraffic:
         """Yields each message when it is due, until `stopped`."""
         began = last = datetime.now(UTC)
         # Each process makes different payments with different ids, of the same population.
-        run = run_name(self.people.seed, began)
+        run = name_run(self.people.seed, began)
         rng = np.random.default_rng((self.people.seed, int(began.timestamp() * 1e6)))
         # The first payment is due at once, so that the user sees traffic soon after the start.
         due_count = 1.0
@@ -93,12 +99,12 @@ class LiveTraffic:
                 yield self._pending.popleft()[1]
             if due_count >= 1:
                 times = np.full(int(due_count), np.datetime64(now.replace(tzinfo=None), "us"))
-                made = transactions(self.people, rng, times, run, self.transactions)
-                labels = fraud_labels(made, self.label_delay)
+                made = simulate_transactions(self.people, rng, times, run, self.transactions)
+                labels = select_fraud_labels(made, self.label_delay)
                 labelled_at = labels["labelled_at"].to_pylist()
-                self._pending.extend(zip(labelled_at, label_messages(labels, self.settings), strict=True))
+                self._pending.extend(zip(labelled_at, make_label_messages(labels, self.settings), strict=True))
                 self.frauds += labels.num_rows
-                for message in transaction_messages(made, self.settings):
+                for message in make_transaction_messages(made, self.settings):
                     self.transactions += 1
                     due_count -= 1
                     yield message

@@ -16,13 +16,13 @@ _WITHIN_THE_DAY = math.erf(NOON / (NOON_DEVIATION * math.sqrt(2)))
 Times: TypeAlias = NDArray[np.datetime64]
 
 
-def share_per_second(moment: datetime) -> float:
+def compute_share_per_second(moment: datetime) -> float:
     """Returns the share of a day's payments in the second at `moment`, which has a time zone."""
     distance = (moment.timestamp() % DAY - NOON) / NOON_DEVIATION
     return math.exp(-distance * distance / 2) / (NOON_DEVIATION * math.sqrt(2 * math.pi) * _WITHIN_THE_DAY)
 
 
-def times_of_days(rng: np.random.Generator, count: int, days: int, end: datetime) -> Times:
+def draw_times_of_days(rng: np.random.Generator, count: int, days: int, end: datetime) -> Times:
     """Draws exactly `count` times from the `days` whole days before `end`'s day and from that day until `end`.
 
     Returns:
@@ -39,7 +39,7 @@ def times_of_days(rng: np.random.Generator, count: int, days: int, end: datetime
     return _ascending(found)
 
 
-def times_between(rng: np.random.Generator, per_day: float, start: datetime, end: datetime) -> Times:
+def draw_times_between(rng: np.random.Generator, per_day: float, start: datetime, end: datetime) -> Times:
     """Draws times in (start, end], on average `per_day` in a whole day.
 
     Returns:

@@ -16,14 +16,14 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from fraud_assets.core.bodies import strip_byte_order_mark
-from fraud_assets.core.field_paths import MISSING, value_at
+from fraud_assets.core.field_paths import MISSING, get_value
 from fraud_assets.errors import FraudAssetsError, SettingError
 from fraud_assets.ingest.files.csv_file import MISSING_VALUES
-from fraud_assets.ingest.files.parquet_file import column_at, open_parquet, paths_within
-from fraud_assets.ingest.files.plain_columns import is_bytes, text_column
+from fraud_assets.ingest.files.parquet_file import get_column, list_paths, open_parquet
+from fraud_assets.ingest.files.plain_columns import is_bytes, to_text_column
 from fraud_assets.kafka.producer import Message
 from fraud_assets.settings import CONTRACT_FIELDS, LABEL_FIELDS, Settings
-from fraud_assets.simulator.event_order import RAW, EventOrder, label_messages
+from fraud_assets.simulator.event_order import RAW, EventOrder, make_label_messages
 
 BATCH_ROWS = 20_000
 FIELDS = (*CONTRACT_FIELDS, "is_fraud", "labelled_at")
@@ -114,7 +114,7 @@ def replay_messages(sources: Iterable[Source], order: EventOrder, limit: int | N
     for source in sources:
         if not source.has_transactions:
             for batch in read(source):
-                for message in label_messages(batch, order.settings):
+                for message in make_label_messages(batch, order.settings):
                     order.labels += 1
                     yield message
 
@@ -123,7 +123,7 @@ def _columns_of(path: Path, kind: str) -> tuple[list[str], int | None]:
     if kind == "parquet":
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
-            return [*schema.names, *paths_within(schema)], file.metadata.num_rows
+            return [*schema.names, *list_paths(schema)], file.metadata.num_rows
     if kind == "csv":
         with path.open(newline="", encoding="utf-8-sig") as text:
             return next(csv.reader(text), []), None
@@ -164,7 +164,7 @@ def _read_parquet(source: Source) -> Iterator[pa.Table]:
     with open_parquet(source.path) as file:
         for batch in file.iter_batches(BATCH_ROWS, columns=list(set(source.columns.values()))):
             yield pa.table(
-                {field: _as_plain_type(field, column_at(batch, name)) for field, name in source.columns.items()}
+                {field: _as_plain_type(field, get_column(batch, name)) for field, name in source.columns.items()}
             )
 
 
@@ -222,7 +222,7 @@ def _rows_of_lines(lines: list[bytes], columns: Mapping[str, str]) -> pa.Table:
 
 
 def _value(row: dict[str, Any], name: str) -> Any:
-    value = value_at(row, name)
+    value = get_value(row, name)
     return None if value is MISSING else value
 
 
@@ -253,7 +253,7 @@ def _as_plain_type(field: str, column: pa.Array) -> pa.Array:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if is_bytes(column.type):
-        return text_column(column)
+        return to_text_column(column)
     if pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type):
         return pc.cast(column, pa.string())
     if field.endswith("_id") and pa.types.is_floating(column.type):

@@ -44,7 +44,7 @@ class World:
         return (self.seed, self.customers) == (other.seed, other.customers)
 
 
-def world_file(settings: Settings) -> Path:
+def locate_world_file(settings: Settings) -> Path:
     """Returns the path of the file that stores a home's world."""
     return settings.home_path / FILE
 
@@ -55,7 +55,7 @@ def load_world(settings: Settings) -> World | None:
     Raises:
         SettingError: the file cannot be read as a world.
     """
-    path = world_file(settings)
+    path = locate_world_file(settings)
     try:
         entry = json.loads(path.read_text(encoding="utf-8"))
         world = World(int(entry["seed"]), int(entry["customers"]), datetime.fromisoformat(entry["lived_until"]))
@@ -81,7 +81,7 @@ def save_world(world: World, settings: Settings) -> None:
     Raises:
         DiskError: the file cannot be written.
     """
-    path = world_file(settings)
+    path = locate_world_file(settings)
     until = world.simulated_until.astimezone(UTC).isoformat()
     entry = {"seed": world.seed, "customers": world.customers, "lived_until": until}
     try:
@@ -113,7 +113,7 @@ class WorldKeeper:
             save_world(self.world, self._settings)
 
 
-def days_between(start: datetime, end: datetime) -> Iterator[tuple[datetime, datetime]]:
+def split_into_days(start: datetime, end: datetime) -> Iterator[tuple[datetime, datetime]]:
     """Splits (start, end] at each midnight UTC and yields the start and end of each part.
 
     A whole day is always one part, so its payments have the same ids each time they are sent.
@@ -125,7 +125,7 @@ def days_between(start: datetime, end: datetime) -> Iterator[tuple[datetime, dat
         start = midnight
 
 
-def lake_is_empty(settings: Settings) -> bool:
+def is_lake_empty(settings: Settings) -> bool:
     """Whether no transaction has landed yet; False if the lake cannot be read."""
     from fraud_assets.core.schema import raw_transactions
     from fraud_assets.lake.log import add_actions
@@ -138,7 +138,7 @@ def lake_is_empty(settings: Settings) -> bool:
         return False
 
 
-def why_unusual(
+def explain_unusual_traffic(
     known: World | None, world: World, added_per_day: float, own_per_day: float, settings: Settings
 ) -> str | None:
     """Explains why traffic will raise more alerts than the budget allows, and how to avoid it.
@@ -154,10 +154,11 @@ def why_unusual(
         The explanation; None if the traffic is usual.
     """
     remedy = "expect more alerts than the budget. To avoid that, {}set FRAUD_HOME to a new folder."
-    if known is None and not lake_is_empty(settings):
+    if known is None and not is_lake_empty(settings):
         return (
-            f"The lake contains transactions that are not from a simulated world ({world_file(settings)} is missing). "
-            "The simulated customers have no history there: " + remedy.format("")
+            "The lake contains transactions that are not from a simulated world "
+            f"({locate_world_file(settings)} is missing). The simulated customers have no history there: "
+            + remedy.format("")
         )
     if known is not None and not known.same_people(world):
         return (

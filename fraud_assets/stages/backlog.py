@@ -11,11 +11,11 @@ from deltalake import DeltaTable
 from fraud_assets.core.schema import fraud_predictions, raw_transactions, transaction_features
 from fraud_assets.errors import NoChampionError
 from fraud_assets.lake.batches import Pending, find_pending
-from fraud_assets.lake.log import row_count
+from fraud_assets.lake.log import read_row_count
 from fraud_assets.lake.positions import committed_offset, digest
 from fraud_assets.lake.tables import Lake
 from fraud_assets.registry.champion import describe_lost_registry
-from fraud_assets.registry.models import champion_version
+from fraud_assets.registry.models import find_champion_version
 from fraud_assets.settings import Settings
 from fraud_assets.stages.training_window import find_newest_transaction, read_features
 
@@ -54,7 +54,7 @@ def has_champion(settings: Settings) -> bool:
         ModelRegistryError: The registry cannot be read.
     """
     try:
-        champion_version(settings)
+        find_champion_version(settings)
     except NoChampionError:
         return False
     return True
@@ -120,4 +120,4 @@ def _count_trainable_rows(lake: Lake, settings: Settings) -> int:
 
 def _progress(target: DeltaTable, pending: Pending) -> str:
     """Returns the id of the target, which changes if the lake is recreated, and its number of processed source rows."""
-    return f"{str(target.metadata().id)[:8]}:{row_count(pending.source) - pending.rows}"
+    return f"{str(target.metadata().id)[:8]}:{read_row_count(pending.source) - pending.rows}"

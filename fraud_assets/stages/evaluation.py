@@ -25,7 +25,7 @@ ModelName = Literal["platform", "book"]
 _COLUMNS = ("transaction_id", "tx_datetime", "customer_id", *MODEL_INPUTS)
 
 
-def latest_start(lake: Lake, settings: Settings, train_days: int, delay_days: int, test_days: int) -> date:
+def find_latest_start(lake: Lake, settings: Settings, train_days: int, delay_days: int, test_days: int) -> date:
     """Returns the first training day of the newest protocol whose test days are older than the feedback delay.
 
     Raises:

@@ -29,7 +29,7 @@ from fraud_assets.lake.append import commit_append, commit_range, discard, retry
 from fraud_assets.lake.batches import find_pending, next_bounds
 from fraud_assets.lake.data_files import Rows, count_rows
 from fraud_assets.lake.log import add_actions
-from fraud_assets.lake.positions import committed_offset, positions_of
+from fraud_assets.lake.positions import committed_offset, find_largest_positions
 from fraud_assets.lake.tables import Lake, read
 from fraud_assets.registry.champion import load_champion
 from fraud_assets.settings import Settings
@@ -152,12 +152,12 @@ def _score_batch(
         discard(lake, fraud_predictions, result.rows)
         raise _make_version_error(result.other_versions, lake)
     try:
-        commit_append(handle, fraud_predictions, result.rows, bounds.target, _commit_info(result, scorer.made))
+        commit_append(handle, fraud_predictions, result.rows, bounds.target, _commit_info(result, scorer.model_version))
     except CommitConflictError:
         discard(lake, fraud_predictions, result.rows)
         logger.info("Another writer committed first; the batch starts over from the current table versions")
         raise
-    report = report.add_batch(result, scorer.made)
+    report = report.add_batch(result, scorer.model_version)
     logger.info(
         f"scored {report.rows:,} of {report.rows + pending.rows - count_rows(result.rows):,} transactions: "
         f"{report.alerts:,} alerts"
@@ -216,12 +216,12 @@ def _make_version_error(versions: frozenset[str], lake: Lake) -> LakeError:
     )
 
 
-def _commit_info(scored: ScoringResult, made: ModelVersion) -> dict[str, object]:
+def _commit_info(scored: ScoringResult, model_version: ModelVersion) -> dict[str, object]:
     return {
         "rows": count_rows(scored.rows),
         "alerts": scored.alerts,
-        "model_version": made.version,
-        "model_run_id": made.run_id,
+        "model_version": model_version.version,
+        "model_run_id": model_version.run_id,
     }
 
 
@@ -270,9 +270,9 @@ def _score_day(
     scored = score_rows(rows, scorer)
     if scored.other_versions:
         raise _make_version_error(scored.other_versions, lake)
-    note = {"rescored": f"{low.isoformat()}/{high.isoformat()}", **_commit_info(scored, scorer.made)}
+    note = {"rescored": f"{low.isoformat()}/{high.isoformat()}", **_commit_info(scored, scorer.model_version)}
     commit_range(handle, fraud_predictions, pa.table(scored.rows), where, note)
-    return scored, scorer.made
+    return scored, scorer.model_version
 
 
 def _select_committed(rows: pa.Table, handle: DeltaTable) -> pa.Table:
@@ -287,6 +287,6 @@ def _select_committed(rows: pa.Table, handle: DeltaTable) -> pa.Table:
                 pc.less_equal(rows["offset"], committed_offset(handle, source)),
             ),
         )
-        for source in positions_of(rows)
+        for source in find_largest_positions(rows)
     ]
     return rows.filter(reduce(pc.or_, masks)) if masks else rows

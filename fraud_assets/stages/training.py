@@ -29,7 +29,7 @@ from fraud_assets.core.scoring import ModelVersion, score
 from fraud_assets.core.threshold import (
     ScoredTraffic,
     count_scores_needed,
-    lowest_threshold,
+    find_lowest_threshold,
     merge_traffic,
     summarize_traffic,
 )
@@ -164,13 +164,15 @@ def train(
     forest = fit(features, settings.train_trees, settings.train_seed)
     calibration = _calibrate(window, newest, to_treelite(forest), ModelVersion(0, ""), settings, engine)
     facts = _describe_training(window, window_rows, features, calibration, settings, time.monotonic() - started)
-    made = register_model(forest, facts, settings)
-    calibration = replace(calibration, model_version=made.version, model_run_id=made.run_id)
+    registered = register_model(forest, facts, settings)
+    calibration = replace(calibration, model_version=registered.version, model_run_id=registered.run_id)
     _store_threshold(lake, settings, calibration)
-    set_champion(made.version, settings)
-    logger.info(f"version {made.version} is the champion; it alerts {calibration.alerts_per_day:.1f} times per day")
+    set_champion(registered.version, settings)
+    logger.info(
+        f"version {registered.version} is the champion; it alerts {calibration.alerts_per_day:.1f} times per day"
+    )
     return TrainingReport(
-        version=made.version,
+        version=registered.version,
         rows=features.num_rows,
         window_rows=window_rows,
         trees=settings.train_trees,
@@ -287,7 +289,7 @@ def _calibrate(
     window: TrainingWindow,
     newest: datetime,
     model: treelite.Model,
-    made: ModelVersion,
+    model_version: ModelVersion,
     settings: Settings,
     engine: Engine,
 ) -> CalibrationReport:
@@ -300,11 +302,11 @@ def _calibrate(
         recent, columns, _make_traffic_function(model.serialize_bytes(), keep), _TRAFFIC
     )
     traffic = merge_traffic((_to_traffic(part) for part in parts.to_pylist()), keep)
-    threshold = lowest_threshold(traffic, settings.alert_budget_per_day, settings.alert_max_rate)
+    threshold = find_lowest_threshold(traffic, settings.alert_budget_per_day, settings.alert_max_rate)
     alerts = traffic.alerts(threshold)
     return CalibrationReport(
-        model_version=made.version,
-        model_run_id=made.run_id,
+        model_version=model_version.version,
+        model_run_id=model_version.run_id,
         threshold=threshold,
         budget_per_day=settings.alert_budget_per_day,
         window_start=recent.start,

@@ -22,7 +22,7 @@ _MIN_JAVA_VERSION = 17
 _RESOLVE_SECONDS = 600
 
 
-def java_program(product: str) -> str:
+def find_java(product: str) -> str:
     """Returns the path of the Java program: from JAVA_HOME if it is set, else from PATH.
 
     Args:
@@ -76,7 +76,7 @@ def resolve_jars(package: str, pom: str, product: str) -> Path:
     return jars
 
 
-def jars_are_resolved(package: str, pom: str) -> bool:
+def are_jars_resolved(package: str, pom: str) -> bool:
     """Returns whether the jars of a POM are already resolved, so that `resolve_jars` does not run Maven."""
     return _jars_folder(package, pom).exists()
 

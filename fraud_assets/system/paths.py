@@ -34,7 +34,7 @@ def is_uri(location: str) -> bool:
     return "://" in location and not location.startswith(_FILE)
 
 
-def plain_path(uri: str) -> str:
+def strip_file_scheme(uri: str) -> str:
     """Returns the path of a `file://` URI, or the text unchanged if it is not such a URI.
 
     delta-rs reports the folder of a table as such a URI, in which a space is %20.
@@ -42,13 +42,13 @@ def plain_path(uri: str) -> str:
     return url2pathname(uri.removeprefix(_FILE)) if uri.startswith(_FILE) else uri
 
 
-def folder_path(location: str) -> Path:
+def resolve_folder(location: str) -> Path:
     """Returns the absolute folder of a path or `file://` URI. A leading `~` stands for the user's home folder.
 
     Raises:
         ValueError: The folder cannot hold the platform's state. The message gives the reason and the fix.
     """
-    location = plain_path(location)
+    location = strip_file_scheme(location)
     try:
         folder = Path(location).expanduser().absolute()
     except RuntimeError as error:

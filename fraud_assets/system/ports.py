@@ -12,7 +12,7 @@ from fraud_assets.errors import FraudAssetsError
 _PORTS = (20_000, 32_000)
 
 
-def free_ports(names: Sequence[str], taken: Collection[int] = ()) -> dict[str, int]:
+def find_free_ports(names: Sequence[str], taken: Collection[int] = ()) -> dict[str, int]:
     """Finds a free port on 127.0.0.1 for each name, below the ephemeral ports of the system.
 
     Args:

@@ -18,8 +18,8 @@ from time import monotonic, sleep
 from uuid import uuid4
 
 from fraud_assets.errors import BrokerError, DiskError, JarsError
-from fraud_assets.system.java import QUICK_START, java_program, resolve_jars, summarize_output
-from fraud_assets.system.ports import free_ports, is_free
+from fraud_assets.system.java import QUICK_START, find_java, resolve_jars, summarize_output
+from fraud_assets.system.ports import find_free_ports, is_free
 
 _PRODUCT = "Apache Kafka"
 _FORMAT_SECONDS = 60
@@ -29,10 +29,10 @@ _QUIET = "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"
 _PLAIN, _CONTROLLER = "PLAINTEXT", "CONTROLLER"
 
 
-def why_unavailable() -> str | None:
+def describe_obstacle() -> str | None:
     """Returns why Apache Kafka cannot run on this machine, in one line; None if it can. Resolves the jars once."""
     try:
-        java_program(_PRODUCT)
+        find_java(_PRODUCT)
         _jars()
     except (BrokerError, JarsError, DiskError) as error:
         return str(error)
@@ -205,7 +205,7 @@ def apache_kafka(
         DiskError: the folder cannot be written.
     """
     extra = dict(listeners or {})
-    command = [java_program(_PRODUCT), *jvm, _QUIET, "-cp", f"{_jars()}/*"]
+    command = [find_java(_PRODUCT), *jvm, _QUIET, "-cp", f"{_jars()}/*"]
     nodes = _create_nodes(folder, brokers, [_PLAIN, _CONTROLLER, *extra])
     if port is not None:
         _require_free(port)
@@ -232,7 +232,7 @@ def _create_nodes(folder: Path, brokers: int, listeners: Sequence[str]) -> dict[
         except OSError as error:
             raise DiskError(f"{node_folder} cannot be created: {error.strerror}. Choose another folder.") from error
         used = {port for node in nodes.values() for port in node.ports.values()}
-        nodes[number] = _Node(number, node_folder, free_ports(listeners, used))
+        nodes[number] = _Node(number, node_folder, find_free_ports(listeners, used))
     return nodes
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from time import monotonic, sleep
 
 from fraud_assets.errors import LakeError
-from fraud_assets.system.ports import free_ports
+from fraud_assets.system.ports import find_free_ports
 
 BUCKET = "lake"
 ACCESS_KEY = "lake-access-key"
@@ -66,7 +66,7 @@ class ObjectStore:
             LakeError: the package is not installed, or the server did not start.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.ports = self.ports or free_ports([*_SERVERS, *(f"{server}.grpc" for server in _SERVERS)])
+        self.ports = self.ports or find_free_ports([*_SERVERS, *(f"{server}.grpc" for server in _SERVERS)])
         log = self.folder / "server.log"
         with log.open("ab") as output:
             self.process = subprocess.Popen(

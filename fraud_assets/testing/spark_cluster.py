@@ -16,8 +16,8 @@ from time import monotonic, sleep
 from typing import Any
 
 from fraud_assets.errors import DiskError, EngineError
-from fraud_assets.system.java import QUICK_START, java_program, summarize_output
-from fraud_assets.system.ports import free_ports
+from fraud_assets.system.java import QUICK_START, find_java, summarize_output
+from fraud_assets.system.ports import find_free_ports
 
 _PRODUCT = "Spark"
 _UP_SECONDS = 60
@@ -128,13 +128,13 @@ def standalone(folder: Path, workers: int = 2, cores: int = 1, memory: str = "1g
         DiskError: the folder cannot be written.
     """
     folder = folder.absolute()
-    ports = free_ports(["master", "web_ui"])
+    ports = find_free_ports(["master", "web_ui"])
     address = f"spark://127.0.0.1:{ports['master']}"
-    launcher = _Launcher(java_program(_PRODUCT), folder)
+    launcher = _Launcher(find_java(_PRODUCT), folder)
 
     def start_worker(worker: _Daemon) -> None:
         # The port changes at each start because the master may still list the worker that was killed.
-        worker.port = free_ports(["worker"])["worker"]
+        worker.port = find_free_ports(["worker"])["worker"]
         network = ("--host", worker.host, "--port", worker.port, "--webui-port", 0)
         size = ("--cores", cores, "--memory", memory, "--work-dir", folder / worker.name)
         launcher.start(worker, "org.apache.spark.deploy.worker.Worker", *network, *size, address)

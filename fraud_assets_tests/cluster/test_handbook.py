@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from fraud_assets.commands.evaluate import command as evaluate
 from fraud_assets.core.schema import DERIVED_FEATURES, transaction_features
-from fraud_assets.lake.tables import Lake, dataset_of
+from fraud_assets.lake.tables import Lake, open_dataset
 from fraud_assets.operations.reconciliation import reconcile
 from fraud_assets.settings import Settings
 from fraud_assets_tests.support.handbook import assert_day_by_day, assert_every_cell
@@ -32,7 +32,7 @@ def test_landed_in_one_piece(handbook: tuple[Settings, Lake], book: pa.Table) ->
     assert (totals["landed"], totals["features"], totals["quarantined"], totals["duplicates"]) == (ROWS, ROWS, 0, 0)
     assert book.num_rows == 267_967
     columns = ["transaction_id", *DERIVED_FEATURES]
-    assert_every_cell(dataset_of(lake.open(transaction_features)).to_table(columns=columns), book)
+    assert_every_cell(open_dataset(lake.open(transaction_features)).to_table(columns=columns), book)
 
 
 def test_the_last_week_day_by_day(handbook: tuple[Settings, Lake], book: pa.Table) -> None:

@@ -28,14 +28,14 @@ from fraud_assets.core.schema import (
 from fraud_assets.errors import LakeError, SettingError
 from fraud_assets.kafka.broker import embedded_broker
 from fraud_assets.lake.append import append_landed
-from fraud_assets.lake.log import row_count
-from fraud_assets.lake.storage import storage_options, store_fault
+from fraud_assets.lake.log import read_row_count
+from fraud_assets.lake.storage import build_storage_options, store_fault
 from fraud_assets.lake.tables import Lake, read
 from fraud_assets.operations.maintenance import maintain_lake
 from fraud_assets.operations.reconciliation import count_alerts, reconcile
 from fraud_assets.settings import Settings, load_settings
 from fraud_assets.stages.backlog import find_backlog
-from fraud_assets.stages.evaluation import latest_start
+from fraud_assets.stages.evaluation import find_latest_start
 from fraud_assets.stages.features import process_landed, recompute
 from fraud_assets.stages.scoring import score_pending, score_range
 from fraud_assets.stages.training import train
@@ -75,8 +75,8 @@ def test_the_whole_chain(s3_settings: Settings) -> None:
     counts = reconcile(lake, settings)
     assert counts["landed"] == counts["features"] == counts["scored"] == 2000
     assert count_alerts(lake) == pc.sum(read(lake.open(fraud_predictions), ["is_alert"])["is_alert"]).as_py()
-    assert row_count(lake.open(alert_thresholds)) == 1
-    assert latest_start(lake, settings, 7, 7, 7)
+    assert read_row_count(lake.open(alert_thresholds)) == 1
+    assert find_latest_start(lake, settings, 7, 7, 7)
 
 
 def test_files_are_fetched_once_and_only_those_that_are_read(s3_settings: Settings) -> None:
@@ -341,7 +341,7 @@ def test_options_and_secrets(make_settings: Callable[..., Settings]) -> None:
         aws_region="eu-west-1",
         lake_options="AWS_REGION=eu-west-3, aws_server_side_encryption=aws:kms,key=a==",
     )
-    options = storage_options(settings, {"endpoint": "http://localhost:9000"})
+    options = build_storage_options(settings, {"endpoint": "http://localhost:9000"})
     assert options == {
         "aws_conditional_put": "etag",
         "aws_secret_access_key": "s3cret",
@@ -359,8 +359,8 @@ def test_options_and_secrets(make_settings: Callable[..., Settings]) -> None:
     assert "t0ken" not in shown
     assert "a==" not in shown
     others = make_settings(lake_uri="gs://bucket/lake", aws_region="eu-west-1", lake_options="service_account=/k.json")
-    assert storage_options(others).keys() == {"service_account", "retry_timeout", "max_retries"}
-    assert storage_options(make_settings()) == {}
+    assert build_storage_options(others).keys() == {"service_account", "retry_timeout", "max_retries"}
+    assert build_storage_options(make_settings()) == {}
     for wrong in ({"lake_options": "s3cret"}, {"aws_endpoint_url": "https://me:s3cret@host"}):
         with pytest.raises(SettingError) as caught:
             load_settings(**wrong)
@@ -396,7 +396,7 @@ def test_dagster_takes_the_storage_settings_of_dagster_deltalake(
     home = str(make_settings().home_path)
     platform = PlatformResource(overrides={"home": home, "lake_uri": uri}, storage_options=storage)
     land(platform.lake(), bodies(5))
-    assert row_count(platform.lake().open(raw_transactions)) == 5
+    assert read_row_count(platform.lake().open(raw_transactions)) == 5
     unsafe = PlatformResource(overrides={"lake_uri": uri}, storage_options={**storage, "allow_unsafe_rename": "True"})
     with pytest.raises(SettingError, match="ALLOW_UNSAFE_RENAME"):
         unsafe.lake()

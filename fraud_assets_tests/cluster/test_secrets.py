@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from fraud_assets.definitions import defs
 from fraud_assets.kafka.broker import find_broker
-from fraud_assets.kafka.connection import connection
+from fraud_assets.kafka.connection import load_connection
 from fraud_assets.kafka.producer import Message
 from fraud_assets.operations.setup_home import DAGSTER_YAML
 from fraud_assets.settings import Settings, environment_name, load_settings
@@ -77,7 +77,7 @@ def test_settings_do_not_show_them(monkeypatch: pytest.MonkeyPatch, make_setting
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     settings = load_settings(_env_file=None, kafka_bootstrap_servers="127.0.0.1:1", kafka_sasl_username="alice")
-    reached = connection(settings)
+    reached = load_connection(settings)
     assert reached.config["sasl.password"] == variables["KAFKA_SASL_PASSWORD"]
     shown = [repr(settings), str(settings), settings.model_dump_json(), repr(settings.model_dump()), repr(reached)]
     assert places("\n".join(shown), "repr", list(secrets_of_settings().values())) == []

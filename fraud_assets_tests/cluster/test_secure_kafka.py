@@ -10,9 +10,9 @@ import pytest
 
 from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.errors import BrokerError, BrokerRefusedError, SettingError
-from fraud_assets.kafka.broker import broker_is_configured, find_broker
-from fraud_assets.kafka.client import client_config
-from fraud_assets.kafka.connection import connection
+from fraud_assets.kafka.broker import find_broker, is_broker_configured
+from fraud_assets.kafka.client import build_client_config
+from fraud_assets.kafka.connection import load_connection
 from fraud_assets.kafka.consumer import TopicReader
 from fraud_assets.kafka.producer import Message, Producer
 from fraud_assets.lake.tables import Lake
@@ -237,17 +237,17 @@ def test_settings_that_cannot_work(mistake: str, make_settings: MakeSettings) ->
     options, words = WRONG_SETTINGS[mistake]
     settings = make_settings(kafka_bootstrap_servers="127.0.0.1:1", **options)
     with pytest.raises(SettingError, match=words):
-        client_config(find_broker(settings), settings)
+        build_client_config(find_broker(settings), settings)
 
 
 def test_key_password_and_key_that_do_not_fit(kafka: SecureKafka, make_settings: MakeSettings) -> None:
     settings = make_settings(**{**by_certificate(kafka), "kafka_ssl_key_password": "wrong-4711"})
     with pytest.raises(SettingError, match="KAFKA_SSL_KEY_LOCATION cannot be used") as refused:
-        client_config(find_broker(settings), settings)
+        build_client_config(find_broker(settings), settings)
     assert "wrong-4711" not in str(refused.value)
     settings = make_settings(**{**by_certificate(kafka), "kafka_ssl_key_location": kafka.pem("stranger")})
     with pytest.raises(SettingError, match="does not belong to the certificate of KAFKA_SSL_CERTIFICATE_LOCATION"):
-        client_config(find_broker(settings), settings)
+        build_client_config(find_broker(settings), settings)
 
 
 WRONG_FILES = {
@@ -266,13 +266,13 @@ def test_a_file_that_cannot_work(line: str, make_settings: MakeSettings, tmp_pat
     path.write_text(f"bootstrap.servers=127.0.0.1:1\n{line}\n")
     settings = make_settings(kafka_client_properties=str(path))
     with pytest.raises(SettingError, match=WRONG_FILES[line]):
-        client_config(find_broker(settings), settings)
+        build_client_config(find_broker(settings), settings)
 
 
 def test_a_file_without_broker_and_no_file(make_settings: MakeSettings, tmp_path: Path) -> None:
     path = tmp_path / "client.properties"
     settings = make_settings(kafka_client_properties=str(path))
-    assert broker_is_configured(settings)
+    assert is_broker_configured(settings)
     with pytest.raises(SettingError, match=r"KAFKA_CLIENT_PROPERTIES.*No such file"):
         find_broker(settings)
     path.write_text("client.id=x\n")
@@ -290,7 +290,7 @@ def test_variables_win_over_the_file(make_settings: MakeSettings, tmp_path: Path
     )
     broker = find_broker(settings)
     assert broker.bootstrap == "variable:1"
-    config = client_config(broker, settings)
+    config = build_client_config(broker, settings)
     assert (config["sasl.username"], config["sasl.password"], config["retries"]) == ("u", "q", "7")
 
 
@@ -306,6 +306,6 @@ def test_secrets_are_not_shown(kafka: SecureKafka, make_settings: MakeSettings, 
     path = tmp_path / "client.properties"
     path.write_text(properties_of_confluent_cloud(kafka))
     settings = make_settings(kafka_client_properties=str(path), kafka_ssl_key_password="key-4711")
-    shown = repr(settings) + settings.model_dump_json() + repr(connection(settings)) + repr(find_broker(settings))
+    shown = repr(settings) + settings.model_dump_json() + repr(load_connection(settings)) + repr(find_broker(settings))
     assert PLAIN_PASSWORD not in shown
     assert "key-4711" not in shown

@@ -19,7 +19,7 @@ from fraud_assets.engines.landing_tables import append_labels
 from fraud_assets.engines.spark import features as on_spark
 from fraud_assets.engines.spark.engine import SparkEngine
 from fraud_assets.errors import LakeError
-from fraud_assets.lake.log import row_count
+from fraud_assets.lake.log import read_row_count
 from fraud_assets.lake.tables import Lake
 from fraud_assets.operations.reconciliation import reconcile
 from fraud_assets.settings import Settings
@@ -79,7 +79,7 @@ def test_a_race_of_both_engines_counts_nothing_twice(
     report = process_landed(lake, settings, SparkEngine(settings, lambda: spark))
     assert raced[0].landed == 600
     assert report.landed == 0
-    assert row_count(lake.open(transaction_features)) + row_count(lake.open(quarantined_transactions)) == 600
+    assert read_row_count(lake.open(transaction_features)) + read_row_count(lake.open(quarantined_transactions)) == 600
 
 
 def test_a_range_is_recomputed_as_duckdb_recomputes_it(

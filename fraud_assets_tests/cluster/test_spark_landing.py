@@ -19,8 +19,8 @@ from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.engines.spark.engine import SparkEngine
 from fraud_assets.engines.spark.messages import to_messages
 from fraud_assets.errors import EngineError, MessagesLostError, SettingError
-from fraud_assets.ingest.service.lander import consumer_group, land_forever
-from fraud_assets.kafka.java_client import java_client
+from fraud_assets.ingest.service.lander import choose_consumer_group, land_forever
+from fraud_assets.kafka.java_properties import build_java_properties
 from fraud_assets.lake.tables import Lake, read
 from fraud_assets.settings import Settings
 from fraud_assets.testing.apache_kafka import Cluster
@@ -61,7 +61,7 @@ def messages(lake: Lake) -> pa.Table:
 def committed(lake: Lake, settings: Settings) -> int:
     """Messages that the consumer group has behind it, as the broker knows."""
     watcher = Consumer(
-        {"bootstrap.servers": settings.kafka_bootstrap_servers, "group.id": consumer_group(lake, settings)}
+        {"bootstrap.servers": settings.kafka_bootstrap_servers, "group.id": choose_consumer_group(lake, settings)}
     )
     places = watcher.committed([TopicPartition(settings.transactions_topic, n) for n in range(4)], timeout=10)
     watcher.close()
@@ -300,7 +300,9 @@ def test_a_job_that_fails_is_one_sentence(
 
     produce(settings, numbers(0, 10))
     monkeypatch.setattr(
-        topic_query, "java_client", lambda settings: {**java_client(settings), "bootstrap.servers": "127.0.0.1:1"}
+        topic_query,
+        "build_java_properties",
+        lambda settings: {**build_java_properties(settings), "bootstrap.servers": "127.0.0.1:1"},
     )
     with pytest.raises(EngineError, match="A job on Spark failed") as failed:
         by_spark(spark, lake, settings.model_copy(update={"kafka_timeout_seconds": 1.0}))
@@ -324,7 +326,7 @@ def test_the_asset_lands_by_spark(spark: SparkSession, settings: Settings, lake:
     import dagster as dg
 
     from fraud_assets.assets.landing import landing
-    from fraud_assets.resources import PlatformResource, SparkResource
+    from fraud_assets.resources import EngineResource, PlatformResource
 
     produce(settings, numbers(0, 10))
     settings.incoming.mkdir(parents=True)
@@ -337,7 +339,7 @@ def test_the_asset_lands_by_spark(spark: SparkSession, settings: Settings, lake:
         "transactions_topic": settings.transactions_topic,
         "labels_topic": settings.labels_topic,
     }
-    resources = {"platform": PlatformResource(overrides=overrides), "spark": SparkResource()}
+    resources = {"platform": PlatformResource(overrides=overrides), "engines": EngineResource()}
     result = dg.materialize([landing], resources=resources)
     events = {event.asset_key.to_user_string(): event for event in result.get_asset_materialization_events()}
     metadata = events["raw_transactions"].materialization.metadata
@@ -374,7 +376,7 @@ def test_a_secured_broker_and_no_secret_shown(
         assert by_spark(spark, lake, settings)["raw_transactions"].rows == 100
     finally:
         spark.sparkContext.setLogLevel("WARN")
-    properties = java_client(settings)
+    properties = build_java_properties(settings)
     options = {f"kafka.{name}": value for name, value in properties.items()}
     frame = spark.readStream.format("kafka").options(**options, subscribe=settings.transactions_topic).load()
     plan = frame._jdf.queryExecution().toString()
@@ -396,7 +398,7 @@ def test_values_are_escaped(make_settings: MakeSettings) -> None:
         kafka_sasl_username="u",
         kafka_sasl_password='a"b\\c;',
     )
-    assert java_client(settings)["sasl.jaas.config"] == (
+    assert build_java_properties(settings)["sasl.jaas.config"] == (
         'org.apache.kafka.common.security.scram.ScramLoginModule required username="u" password="a\\"b\\\\c;";'
     )
 
@@ -410,4 +412,4 @@ def test_a_key_that_cannot_be_opened(make_settings: MakeSettings, tmp_path: Path
         kafka_ssl_key_location=str(tmp_path / "key.pem"),
     )
     with pytest.raises(SettingError, match="KAFKA_SSL_KEY_LOCATION holds no private key"):
-        java_client(settings)
+        build_java_properties(settings)

@@ -24,10 +24,10 @@ from fraud_assets.engines.spark.engine import SparkEngine
 from fraud_assets.engines.spark.scoring import group_slices_by_day
 from fraud_assets.errors import LakeError, NoChampionError
 from fraud_assets.lake.data_files import Slice
-from fraud_assets.lake.log import row_count
+from fraud_assets.lake.log import read_row_count
 from fraud_assets.lake.tables import Lake, read
-from fraud_assets.registry.models import champion
-from fraud_assets.resources import PlatformResource, SparkResource
+from fraud_assets.registry.models import read_champion
+from fraud_assets.resources import EngineResource, PlatformResource
 from fraud_assets.settings import BatchLimits, Settings, load_settings
 from fraud_assets.stages import scoring
 from fraud_assets.stages.scoring import score_pending
@@ -116,7 +116,7 @@ def test_the_same_bits_and_the_same_report(
     found = predictions(lake)
     assert len(set(found["transaction_id"].to_pylist())) == found.num_rows == ROWS + 9_030
     of_many = found.filter(pc.is_in(found["transaction_id"], many["transaction_id"])).sort_by("offset")
-    assert (of_many["score"].to_numpy() == score(champion(settings).model, many)).all()
+    assert (of_many["score"].to_numpy() == score(read_champion(settings).model, many)).all()
 
 
 def test_nothing_pending_and_no_champion_start_no_session(lake: Lake, settings: Settings) -> None:
@@ -174,7 +174,7 @@ def test_a_conflict_removes_the_files_and_starts_over(
     with logged() as lines:
         assert score_pending(lake, settings, on_spark).rows == 0
     assert "starts over" in lines[-1]
-    assert row_count(lake.open(fraud_predictions)) == ROWS
+    assert read_row_count(lake.open(fraud_predictions)) == ROWS
     assert files(lake) == committed(lake)
 
 
@@ -193,9 +193,13 @@ def test_a_run_killed_between_its_files_and_its_commit_is_completed_by_the_next(
             score_pending(lake, settings, on_spark)
     orphans = files(lake)
     assert orphans
-    assert row_count(lake.open(fraud_predictions)) == 0
+    assert read_row_count(lake.open(fraud_predictions)) == 0
     assert score_pending(lake, settings, on_spark).rows == ROWS
-    assert len(set(predictions(lake)["transaction_id"].to_pylist())) == row_count(lake.open(fraud_predictions)) == ROWS
+    assert (
+        len(set(predictions(lake)["transaction_id"].to_pylist()))
+        == read_row_count(lake.open(fraud_predictions))
+        == ROWS
+    )
     assert not orphans & committed(lake)
     lake.open(fraud_predictions).vacuum(0, enforce_retention_duration=False, dry_run=False, full=True)
     assert files(lake) == committed(lake)
@@ -278,9 +282,9 @@ def test_the_sample_is_recorded_and_the_threshold_is_that_of_all_the_traffic(
     assert 15 < report.calibration.alerts_per_day <= 20
     assert recalibrate(lake, settings).threshold == report.calibration.threshold
     assert score_pending(lake, settings).alerts == round(report.calibration.alert_rate * ROWS)
-    forest = champion(settings).model.serialize_bytes()
+    forest = read_champion(settings).model.serialize_bytes()
     assert train(lake, settings).rows == 600
-    assert champion(settings).model.serialize_bytes() == forest
+    assert read_champion(settings).model.serialize_bytes() == forest
 
 
 def test_the_assets_run_on_spark_by_the_setting(spark: SparkSession, lake: Lake, settings: Settings) -> None:
@@ -294,7 +298,7 @@ def test_the_assets_run_on_spark_by_the_setting(spark: SparkSession, lake: Lake,
     }
     done = dg.materialize(
         [model, fraud_predictions_asset],
-        resources={"platform": PlatformResource(overrides=overrides), "spark": SparkResource()},
+        resources={"platform": PlatformResource(overrides=overrides), "engines": EngineResource()},
         instance=dg.DagsterInstance.ephemeral(),
     )
     told = {
@@ -316,5 +320,5 @@ def test_the_lake_may_be_on_an_object_store(
     commit_features(lake, features(600, days=2))
     assert recalibrate(lake, settings, engine=SparkEngine(settings, lambda: spark)).rows == 600
     assert score_pending(lake, settings, on_spark).rows == 600
-    assert row_count(lake.open(fraud_predictions)) == 600
+    assert read_row_count(lake.open(fraud_predictions)) == 600
     assert score_pending(lake, settings).rows == 0

@@ -17,16 +17,16 @@ from py4j.protocol import Py4JError
 
 from fraud_assets.engines.spark.session import (
     _cause,
-    kafka_jars,
+    build_spark_config,
+    convert_spark_errors,
+    find_kafka_jars,
     require_master,
-    spark_config,
-    spark_faults,
     spark_session,
 )
 from fraud_assets.engines.spark.tables import run_tasks
 from fraud_assets.errors import EngineError, FraudAssetsError, JarsError, LakeError
 from fraud_assets.settings import Settings
-from fraud_assets.system.ports import free_ports
+from fraud_assets.system.ports import find_free_ports
 from fraud_assets_tests.support.starting import QUICK_JAVA, ROOT
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ MakeSettings = Callable[..., Settings]
 
 
 def test_the_users_own_settings_win(make_settings: MakeSettings) -> None:
-    config = spark_config(make_settings(spark_memory="3g", spark_conf="spark.executor.memory=5g;spark.a.b=c=d"))
+    config = build_spark_config(make_settings(spark_memory="3g", spark_conf="spark.executor.memory=5g;spark.a.b=c=d"))
     assert config["spark.driver.memory"] == "3g"
     assert config["spark.executor.memory"] == "5g"
     assert config["spark.a.b"] == "c=d"
@@ -47,29 +47,29 @@ def test_the_users_own_settings_win(make_settings: MakeSettings) -> None:
 
 @pytest.mark.parametrize("master", ["local[2]", "spark://127.0.0.1:7077", "spark://localhost:7077"])
 def test_a_driver_of_this_machine_only_is_reached_by_no_other(make_settings: MakeSettings, master: str) -> None:
-    config = spark_config(make_settings(spark_master=master))
+    config = build_spark_config(make_settings(spark_master=master))
     assert config["spark.driver.host"] == config["spark.driver.bindAddress"] == "127.0.0.1"
 
 
 @pytest.mark.parametrize("master", ["spark://head:7077", "spark://127.example.org:7077", "yarn"])
 def test_executors_elsewhere_reach_the_driver(make_settings: MakeSettings, master: str) -> None:
-    assert "spark.driver.bindAddress" not in spark_config(make_settings(spark_master=master))
+    assert "spark.driver.bindAddress" not in build_spark_config(make_settings(spark_master=master))
 
 
 def test_a_folder_without_the_connector_is_named(make_settings: MakeSettings, tmp_path: Path) -> None:
     settings = make_settings(spark_jars=str(tmp_path))
     with pytest.raises(JarsError, match=rf"FRAUD_SPARK_JARS is '{tmp_path}'.*spark\.pom\.xml"):
-        kafka_jars(settings)
+        find_kafka_jars(settings)
     # A session that reads no Kafka needs none.
-    assert "spark.jars" not in spark_config(settings)
+    assert "spark.jars" not in build_spark_config(settings)
 
 
 def test_a_folder_with_the_connector_is_used(make_settings: MakeSettings, tmp_path: Path) -> None:
     jar = tmp_path / "spark-sql-kafka-0-10_2.13-4.2.0.jar"
     jar.touch()
-    assert spark_config(make_settings(spark_jars=str(tmp_path)))["spark.jars"] == str(jar)
+    assert build_spark_config(make_settings(spark_jars=str(tmp_path)))["spark.jars"] == str(jar)
     other = make_settings(spark_jars=str(tmp_path), spark_conf="spark.jars.packages=org.example:connector:1")
-    assert "spark.jars" not in spark_config(other)
+    assert "spark.jars" not in build_spark_config(other)
 
 
 def test_without_java_it_is_said_in_one_line(
@@ -91,7 +91,7 @@ def refusal(settings: Settings) -> str:
 
 def test_a_master_that_is_not_there_is_given_up(make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fraud_assets.engines.spark.session._MASTER_SECONDS", 0.1)
-    master = f"spark://127.0.0.1:{free_ports(['master'])['master']}"
+    master = f"spark://127.0.0.1:{find_free_ports(['master'])['master']}"
     assert f"No Spark master responds at FRAUD_SPARK_MASTER '{master}'" in refusal(make_settings(spark_master=master))
     assert "names no port" in refusal(make_settings(spark_master="spark://head"))
 
@@ -99,7 +99,7 @@ def test_a_master_that_is_not_there_is_given_up(make_settings: MakeSettings, mon
 def test_one_of_two_masters_is_enough() -> None:
     with socket.create_server(("127.0.0.1", 0)) as standby:
         require_master(
-            f"spark://127.0.0.1:{free_ports(['master'])['master']},127.0.0.1:{standby.getsockname()[1]}", 0.1
+            f"spark://127.0.0.1:{find_free_ports(['master'])['master']},127.0.0.1:{standby.getsockname()[1]}", 0.1
         )
 
 
@@ -110,7 +110,7 @@ def raised_by(spark: SparkSession, settings: Settings, error: Callable[[], Any])
         raise error()
 
     with pytest.raises(FraudAssetsError) as caught:
-        with spark_faults(settings):
+        with convert_spark_errors(settings):
             run_tasks(spark, [0], work, NUMBERS).collect()
     return caught.value
 
@@ -155,7 +155,7 @@ def test_a_task_that_the_system_kills_is_told(spark: SparkSession, settings: Set
 )
 def test_sparks_own_errors_are_one_line(spark: SparkSession, settings: Settings, query: str, cause: str) -> None:
     with pytest.raises(EngineError, match=cause) as caught:
-        with spark_faults(settings):
+        with convert_spark_errors(settings):
             spark.sql(query).collect()
     assert "\n" not in str(caught.value)
 
@@ -195,7 +195,7 @@ def test_the_telling_line_of_what_java_says(text: str, cause: str) -> None:
 )
 def test_memory_that_is_too_small_is_told_with_its_setting(settings: Settings, text: str) -> None:
     with pytest.raises(EngineError, match="ran out of memory: FRAUD_SPARK_MEMORY is '2g'"):
-        with spark_faults(settings):
+        with convert_spark_errors(settings):
             raise Py4JError(text)
 
 
@@ -220,7 +220,7 @@ settings = load_settings(_env_file=None, home={home!r}, spark_master="local[1]")
 
 QUIET = """
 import os, signal
-from fraud_assets.engines.spark.session import spark_faults, spark_session
+from fraud_assets.engines.spark.session import convert_spark_errors, spark_session
 from fraud_assets.errors import EngineError
 
 def fails(batches):
@@ -233,7 +233,7 @@ def kills(batches):
 
 def told(task):
     try:
-        with spark_faults(settings):
+        with convert_spark_errors(settings):
             spark.range(3).mapInArrow(task, "id long").toArrow()
     except EngineError as error:
         print(error)
@@ -279,34 +279,34 @@ def test_the_end_of_a_session_whose_java_machine_is_dying_is_silent(settings: Se
 
 
 def test_java_that_gives_no_reason_was_gone(settings: Settings) -> None:
-    with pytest.raises(EngineError, match="Spark ended in the middle of a job"), spark_faults(settings):
+    with pytest.raises(EngineError, match="Spark ended in the middle of a job"), convert_spark_errors(settings):
         raise Py4JError("An error occurred while calling o101.getResult")
 
 
 RESOURCE = """
 import dagster as dg
 from pyspark import SparkContext
-from fraud_assets.resources import SparkResource
+from fraud_assets.resources import EngineResource
 
 def running():
     return SparkContext._active_spark_context is not None
 
 @dg.asset
-def plain(spark: SparkResource):
+def plain(engines: EngineResource):
     assert not running()
 
 @dg.asset(deps=[plain])
-def counted(spark: SparkResource):
-    assert spark.session(settings) is spark.session(settings)
-    assert spark.session(settings).conf.get("spark.sql.shuffle.partitions") == "3"
-    assert spark.session(settings).range(3).count() == 3
+def counted(engines: EngineResource):
+    assert engines.session(settings) is engines.session(settings)
+    assert engines.session(settings).conf.get("spark.sql.shuffle.partitions") == "3"
+    assert engines.session(settings).range(3).count() == 3
 
 @dg.asset(deps=[counted])
-def broken(spark: SparkResource):
-    assert spark.session(settings).range(3).count() == 3
+def broken(engines: EngineResource):
+    assert engines.session(settings).range(3).count() == 3
     raise dg.Failure("on purpose")
 
-resources = {"spark": SparkResource(spark_config={"spark.sql.shuffle.partitions": "3"})}
+resources = {"engines": EngineResource(spark_config={"spark.sql.shuffle.partitions": "3"})}
 for assets, done in (([plain], ["plain"]), ([plain, counted, broken], ["plain", "counted"])):
     run = dg.materialize(assets, resources=resources, raise_on_error=False)
     assert [event.asset_key.to_user_string() for event in run.get_asset_materialization_events()] == done

@@ -16,7 +16,7 @@ from fraud_assets.engines.spark.tables import scan, write
 from fraud_assets.errors import CommitConflictError
 from fraud_assets.lake.append import append_landed, commit_append
 from fraud_assets.lake.data_files import DataFile, list_slices, remove_files
-from fraud_assets.lake.log import add_actions, row_count
+from fraud_assets.lake.log import add_actions, read_row_count
 from fraud_assets.lake.positions import SourcePartition, committed_offset
 from fraud_assets.lake.tables import Lake, read
 from fraud_assets.operations.maintenance import maintain_table
@@ -57,7 +57,7 @@ def test_rows_come_back_byte_for_byte_and_every_reader_agrees(
     original = read(lake.open(raw_transactions))
     handle = lake.open(raw_transactions)
     files = write(whole(spark, lake), lake, raw_transactions)
-    assert row_count(lake.open(raw_transactions)) == 1000  # nothing counts before the commit
+    assert read_row_count(lake.open(raw_transactions)) == 1000  # nothing counts before the commit
     commit_append(handle, raw_transactions, files, {COPY: 999}, {"engine": "spark"})
     table = lake.open(raw_transactions)
     assert committed_offset(table, COPY) == 999
@@ -74,7 +74,7 @@ def test_rows_come_back_byte_for_byte_and_every_reader_agrees(
     # Neither deletion vectors nor renamed columns: anything that reads Delta reads it.
     assert (table.protocol().min_reader_version, table.protocol().min_writer_version) == (1, 2)
     assert maintain_table(lake, raw_transactions, settings).files_after == 1
-    assert row_count(lake.open(raw_transactions)) == 2000
+    assert read_row_count(lake.open(raw_transactions)) == 2000
 
 
 def test_statistics_are_those_of_delta_rs(spark: SparkSession, lake: Lake) -> None:
@@ -97,7 +97,7 @@ def test_a_stale_handle_is_refused(spark: SparkSession, lake: Lake) -> None:
     with pytest.raises(CommitConflictError):
         commit_append(second, raw_transactions, again, {COPY: 9})
     remove_files(lake.location(raw_transactions), again)
-    assert row_count(lake.open(raw_transactions)) == 20
+    assert read_row_count(lake.open(raw_transactions)) == 20
     held = {path.rsplit("/", 1)[-1] for path in DeltaTable(lake.uri(raw_transactions)).file_uris()}
     assert not any(file.path.rsplit("/", 1)[-1] in held for file in again)
 
@@ -147,5 +147,5 @@ def test_the_lake_may_be_on_an_object_store(spark: SparkSession, s3_settings: Se
     append_landed(lake, raw_transactions, messages(100))
     handle = lake.open(raw_transactions)
     commit_append(handle, raw_transactions, write(whole(spark, lake), lake, raw_transactions), {COPY: 99})
-    assert row_count(lake.open(raw_transactions)) == 200
+    assert read_row_count(lake.open(raw_transactions)) == 200
     assert whole(spark, lake).count() == 200

@@ -14,7 +14,7 @@ from fraud_assets.kafka.consumer import TopicReader
 from fraud_assets.kafka.producer import Message
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
-from fraud_assets.testing.apache_kafka import Cluster, apache_kafka, why_unavailable
+from fraud_assets.testing.apache_kafka import Cluster, apache_kafka, describe_obstacle
 from fraud_assets_tests.support.producing import produce
 from fraud_assets_tests.support.starting import MakeTopic, topic_maker
 
@@ -76,19 +76,19 @@ def test_a_node_that_cannot_start_says_why(tmp_path: Path) -> None:
 
 def test_without_java_or_maven_it_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
-    assert "JAVA_HOME" in (why_unavailable() or "")
+    assert "JAVA_HOME" in (describe_obstacle() or "")
     monkeypatch.delenv("JAVA_HOME")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "Install Java" in (why_unavailable() or "")
+    assert "Install Java" in (describe_obstacle() or "")
     java = tmp_path / "java"
     java.write_text("#!/bin/sh\necho 'openjdk version \"11.0.2\"' >&2\n")
     java.chmod(0o755)
-    assert "11" in (why_unavailable() or "")
+    assert "11" in (describe_obstacle() or "")
     java.write_text("#!/bin/sh\necho 'openjdk version \"17.0.2\"' >&2\n")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert "Install Maven" in (why_unavailable() or "")
+    assert "Install Maven" in (describe_obstacle() or "")
     maven = tmp_path / "mvn"
     maven.write_text("#!/bin/sh\necho '[ERROR] no repository'\nexit 1\n")
     maven.chmod(0o755)
-    assert "no repository" in (why_unavailable() or "")
-    assert "\n" not in (why_unavailable() or "")
+    assert "no repository" in (describe_obstacle() or "")
+    assert "\n" not in (describe_obstacle() or "")

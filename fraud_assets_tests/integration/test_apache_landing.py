@@ -20,12 +20,12 @@ from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 from fraud_assets.core.schema import fraud_labels, raw_transactions
 from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.errors import BrokerError, MessagesLostError
-from fraud_assets.ingest.service.lander import consumer_group, land_forever
-from fraud_assets.ingest.service.presence import running_landers
-from fraud_assets.lake.log import row_count
-from fraud_assets.lake.tables import Lake, dataset_of
+from fraud_assets.ingest.service.lander import choose_consumer_group, land_forever
+from fraud_assets.ingest.service.presence import find_running_landers
+from fraud_assets.lake.log import read_row_count
+from fraud_assets.lake.tables import Lake, open_dataset
 from fraud_assets.settings import Settings
-from fraud_assets.testing.apache_kafka import Cluster, apache_kafka, why_unavailable
+from fraud_assets.testing.apache_kafka import Cluster, apache_kafka, describe_obstacle
 from fraud_assets_tests.support.logged import logged
 from fraud_assets_tests.support.starting import MakeTopic, Start
 from fraud_assets_tests.support.topics import always_on, done, numbers, produce
@@ -49,7 +49,7 @@ def landed(lake: Lake) -> list[str]:
     """Bodies in the landing table, sorted."""
     if not lake.exists(raw_transactions):
         return []
-    values = dataset_of(lake.open(raw_transactions)).to_table(columns=["value"])["value"].to_pylist()
+    values = open_dataset(lake.open(raw_transactions)).to_table(columns=["value"])["value"].to_pylist()
     return sorted(value.decode() for value in values if value is not None)
 
 
@@ -96,10 +96,10 @@ def test_landers_share_partitions_which_move_when_one_stops_or_is_killed(
     every = {"0", "1", "2", "3"}
 
     def lander() -> tuple[subprocess.Popen[str], str]:
-        before = set(running_landers(settings))
+        before = set(find_running_landers(settings))
         process = start("land", **environment(settings))
-        until(lambda: set(running_landers(settings)) > before)
-        return process, running_landers(settings)[process.pid]
+        until(lambda: set(find_running_landers(settings)) > before)
+        return process, find_running_landers(settings)[process.pid]
 
     def shared(*urls: str) -> bool:
         dealt = [partitions_of(url, settings) for url in urls]
@@ -127,7 +127,7 @@ def test_landers_share_partitions_which_move_when_one_stops_or_is_killed(
     third.communicate(timeout=20)
     # A courtesy to those who watch the lag at the broker.
     watcher = Consumer(
-        {"bootstrap.servers": settings.kafka_bootstrap_servers, "group.id": consumer_group(lake, settings)}
+        {"bootstrap.servers": settings.kafka_bootstrap_servers, "group.id": choose_consumer_group(lake, settings)}
     )
     places = watcher.committed([TopicPartition(settings.transactions_topic, n) for n in range(4)], timeout=10)
     watcher.close()
@@ -135,7 +135,7 @@ def test_landers_share_partitions_which_move_when_one_stops_or_is_killed(
 
 
 def test_metrics_and_health_follow_an_outage(tmp_path: Path, make_settings: Callable[..., Settings]) -> None:
-    if reason := why_unavailable():
+    if reason := describe_obstacle():
         pytest.skip(reason)
     from fraud_assets.ingest.service.metrics import LandingMetrics, serve_metrics
 
@@ -155,7 +155,7 @@ def test_metrics_and_health_follow_an_outage(tmp_path: Path, make_settings: Call
                 produce(settings, numbers(0, 100))
                 produce(settings, [{"transaction_id": 1, "is_fraud": 1, "labelled_at": "2026-01-01T00:00:00Z"}],
                         topic=settings.labels_topic)  # fmt: skip
-                until(lambda: row_count(lake.open(raw_transactions)) == 100)
+                until(lambda: read_row_count(lake.open(raw_transactions)) == 100)
                 until(lambda: 'fraud_landed_rows_total{table="fraud_labels"} 1.0' in ask(f"{url}/metrics")[1])
                 shown = ask(f"{url}/metrics")[1]
                 assert 'fraud_landed_rows_total{table="raw_transactions"} 100.0' in shown
@@ -204,7 +204,7 @@ def test_messages_below_the_log_start_stop_landing_until_they_are_given_up(
     assert f"Up to 3 messages of partition 1 of topic {topic!r} are lost" in errors
     assert accepted in errors
     assert "Traceback" not in errors
-    assert row_count(lake.open(raw_transactions)) == 20
+    assert read_row_count(lake.open(raw_transactions)) == 20
     # What is given up is named exactly: the acceptance of one partition is none of the other.
     with pytest.raises(MessagesLostError, match="of partition 1"):
         land(lake, settings.model_copy(update={"accept_lost": {f"{topic}/0": 15}}))
@@ -236,7 +236,7 @@ def test_a_recreated_topic_lands_from_its_start(settings: Settings, lake: Lake, 
         done(admin.create_topics([NewTopic(settings.transactions_topic, 2)]))
         produce(settings, numbers(10, 40), partition=0)
         until(lambda: landed(lake) == texts(0, 40))
-    topic_ids = dataset_of(lake.open(raw_transactions)).to_table(columns=["topic_id"])["topic_id"]
+    topic_ids = open_dataset(lake.open(raw_transactions)).to_table(columns=["topic_id"])["topic_id"]
     assert len(topic_ids.unique()) == 2
 
 
@@ -358,7 +358,7 @@ def test_labels_are_in_the_lake_before_the_transactions_after_them(settings: Set
             produce(settings, [label], topic=settings.labels_topic)
             produce(settings, numbers(number, number + 1))
         until(lambda: len(landed(lake)) == 20)
-    labels = dataset_of(lake.open(fraud_labels)).to_table(columns=["transaction_id", "ingested_at"]).to_pylist()
+    labels = open_dataset(lake.open(fraud_labels)).to_table(columns=["transaction_id", "ingested_at"]).to_pylist()
     came = {int(row["transaction_id"]): row["ingested_at"] for row in labels}
-    rows = dataset_of(lake.open(raw_transactions)).to_table(columns=["value", "ingested_at"]).to_pylist()
+    rows = open_dataset(lake.open(raw_transactions)).to_table(columns=["value", "ingested_at"]).to_pylist()
     assert all(came[int(row["value"])] <= row["ingested_at"] for row in rows)

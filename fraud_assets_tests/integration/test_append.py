@@ -7,7 +7,7 @@ import pytest
 from fraud_assets.core.schema import raw_transactions
 from fraud_assets.errors import CommitConflictError, LakeError
 from fraud_assets.lake.append import MAX_CONFLICTS, commit_append, retry_conflicts
-from fraud_assets.lake.log import row_count
+from fraud_assets.lake.log import read_row_count
 from fraud_assets.lake.positions import SourcePartition, committed_offset
 from fraud_assets.lake.tables import Lake, read
 from fraud_assets_tests.support.landed import bodies, land
@@ -22,7 +22,7 @@ def test_of_two_handles_of_one_version_the_first_commits_and_the_second_is_refus
     commit_append(first, raw_transactions, rows, {PARTITION: 2})
     with pytest.raises(CommitConflictError):
         commit_append(second, raw_transactions, rows, {PARTITION: 2})
-    assert row_count(lake.open(raw_transactions)) == 6
+    assert read_row_count(lake.open(raw_transactions)) == 6
     assert committed_offset(lake.open(raw_transactions), PARTITION) == 2
 
 
@@ -32,7 +32,7 @@ def test_commits_of_different_partitions_do_not_conflict(lake: Lake) -> None:
     first, second = lake.open(raw_transactions), lake.open(raw_transactions)
     commit_append(first, raw_transactions, rows, {PARTITION: 2})
     commit_append(second, raw_transactions, rows, {PARTITION._replace(partition=1): 2})
-    assert row_count(lake.open(raw_transactions)) == 9
+    assert read_row_count(lake.open(raw_transactions)) == 9
 
 
 def test_a_conflict_is_retried_with_a_new_handle(lake: Lake) -> None:
@@ -50,7 +50,7 @@ def test_a_conflict_is_retried_with_a_new_handle(lake: Lake) -> None:
 
     append()
     assert offsets == [-1, 2]
-    assert row_count(lake.open(raw_transactions)) == 9
+    assert read_row_count(lake.open(raw_transactions)) == 9
 
 
 def test_endless_conflicts_end_in_one_sentence() -> None:

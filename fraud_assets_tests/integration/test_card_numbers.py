@@ -24,7 +24,7 @@ import pytest
 from confluent_kafka.schema_registry import Schema
 from fastavro import parse_schema, schemaless_writer
 
-from fraud_assets.core.pseudonyms import keyed_hmac
+from fraud_assets.core.pseudonyms import compute_hmac
 from fraud_assets.core.schema import (
     fraud_labels,
     fraud_predictions,
@@ -34,8 +34,8 @@ from fraud_assets.core.schema import (
 )
 from fraud_assets.ingest.files.file_report import FileReport
 from fraud_assets.kafka.broker import embedded_broker
-from fraud_assets.kafka.schemas import registry_client
-from fraud_assets.lake.tables import Lake, dataset_of
+from fraud_assets.kafka.schemas import get_registry_client
+from fraud_assets.lake.tables import Lake, open_dataset
 from fraud_assets.operations.reconciliation import reconcile
 from fraud_assets.operations.setup_home import prepare_home
 from fraud_assets.settings import Settings, load_settings
@@ -243,7 +243,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         settings, cards, said = load_settings(), Cards(), list[str]()
-        schema = registry_client(settings).register_schema("transactions-value", Schema(AVRO, "AVRO"))
+        schema = get_registry_client(settings).register_schema("transactions-value", Schema(AVRO, "AVRO"))
         prepare_home(settings)
         drop_files(cards, settings.incoming)
         with embedded_broker(settings) as broker:
@@ -283,21 +283,21 @@ def test_no_card_number_is_written_anywhere(run: Run, capfd: pytest.CaptureFixtu
     counts = reconcile(lake, settings)
     assert counts["landed"] == counts["features"] + counts["quarantined"] + counts["duplicates"]
     assert counts["scored"] == counts["features"] > GOOD
-    features = dataset_of(lake.open(transaction_features)).to_table().to_pylist()
+    features = open_dataset(lake.open(transaction_features)).to_table().to_pylist()
     customers = {row["transaction_id"]: row["customer_id"] for row in features}
-    first = keyed_hmac(str(cards("field")).encode(), settings.pseudonym_policy)
+    first = compute_hmac(str(cards("field")).encode(), settings.pseudonym_policy)
     assert customers["0"] == customers["5"] == first
     assert (
-        customers["csv1"] == customers["csv2"] == keyed_hmac(str(cards("CSV id")).encode(), settings.pseudonym_policy)
+        customers["csv1"] == customers["csv2"] == compute_hmac(str(cards("CSV id")).encode(), settings.pseudonym_policy)
     )
-    assert customers["avro"] == keyed_hmac(str(cards("avro field")).encode(), settings.pseudonym_policy)
+    assert customers["avro"] == compute_hmac(str(cards("avro field")).encode(), settings.pseudonym_policy)
     assert customers.keys() >= {"key", "header", "jsonl", "parquet", "long", "escaped", "array"}
-    assert sorted(dataset_of(lake.open(fraud_labels)).to_table()["transaction_id"].to_pylist()) == [
+    assert sorted(open_dataset(lake.open(fraud_labels)).to_table()["transaction_id"].to_pylist()) == [
         "1",
         "csv1",
         "jsonl",
     ]
-    reasons = {row["reason"] for row in dataset_of(lake.open(quarantined_transactions)).to_table().to_pylist()}
+    reasons = {row["reason"] for row in open_dataset(lake.open(quarantined_transactions)).to_table().to_pylist()}
     assert reasons >= {
         "invalid_json",
         "invalid_utf8",
@@ -313,7 +313,7 @@ def test_no_card_number_is_written_anywhere(run: Run, capfd: pytest.CaptureFixtu
         "label_invalid_json",
         "label_wrong_type",
     }
-    assert len(dataset_of(lake.open(fraud_predictions)).to_table()) == counts["scored"]
+    assert len(open_dataset(lake.open(fraud_predictions)).to_table()) == counts["scored"]
 
     # Of the dropped files receipts are left, and a file that is dropped again lands nothing.
     kept = {path.name for folder in (settings.processed, settings.failed) for path in folder.iterdir()}
@@ -340,4 +340,4 @@ def test_the_search_finds_every_one_that_is_written(run: Run) -> None:
     found = leaks(settings.home_path, cards)
     # A good label keeps neither key nor headers, and an escaped number is written as it was escaped.
     assert cards.places.keys() - found.keys() == {"label key", "label header", "escaped"}
-    assert dataset_of(Lake.of(settings).open(raw_transactions)).to_table().num_rows > GOOD
+    assert open_dataset(Lake.of(settings).open(raw_transactions)).to_table().num_rows > GOOD

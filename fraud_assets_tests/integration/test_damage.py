@@ -30,7 +30,7 @@ from fraud_assets.errors import DamagedFileError, LakeError
 from fraud_assets.ingest.files.landing import land_files
 from fraud_assets.lake.data_files import list_slices, read_slices
 from fraud_assets.lake.duckdb_session import connect
-from fraud_assets.lake.log import add_actions, row_count
+from fraud_assets.lake.log import add_actions, read_row_count
 from fraud_assets.lake.log_damage import refuse_incomplete_entries
 from fraud_assets.lake.positions import SourcePartition, committed_offset
 from fraud_assets.lake.scan import register_view
@@ -116,9 +116,9 @@ def test_a_damaged_newest_entry_is_refused_and_moved_away_by_hand(landed: Lake, 
         assert "at version 2 again" in str(caught.value)
     # The way back: as before the commit, and what it held lands again.
     entry(log, 3).unlink()
-    assert row_count(landed.open(raw_transactions)) == 10
+    assert read_row_count(landed.open(raw_transactions)) == 10
     land(landed, bodies(5, first_id=10), first_offset=10)
-    assert row_count(landed.open(raw_transactions)) == 15
+    assert read_row_count(landed.open(raw_transactions)) == 15
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_an_entry_that_is_cut_anywhere_is_refused(make_settings: Callable[..., S
             lake.open(raw_transactions)
         assert str(newest) in str(caught.value)
     newest.write_bytes(whole)
-    assert row_count(lake.open(raw_transactions)) == 10
+    assert read_row_count(lake.open(raw_transactions)) == 10
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_a_damaged_entry_below_others(landed: Lake, damage: Damage, words: str, 
     assert remedy in str(caught.value)
     for version in (2, 3):
         entry(log, version).unlink(missing_ok=True)
-    assert row_count(landed.open(raw_transactions)) == 5
+    assert read_row_count(landed.open(raw_transactions)) == 5
 
 
 @pytest.mark.parametrize("damage", [lambda log: entry(log, 0).write_bytes(b""), lambda log: entry(log, 0).unlink()])
@@ -202,14 +202,14 @@ def test_a_damaged_checkpoint(landed: Lake, damage: Damage, words: str) -> None:
     assert words in str(caught.value)
     for file in (*log.glob("*.checkpoint.parquet"), log / "_last_checkpoint"):
         file.unlink()
-    assert row_count(landed.open(raw_transactions)) == 20
+    assert read_row_count(landed.open(raw_transactions)) == 20
 
 
 def test_a_damaged_checkpoint_whose_entries_are_gone(landed: Lake) -> None:
     with_checkpoint(landed)
     log = log_of(landed)
     without_older_entries(log)
-    assert row_count(landed.open(raw_transactions)) == 20
+    assert read_row_count(landed.open(raw_transactions)) == 20
     cut(first_checkpoint(log), 500)
     with pytest.raises(DamagedFileError, match=r"log entries before it are missing\. Restore it from a backup"):
         landed.open(raw_transactions)
@@ -219,7 +219,7 @@ def test_a_damaged_checkpoint_whose_entries_are_gone(landed: Lake) -> None:
 def test_a_damaged_last_checkpoint_is_no_matter(landed: Lake, content: bytes) -> None:
     with_checkpoint(landed)
     (log_of(landed) / "_last_checkpoint").write_bytes(content)
-    assert row_count(landed.open(raw_transactions)) == 20
+    assert read_row_count(landed.open(raw_transactions)) == 20
 
 
 def test_a_table_that_lost_its_log_is_not_created_again(landed: Lake) -> None:
@@ -228,7 +228,7 @@ def test_a_table_that_lost_its_log_is_not_created_again(landed: Lake) -> None:
     with pytest.raises(DamagedFileError, match=r"holds 3 data files, but no log.*docs/restore\.md"):
         landed.open(raw_transactions)
     shutil.rmtree(log_of(landed).parent)
-    assert row_count(landed.open(raw_transactions)) == 0
+    assert read_row_count(landed.open(raw_transactions)) == 0
 
 
 def test_to_look_for_empty_entries_takes_no_time(landed: Lake) -> None:
@@ -430,8 +430,8 @@ def test_a_kept_file_lands_again_after_its_commit_was_lost(settings: Settings, l
     max(log_of(lake).glob("*.json")).unlink()
     land_files(lake, settings)
     process_landed(lake, settings)
-    assert row_count(lake.open(raw_transactions)) == 10
-    assert row_count(lake.open(transaction_features)) == 10
+    assert read_row_count(lake.open(raw_transactions)) == 10
+    assert read_row_count(lake.open(transaction_features)) == 10
 
 
 def test_features_are_built_again_beside_the_quarantine_that_is_left(settings: Settings, landed: Lake) -> None:

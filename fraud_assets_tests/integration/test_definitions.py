@@ -16,10 +16,10 @@ import pytest
 from fraud_assets.core.schema import fraud_labels, quarantined_transactions, raw_transactions, transaction_features
 from fraud_assets.definitions import build_defs, defs
 from fraud_assets.kafka.broker import Broker
-from fraud_assets.lake.log import row_count
+from fraud_assets.lake.log import read_row_count
 from fraud_assets.lake.tables import Lake
 from fraud_assets.operations.setup_home import prepare_home
-from fraud_assets.resources import PlatformResource, SparkResource
+from fraud_assets.resources import EngineResource, PlatformResource
 from fraud_assets.settings import Settings
 from fraud_assets.stages.alert_days import BusiestDay
 from fraud_assets.stages.features import process_landed
@@ -86,7 +86,7 @@ def materialize(settings: Settings) -> Materialize:
         return dg.materialize(
             assets,  # type: ignore[arg-type]
             selection=[name],
-            resources={"platform": platform, "spark": SparkResource()},
+            resources={"platform": platform, "engines": EngineResource()},
             run_config={"ops": {op: {"config": values} for op, values in config.items()}},
             instance=dg.DagsterInstance.ephemeral(),
             raise_on_error=False,
@@ -127,7 +127,7 @@ def test_either_landing_table_alone(
     # Labels are drained before transactions even where only the latter were asked for.
     both = reported(materialize("raw_transactions"))
     assert {name: values["rows"] for name, values in both.items()} == {"raw_transactions": 5, "fraud_labels": 0}
-    assert row_count(lake.open(fraud_labels)) == 1
+    assert read_row_count(lake.open(fraud_labels)) == 1
 
 
 def test_no_broker_is_told_in_one_sentence(materialize: Materialize) -> None:
@@ -158,19 +158,19 @@ def test_features_and_quarantine_are_written_together(materialize: Materialize, 
         "table/tombstones": 0,
         "table/quarantined_labels": 0,
     }
-    assert row_count(lake.open(transaction_features)) == 5
-    assert row_count(lake.open(quarantined_transactions)) == 2
+    assert read_row_count(lake.open(transaction_features)) == 5
+    assert read_row_count(lake.open(quarantined_transactions)) == 2
 
 
 def test_recomputation_by_run_config(materialize: Materialize, settings: Settings, lake: Lake) -> None:
     land(lake, bodies(100))
     process_landed(lake, settings)
     day = {"recompute_start": "2026-01-01", "recompute_end": "2026-01-02T00:00:00Z"}
-    written = reported(materialize("transaction_features", cleaned_features=day))
+    written = reported(materialize("transaction_features", features=day))
     assert written == {"transaction_features": {"recomputed": 72}}
-    assert row_count(lake.open(transaction_features)) == 100
+    assert read_row_count(lake.open(transaction_features)) == 100
     day = {"recompute_start": "2025-01-01", "recompute_end": "2025-01-02"}
-    nothing = reported(materialize("transaction_features", cleaned_features=day))["transaction_features"]
+    nothing = reported(materialize("transaction_features", features=day))["transaction_features"]
     assert nothing == {
         "recomputed": 0,
         "note": "There is nothing to recompute from 2025-01-01 00:00 to 2025-01-02 00:00 (exclusive): "
@@ -194,7 +194,7 @@ def test_a_wrong_range_changes_nothing(
     materialize: Materialize, lake: Lake, config: dict[str, Any], sentence: str
 ) -> None:
     land(lake, bodies(5))
-    assert sentence in failure(materialize("transaction_features", cleaned_features=config))
+    assert sentence in failure(materialize("transaction_features", features=config))
     assert not lake.exists(transaction_features)
 
 
@@ -301,7 +301,7 @@ def test_materialize_by_the_command_line(make_settings: Callable[..., Settings],
     )
     said, failed = features.communicate(timeout=100)[0], forest.communicate(timeout=100)[0]
     assert features.returncode == 0, said
-    assert row_count(lake.open(transaction_features)) == 20
+    assert read_row_count(lake.open(transaction_features)) == 20
     with dg.DagsterInstance.from_config(str(filled.home_path / "dagster")) as instance:
         (run,) = instance.get_runs()
         assert run.status == dg.DagsterRunStatus.SUCCESS

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pytest
 
 from fraud_assets.core.schema import fraud_predictions, transaction_features
-from fraud_assets.lake.tables import Lake, dataset_of
+from fraud_assets.lake.tables import Lake, open_dataset
 from fraud_assets.samples import sample_file
 from fraud_assets_tests.support.demo_runs import demo
 
@@ -44,9 +44,9 @@ def test_a_whole_demo_in_a_fresh_folder(tmp_path: Path) -> None:
     assert summary["quarantined"] > 0
     assert 0 < summary["alerts"] < 0.05 * summary["scored"]
     lake = Lake(summary["lake"])
-    times = dataset_of(lake.open(transaction_features)).to_table(columns=["tx_datetime"])["tx_datetime"]
+    times = open_dataset(lake.open(transaction_features)).to_table(columns=["tx_datetime"])["tx_datetime"]
     assert pc.max(times).as_py() - pc.min(times).as_py() > timedelta(days=45)
-    ids = dataset_of(lake.open(fraud_predictions)).to_table(columns=["transaction_id"])["transaction_id"]
+    ids = open_dataset(lake.open(fraud_predictions)).to_table(columns=["transaction_id"])["transaction_id"]
     assert len(ids) == len(ids.unique())
 
 

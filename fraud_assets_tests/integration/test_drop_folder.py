@@ -20,14 +20,14 @@ from fraud_assets.cli import main
 from fraud_assets.core.schema import raw_transactions
 from fraud_assets.errors import LakeError, SettingError
 from fraud_assets.ingest.files import landing as files
-from fraud_assets.ingest.files.drop_folder import waiting_entries
+from fraud_assets.ingest.files.drop_folder import find_waiting_entries
 from fraud_assets.ingest.files.file_report import FileReport
-from fraud_assets.ingest.files.landing import land_files, waiting_files
+from fraud_assets.ingest.files.landing import find_waiting_files, land_files
 from fraud_assets.ingest.files.stuck_entries import StuckEntries
-from fraud_assets.lake.log import row_count
+from fraud_assets.lake.log import read_row_count
 from fraud_assets.lake.tables import Lake
 from fraud_assets.operations.kept_files import find_customer_files
-from fraud_assets.printable import printable
+from fraud_assets.printable import escape_unprintable
 from fraud_assets.settings import CONTRACT_FIELDS, Settings
 from fraud_assets_tests.support.dropped import drop, land, rows_of
 from fraud_assets_tests.support.logged import land_logged
@@ -333,8 +333,8 @@ def test_names_are_escaped_wherever_they_are_said(settings: Settings, lake: Lake
 
 
 def test_printable_text_stays_as_it_is() -> None:
-    assert printable("é ½ \\ name.csv") == "é ½ \\ name.csv"
-    assert printable("a\u202eb\x9bc\rd") == r"a\u202eb\x9bc\rd"
+    assert escape_unprintable("é ½ \\ name.csv") == "é ½ \\ name.csv"
+    assert escape_unprintable("a\u202eb\x9bc\rd") == r"a\u202eb\x9bc\rd"
 
 
 # --- FRAUD_PSEUDONYMISE ---------------------------------------------------------------------------------------------
@@ -405,21 +405,21 @@ def test_the_exit_code_of_once_tells_whether_every_file_landed(
     assert list(report["failed_files"]) == ["a.csv"]
     assert list(report["stuck_files"]) == ["folder"]
     assert "a.csv cannot be landed" in said.err
-    assert row_count(lake.open(raw_transactions)) == 2
+    assert read_row_count(lake.open(raw_transactions)) == 2
 
 
 def test_a_drop_folder_that_cannot_be_read(settings: Settings) -> None:
     settings.home_path.mkdir()
     settings.incoming.symlink_to("incoming")
     with pytest.raises(OSError, match="Too many levels"):
-        waiting_entries(settings)
+        find_waiting_entries(settings)
 
 
 def test_waiting_files_and_folders(settings: Settings, incoming: Path) -> None:
     (incoming / "folder").mkdir()
     (incoming / "a.csv").symlink_to("folder")
     (incoming / "loop.csv").symlink_to("loop.csv")
-    waiting = waiting_entries(settings)
+    waiting = find_waiting_entries(settings)
     assert [path.name for path in waiting.folders] == ["a.csv", "folder"]
     assert [path.name for path in waiting.files] == ["loop.csv", "z.jsonl"]
-    assert waiting_files(settings) == waiting.files
+    assert find_waiting_files(settings) == waiting.files

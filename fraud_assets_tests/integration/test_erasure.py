@@ -27,9 +27,9 @@ from fraud_assets.core.schema import (
 from fraud_assets.engines.landing_tables import append_labels
 from fraud_assets.lake.append import append_landed
 from fraud_assets.lake.batches import find_pending
-from fraud_assets.lake.log import row_count
+from fraud_assets.lake.log import read_row_count
 from fraud_assets.lake.positions import SourcePartition, committed_offset
-from fraud_assets.lake.tables import Lake, dataset_of
+from fraud_assets.lake.tables import Lake, open_dataset
 from fraud_assets.operations.erasure import erase_customer
 from fraud_assets.operations.holdings import ERASED_TABLES, find_holdings
 from fraud_assets.operations.maintenance import maintain_lake
@@ -78,13 +78,13 @@ def bytes_anywhere(lake: Lake) -> bytes:
     found = b""
     for table in (raw_transactions, quarantined_transactions, fraud_labels):
         found += b"\n".join(
-            v or b"" for v in dataset_of(lake.open(table)).to_table(columns=["value"])["value"].to_pylist()
+            v or b"" for v in open_dataset(lake.open(table)).to_table(columns=["value"])["value"].to_pylist()
         )
     return found
 
 
 def ids(lake: Lake, table: Table, column: str = "transaction_id") -> set[str]:
-    return set(dataset_of(lake.open(table)).to_table(columns=[column])[column].to_pylist())
+    return set(open_dataset(lake.open(table)).to_table(columns=[column])[column].to_pylist())
 
 
 def assert_erased(lake: Lake, settings: Settings) -> None:
@@ -123,7 +123,7 @@ def test_a_customer_is_gone_everywhere_and_nobody_else(filled: Settings, lake: L
 
 def test_what_was_landed_is_not_landed_again(filled: Settings, lake: Lake) -> None:
     erase_customer(lake, filled, WHO)
-    again = dataset_of(lake.open(raw_transactions)).to_table().slice(0, 1)
+    again = open_dataset(lake.open(raw_transactions)).to_table().slice(0, 1)
     old = again.set_column(again.column_names.index("offset"), "offset", pa.array([5], pa.int64()))
     assert append_landed(lake, raw_transactions, old) == 0
     land(lake, bodies(1, first_id=70), first_offset=76)
@@ -241,14 +241,14 @@ def test_a_pseudonymised_customer_is_named_in_clear(make_settings: Any, lake: La
 
     settings = make_settings(pseudonymise="customer_id", pseudonym_key="k" * 40)
     land(lake, bodies(7))
-    messages = dataset_of(lake.open(raw_transactions)).to_table().drop_columns(["ingested_at", "ingest_date"])
+    messages = open_dataset(lake.open(raw_transactions)).to_table().drop_columns(["ingested_at", "ingest_date"])
     treated = pseudonymise(messages, settings.pseudonym_policy)
     offsets = pa.array(range(7, 14), pa.int64())
     append_landed(lake, raw_transactions, treated.set_column(3, "offset", offsets))
     process_landed(lake, settings)
     # One of the first seven is in clear, from before the setting; the second seven repeat their ids.
     assert erase_customer(lake, settings, WHO).tables["raw_transactions"] == 2
-    assert row_count(lake.open(raw_transactions)) == 12
+    assert read_row_count(lake.open(raw_transactions)) == 12
 
 
 def test_the_command_asks_tells_and_removes_old_versions(
@@ -262,7 +262,7 @@ def test_the_command_asks_tells_and_removes_old_versions(
     looked = runner.invoke(cli, ["erase", "--customer", WHO, "--dry-run"])
     assert "13  raw_transactions" in looked.stdout
     assert "fraud-assets quarantine show transactions/0/72" in looked.stdout
-    assert row_count(lake.open(raw_transactions)) == 76
+    assert read_row_count(lake.open(raw_transactions)) == 76
     told = runner.invoke(cli, ["erase", "--customer", WHO, "--yes"])
     assert told.exit_code == 0, told.output
     assert "FRAUD_VACUUM_HOURS" in told.stdout

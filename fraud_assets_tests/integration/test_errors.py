@@ -16,7 +16,7 @@ import pytest
 from fraud_assets.core.schema import raw_transactions
 from fraud_assets.errors import LakeError
 from fraud_assets.lake.duckdb_session import connect
-from fraud_assets.lake.log import row_count
+from fraud_assets.lake.log import read_row_count
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import load_settings
 from fraud_assets_tests.support.commands import assert_one_sentence, run
@@ -141,10 +141,10 @@ def test_full_disk_then_space_again(small_disk: Path) -> None:
     _fill(ballast)
     with pytest.raises(LakeError, match=r"disk is full.*FRAUD_HOME"):
         land(lake, [os.urandom(64) for _ in range(2000)], first_offset=10)
-    assert row_count(lake.open(raw_transactions)) == 10
+    assert read_row_count(lake.open(raw_transactions)) == 10
     ballast.unlink()
     land(lake, [os.urandom(64) for _ in range(2000)], first_offset=10)
-    assert row_count(lake.open(raw_transactions)) == 2010
+    assert read_row_count(lake.open(raw_transactions)) == 2010
 
 
 def _fill(ballast: Path) -> None:

@@ -22,10 +22,10 @@ from fraud_assets.core.schema import (
 from fraud_assets.engines.local import features as local_features
 from fraud_assets.errors import SettingError
 from fraud_assets.lake.append import append_landed
-from fraud_assets.lake.batches import Bounds, find_pending, next_bounds, rows_within
-from fraud_assets.lake.log import row_count
+from fraud_assets.lake.batches import Bounds, find_pending, next_bounds, read_rows_within
+from fraud_assets.lake.log import read_row_count
 from fraud_assets.lake.positions import committed_offset
-from fraud_assets.lake.tables import Lake, dataset_of
+from fraud_assets.lake.tables import Lake, open_dataset
 from fraud_assets.operations.reconciliation import reconcile
 from fraud_assets.settings import BatchLimits, Settings
 from fraud_assets.stages.features import process_landed, recompute
@@ -64,7 +64,7 @@ def label(lake: Lake, offset: int, transaction_id: str, at: datetime, *, is_frau
 
 def features(lake: Lake, *columns: str) -> dict[str, tuple[Any, ...]]:
     """Feature columns by transaction id."""
-    table = dataset_of(lake.open(transaction_features)).to_table(columns=["transaction_id", *columns])
+    table = open_dataset(lake.open(transaction_features)).to_table(columns=["transaction_id", *columns])
     return {row.pop("transaction_id"): tuple(row.values()) for row in table.to_pylist()}
 
 
@@ -89,7 +89,7 @@ def test_bad_messages_are_quarantined_with_reason_and_bytes(settings: Settings, 
     land(lake, [*bad, body(12, FIRST), body(12, FIRST, tx_amount=99)])
     report = process_landed(lake, settings)
     assert (report.landed, report.features, report.quarantined, report.duplicates) == (16, 1, 14, 1)
-    rows = dataset_of(lake.open(quarantined_transactions)).to_table().to_pylist()
+    rows = open_dataset(lake.open(quarantined_transactions)).to_table().to_pylist()
     assert {row["value"]: row["reason"] for row in rows} == {**bad, body(12, FIRST, tx_amount=99): "duplicate"}
     assert all(row["detail"] for row in rows)
 
@@ -116,9 +116,9 @@ def test_an_id_is_free_again_after_the_horizon(
         if pieces == 3:
             process_landed(lake, settings)
     process_landed(lake, settings)
-    rows = dataset_of(lake.open(transaction_features)).to_table(columns=["tx_amount"])
+    rows = open_dataset(lake.open(transaction_features)).to_table(columns=["tx_amount"])
     assert sorted(rows["tx_amount"].to_pylist()) == [0.0, 120.0]
-    details = dataset_of(lake.open(quarantined_transactions)).to_table(columns=["detail"])["detail"].to_pylist()
+    details = open_dataset(lake.open(quarantined_transactions)).to_table(columns=["detail"])["detail"].to_pylist()
     assert details == ["its transaction_id landed first as transactions 0/0"]
 
 
@@ -219,7 +219,7 @@ def test_a_setting_changed_between_kill_and_retry_loses_nothing(
     with pytest.raises(KeyboardInterrupt):
         process_landed(lake, strict)
     monkeypatch.setattr(stage, "commit_append", real)
-    quarantined = row_count(lake.open(quarantined_transactions))
+    quarantined = read_row_count(lake.open(quarantined_transactions))
     assert 0 < quarantined < 20
     assert reconcile(lake, settings)["waiting"] == 20
     # In parts, too: the first of them leaves quarantine ahead of features.
@@ -241,19 +241,19 @@ def test_a_batch_is_bounded_by_bytes(settings: Settings, lake: Lake) -> None:
     known: dict[Any, int] = {}
     while (work := find_pending(lake.open(raw_transactions), lambda s: known.get(s, -1), limited)).target:  # noqa: B023
         bounds = next_bounds(work, limited, limited.batch_limits)
-        rows = rows_within(work, bounds, limited)
+        rows = read_rows_within(work, bounds, limited)
         total = sum(map(len, rows["value"].to_pylist()))
         assert 0 < total <= 2_000 or rows.num_rows == 1
         # A batch ends only where the next message would not fit.
-        rest = rows_within(work, Bounds(work.start, work.target), limited).slice(rows.num_rows, 1)
+        rest = read_rows_within(work, Bounds(work.start, work.target), limited).slice(rows.num_rows, 1)
         assert not rest.num_rows or total + len(rest["value"][0].as_py()) > 2_000
         taken += zip(rows["partition"].to_pylist(), rows["offset"].to_pylist(), strict=True)
         known |= bounds.target
     everything = find_pending(lake.open(raw_transactions), lambda s: -1, settings)
-    ordered = rows_within(everything, next_bounds(everything, settings, settings.batch_limits), settings)
+    ordered = read_rows_within(everything, next_bounds(everything, settings, settings.batch_limits), settings)
     assert taken == list(zip(ordered["partition"].to_pylist(), ordered["offset"].to_pylist(), strict=True))
     assert len(taken) == len(values)
-    assert row_count(features) == 0
+    assert read_row_count(features) == 0
 
 
 def test_a_batch_reads_the_bodies_of_its_own_files_only(

@@ -21,7 +21,7 @@ from fraud_assets.core.parsing import parse_transactions
 from fraud_assets.core.schema import fraud_labels, quarantined_transactions, raw_transactions
 from fraud_assets.errors import SettingError
 from fraud_assets.ingest.files import parquet_file
-from fraud_assets.lake.tables import Lake, dataset_of
+from fraud_assets.lake.tables import Lake, open_dataset
 from fraud_assets.operations.erasure import erase_customer
 from fraud_assets.operations.kept_files import find_customer_files
 from fraud_assets.settings import Settings
@@ -53,7 +53,9 @@ def jsonl(*rows: dict[str, Any]) -> str:
 
 def parsed(lake: Lake, settings: Settings) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Good and rejected rows of all files, in the order of files and rows."""
-    raw = dataset_of(lake.open(raw_transactions)).to_table().sort_by([("topic", "ascending"), ("offset", "ascending")])
+    raw = (
+        open_dataset(lake.open(raw_transactions)).to_table().sort_by([("topic", "ascending"), ("offset", "ascending")])
+    )
     good, bad = parse_transactions(raw, settings.contract)
     return good.to_pylist(), bad.to_pylist()
 

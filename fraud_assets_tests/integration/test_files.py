@@ -21,9 +21,9 @@ from fraud_assets.core.schema import Table, fraud_labels, quarantined_transactio
 from fraud_assets.engines import landing_tables as landing
 from fraud_assets.ingest.files import json_lines
 from fraud_assets.ingest.files import landing as files
-from fraud_assets.ingest.files.landing import waiting_files
+from fraud_assets.ingest.files.landing import find_waiting_files
 from fraud_assets.lake.append import append_landed
-from fraud_assets.lake.tables import Lake, dataset_of
+from fraud_assets.lake.tables import Lake, open_dataset
 from fraud_assets.settings import Settings
 from fraud_assets_tests.support.dropped import bodies, drop, land, rows_of, transaction
 
@@ -46,7 +46,7 @@ def test_json_lines_land_byte_for_byte_once_by_content(settings: Settings, lake:
     assert [report.rows for report in land(lake, settings)] == [1, 0]
     assert len(bodies(lake)) == 5
     assert sorted(path.name for path in settings.processed.iterdir()) == ["a.1.jsonl", "a.jsonl", "b.ndjson"]
-    assert waiting_files(settings) == []
+    assert find_waiting_files(settings) == []
 
 
 def test_csv_keeps_long_ids_and_every_column(settings: Settings, lake: Lake) -> None:
@@ -63,7 +63,7 @@ def test_csv_keeps_long_ids_and_every_column(settings: Settings, lake: Lake) -> 
     }
     assert second["customer_id"] is None
     assert second["note"] == "a,b"
-    good, rejected = parse_transactions(dataset_of(lake.open(raw_transactions)).to_table(), settings.contract)
+    good, rejected = parse_transactions(open_dataset(lake.open(raw_transactions)).to_table(), settings.contract)
     assert good["transaction_id"].to_pylist() == [str(LONG_ID)]
     assert rejected.num_rows == 1
 
@@ -125,7 +125,7 @@ def test_decimals_of_parquet_stay_what_they_are(settings: Settings, lake: Lake) 
     )
     pq.write_table(table, settings.incoming / "a.parquet")
     assert land(lake, settings)[0].labels == 2
-    good, _ = parse_transactions(dataset_of(lake.open(raw_transactions)).to_table(), settings.contract)
+    good, _ = parse_transactions(open_dataset(lake.open(raw_transactions)).to_table(), settings.contract)
     assert good["transaction_id"].to_pylist() == [str(LONG_ID), "7"]
     assert good["customer_id"].to_pylist() == ["7", "8"]
     assert good["tx_amount"].to_pylist() == [12.5, 1.0]
@@ -213,7 +213,7 @@ def test_parquet_keeps_long_ids_and_makes_times_text(settings: Settings, lake: L
     assert first["tx_amount"] == 0.1
     assert first["EXTRA"] == [1]
     assert datetime.fromisoformat(first["tx_datetime"]) == moment
-    good, rejected = parse_transactions(dataset_of(lake.open(raw_transactions)).to_table(), settings.contract)
+    good, rejected = parse_transactions(open_dataset(lake.open(raw_transactions)).to_table(), settings.contract)
     assert good["transaction_id"].to_pylist() == [str(LONG_ID)]
     # NaN and infinity are no JSON; such a row ends in quarantine with its bytes.
     assert rejected.num_rows == 2
@@ -284,7 +284,7 @@ def test_mapped_names(make_settings: Callable[..., Settings], lake: Lake) -> Non
     assert land(lake, settings)[0].labels == 1
     assert json.loads(bodies(lake)[0])["trans_num"] == "1"
     assert json.loads(rows_of(lake, fraud_labels)[0]["value"])["bad"] is True
-    good, _ = parse_transactions(dataset_of(lake.open(raw_transactions)).to_table(), settings.contract)
+    good, _ = parse_transactions(open_dataset(lake.open(raw_transactions)).to_table(), settings.contract)
     assert good.num_rows == 1
 
 
@@ -328,7 +328,7 @@ def test_only_quiet_files_are_taken(make_settings: Callable[..., Settings]) -> N
         os.utime(drop(settings, name, "x"), (old, old))
     drop(settings, "fresh.csv", "x")
     (settings.incoming / "folder").mkdir()
-    assert [path.name for path in waiting_files(settings)] == ["a.csv", "b.csv"]
+    assert [path.name for path in find_waiting_files(settings)] == ["a.csv", "b.csv"]
 
 
 @pytest.mark.parametrize("table", [fraud_labels, raw_transactions])

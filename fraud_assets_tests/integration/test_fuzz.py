@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
-from fraud_assets.core.bodies import WITHHELD, Rejected, json_object
+from fraud_assets.core.bodies import WITHHELD, Rejected, parse_json_object
 from fraud_assets.core.formats import Decoder, SchemaId, WriterSchema
 from fraud_assets.core.parsing import parse_labels, parse_transactions
 from fraud_assets.core.pseudonyms import pseudonymise
@@ -142,7 +142,7 @@ def test_a_treated_message_is_judged_as_the_message(dialect: str) -> None:
             assert now[offset] == "wrong_type"
             assert b"9" * 4301 in (body or b"") or b"9" * 5000 in (body or b"")
         if value and not value.startswith(WITHHELD):
-            assert isinstance(json_object(value, 10**7), dict)
+            assert isinstance(parse_json_object(value, 10**7), dict)
 
 
 # --- From the broker to the score -------------------------------------------------------------------------------------

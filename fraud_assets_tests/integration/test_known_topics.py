@@ -20,8 +20,8 @@ from fraud_assets.ingest.service.lander import land_forever
 from fraud_assets.kafka.broker import find_broker
 from fraud_assets.kafka.client import find_topic_id
 from fraud_assets.lake.append import append_landed
-from fraud_assets.lake.known_topics import is_known, positions_in
-from fraud_assets.lake.log import row_count
+from fraud_assets.lake.known_topics import find_positions, is_known
+from fraud_assets.lake.log import read_row_count
 from fraud_assets.lake.positions import NOTHING, SourcePartition, committed_offset
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
@@ -221,11 +221,11 @@ def test_log_starts_are_recorded_once_and_without_rows(own_lake: Lake) -> None:
     streams = [FIRST, SECOND, THIRD]
     lows = {FIRST: 0, SECOND: 60, THIRD: 1}
     expected = {FIRST: NOTHING, SECOND: 59, THIRD: 0}
-    assert positions_in(own_lake, raw_transactions, streams, lambda: lows) == expected
+    assert find_positions(own_lake, raw_transactions, streams, lambda: lows) == expected
     version = own_lake.open(raw_transactions).version()
-    assert positions_in(own_lake, raw_transactions, streams, lambda: {FIRST: 99}) == expected
+    assert find_positions(own_lake, raw_transactions, streams, lambda: {FIRST: 99}) == expected
     handle = own_lake.open(raw_transactions)
-    assert (handle.version(), row_count(handle)) == (version, 0)
+    assert (handle.version(), read_row_count(handle)) == (version, 0)
     assert is_known(handle, "t", [])
     assert not is_known(handle, "tt", [])
 
@@ -240,7 +240,7 @@ def test_landers_that_see_a_topic_at_once_agree(own_lake: Lake) -> None:
             both.wait(30)
             return {FIRST: low}
 
-        found.append(positions_in(own_lake, raw_transactions, [FIRST], lows))
+        found.append(find_positions(own_lake, raw_transactions, [FIRST], lows))
 
     threads = [threading.Thread(target=see, args=(low,)) for low in (5, 9)]
     for thread in threads:
@@ -259,6 +259,6 @@ def test_a_lake_of_before_knows_a_topic_by_its_rows_unless_they_came_from_an_emb
 ) -> None:
     append_landed(own_lake, raw_transactions, messages(topic_id, range(3)))
     assert is_known(own_lake.open(raw_transactions), "t", [FIRST]) is is_old
-    landed = positions_in(own_lake, raw_transactions, [FIRST, SECOND], lambda: {FIRST: 0, SECOND: 7})
+    landed = find_positions(own_lake, raw_transactions, [FIRST, SECOND], lambda: {FIRST: 0, SECOND: 7})
     assert landed[SECOND] == (NOTHING if is_old else 6)
     assert is_known(own_lake.open(raw_transactions), "t", [])

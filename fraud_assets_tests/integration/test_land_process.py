@@ -13,10 +13,10 @@ from deltalake import DeltaTable
 from fraud_assets.core.schema import raw_transactions
 from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.ingest.landing import land_once
-from fraud_assets.ingest.service.presence import lander_is_running, register_lander, running_landers
+from fraud_assets.ingest.service.presence import find_running_landers, is_lander_running, register_lander
 from fraud_assets.kafka.broker import Broker, embedded_broker
-from fraud_assets.lake.log import row_count
-from fraud_assets.lake.tables import Lake, dataset_of
+from fraud_assets.lake.log import read_row_count
+from fraud_assets.lake.tables import Lake, open_dataset
 from fraud_assets.operations.setup_home import prepare_home
 from fraud_assets.settings import Settings
 from fraud_assets_tests.support.logged import logged
@@ -31,14 +31,14 @@ def version(lake: Lake) -> int:
 
 
 def count(lake: Lake) -> int:
-    return row_count(lake.open(raw_transactions)) if lake.exists(raw_transactions) else 0
+    return read_row_count(lake.open(raw_transactions)) if lake.exists(raw_transactions) else 0
 
 
 def test_lands_topics_and_files_waits_for_brokers_and_ends_on_sigterm(
     settings: Settings, lake: Lake, start: Start
 ) -> None:
     lander = start("land")
-    until(lambda: lander_is_running(settings))
+    until(lambda: is_lander_running(settings))
     # Without a broker the drop folder lands all the same.
     until(settings.incoming.exists)
     part = settings.incoming / "a.jsonl.part"
@@ -56,7 +56,7 @@ def test_lands_topics_and_files_waits_for_brokers_and_ends_on_sigterm(
     lander.send_signal(signal.SIGTERM)
     _, lines = lander.communicate(timeout=20)
     assert lander.returncode == 0
-    assert not lander_is_running(settings)
+    assert not is_lander_running(settings)
     assert lines.count("No broker is configured:") >= 1
     assert "Landing of topics works again." in lines
     assert "transactions" in lines
@@ -75,9 +75,9 @@ def test_sigkill_between_commits_loses_and_repeats_nothing(
     lander.wait()
     landed = count(lake)
     assert 0 < landed < 5000
-    assert not lander_is_running(settings)
+    assert not is_lander_running(settings)
     assert land_topics(lake, settings)["raw_transactions"].rows == 5000 - landed
-    values = dataset_of(lake.open(raw_transactions)).to_table()["value"].to_pylist()
+    values = open_dataset(lake.open(raw_transactions)).to_table()["value"].to_pylist()
     assert sorted(map(int, values)) == list(range(5000))
 
 
@@ -122,14 +122,14 @@ def test_once_says_which_topic_the_embedded_broker_did_not_have(
 
 
 def test_landers_are_seen_while_they_run(settings: Settings) -> None:
-    assert not lander_is_running(settings)
+    assert not is_lander_running(settings)
     with register_lander(settings, "http://127.0.0.1:1"):
-        assert running_landers(settings) == {os.getpid(): "http://127.0.0.1:1"}
-    assert not lander_is_running(settings)
+        assert find_running_landers(settings) == {os.getpid(): "http://127.0.0.1:1"}
+    assert not is_lander_running(settings)
     # What a lander leaves that was killed.
     left = settings.home_path / "landers" / "4194304.lander"
     left.write_text("http://127.0.0.1:1\n")
-    assert running_landers(settings) == {}
+    assert find_running_landers(settings) == {}
     assert not left.exists()
 
 

@@ -28,10 +28,10 @@ from fraud_assets.ingest.service import outages
 from fraud_assets.ingest.service.bounded_server import BoundedServer
 from fraud_assets.ingest.service.lander import land_forever
 from fraud_assets.ingest.service.metrics import LandingMetrics, serve_metrics
-from fraud_assets.ingest.service.presence import running_landers
+from fraud_assets.ingest.service.presence import find_running_landers
 from fraud_assets.kafka.broker import embedded_broker, find_broker
-from fraud_assets.kafka.connection import checked, connection
-from fraud_assets.lake.log import row_count
+from fraud_assets.kafka.connection import load_connection, select_known_settings
+from fraud_assets.lake.log import read_row_count
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
 from fraud_assets_tests.support.dropped import drop
@@ -53,7 +53,7 @@ def health(url: str) -> dict[str, Any]:
 
 
 def rows(lake: Lake) -> int:
-    return row_count(lake.open(raw_transactions)) if lake.exists(raw_transactions) else 0
+    return read_row_count(lake.open(raw_transactions)) if lake.exists(raw_transactions) else 0
 
 
 class Panic(BaseException):
@@ -189,8 +189,8 @@ def test_a_connection_has_a_time_limit(monkeypatch: pytest.MonkeyPatch, sent: by
 def test_neither_connections_nor_open_files_end_a_lander(settings: Settings, lake: Lake, start: Start) -> None:
     with embedded_broker(settings) as broker:
         lander = start("land")
-        until(lambda: bool(running_landers(settings).get(lander.pid)))
-        url = running_landers(settings)[lander.pid]
+        until(lambda: bool(find_running_landers(settings).get(lander.pid)))
+        url = find_running_landers(settings)[lander.pid]
         sender(broker)("transactions", [b"1"])
         until(lambda: rows(lake) == 1)
         limits = resource.prlimit(lander.pid, resource.RLIMIT_NOFILE)
@@ -245,13 +245,13 @@ def test_too_many_open_files_are_no_wrong_setting_of_kafka(
     by_file = make_settings(kafka_client_properties=str(properties))
     by_setting = make_settings(kafka_bootstrap_servers="127.0.0.1:1", kafka_ssl_ca_location=str(authority))
     for settings in (by_file, by_setting):
-        checked(connection(settings))
+        select_known_settings(load_connection(settings))
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (1, limits[1]))
     try:
         for settings in (by_file, by_setting):
             with pytest.raises(DiskError, match="ulimit -n"):
-                checked(connection(settings))
+                select_known_settings(load_connection(settings))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 

@@ -15,7 +15,7 @@ from fraud_assets.errors import BrokerError, MessagesLostError
 from fraud_assets.ingest.landing import land_once
 from fraud_assets.kafka.broker import Broker, embedded_broker
 from fraud_assets.kafka.topic_readers import TopicReaders
-from fraud_assets.lake.tables import Lake, dataset_of
+from fraud_assets.lake.tables import Lake, open_dataset
 from fraud_assets.settings import Settings
 from fraud_assets_tests.support.logged import logged
 from fraud_assets_tests.support.starting import sender
@@ -28,7 +28,7 @@ def label(number: int, **changes: Any) -> dict[str, Any]:
 
 
 def places(lake: Lake, table: Table) -> list[tuple[str, int, int]]:
-    rows = dataset_of(lake.open(table)).to_table(["topic_id", "partition", "offset"]).to_pylist()
+    rows = open_dataset(lake.open(table)).to_table(["topic_id", "partition", "offset"]).to_pylist()
     return sorted((row["topic_id"], row["partition"], row["offset"]) for row in rows)
 
 
@@ -40,7 +40,7 @@ def test_lands_exactly_once_on_repeat(settings: Settings, lake: Lake, send: Send
     again = land_topics(lake, settings)
     assert (first["raw_transactions"].rows, first["fraud_labels"].rows) == (500, 2)
     assert (again["raw_transactions"].rows, again["fraud_labels"].rows) == (0, 0)
-    landed = dataset_of(lake.open(raw_transactions)).to_table()
+    landed = open_dataset(lake.open(raw_transactions)).to_table()
     assert sorted(landed["value"].to_pylist()) == sorted(bodies)
     assert len(set(places(lake, raw_transactions))) == 500
     assert sum(first["raw_transactions"].lag.values()) == 0
@@ -52,7 +52,7 @@ def test_bad_labels_go_to_quarantine(settings: Settings, lake: Lake, send: Send)
     reports = land_topics(lake, settings)
     assert (reports["fraud_labels"].rows, reports["fraud_labels"].quarantined) == (1, 2)
     assert reports["fraud_labels"].metadata()["quarantined_labels"] == 2
-    refused = dataset_of(lake.open(quarantined_transactions)).to_table().to_pylist()
+    refused = open_dataset(lake.open(quarantined_transactions)).to_table().to_pylist()
     assert all(row["reason"].startswith("label_") for row in refused)
     assert sorted(row["offset"] for row in refused) == [1, 2]
     assert land_topics(lake, settings)["fraud_labels"].quarantined == 0
@@ -115,7 +115,7 @@ def test_a_restarted_broker_is_a_new_stream(settings: Settings, lake: Lake) -> N
         with embedded_broker(settings) as broker:
             sender(broker)("transactions", [text] * 5, partition=0)
             assert land_topics(lake, settings)["raw_transactions"].rows == 5
-    landed = dataset_of(lake.open(raw_transactions)).to_table()["value"].to_pylist()
+    landed = open_dataset(lake.open(raw_transactions)).to_table()["value"].to_pylist()
     assert sorted(landed) == [b"new"] * 5 + [b"old"] * 5
 
 

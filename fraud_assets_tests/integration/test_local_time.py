@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from fraud_assets.core.local_time import iso_text, to_local_times
+from fraud_assets.core.local_time import format_iso, to_local_times
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 FIRST, LAST = (int((datetime(year, 1, 1, tzinfo=UTC) - EPOCH).total_seconds()) for year in (1900, 2200))
@@ -56,11 +56,11 @@ def test_no_times() -> None:
 
 
 def test_text_of_times() -> None:
-    assert iso_text(pa.array([0, None], pa.timestamp("ms", "Europe/Brussels"))).to_pylist() == [
+    assert format_iso(pa.array([0, None], pa.timestamp("ms", "Europe/Brussels"))).to_pylist() == [
         "1970-01-01T00:00:00.000000Z",
         None,
     ]
-    assert iso_text(pa.array([1_500], pa.timestamp("ns"))).to_pylist() == ["1970-01-01T00:00:00.000001"]
+    assert format_iso(pa.array([1_500], pa.timestamp("ns"))).to_pylist() == ["1970-01-01T00:00:00.000001"]
 
 
 SLIM = """

@@ -22,9 +22,9 @@ from fraud_assets.core.schema import (
 from fraud_assets.doctor.finding import Finding
 from fraud_assets.doctor.lake import check_lake, check_registry
 from fraud_assets.errors import LakeError, LostRegistryError
-from fraud_assets.lake.log import row_count
-from fraud_assets.lake.tables import Lake, dataset_of
-from fraud_assets.registry.models import champion
+from fraud_assets.lake.log import read_row_count
+from fraud_assets.lake.tables import Lake, open_dataset
+from fraud_assets.registry.models import read_champion
 from fraud_assets.settings import Settings, load_settings
 from fraud_assets.stages.backlog import find_backlog
 from fraud_assets.stages.scoring import score_pending, score_range
@@ -64,14 +64,14 @@ def lake(homes: Homes, tmp_path: Path) -> Lake:
 
 
 def columns(lake: Lake, table: Table, *names: str) -> set[tuple[Any, ...]]:
-    rows = dataset_of(lake.open(table)).to_table(columns=list(names))
+    rows = open_dataset(lake.open(table)).to_table(columns=list(names))
     return set(zip(*(rows[name].to_pylist() for name in names), strict=True))
 
 
 def test_each_registry_scores_with_its_own_threshold_and_the_rows_say_which(homes: Homes, lake: Lake) -> None:
     one, two, _ = homes
     thresholds = dict(columns(lake, alert_thresholds, "model_run_id", "threshold"))
-    runs = champion(one).run_id, champion(two).run_id
+    runs = read_champion(one).run_id, read_champion(two).run_id
     assert thresholds.keys() == set(runs)
     assert len(set(thresholds.values())) == 2
     first = score_pending(lake, one)
@@ -87,12 +87,12 @@ def test_a_threshold_of_another_registrys_version_is_not_taken(homes: Homes, lak
     """As after a registry was lost and begun again: its new version 1 waits for its own threshold."""
     one, two, _ = homes
     recalibrate(lake, one)  # the newest threshold of a version 1 is that of the other registry
-    lake.open(alert_thresholds).delete(f"model_run_id = '{champion(two).run_id}'")
+    lake.open(alert_thresholds).delete(f"model_run_id = '{read_champion(two).run_id}'")
     with pytest.raises(
-        LakeError, match=rf"run {champion(two).run_id}\) has no threshold .*run {champion(one).run_id}\)"
+        LakeError, match=rf"run {read_champion(two).run_id}\) has no threshold .*run {read_champion(one).run_id}\)"
     ):
         score_pending(lake, two)
-    assert row_count(lake.open(fraud_predictions)) == 0
+    assert read_row_count(lake.open(fraud_predictions)) == 0
     own = recalibrate(lake, two)
     score_pending(lake, two)
     assert columns(lake, fraud_predictions, "threshold") == {(own.threshold,)}
@@ -109,7 +109,7 @@ def lost(homes: Homes, lake: Lake, tmp_path: Path) -> Settings:
 
 
 def test_a_lost_registry_is_not_taken_for_one_that_never_had_a_model(homes: Homes, lake: Lake, lost: Settings) -> None:
-    run_id = champion(homes[0]).run_id
+    run_id = read_champion(homes[0]).run_id
     words = rf"no version of model isolation_forest .*version 1 \(MLflow run {run_id}\).*FRAUD_HOME.*train a new"
     day = FIRST, FIRST + timedelta(days=1)
     calls: list[Callable[[], object]] = [

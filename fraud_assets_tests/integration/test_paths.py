@@ -13,7 +13,7 @@ from fraud_assets.core.schema import raw_transactions, transaction_features
 from fraud_assets.errors import SettingError
 from fraud_assets.ingest.landing import land_once
 from fraud_assets.lake.duckdb_session import connect
-from fraud_assets.lake.log import row_count
+from fraud_assets.lake.log import read_row_count
 from fraud_assets.lake.scan import register_view
 from fraud_assets.lake.tables import Lake
 from fraud_assets.operations.setup_home import set_up_home
@@ -54,7 +54,7 @@ def test_land_and_features_under_every_character_that_works(
     (settings.incoming / "day.jsonl").write_bytes(b"\n".join(bodies(100)))
     land_once(lake, settings, transactions=True, topics=False)
     assert process_landed(lake, settings).features == 100
-    assert row_count(lake.open(transaction_features)) == 100
+    assert read_row_count(lake.open(transaction_features)) == 100
     assert [path.name for path in tmp_path.iterdir()] == [f"a{WORKS}"]
 
 

@@ -23,8 +23,8 @@ from fraud_assets.engines.landing_tables import append_labels
 from fraud_assets.errors import UnknownMessageError
 from fraud_assets.ingest.files.landing import land_files
 from fraud_assets.lake.append import append_landed
-from fraud_assets.lake.log import row_count
-from fraud_assets.lake.tables import Lake, dataset_of
+from fraud_assets.lake.log import read_row_count
+from fraud_assets.lake.tables import Lake, open_dataset
 from fraud_assets.operations.quarantine import Selection, count_reasons, find_message, list_messages
 from fraud_assets.operations.reconciliation import reconcile
 from fraud_assets.operations.retries import ORIGIN_HEADER, RetryReport, count_waiting_retries, retry_messages
@@ -73,7 +73,7 @@ def test_after_a_fix_messages_land_again_with_their_bytes(refused: Settings, lak
     assert (report.selected, report.passing, report.transactions) == (10, 10, 10)
     assert find_backlog(lake, refused).progress["features"]
     landed = (
-        dataset_of(lake.open(raw_transactions)).to_table().filter(pa.compute.field("topic") == "retry:transactions")
+        open_dataset(lake.open(raw_transactions)).to_table().filter(pa.compute.field("topic") == "retry:transactions")
     )
     assert landed.sort_by("offset")["value"].to_pylist() == other_names(10, 100)
     headers = landed.sort_by("offset")["headers"].to_pylist()
@@ -86,7 +86,7 @@ def test_after_a_fix_messages_land_again_with_their_bytes(refused: Settings, lak
 def test_what_would_still_not_pass_stays_where_it_is(refused: Settings, lake: Lake) -> None:
     dry = retry_messages(lake, refused, Selection(), dry_run=True)
     assert (dry.selected, dry.passing, dry.failing) == (12, 10, {"invalid_json": 1, "invalid_utf8": 1})
-    assert row_count(lake.open(raw_transactions)) == 45
+    assert read_row_count(lake.open(raw_transactions)) == 45
     retry_messages(lake, refused, Selection())
     assert process_landed(lake, refused).landed == 10
     assert {entry.reason for entry in list_messages(lake, refused, Selection())} == {
@@ -128,7 +128,7 @@ def test_what_fails_again_is_open_again_and_keeps_its_first_origin(refused: Sett
     assert process_landed(lake, refused.model_copy(update={"field_mapping": {}})).quarantined == 10
     assert retry_messages(lake, refused, Selection()).transactions == 10
     assert process_landed(lake, refused).features == 10
-    origins = dataset_of(lake.open(raw_transactions)).to_table().filter(pa.compute.field("offset") >= 10)
+    origins = open_dataset(lake.open(raw_transactions)).to_table().filter(pa.compute.field("offset") >= 10)
     retried = [row for row in origins.to_pylist() if row["topic"] == "retry:transactions"]
     assert sorted(row["headers"][0]["value"].decode() for row in retried) == sorted(
         f"transactions@life/0/{offset}" for offset in range(30, 40)
@@ -151,7 +151,7 @@ def test_killed_retry_is_finished_by_the_next(
 ) -> None:
     monkeypatch.setenv("FRAUD_FIELD_MAPPING", "tx_amount=amt")
     killed(refused, RETRY.format(death))
-    assert row_count(lake.open(raw_transactions)) == 45 + landed
+    assert read_row_count(lake.open(raw_transactions)) == 45 + landed
     report = retry_messages(lake, refused, Selection())
     assert report.resumed + report.transactions == 10 - landed
     assert process_landed(lake, refused).features == 10
@@ -177,7 +177,7 @@ def test_bad_labels_are_retried_into_the_labels(lake: Lake, settings: Settings) 
     fixed = settings.model_copy(update={"field_mapping": {"is_fraud": "fraud"}})
     report = retry_messages(lake, fixed, Selection())
     assert (report.labels, report.failing) == (4, {"label_invalid_json": 1})
-    labels = dataset_of(lake.open(fraud_labels)).to_table().to_pylist()
+    labels = open_dataset(lake.open(fraud_labels)).to_table().to_pylist()
     assert {row["transaction_id"] for row in labels} == {str(n) for n in range(7)}
     assert {row["value"] for row in labels} == {*good, *bad}
     assert retry_messages(lake, fixed, Selection()).labels == 0
@@ -189,10 +189,10 @@ def test_labels_of_a_dropped_file_are_read_as_they_were_there(lake: Lake, settin
     rows = [{**json.loads(body), "TX_FRAUD": "yes" if n else 1} for n, body in enumerate(bodies(3))]
     (settings.incoming / "day.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     land_files(lake, settings)
-    assert row_count(lake.open(fraud_labels)) == 1
+    assert read_row_count(lake.open(fraud_labels)) == 1
     assert retry_messages(lake, settings, Selection()).failing == {"label_wrong_type": 2}
     # The fix here is a body that another program would have written; the table is written as a fix never would.
-    lake_rows = dataset_of(lake.open(quarantined_transactions)).to_table()
+    lake_rows = open_dataset(lake.open(quarantined_transactions)).to_table()
     mended = lake_rows.set_column(
         lake_rows.column_names.index("value"),
         "value",
@@ -201,7 +201,7 @@ def test_labels_of_a_dropped_file_are_read_as_they_were_there(lake: Lake, settin
     mended = mended.set_column(mended.column_names.index("topic_id"), "topic_id", pa.repeat("mended", mended.num_rows))
     append_landed(lake, quarantined_transactions, mended)
     assert retry_messages(lake, settings, Selection()).labels == 2
-    labels = dataset_of(lake.open(fraud_labels)).to_table().sort_by("transaction_id").to_pylist()
+    labels = open_dataset(lake.open(fraud_labels)).to_table().sort_by("transaction_id").to_pylist()
     assert [row["labelled_at"] for row in labels] == [datetime(2026, 1, 8, minute=20 * n, tzinfo=UTC) for n in range(3)]
 
 

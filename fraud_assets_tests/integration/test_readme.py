@@ -141,7 +141,7 @@ def test_run_config_fits_its_assets() -> None:
         chosen = job.get_subset(asset_selection={dg.AssetKey(name) for name in selection.split(",")})
         assert dg.validate_run_config(chosen, json.loads(dates))
         seen |= set(json.loads(dates)["ops"])
-    assert seen == {"model", "cleaned_features", "fraud_predictions"}
+    assert seen == {"model", "features", "fraud_predictions"}
 
 
 def test_no_command_names_a_day_that_goes_by() -> None:

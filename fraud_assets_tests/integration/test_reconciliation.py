@@ -21,7 +21,7 @@ from fraud_assets.doctor.finding import Finding
 from fraud_assets.doctor.lake import check_reconciliation
 from fraud_assets.kafka.broker import Broker
 from fraud_assets.lake.append import commit_append
-from fraud_assets.lake.batches import Bounds, find_pending, rows_within
+from fraud_assets.lake.batches import Bounds, find_pending, read_rows_within
 from fraud_assets.lake.positions import committed_offset
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
@@ -50,7 +50,7 @@ def score(lake: Lake, settings: Settings) -> None:
     work = find_pending(features, lambda stream: committed_offset(handle, stream), settings)
     if not work.target:
         return
-    rows = rows_within(work, Bounds(work.start, work.target), settings)
+    rows = read_rows_within(work, Bounds(work.start, work.target), settings)
     made: dict[str, Any] = {"score": 0.5, "threshold": 0.6, "is_alert": False, "model_version": 1}
     columns = [
         rows[field.name]

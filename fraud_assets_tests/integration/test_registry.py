@@ -12,8 +12,8 @@ from fraud_assets.core.training import fit
 from fraud_assets.errors import FeatureVersionError, ModelRegistryError, NoChampionError
 from fraud_assets.registry import models as registry
 from fraud_assets.registry.files import ModelRecord, read_model
-from fraud_assets.registry.home import local_path, sqlite_path
-from fraud_assets.registry.models import champion, champion_version, register_model, set_champion
+from fraud_assets.registry.home import find_local_path, find_sqlite_path
+from fraud_assets.registry.models import find_champion_version, read_champion, register_model, set_champion
 from fraud_assets.settings import load_settings
 from fraud_assets_tests.support.models import assert_first_trainings_are_quiet, facts, run
 
@@ -26,7 +26,7 @@ def settings(tmp_path_factory):
     for version in (1, 2):
         assert register_model(forest, facts(), settings).version == version
         with pytest.raises(NoChampionError):
-            champion(settings)  # registering alone moves no alias
+            read_champion(settings)  # registering alone moves no alias
     set_champion(2, settings)
     return settings
 
@@ -35,9 +35,9 @@ def test_sqlite_and_client_agree(settings, monkeypatch):
     by_file, by_client = registry._resolve(settings), registry._resolve_by_client(settings)
     assert by_file[1]
     assert by_file[:2] == by_client[:2]
-    cheap = champion(settings)
-    monkeypatch.setattr(registry, "sqlite_path", lambda uri: None)
-    thorough = champion(settings)
+    cheap = read_champion(settings)
+    monkeypatch.setattr(registry, "find_sqlite_path", lambda uri: None)
+    thorough = read_champion(settings)
     assert (cheap.version, cheap.feature_version) == (thorough.version, thorough.feature_version) == (2, "1")
     assert cheap.run_id == thorough.run_id == by_file[1]
     assert cheap.model is not thorough.model
@@ -46,40 +46,40 @@ def test_sqlite_and_client_agree(settings, monkeypatch):
 
 def test_the_alias_moves_and_both_ways_follow(settings):
     set_champion(1, settings)
-    assert champion_version(settings) == registry._resolve_by_client(settings)[0] == 1
+    assert find_champion_version(settings) == registry._resolve_by_client(settings)[0] == 1
     set_champion(2, settings)
-    assert champion(settings).version == 2
+    assert read_champion(settings).version == 2
 
 
 def test_no_champion_yet(settings, tmp_path):
     fresh = load_settings(home=tmp_path, mlflow_tracking_uri="")
-    for call in (champion, champion_version):
+    for call in (read_champion, find_champion_version):
         with pytest.raises(NoChampionError, match="FRAUD_TRAIN_MIN_ROWS"):
             call(fresh)
     assert not list(tmp_path.iterdir())  # asking creates nothing
     other = settings.model_copy(update={"model_name": "another"})
     with pytest.raises(NoChampionError, match="another"):
-        champion(other)
+        read_champion(other)
     assert registry._resolve_by_client(other) is None
 
 
 def test_a_database_that_is_being_created_or_is_none(tmp_path):
     settings = load_settings(home=tmp_path, mlflow_tracking_uri="")
-    path = sqlite_path(settings.mlflow_uri)
+    path = find_sqlite_path(settings.mlflow_uri)
     path.parent.mkdir()
     sqlite3.connect(path).close()
     with pytest.raises(NoChampionError):
-        champion_version(settings)
+        find_champion_version(settings)
     path.write_bytes(b"no database" * 500)
     with pytest.raises(ModelRegistryError, match=r"cannot be read.*FRAUD_HOME"):
-        champion_version(settings)
+        find_champion_version(settings)
 
 
 def test_another_feature_version_names_the_remedy(settings, monkeypatch):
     monkeypatch.setattr(registry, "FEATURE_VERSION", "2")
     with pytest.raises(FeatureVersionError, match=r"Version 2 .*feature version 1, .*have version 2. Train a new"):
-        champion(settings)
-    assert champion_version(settings) == 2
+        read_champion(settings)
+    assert find_champion_version(settings) == 2
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def copied(settings, tmp_path):
     """The files of the champion in a folder of the test's own, and what its run recorded of them."""
     _, run_id, artifacts = registry._resolve(settings)
     folder = tmp_path / "treelite"
-    shutil.copytree(local_path(artifacts) / "treelite", folder)
+    shutil.copytree(find_local_path(artifacts) / "treelite", folder)
     return folder, registry._load(settings.mlflow_uri, run_id, artifacts)[1]
 
 
@@ -142,19 +142,19 @@ def test_the_champion_of_a_damaged_registry(settings, tmp_path, name):
     shutil.copytree(settings.home_path, home)
     damaged = load_settings(home=home, mlflow_tracking_uri="")
     _, _, artifacts = registry._resolve(damaged)
-    path = local_path(artifacts) / "treelite" / name
+    path = find_local_path(artifacts) / "treelite" / name
     assert path.is_relative_to(home)
     path.write_bytes(path.read_bytes().replace(b"1", b"2"))
     with pytest.raises(ModelRegistryError, match=f"{name} is damaged"):
-        champion(damaged)
-    assert champion(settings).version == 2
+        read_champion(damaged)
+    assert read_champion(settings).version == 2
 
 
 def test_an_unreachable_server_is_one_sentence_without_its_password(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     settings = load_settings(mlflow_tracking_uri="http://me:geheim@127.0.0.1:9")
     with pytest.raises(ModelRegistryError, match="MLFLOW_TRACKING_URI") as caught:
-        champion_version(settings)
+        find_champion_version(settings)
     assert "geheim" not in str(caught.value)
 
 
@@ -200,9 +200,9 @@ def test_the_experiment_is_one_of_machine_learning(settings, before, after):
 def test_the_cheap_way_imports_neither_mlflow_nor_scikit_learn(settings):
     code = (
         "import json, sys, time\n"
-        "from fraud_assets.registry.models import champion, champion_version\n"
+        "from fraud_assets.registry.models import find_champion_version, read_champion\n"
         "from fraud_assets.settings import load_settings\n"
-        "settings = load_settings(); champion(settings)\n"
+        "settings = load_settings(); read_champion(settings)\n"
         "print(json.dumps(sorted({'mlflow', 'sklearn', 'pandas', 'dagster'} & set(sys.modules))))\n"
     )
     result = run(code, settings)
@@ -210,7 +210,7 @@ def test_the_cheap_way_imports_neither_mlflow_nor_scikit_learn(settings):
     assert json.loads(result.stdout) == []
     began = time.monotonic()
     for _ in range(20):
-        champion(settings)
+        read_champion(settings)
     assert time.monotonic() - began < 2.0
 
 

@@ -13,8 +13,8 @@ from fraud_assets.core.training import fit
 from fraud_assets.doctor.lake import check_registry
 from fraud_assets.operations.setup_home import prepare_home
 from fraud_assets.registry import home as registry_home
-from fraud_assets.registry.home import local_path, other_homes, relocate_registry
-from fraud_assets.registry.models import _resolve, champion, register_model, set_champion
+from fraud_assets.registry.home import find_local_path, find_other_homes, relocate_registry
+from fraud_assets.registry.models import _resolve, read_champion, register_model, set_champion
 from fraud_assets.settings import Settings, load_settings
 from fraud_assets_tests.support.models import facts
 
@@ -56,22 +56,22 @@ def test_the_database_is_where_the_settings_say(original: Settings) -> None:
     """Neither below a folder whose name was decoded, nor cut at a question mark."""
     assert original.mlflow_database.is_file()
     assert [path.name for path in original.home_path.parent.iterdir()] == [original.home_path.name]
-    assert other_homes(original) == []
+    assert find_other_homes(original) == []
 
 
 def test_a_copy_reads_and_writes_below_itself_and_leaves_the_original_alone(original: Settings, copy: Settings) -> None:
     before = content(original.home_path)
     _, run_id, artifacts = _resolve(copy)
-    folder = local_path(artifacts)
+    folder = find_local_path(artifacts)
     assert folder is not None
     assert folder.is_relative_to(copy.home_path)
     assert (folder / "treelite" / "model.tl").is_file()
-    assert champion(copy).run_id == run_id == champion(original).run_id
+    assert read_champion(copy).run_id == run_id == read_champion(original).run_id
     assert content(copy.home_path).keys() == before.keys()  # reading writes nothing
 
     made = register_model(fit(facts().example, 3, seed=7), facts(), copy)
     set_champion(made.version, copy)
-    assert (made.version, champion(copy).run_id) == (2, made.run_id)
+    assert (made.version, read_champion(copy).run_id) == (2, made.run_id)
     assert content(original.home_path) == before
     root = copy.mlflow_artifacts.as_uri()
     assert all(location.startswith((f"{root}/", "models:/")) or location == root for location in locations(copy))
@@ -85,11 +85,11 @@ def test_a_moved_home_works_for_the_platform_and_for_mlflow(
     import mlflow
 
     relocate_registry(copy)
-    before = champion(copy)
+    before = read_champion(copy)
     moved = home_at(tmp_path / "moved away ß")
     copy.home_path.rename(moved.home_path)
-    assert champion(moved).model is not before.model
-    assert champion(moved).model.serialize_bytes() == before.model.serialize_bytes()
+    assert read_champion(moved).model is not before.model
+    assert read_champion(moved).model.serialize_bytes() == before.model.serialize_bytes()
     (finding,) = [finding for finding in check_registry(moved) if finding.state == "WARN"]
     assert copy.mlflow_artifacts.as_uri() in finding.text
     assert "make setup" in finding.fix
@@ -119,8 +119,8 @@ def test_locations_that_a_person_chose_stay(copy: Settings) -> None:
 def test_a_link_to_the_home_is_the_same_home(original: Settings, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(original.home_path)
     linked = home_at(tmp_path / "link")
-    assert other_homes(linked) == []
-    assert champion(linked).run_id == champion(original).run_id
+    assert find_other_homes(linked) == []
+    assert read_champion(linked).run_id == read_champion(original).run_id
 
 
 def test_another_registry_is_never_changed(copy: Settings, tmp_path: Path) -> None:
@@ -128,5 +128,5 @@ def test_another_registry_is_never_changed(copy: Settings, tmp_path: Path) -> No
     shutil.copy(copy.mlflow_database, database)
     before = database.read_bytes()
     named = load_settings(home=copy.home_path, mlflow_tracking_uri=f"sqlite:///{database}")
-    assert other_homes(named) == relocate_registry(named) == []
+    assert find_other_homes(named) == relocate_registry(named) == []
     assert database.read_bytes() == before

@@ -17,7 +17,7 @@ from fraud_assets.core.schema import (
 )
 from fraud_assets.errors import SettingError
 from fraud_assets.lake import append
-from fraud_assets.lake.log import row_count
+from fraud_assets.lake.log import read_row_count
 from fraud_assets.lake.positions import SourcePartition, committed_offset
 from fraud_assets.lake.tables import Lake
 from fraud_assets.operations.maintenance import maintain_lake
@@ -121,7 +121,7 @@ def test_a_history_that_landed_today_is_young(lake: Lake, make_settings: Callabl
     process_landed(lake, settings)
     score_all(lake)
     assert maintain_lake(lake, settings, today=day(366))["transaction_features"].rows_retired == 10
-    assert row_count(lake.open(transaction_features)) == 10
+    assert read_row_count(lake.open(transaction_features)) == 10
     assert maintain_lake(lake, settings, today=day(365 + 92))["transaction_features"].rows_retired == 10
     totals = reconcile(lake, settings)
     assert totals["landed"] == totals["features"] + totals["quarantined"]
@@ -131,7 +131,7 @@ def test_without_the_setting_nothing_goes(filled: Settings, lake: Lake) -> None:
     forever = filled.model_copy(update={"retention_days": {}})
     assert all(report.rows_retired == 0 for report in maintain_lake(lake, forever, today=day(4000)).values())
     assert find_first_counted_day(pin_versions(lake)) is None
-    assert row_count(lake.open(quarantined_transactions)) == 10
+    assert read_row_count(lake.open(quarantined_transactions)) == 10
 
 
 @pytest.mark.parametrize(
@@ -165,5 +165,5 @@ def test_the_clock_of_maintenance_is_utc(filled: Settings, lake: Lake) -> None:
     assert all(report.rows_retired == 0 for report in maintain_lake(lake, filled, today=day(0)).values())
     maintain_lake(lake, filled)
     # All of it landed long before today.
-    assert row_count(lake.open(raw_transactions)) == 0
+    assert read_row_count(lake.open(raw_transactions)) == 0
     assert datetime.now(UTC).date() > day(DAYS)

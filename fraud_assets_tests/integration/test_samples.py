@@ -10,10 +10,10 @@ import pytest
 from click.testing import CliRunner
 
 from fraud_assets.cli import cli
-from fraud_assets.core.pseudonyms import keyed_hmac
+from fraud_assets.core.pseudonyms import compute_hmac
 from fraud_assets.core.schema import fraud_labels, transaction_features
 from fraud_assets.ingest.files.landing import land_files
-from fraud_assets.lake.tables import Lake, dataset_of
+from fraud_assets.lake.tables import Lake, open_dataset
 from fraud_assets.samples import FIELD_MAPPINGS, sample_file
 from fraud_assets.settings import Settings
 from fraud_assets.stages.features import process_landed
@@ -32,13 +32,13 @@ def test_sparkov_lands_whole_with_every_digit(make_settings: Callable[..., Setti
     processed = process_landed(lake, settings)
     assert (processed.features, processed.quarantined, processed.duplicates) == (5039, 0, 0)
     source = pq.read_table(sample_file("sparkov")).sort_by("trans_num")
-    rows = dataset_of(lake.open(transaction_features)).to_table().sort_by("transaction_id")
+    rows = open_dataset(lake.open(transaction_features)).to_table().sort_by("transaction_id")
     cards = [str(number) for number in source["cc_num"].to_pylist()]
     assert max(map(len, cards)) == 19
-    expected = [keyed_hmac(card.encode(), settings.pseudonym_policy) for card in cards] if fields else cards
+    expected = [compute_hmac(card.encode(), settings.pseudonym_policy) for card in cards] if fields else cards
     assert rows["customer_id"].to_pylist() == expected
     assert rows["tx_amount"].to_pylist() == source["amt"].to_pylist()
-    labels = dataset_of(lake.open(fraud_labels)).to_table()
+    labels = open_dataset(lake.open(fraud_labels)).to_table()
     assert pc.sum(labels["is_fraud"]).as_py() == 22
 
 

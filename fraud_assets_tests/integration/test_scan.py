@@ -9,8 +9,8 @@ from fraud_assets.core.schema import TRANSACTION_FEATURES, transaction_features
 from fraud_assets.lake import duckdb_session as engine
 from fraud_assets.lake import scan
 from fraud_assets.lake.log import add_actions
-from fraud_assets.lake.scan import files_within, register_view
-from fraud_assets.lake.tables import Lake, dataset_of
+from fraud_assets.lake.scan import find_files_within, register_view
+from fraud_assets.lake.tables import Lake, open_dataset
 from fraud_assets.settings import load_settings
 from fraud_assets_tests.support.synthetic import FIRST, commit_features, features
 
@@ -33,7 +33,7 @@ def test_rows_are_the_same_whoever_reads_them(tmp_path, folder, direct):
     with engine.connect(settings) as connection:
         parquet = scan._parquet_source(connection, handle, handle_files(handle), TRANSACTION_FEATURES)
     assert (parquet is not None) == direct
-    expected = dataset_of(handle).to_table().sort_by([("offset", "ascending"), ("partition", "ascending")])
+    expected = open_dataset(handle).to_table().sort_by([("offset", "ascending"), ("partition", "ascending")])
     assert read(handle, settings).equals(expected.select(TRANSACTION_FEATURES.names).cast(TRANSACTION_FEATURES))
 
 
@@ -54,11 +54,11 @@ def test_files_are_left_out_by_partition_and_by_statistics(tmp_path):
     commit_features(lake, features(300, days=10))
     handle = lake.open(transaction_features)
     day = FIRST.date() + timedelta(days=3)
-    assert [path.split("/")[0] for path in files_within(handle, {"tx_date": (day, day)})] == [f"tx_date={day}"]
+    assert [path.split("/")[0] for path in find_files_within(handle, {"tx_date": (day, day)})] == [f"tx_date={day}"]
     later = FIRST + timedelta(days=8, hours=1)
-    assert len(files_within(handle, {"tx_datetime": (later, None)})) == 2
-    assert len(files_within(handle, {"tx_datetime": (None, FIRST)})) == 1
-    assert files_within(handle, {"tx_datetime": (FIRST + timedelta(days=30), None)}) == []
+    assert len(find_files_within(handle, {"tx_datetime": (later, None)})) == 2
+    assert len(find_files_within(handle, {"tx_datetime": (None, FIRST)})) == 1
+    assert find_files_within(handle, {"tx_datetime": (FIRST + timedelta(days=30), None)}) == []
 
 
 def test_a_file_is_kept_though_its_statistics_are_cut_to_milliseconds(tmp_path):
@@ -69,4 +69,4 @@ def test_a_file_is_kept_though_its_statistics_are_cut_to_milliseconds(tmp_path):
     commit_features(
         lake, rows.set_column(place, rows.schema.field(place), pa.array([moment], rows.schema.field(place).type))
     )
-    assert len(files_within(lake.open(transaction_features), {"tx_datetime": (moment, moment)})) == 1
+    assert len(find_files_within(lake.open(transaction_features), {"tx_datetime": (moment, moment)})) == 1

@@ -31,8 +31,8 @@ from fraud_assets.core.schema import (
 from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.errors import SchemaRegistryError, SettingError
 from fraud_assets.kafka.broker import Broker
-from fraud_assets.kafka.schemas import registry_client
-from fraud_assets.lake.tables import Lake, dataset_of
+from fraud_assets.kafka.schemas import get_registry_client
+from fraud_assets.lake.tables import Lake, open_dataset
 from fraud_assets.operations.reconciliation import reconcile
 from fraud_assets.settings import Settings, load_settings
 from fraud_assets.stages.features import process_landed
@@ -74,7 +74,7 @@ def body(number: int, identity: int = 1) -> bytes:
 
 
 def reasons(lake: Lake) -> Counter[str]:
-    return Counter(dataset_of(lake.open(quarantined_transactions)).to_table()["reason"].to_pylist())
+    return Counter(open_dataset(lake.open(quarantined_transactions)).to_table()["reason"].to_pylist())
 
 
 def assert_balanced(lake: Lake, settings: Settings) -> dict[str, int]:
@@ -93,7 +93,7 @@ def test_what_the_client_serializes_is_read(avro_settings: Settings, broker: Bro
     """With the id in the body and in a header, and with a second schema that comes while all is running."""
     settings, lake = avro_settings, Lake.of(avro_settings)
     context = SerializationContext("transactions", MessageField.VALUE, [])
-    client = registry_client(settings)
+    client = get_registry_client(settings)
     send("transactions", [AvroSerializer(client, SCHEMA)(payment(1), context)])
     land_topics(lake, settings)
     process_landed(lake, settings)
@@ -130,15 +130,15 @@ def test_a_simulated_stream_is_the_same_in_every_format(make_settings: Make, tmp
         process_landed(lake, settings)
         counts = assert_balanced(lake, settings)
         assert counts["labels"] == facts["labels"] > 0
-        rows = dataset_of(lake.open(transaction_features)).to_table().sort_by("transaction_id")
+        rows = open_dataset(lake.open(transaction_features)).to_table().sort_by("transaction_id")
         found[name] = rows.select(TRANSACTION.names), reasons(lake)
-        framed = [value for value in dataset_of(lake.open(raw_transactions)).to_table()["value"].to_pylist() if value]
+        framed = [value for value in open_dataset(lake.open(raw_transactions)).to_table()["value"].to_pylist() if value]
         assert (framed[0][0] == 0) == (name != "json")
     assert found[kind][0].equals(found["json"][0])
     # A broken message keeps its reason, but for those that no frame can be put before.
     assert sum(found[kind][1].values()) == sum(found["json"][1].values())
     assert found[kind][1]["negative_amount"] == found["json"][1]["negative_amount"] > 0
-    subject = registry_client(
+    subject = get_registry_client(
         load_settings(_env_file=None, schema_registry_url=f"mock://{tmp_path.name}")
     ).get_subjects()
     assert set(subject) == {"transactions-value", "fraud-labels-value"}
@@ -153,7 +153,7 @@ def test_tombstones_are_counted_apart_and_the_counts_reconcile(settings: Setting
     assert reasons(lake) == {"tombstone": 2, "empty_body": 1, "label_tombstone": 1}
     counts = assert_balanced(lake, settings)
     assert (counts["quarantined"], counts["tombstones"]) == (3, 2)
-    kept = dataset_of(lake.open(quarantined_transactions)).to_table().to_pylist()
+    kept = open_dataset(lake.open(quarantined_transactions)).to_table().to_pylist()
     assert {row["value"] for row in kept if "tombstone" in row["reason"]} == {None}
     assert {row["key"] for row in kept if row["reason"] == "tombstone"} == {b"k"}
 
@@ -255,5 +255,5 @@ def test_settings_that_do_not_go_together_are_refused(make_settings: Make) -> No
 
 def test_the_registry_keeps_a_schema_under_one_id() -> None:
     settings = load_settings(_env_file=None, schema_registry_url=f"mock://{uuid4().hex}")
-    first, again = (registry_client(settings).register_schema("a-value", Schema(SCHEMA, "AVRO")) for _ in range(2))
+    first, again = (get_registry_client(settings).register_schema("a-value", Schema(SCHEMA, "AVRO")) for _ in range(2))
     assert first == again

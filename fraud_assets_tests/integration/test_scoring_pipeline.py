@@ -18,12 +18,12 @@ from fraud_assets.core.schema import (
 )
 from fraud_assets.core.scoring import score
 from fraud_assets.errors import CommitConflictError, LakeError, NoChampionError, NotEnoughDataError, SettingError
-from fraud_assets.lake.log import row_count
-from fraud_assets.lake.tables import Lake, dataset_of
-from fraud_assets.registry.models import champion
+from fraud_assets.lake.log import read_row_count
+from fraud_assets.lake.tables import Lake, open_dataset
+from fraud_assets.registry.models import read_champion
 from fraud_assets.settings import load_settings
 from fraud_assets.stages import scoring
-from fraud_assets.stages.evaluation import evaluate_lake, latest_start
+from fraud_assets.stages.evaluation import evaluate_lake, find_latest_start
 from fraud_assets.stages.scoring import score_pending, score_range
 from fraud_assets.stages.training import recalibrate, train
 from fraud_assets_tests.support.logged import logged
@@ -62,7 +62,7 @@ def lake(settings):
 
 
 def read(lake, table, *columns):
-    rows = dataset_of(lake.open(table)).to_table(columns=list(columns or table.schema.names))
+    rows = open_dataset(lake.open(table)).to_table(columns=list(columns or table.schema.names))
     return rows.sort_by([("partition", "ascending"), ("offset", "ascending")])
 
 
@@ -76,7 +76,7 @@ def test_every_feature_row_once_in_bounded_batches(lake, settings):
     assert (report.rows, report.batches, report.model.version) == (ROWS, 3, 1)
     metadata = report.metadata()
     assert metadata["alert_rate"] == round(report.alerts / ROWS, 6)
-    assert (metadata["model_version"], metadata["model_run_id"]) == (1, champion(settings).run_id)
+    assert (metadata["model_version"], metadata["model_run_id"]) == (1, read_champion(settings).run_id)
     assert 0 < report.alert_rate <= settings.alert_max_rate
     assert lines[0].startswith("scored 500 of 1,200 ")
     assert positions(lake, fraud_predictions) == positions(lake, transaction_features)
@@ -100,7 +100,7 @@ def test_predictions_say_what_the_champion_says(lake, settings):
     score_pending(lake, settings)
     rows, scored = read(lake, transaction_features), read(lake, fraud_predictions)
     assert scored.schema.equals(fraud_predictions.schema)
-    assert (scored["score"].to_numpy() == score(champion(settings).model, rows)).all()
+    assert (scored["score"].to_numpy() == score(read_champion(settings).model, rows)).all()
     assert (scored["is_alert"].to_numpy() == (scored["score"].to_numpy() >= scored["threshold"].to_numpy())).all()
     assert scored["transaction_id"].equals(rows["transaction_id"])
     assert scored["tx_datetime"].equals(rows["tx_datetime"])
@@ -141,7 +141,7 @@ def test_without_champion_nothing_is_scored(lake, settings):
     other = settings.model_copy(update={"model_name": "never_trained"})
     with pytest.raises(NoChampionError, match="never_trained"):
         score_pending(lake, other)
-    assert row_count(lake.open(fraud_predictions)) == 0
+    assert read_row_count(lake.open(fraud_predictions)) == 0
     score_pending(lake, settings)
     with pytest.raises(NoChampionError, match="never_trained"):
         score_range(lake, other, FIRST, FIRST + timedelta(days=1))
@@ -158,7 +158,7 @@ def test_features_of_another_version_stop_the_chain(lake, settings):
     commit_features(lake, rows.set_column(index, rows.schema.field(index), pa.array(["0"] * 10)))
     with pytest.raises(LakeError, match=r"feature version 0, but the champion supports only version 1. Recompute"):
         score_pending(lake, settings.model_copy(update={"batch_rows": 10_000}))
-    assert row_count(lake.open(fraud_predictions)) == 0
+    assert read_row_count(lake.open(fraud_predictions)) == 0
 
 
 def test_a_range_again_takes_the_threshold_of_now_and_leaves_the_rest(lake, settings):
@@ -184,7 +184,7 @@ def test_a_range_leaves_unscored_rows_to_their_first_score(lake, settings):
     score_pending(lake, settings)
     commit_features(lake, features(100, first_offset=ROWS))
     assert score_range(lake, settings, FIRST, FIRST + timedelta(days=400)).rows == ROWS
-    assert row_count(lake.open(fraud_predictions)) == ROWS
+    assert read_row_count(lake.open(fraud_predictions)) == ROWS
     assert score_pending(lake, settings).rows == 100
     assert positions(lake, fraud_predictions) == positions(lake, transaction_features)
 
@@ -255,8 +255,10 @@ def test_the_latest_label_counts_and_no_label_is_genuine(labelled, settings):
 
 
 def test_the_default_days_are_old_enough_for_their_labels(labelled, settings):
-    assert latest_start(labelled, settings, 1, 1, 1) == date(2025, 12, 31)
-    assert latest_start(labelled, settings.model_copy(update={"feedback_delay_days": 2}), 3, 1, 3) == date(2026, 1, 1)
+    assert find_latest_start(labelled, settings, 1, 1, 1) == date(2025, 12, 31)
+    assert find_latest_start(labelled, settings.model_copy(update={"feedback_delay_days": 2}), 3, 1, 3) == date(
+        2026, 1, 1
+    )
 
 
 def test_too_little_to_evaluate(labelled, settings):
@@ -269,7 +271,7 @@ def test_too_little_to_evaluate(labelled, settings):
     with pytest.raises(NotEnoughDataError, match="no features at all"):
         evaluate_lake(empty, settings, PROTOCOL, "platform")
     with pytest.raises(NotEnoughDataError):
-        latest_start(empty, settings, 1, 1, 1)
+        find_latest_start(empty, settings, 1, 1, 1)
 
 
 def command(monkeypatch, capsys, settings, *arguments):
@@ -289,7 +291,7 @@ DAYS = ("--train-start", "2026-01-01", "--train-days", "3", "--delay-days", "1",
 
 
 def test_the_command_prints_one_flat_json_object_and_registers_nothing(labelled, settings, monkeypatch, capsys):
-    thresholds = row_count(labelled.open(alert_thresholds))
+    thresholds = read_row_count(labelled.open(alert_thresholds))
     status, out, err = command(monkeypatch, capsys, settings, *DAYS, "--model", "book", "--json")
     assert status == 0
     facts = json.loads(out)
@@ -298,8 +300,8 @@ def test_the_command_prints_one_flat_json_object_and_registers_nothing(labelled,
     assert {"average_precision", "card_precision_at_100", "train_rows", "test_frauds"} <= set(facts)
     assert not any(isinstance(value, (dict, list)) for value in facts.values())
     assert "training 10 trees" in err
-    assert row_count(labelled.open(alert_thresholds)) == thresholds
-    assert champion(settings).version == 1
+    assert read_row_count(labelled.open(alert_thresholds)) == thresholds
+    assert read_champion(settings).version == 1
 
 
 def test_the_command_for_people(labelled, settings, monkeypatch, capsys):

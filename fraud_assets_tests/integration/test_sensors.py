@@ -15,7 +15,7 @@ from dagster._core.errors import DagsterExecutionInterruptedError
 from fraud_assets.core.schema import fraud_predictions, raw_transactions, transaction_features
 from fraud_assets.errors import NoChampionError
 from fraud_assets.ingest.service.presence import register_lander
-from fraud_assets.lake.log import row_count
+from fraud_assets.lake.log import read_row_count
 from fraud_assets.lake.tables import Lake
 from fraud_assets.operations.maintenance import maintain_lake
 from fraud_assets.sensors import SENSOR_TAG, StuckError, dropped_files_sensor
@@ -59,7 +59,7 @@ def with_champion(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
         return 1
 
     there = {"champion": True}
-    monkeypatch.setattr("fraud_assets.stages.backlog.champion_version", version)
+    monkeypatch.setattr("fraud_assets.stages.backlog.find_champion_version", version)
     return lambda is_there: there.update(champion=is_there)
 
 
@@ -94,7 +94,7 @@ def test_from_landing_to_predictions_and_quiet_afterwards(daemon: Daemon, settin
     assert assets(enough) == FEATURES | MODEL | PREDICTIONS
     assert enough.run_config == {"ops": {"model": {"config": {"skip_too_little_data": True}}}}
     assert daemon.run(enough).success
-    assert row_count(lake.open(fraud_predictions)) == 60
+    assert read_row_count(lake.open(fraud_predictions)) == 60
     assert daemon.skipped() == "Everything that landed is scored."
     assert daemon.skipped() == "No table has changed since the last evaluation."
 
@@ -106,7 +106,7 @@ def test_from_landing_to_predictions_and_quiet_afterwards(daemon: Daemon, settin
     assert assets(more) == FEATURES | PREDICTIONS
     assert not more.run_config
     assert daemon.run(more).success
-    assert row_count(lake.open(fraud_predictions)) == 65
+    assert read_row_count(lake.open(fraud_predictions)) == 65
 
     daemon.wipe()
     assert daemon.skipped() == "Everything that landed is scored."
@@ -205,7 +205,7 @@ def test_stuck_predictions_call_for_a_person_though_features_go_on(
     for attempt in range(ATTEMPTS):
         land(lake, bodies(5, first_id=5 * attempt), first_offset=5 * attempt)
         assert not daemon.run(daemon.requested()).success
-    assert row_count(lake.open(transaction_features)) == 5 * ATTEMPTS
+    assert read_row_count(lake.open(transaction_features)) == 5 * ATTEMPTS
     land(lake, bodies(5, first_id=50), first_offset=50)
     with pytest.raises(StuckError):
         daemon.look()
@@ -297,7 +297,7 @@ def test_a_dropped_file_is_landed_without_any_broker(file_daemon: Daemon, settin
     request = file_daemon.requested()
     assert request.run_config == {"ops": {"landing": {"config": {"topics": False}}}}
     assert file_daemon.run(request).success
-    assert row_count(lake.open(raw_transactions)) == 7
+    assert read_row_count(lake.open(raw_transactions)) == 7
     assert "No files are waiting" in file_daemon.skipped()
 
 
@@ -306,7 +306,7 @@ def test_the_same_file_dropped_again_is_taken_again(file_daemon: Daemon, setting
         drop(settings, "day.jsonl", bodies(7))
         assert file_daemon.run(file_daemon.requested()).success
         assert list(settings.incoming.iterdir()) == []
-    assert row_count(lake.open(raw_transactions)) == 7
+    assert read_row_count(lake.open(raw_transactions)) == 7
 
 
 def test_what_is_no_file_stops_no_sensor(file_daemon: Daemon, settings: Settings, lake: Lake) -> None:
@@ -314,7 +314,7 @@ def test_what_is_no_file_stops_no_sensor(file_daemon: Daemon, settings: Settings
     (settings.incoming / "loop.csv").symlink_to("loop.csv")
     (settings.incoming / "folder").mkdir()
     assert file_daemon.run(file_daemon.requested()).success
-    assert row_count(lake.open(raw_transactions)) == 7
+    assert read_row_count(lake.open(raw_transactions)) == 7
     assert (settings.failed / "loop.csv").is_symlink()
     assert "Move the files out of the folder" in file_daemon.skipped()
     event = file_daemon.instance.get_latest_materialization_event(dg.AssetKey("raw_transactions"))
@@ -345,7 +345,7 @@ def test_a_file_that_stays_is_tried_again_and_stops_no_other(
     monkeypatch.setattr("fraud_assets.sensors.time.time", lambda: later)
     settings.failed.unlink()
     assert file_daemon.run(file_daemon.requested()).success
-    assert row_count(lake.open(raw_transactions)) == 7 * (ATTEMPTS + 1)
+    assert read_row_count(lake.open(raw_transactions)) == 7 * (ATTEMPTS + 1)
     assert (settings.failed / "day.xlsx").exists()
 
 

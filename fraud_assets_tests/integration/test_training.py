@@ -10,9 +10,9 @@ from fraud_assets.core.schema import MODEL_INPUTS, alert_thresholds, transaction
 from fraud_assets.core.scoring import score
 from fraud_assets.core.training import score_samples
 from fraud_assets.errors import LakeError, ModelRegistryError, NoChampionError, NotEnoughDataError, SettingError
-from fraud_assets.lake.log import row_count
-from fraud_assets.lake.tables import Lake, dataset_of, read
-from fraud_assets.registry.models import ModelVersion, champion, champion_version
+from fraud_assets.lake.log import read_row_count
+from fraud_assets.lake.tables import Lake, open_dataset, read
+from fraud_assets.registry.models import ModelVersion, find_champion_version, read_champion
 from fraud_assets.settings import load_settings
 from fraud_assets.stages import training
 from fraud_assets.stages.training import read_threshold, recalibrate, train
@@ -44,12 +44,12 @@ def test_the_window_is_the_last_days_of_the_lake(home):
 
 def test_the_champion_has_its_threshold_and_keeps_to_the_budget(home):
     settings, lake, report = home
-    assert champion_version(settings) == report.version
-    threshold = read_threshold(lake, champion(settings), settings)
+    assert find_champion_version(settings) == report.version
+    threshold = read_threshold(lake, read_champion(settings), settings)
     assert threshold == report.calibration.threshold
     week = read_features(lake, report.calibration.window_start, report.calibration.window_end, training._COLUMNS)
     assert week.num_rows == report.calibration.rows == 700
-    alerts = (score(champion(settings).model, week) >= threshold).sum()
+    alerts = (score(read_champion(settings).model, week) >= threshold).sum()
     assert alerts == 13  # seven days less a moment, at two a day
     assert report.calibration.alerts_per_day <= 2.0
 
@@ -63,7 +63,9 @@ def test_people_find_the_model_in_mlflow(home, monkeypatch):
     uri = f"models:/{settings.model_name}@champion"
     forest = mlflow.sklearn.load_model(uri)
     rows = read_features(lake, report.window_start, report.window_end, training._COLUMNS)
-    np.testing.assert_allclose(score_samples(forest, rows), score(champion(settings).model, rows), rtol=0, atol=1e-8)
+    np.testing.assert_allclose(
+        score_samples(forest, rows), score(read_champion(settings).model, rows), rtol=0, atol=1e-8
+    )
     info = mlflow.models.get_model_info(uri)
     assert info.signature.inputs.input_names() == list(MODEL_INPUTS)
     assert info.saved_input_example_info is not None
@@ -81,19 +83,21 @@ def test_the_same_data_gives_the_same_forest(home):
         read_features(lake, report.window_start, report.window_end, training._COLUMNS), settings.train_trees, 42
     )
     rows = features(50, seed=9)
-    np.testing.assert_allclose(score_samples(again, rows), score(champion(settings).model, rows), rtol=0, atol=1e-8)
+    np.testing.assert_allclose(
+        score_samples(again, rows), score(read_champion(settings).model, rows), rtol=0, atol=1e-8
+    )
 
 
 def test_recalibrating_moves_the_threshold_but_not_the_model(home):
     settings, lake, report = home
     generous = settings.model_copy(update={"alert_budget_per_day": 4.0})
     new = recalibrate(lake, generous)
-    assert new.model_version == champion_version(settings) == report.version
+    assert new.model_version == find_champion_version(settings) == report.version
     assert new.threshold < report.calibration.threshold
-    assert read_threshold(lake, champion(settings), settings) == new.threshold
+    assert read_threshold(lake, read_champion(settings), settings) == new.threshold
     recalibrate(lake, settings)
-    assert read_threshold(lake, champion(settings), settings) == report.calibration.threshold
-    assert row_count(lake.open(alert_thresholds)) == 3
+    assert read_threshold(lake, read_champion(settings), settings) == report.calibration.threshold
+    assert read_row_count(lake.open(alert_thresholds)) == 3
 
 
 def test_a_short_window_is_calibrated_on_its_own_days_and_says_so(tmp_path):
@@ -110,7 +114,7 @@ def test_too_few_rows_says_how_many_and_registers_nothing(home):
     settings, lake, report = home
     with pytest.raises(NotEnoughDataError, match=r"1,000 .*FRAUD_TRAIN_MIN_ROWS.* 100 "):
         train(lake, settings, FIRST, FIRST + timedelta(days=1))
-    assert champion_version(settings) == report.version
+    assert find_champion_version(settings) == report.version
 
 
 def test_an_empty_lake(tmp_path):
@@ -155,7 +159,7 @@ def test_the_alias_stays_where_it_is_if_the_threshold_cannot_be_stored(home, mon
     monkeypatch.setattr(training, "commit_append", full)
     with pytest.raises(LakeError):
         train(lake, settings)
-    assert champion_version(settings) == report.version
+    assert find_champion_version(settings) == report.version
 
 
 def test_a_registry_that_cannot_be_written(tmp_path):
@@ -165,4 +169,4 @@ def test_a_registry_that_cannot_be_written(tmp_path):
     commit_features(lake, features(1_200))
     with pytest.raises(ModelRegistryError, match="FRAUD_HOME"):
         train(lake, settings)
-    assert dataset_of(lake.open(transaction_features)).count_rows() == 1_200
+    assert open_dataset(lake.open(transaction_features)).count_rows() == 1_200

@@ -12,7 +12,7 @@ import pytest
 
 from fraud_assets.core.schema import DERIVED_FEATURES, fraud_labels, raw_transactions, transaction_features
 from fraud_assets.engines.spark.engine import SparkEngine
-from fraud_assets.lake.tables import Lake, dataset_of
+from fraud_assets.lake.tables import Lake, open_dataset
 from fraud_assets.settings import Settings
 from fraud_assets.stages.features import process_landed
 from fraud_assets_tests.support.handbook import FIRST_DAY, LAST_DAY, assert_day_by_day, assert_every_cell
@@ -32,7 +32,7 @@ def test_on_spark(handbook: tuple[Settings, Lake], book: pa.Table, spark: SparkS
     process_landed(other, settings, SparkEngine(settings, lambda: spark))
     columns = ["transaction_id", *DERIVED_FEATURES]
     mine, theirs = (
-        dataset_of(each.open(transaction_features)).to_table(columns=columns).sort_by("transaction_id")
+        open_dataset(each.open(transaction_features)).to_table(columns=columns).sort_by("transaction_id")
         for each in (other, lake)
     )
     assert mine["transaction_id"].equals(theirs["transaction_id"])

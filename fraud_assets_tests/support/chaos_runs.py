@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from fraud_assets.testing.apache_kafka import why_unavailable
+from fraud_assets.testing.apache_kafka import describe_obstacle
 
 
 def chaos(tmp_path: Path, *arguments: str, seconds: float) -> dict[str, Any]:
-    if reason := why_unavailable():
+    if reason := describe_obstacle():
         pytest.skip(reason)
     done = subprocess.run(
         [sys.executable, "-m", "fraud_assets.cli", "chaos", "--json", *arguments],

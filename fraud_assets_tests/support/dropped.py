@@ -8,7 +8,7 @@ from typing import Any
 from fraud_assets.core.schema import Table, raw_transactions
 from fraud_assets.ingest.files.file_report import FileReport
 from fraud_assets.ingest.files.landing import land_files
-from fraud_assets.lake.tables import Lake, dataset_of
+from fraud_assets.lake.tables import Lake, open_dataset
 from fraud_assets.settings import Settings
 
 
@@ -24,7 +24,7 @@ def land(lake: Lake, settings: Settings) -> list[FileReport]:
 
 
 def rows_of(lake: Lake, table: Table) -> list[dict[str, Any]]:
-    rows = dataset_of(lake.open(table)).to_table().to_pylist()
+    rows = open_dataset(lake.open(table)).to_table().to_pylist()
     return sorted(rows, key=lambda row: (row["topic"], row["offset"]))
 
 

@@ -22,7 +22,7 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.schema_registry import Schema
 
-from fraud_assets.core.pseudonyms import keyed_hmac
+from fraud_assets.core.pseudonyms import compute_hmac
 from fraud_assets.core.quarantine_reasons import REASONS
 from fraud_assets.core.schema import (
     DERIVED_FEATURES,
@@ -36,14 +36,14 @@ from fraud_assets.core.schema import (
 from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.ingest.files.examination import JSON_LINES
 from fraud_assets.kafka.broker import Broker, embedded_broker, find_broker
-from fraud_assets.kafka.schemas import registry_client
-from fraud_assets.lake.tables import Lake, dataset_of
+from fraud_assets.kafka.schemas import get_registry_client
+from fraud_assets.lake.tables import Lake, open_dataset
 from fraud_assets.operations.reconciliation import reconcile
 from fraud_assets.settings import Settings
 from fraud_assets.stages.features import process_landed
 from fraud_assets.stages.scoring import score_pending
 from fraud_assets.stages.training import train
-from fraud_assets.testing.apache_kafka import why_unavailable
+from fraud_assets.testing.apache_kafka import describe_obstacle
 from fraud_assets_tests.support import fuzz
 from fraud_assets_tests.support.fuzz import Sent
 from fraud_assets_tests.support.starting import ROOT, topic_maker
@@ -105,7 +105,7 @@ def produce(broker: Broker, topic: str, sent: Iterable[Sent], partitions: int) -
 
 
 def rows_of(lake: Lake, table: Table, *columns: str) -> list[dict[str, Any]]:
-    return dataset_of(lake.open(table)).to_table(columns=list(columns) or None).to_pylist()
+    return open_dataset(lake.open(table)).to_table(columns=list(columns) or None).to_pylist()
 
 
 def at(row: dict[str, Any]) -> Place:
@@ -118,7 +118,7 @@ def assert_bytes(row: dict[str, Any], sent: Sent, settings: Settings) -> None:
     if not settings.pseudonymise:
         assert (row["value"], row["key"], headers) == (sent.value, sent.key, list(sent.headers))
         return
-    assert row["key"] == (keyed_hmac(sent.key, settings.pseudonym_policy).encode() if sent.key else sent.key)
+    assert row["key"] == (compute_hmac(sent.key, settings.pseudonym_policy).encode() if sent.key else sent.key)
     assert [name for name, _ in headers] == [name for name, _ in sent.headers]
     assert bool(row["value"]) == bool(sent.value)
 
@@ -164,7 +164,7 @@ def wire_of(settings: Settings) -> fuzz.Wire | None:
     """What frames bodies with the ids of the settings' registry, which is filled here."""
     if settings.transactions_format == "json":
         return None
-    client = registry_client(settings)
+    client = get_registry_client(settings)
     kind = "AVRO" if settings.transactions_format == "avro" else "JSON"
     good = client.register_schema("good", Schema(fuzz.AVRO if kind == "AVRO" else '{"type": "object"}', kind))
     others = [
@@ -207,7 +207,7 @@ def flow(
 @contextmanager
 def any_broker(request: pytest.FixtureRequest, make_settings: Make, **overrides: Any) -> Iterator[Settings]:
     """Settings with topics of two partitions at Apache Kafka, or with an embedded broker where there is none."""
-    if why_unavailable() is None:
+    if describe_obstacle() is None:
         make = topic_maker(request.getfixturevalue("apache").bootstrap)
         # Else the broker refuses the times that some messages carry, or forgets these messages.
         limits = {"message_timestamp_after_max_ms": 2**63 - 1, "retention_ms": -1, "max_message_bytes": 2_000_000}

@@ -15,7 +15,7 @@ import pytest
 from fraud_assets.core.schema import DERIVED_FEATURES, fraud_labels, transaction_features
 from fraud_assets.engines.local.windows import compute_windows
 from fraud_assets.ingest.landing import land_once
-from fraud_assets.lake.tables import Lake, dataset_of
+from fraud_assets.lake.tables import Lake, open_dataset
 from fraud_assets.settings import Settings, load_settings
 from fraud_assets.stages.features import process_landed
 
@@ -65,11 +65,11 @@ def assert_day_by_day(handbook: tuple[Settings, Lake], book: pa.Table, count: in
     settings, lake = handbook
     first = LAST_DAY - timedelta(days=count - 1)
     rows = (
-        dataset_of(lake.open(transaction_features))
+        open_dataset(lake.open(transaction_features))
         .to_table()
         .sort_by([("ingested_at", "ascending"), ("offset", "ascending")])
     )
-    labels = dataset_of(lake.open(fraud_labels)).to_table(filter=pc.field("is_fraud"))
+    labels = open_dataset(lake.open(fraud_labels)).to_table(filter=pc.field("is_fraud"))
     verdicts = pa.table(
         {
             "transaction_id": labels["transaction_id"],

@@ -16,7 +16,7 @@ from fraud_assets.core.schema import (
     raw_transactions,
     transaction_features,
 )
-from fraud_assets.lake.tables import Lake, dataset_of
+from fraud_assets.lake.tables import Lake, open_dataset
 from fraud_assets.operations.reconciliation import reconcile
 from fraud_assets.settings import Settings
 
@@ -88,7 +88,7 @@ def message(number: int) -> bytes:
 def positions(lake: Lake, *tables: Any) -> list[tuple[Any, ...]]:
     rows: list[tuple[Any, ...]] = []
     for table in tables:
-        columns = dataset_of(lake.open(table)).to_table(columns=list(POSITION_COLUMNS)).to_pydict()
+        columns = open_dataset(lake.open(table)).to_table(columns=list(POSITION_COLUMNS)).to_pydict()
         rows += list(zip(*columns.values(), strict=True))
     return sorted(rows)
 

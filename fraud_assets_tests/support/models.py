@@ -8,8 +8,8 @@ import subprocess
 import sys
 from datetime import timedelta
 
-from fraud_assets.registry.home import sqlite_path
-from fraud_assets.registry.models import TrainingFacts, champion_version
+from fraud_assets.registry.home import find_sqlite_path
+from fraud_assets.registry.models import TrainingFacts, find_champion_version
 from fraud_assets.settings import load_settings
 from fraud_assets_tests.support.synthetic import FIRST, features
 
@@ -49,7 +49,7 @@ def assert_first_trainings_are_quiet(home, processes):
     for process in started:
         out, err = process.communicate(timeout=100)
         assert (process.returncode, out, err) == (0, "", "")
-    with sqlite3.connect(sqlite_path(settings.mlflow_uri)) as connection:
+    with sqlite3.connect(find_sqlite_path(settings.mlflow_uri)) as connection:
         versions = connection.execute("select version from model_versions order by 1").fetchall()
     assert versions == [(version,) for version in range(1, 2 * processes + 1)]
-    assert champion_version(settings) >= processes
+    assert find_champion_version(settings) >= processes

@@ -14,13 +14,13 @@ from fraud_assets.core.schema import (
     transaction_features,
 )
 from fraud_assets.lake.append import commit_append
-from fraud_assets.lake.positions import positions_of
-from fraud_assets.lake.tables import Lake, dataset_of
+from fraud_assets.lake.positions import find_largest_positions
+from fraud_assets.lake.tables import Lake, open_dataset
 
 
 def score_all(lake: Lake) -> None:
     """A prediction per feature row, as the scoring stage would append it."""
-    features = dataset_of(lake.open(transaction_features)).to_table()
+    features = open_dataset(lake.open(transaction_features)).to_table()
     constants = {"score": 0.5, "threshold": 0.6, "is_alert": False, "model_version": 1, "model_run_id": "a" * 32}
     columns: dict[str, Any] = {
         name: features[name] for name in FRAUD_PREDICTIONS.names if name in features.column_names
@@ -28,4 +28,4 @@ def score_all(lake: Lake) -> None:
     columns |= {name: pa.repeat(pa.scalar(value), features.num_rows) for name, value in constants.items()}
     columns["scored_at"] = features["ingested_at"]
     rows = pa.table({name: columns[name] for name in FRAUD_PREDICTIONS.names})
-    commit_append(lake.open(fraud_predictions), fraud_predictions, rows, positions_of(rows))
+    commit_append(lake.open(fraud_predictions), fraud_predictions, rows, find_largest_positions(rows))

@@ -18,7 +18,7 @@ from fraud_assets.core.schema import (
     Table,
     raw_transactions,
 )
-from fraud_assets.lake.log import row_count
+from fraud_assets.lake.log import read_row_count
 from fraud_assets.lake.tables import Lake, read
 from fraud_assets.operations.maintenance import maintain_table
 from fraud_assets.operations.setup_home import prepare_home
@@ -189,7 +189,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 def in_the_middle(process: subprocess.Popen[bytes], lake: Lake, table: Table, tmp_path: Path) -> None:
     """Waits until something of the table is committed, and the rest is still to come."""
-    until(lambda: process.poll() is not None or row_count(lake.open(table)) > 0, 300)
+    until(lambda: process.poll() is not None or read_row_count(lake.open(table)) > 0, 300)
     assert process.poll() is None, log_of(tmp_path).read_text()
 
 

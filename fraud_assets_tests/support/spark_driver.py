@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from fraud_assets.core.schema import raw_transactions
-from fraud_assets.engines.spark.session import spark_faults, spark_session
+from fraud_assets.engines.spark.session import convert_spark_errors, spark_session
 from fraud_assets.engines.spark.tables import scan, write
 from fraud_assets.errors import FraudAssetsError
 from fraud_assets.lake.append import commit_append
@@ -85,7 +85,7 @@ def main() -> None:
     handle = target.open(raw_transactions)
     origin = source.open(raw_transactions)
     new = ds.field("offset") > committed_offset(handle, STREAM)
-    with spark_session(settings) as spark, spark_faults(settings):
+    with spark_session(settings) as spark, convert_spark_errors(settings):
         files = add_actions(origin)["path"].to_pylist()
         frame = scan(spark, source, raw_transactions, origin, files, where=new)
         for folder, way in ((asked.gate, through), (asked.late, late)):

@@ -17,7 +17,7 @@ from fraud_assets.core.schema import (
     transaction_features,
 )
 from fraud_assets.lake.append import append_landed, commit_append
-from fraud_assets.lake.positions import positions_of
+from fraud_assets.lake.positions import find_largest_positions
 from fraud_assets.lake.tables import Lake
 
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)
@@ -52,7 +52,7 @@ def features(rows: int, *, days: float = 10.0, first_offset: int = 0, partitions
 
 def commit_features(lake: Lake, rows: pa.Table) -> None:
     """Append rows to `transaction_features`, positions too."""
-    commit_append(lake.open(transaction_features), transaction_features, rows, positions_of(rows))
+    commit_append(lake.open(transaction_features), transaction_features, rows, find_largest_positions(rows))
 
 
 def commit_labels(lake: Lake, labels: Sequence[tuple[str, bool, datetime]], first_offset: int = 0) -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fraud_assets.lake.positions import SourcePartition, rows_between
+from fraud_assets.lake.positions import SourcePartition, select_between
 
 STREAMS = [
     SourcePartition("transactions", "life", 0),
@@ -23,7 +23,7 @@ def test_within_gives_what_lies_in_the_bounds_of_its_stream(kind, places, spans)
     types = (pa.string(), pa.string(), pa.int32(), pa.int64())
     arrays = [pa.array(values, type_) for values, type_ in zip(columns, types, strict=True)]
     rows = kind.from_arrays(arrays, names=["topic", "topic_id", "partition", "offset"])
-    found = rows_between(rows, {s: low for s, (low, _) in spans.items()}, {s: high for s, (_, high) in spans.items()})
+    found = select_between(rows, {s: low for s, (low, _) in spans.items()}, {s: high for s, (_, high) in spans.items()})
     assert isinstance(found, kind)
     expected = [(s, n) for s, n in places if s in spans and spans[s][0] < n <= spans[s][1]]
     assert [

@@ -23,8 +23,8 @@ from fraud_assets.engines.local.features import compute_features, recompute_feat
 from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.engines.scoring import score_rows
 from fraud_assets.kafka.topic_client import never
-from fraud_assets.lake.batches import rows_within
-from fraud_assets.lake.tables import Lake, batches
+from fraud_assets.lake.batches import read_rows_within
+from fraud_assets.lake.tables import Lake, read_batches
 from fraud_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -56,12 +56,12 @@ class LocalEngine:
 
     def score(self, batch: ScoringBatch) -> ScoringResult:
         """See `Engine.score`."""
-        rows = rows_within(batch.pending, batch.bounds, self._settings, PREDICTION_INPUTS)
+        rows = read_rows_within(batch.pending, batch.bounds, self._settings, PREDICTION_INPUTS)
         return score_rows(rows, batch.scorer)
 
     def map_window(
         self, window: TrainingWindow, columns: Sequence[str], function: RowFunction, schema: pa.Schema
     ) -> pa.Table:
         """See `Engine.map_window`. Only a few batches of rows are in memory at a time."""
-        rows = batches(window.handle, columns, window.files, window.where)
+        rows = read_batches(window.handle, columns, window.files, window.where)
         return pa.Table.from_batches([batch.cast(schema) for batch in function(rows)], schema)

@@ -23,11 +23,11 @@ from fraud_assets.core.schema import (
 from fraud_assets.engines.base import FeatureBatch, FeatureResult, RecomputedRange
 from fraud_assets.engines.history import CLOCKS_DIFFER, find_history_span
 from fraud_assets.engines.local.windows import compute_windows
-from fraud_assets.kafka.schemas import transaction_decoder
-from fraud_assets.lake.batches import rows_within
+from fraud_assets.kafka.schemas import create_transaction_decoder
+from fraud_assets.lake.batches import read_rows_within
 from fraud_assets.lake.duckdb_session import connect
 from fraud_assets.lake.position_sql import landing_order, position_columns, same_position
-from fraud_assets.lake.scan import files_within, register_view
+from fraud_assets.lake.scan import find_files_within, register_view
 from fraud_assets.lake.tables import Lake, read
 from fraud_assets.settings import Settings
 
@@ -47,12 +47,12 @@ def compute_features(batch: FeatureBatch, settings: Settings) -> FeatureResult:
     Raises:
         LakeError: A table cannot be read, or memory and disk do not suffice.
     """
-    messages = rows_within(batch.pending, batch.bounds, settings)
+    messages = read_rows_within(batch.pending, batch.bounds, settings)
     landed = messages.num_rows
     held = messages.slice(0, 0).select(list(POSITION_COLUMNS))
     if batch.quarantined is not None and batch.quarantined.target:
-        held = rows_within(batch.quarantined, batch.quarantined_bounds, settings, (*POSITION_COLUMNS, "reason"))
-    rows, rejected = _split(messages, held, batch.features, settings)
+        held = read_rows_within(batch.quarantined, batch.quarantined_bounds, settings, (*POSITION_COLUMNS, "reason"))
+    rows, rejected = _separate_rejected(messages, held, batch.features, settings)
     # The windows need the memory that the bodies occupy.
     del messages
     table = _features(rows, batch.features, batch.lake.open(fraud_labels), settings)
@@ -87,11 +87,13 @@ def recompute_features(
     return RecomputedRange(table, table.num_rows)
 
 
-def _split(batch: pa.Table, held: pa.Table, features: DeltaTable, settings: Settings) -> tuple[pa.Table, pa.Table]:
+def _separate_rejected(
+    batch: pa.Table, held: pa.Table, features: DeltaTable, settings: Settings
+) -> tuple[pa.Table, pa.Table]:
     """Splits a batch into transactions with a new id and rows to add to quarantine, without those in `held`."""
     if held.num_rows:
         batch = batch.take(_find_rows(batch, held, settings, are_in_others=False))
-    valid, rejected = parse_transactions(batch, settings.contract, transaction_decoder(settings))
+    valid, rejected = parse_transactions(batch, settings.contract, create_transaction_decoder(settings))
     details = _find_duplicates(valid, features, settings)
     if not details:
         return valid, rejected
@@ -131,7 +133,7 @@ def _find_duplicates(valid: pa.Table, features: DeltaTable, settings: Settings) 
     ids = ids.append_column("row", pa.array(np.arange(valid.num_rows)))
     with connect(settings) as connection:
         connection.register("ids", ids.append_column("landed_us", valid["ingested_at"].cast(pa.int64())))
-        register_view(connection, "features", features, files_within(features, {"ingested_at": (oldest, None)}))
+        register_view(connection, "features", features, find_files_within(features, {"ingested_at": (oldest, None)}))
         # Usually no id is repeated, and the ids alone suffice to find this out.
         repeated = connection.sql(
             """select distinct transaction_id from features semi join ids using (transaction_id)
@@ -189,7 +191,7 @@ def _features(
 def _read_history(rows: pa.Table, features: DeltaTable, settings: Settings, *, recomputed: bool) -> pa.Table:
     """Reads earlier transactions of the rows' customers and terminals, as far back as the windows reach."""
     since, last = find_history_span(rows["tx_datetime"], settings.window_policy)
-    near = files_within(features, {"tx_date": (since.date(), last.date()), "tx_datetime": (since, last)})
+    near = find_files_within(features, {"tx_date": (since.date(), last.date()), "tx_datetime": (since, last)})
     columns = (*TRANSACTION.names, *POSITION_COLUMNS, "ingested_at")
     exclusion = (
         ""
@@ -236,7 +238,7 @@ def _read_labels(known: pa.Table, labels: DeltaTable, rows: pa.Table, settings: 
     """
     since, last = find_history_span(rows["tx_datetime"], settings.window_policy)
     since -= CLOCKS_DIFFER
-    recent = files_within(labels, {"labelled_at": (since, last)})
+    recent = find_files_within(labels, {"labelled_at": (since, last)})
     within = f"epoch_us(labelled_at) between {_to_microseconds(since)} and {_to_microseconds(last)}"
     with connect(settings) as connection:
         connection.register("known", known.select(["transaction_id"]))

@@ -11,15 +11,15 @@ import pyarrow as pa
 
 from fraud_assets.core.pseudonyms import pseudonymise
 from fraud_assets.core.schema import Table, fraud_labels, raw_transactions
-from fraud_assets.engines.landing_report import LandingReport, empty_reports, key_by_partition
+from fraud_assets.engines.landing_report import LandingReport, create_reports, key_by_partition
 from fraud_assets.engines.landing_tables import append_labels, append_transactions, build_loss_note, count_payload_bytes
 from fraud_assets.kafka.consumer import TopicReader
-from fraud_assets.kafka.schemas import label_decoder
+from fraud_assets.kafka.schemas import create_label_decoder
 from fraud_assets.kafka.topic_client import never
 from fraud_assets.kafka.topic_readers import TopicReaders
 from fraud_assets.lake.append import append_landed
-from fraud_assets.lake.known_topics import positions_in
-from fraud_assets.lake.positions import Positions, SourcePartition, committed_offset, positions_of
+from fraud_assets.lake.known_topics import find_positions
+from fraud_assets.lake.positions import Positions, SourcePartition, committed_offset, find_largest_positions
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
 
@@ -70,7 +70,7 @@ def land_labels(
     stop: Callable[[], bool] = never,
 ) -> LandingReport:
     """Drains the labels topic up to `ends`. Rejected labels go to quarantine."""
-    decoder = label_decoder(settings)
+    decoder = create_label_decoder(settings)
 
     def append(batch: pa.Table) -> tuple[int, int]:
         return append_labels(lake, settings, pseudonymise(batch, settings.pseudonym_policy, decoder))
@@ -120,7 +120,7 @@ def land_batch(
         BrokerError, MessagesLostError, LakeError: Nothing is skipped, committed batches stay, and the same batch can
             be retried.
     """
-    reports = empty_reports()
+    reports = create_reports()
     reports[fraud_labels.name], is_drained = land_new_labels(lake, settings, readers, stop)
     if reached and is_drained:
         readers.transactions.check_topic_id(next(iter(reached)).topic_id)
@@ -170,14 +170,14 @@ def _drain(
     started = monotonic()
     rows = size = quarantined = 0
     other_is_ahead = True
-    known = positions_in(lake, table, ends, lambda: reader.log_starts(stop))
+    known = find_positions(lake, table, ends, lambda: reader.log_starts(stop))
     while other_is_ahead and not stop():
         other_is_ahead = False
         with closing(reader.read(known, ends, stop)) as batches:
             for batch in batches:
                 kept, rejected = append(batch)
                 rows, quarantined = rows + kept, quarantined + rejected
-                known = {**known, **positions_of(batch)}
+                known = {**known, **find_largest_positions(batch)}
                 if kept or rejected:
                     size += count_payload_bytes(batch)
                     logger.info(f"{table.name}: landed {rows:,} rows from topic {reader.topic}")

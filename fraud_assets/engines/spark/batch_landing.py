@@ -9,11 +9,11 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from fraud_assets.core.schema import fraud_labels, raw_transactions
-from fraud_assets.engines.landing_report import LandingReport, empty_reports, key_by_partition
+from fraud_assets.engines.landing_report import LandingReport, create_reports, key_by_partition
 from fraud_assets.engines.landing_tables import build_loss_note
 from fraud_assets.engines.local.landing import land_new_labels, land_transactions, read_committed_offsets
 from fraud_assets.engines.spark.messages import MessageWriter, WrittenFiles
-from fraud_assets.engines.spark.session import spark_faults
+from fraud_assets.engines.spark.session import convert_spark_errors
 from fraud_assets.errors import BrokerError, CommitConflictError, EngineError
 from fraud_assets.kafka.topic_readers import TopicReaders
 from fraud_assets.lake.append import commit_append, discard, retry_conflicts
@@ -92,7 +92,7 @@ class BatchLander:
             EngineError: A job failed.
             BrokerError, MessagesLostError, LakeError: The batch did not land.
         """
-        reports = empty_reports()
+        reports = create_reports()
         reports[fraud_labels.name], is_drained = land_new_labels(self._lake, self._settings, self._readers, self._stop)
         if not is_drained:
             raise ReplanError("a stop is requested")
@@ -163,7 +163,7 @@ class BatchLander:
             held,
             datetime.now(UTC),
         )
-        with spark_faults(self._settings):
+        with convert_spark_errors(self._settings):
             return writer.write(rows, max(1, -(-planned // _TASK_ROWS)))
 
     def _land_in_process(self, reports: dict[str, LandingReport], ends: Positions) -> LandedBatch:

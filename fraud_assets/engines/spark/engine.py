@@ -22,7 +22,7 @@ from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.engines.spark.features import compute_features, recompute_features
 from fraud_assets.engines.spark.landing import drain_topics
 from fraud_assets.engines.spark.scoring import score_batch
-from fraud_assets.engines.spark.session import require_connector, spark_faults
+from fraud_assets.engines.spark.session import convert_spark_errors, require_connector
 from fraud_assets.engines.spark.training import map_window
 from fraud_assets.kafka.broker import uses_external_broker
 from fraud_assets.kafka.topic_client import never
@@ -71,19 +71,19 @@ class SparkEngine:
 
     def compute_features(self, batch: FeatureBatch) -> FeatureResult:
         """See `Engine.compute_features`."""
-        with spark_faults(self._settings):
+        with convert_spark_errors(self._settings):
             return compute_features(self._session(), batch, self._settings)
 
     def recompute_features(self, lake: Lake, handle: DeltaTable, start: datetime, end: datetime) -> RecomputedRange:
         """See `Engine.recompute_features`. It writes whole days, with unchanged rows outside the range."""
-        with spark_faults(self._settings):
+        with convert_spark_errors(self._settings):
             return recompute_features(self._session(), lake, handle, start, end, self._settings)
 
     def score(self, batch: ScoringBatch) -> ScoringResult:
         """See `Engine.score`."""
         spark = self._session()
-        run_id = batch.scorer.made.run_id
-        with spark_faults(self._settings):
+        run_id = batch.scorer.model_version.run_id
+        with convert_spark_errors(self._settings):
             if run_id not in self._models:
                 self._models[run_id] = spark.sparkContext.broadcast(batch.scorer.model.serialize_bytes())
             return score_batch(spark, batch, self._models[run_id])
@@ -92,5 +92,5 @@ class SparkEngine:
         self, window: TrainingWindow, columns: Sequence[str], function: RowFunction, schema: pa.Schema
     ) -> pa.Table:
         """See `Engine.map_window`."""
-        with spark_faults(self._settings):
+        with convert_spark_errors(self._settings):
             return map_window(self._session(), window, columns, function, schema)

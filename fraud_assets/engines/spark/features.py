@@ -29,13 +29,13 @@ from fraud_assets.core.schema import (
 )
 from fraud_assets.engines.base import FeatureBatch, FeatureResult, RecomputedRange
 from fraud_assets.engines.history import CLOCKS_DIFFER, find_history_span
-from fraud_assets.engines.spark.headers import text_headers, with_text
+from fraud_assets.engines.spark.headers import convert_headers_to_text, replace_headers_field
 from fraud_assets.engines.spark.tables import group_slices, run_tasks, scan, write
-from fraud_assets.kafka.schemas import transaction_decoder
+from fraud_assets.kafka.schemas import create_transaction_decoder
 from fraud_assets.lake.batches import Bounds, Pending
 from fraud_assets.lake.data_files import Slice, list_slices, read_slices
-from fraud_assets.lake.positions import rows_between
-from fraud_assets.lake.scan import files_within
+from fraud_assets.lake.positions import select_between
+from fraud_assets.lake.scan import find_files_within
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 _LANDING = ("ingested_at", *POSITION_COLUMNS)
 _ARRIVAL = (*_LANDING, *TRANSACTION.names, "tx_during_weekend", "tx_during_night", "tx_date")
 """The first columns order rows by arrival. The others only accompany their row through the windows."""
-_QUARANTINED = text_headers(QUARANTINED_TRANSACTIONS)
+_QUARANTINED = replace_headers_field(QUARANTINED_TRANSACTIONS)
 _PARSED = pa.schema(
     [*VALID_TRANSACTIONS, *(field for field in _QUARANTINED if field.name not in VALID_TRANSACTIONS.names)]
 )
@@ -64,7 +64,7 @@ def recompute_features(
 
     start, end = start.astimezone(UTC), end.astimezone(UTC)
     days = (start.date(), (end - timedelta(microseconds=1)).date())
-    files = files_within(handle, {"tx_date": days})
+    files = find_files_within(handle, {"tx_date": days})
     if not files:
         return RecomputedRange([], 0)
     with ExitStack() as stack:
@@ -145,9 +145,9 @@ def _parse(spark: SparkSession, batch: FeatureBatch, settings: Settings) -> Data
 
     def parse(raw: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         valid, rejected = parse_transactions(
-            pa.Table.from_batches([raw]), settings.contract, transaction_decoder(settings)
+            pa.Table.from_batches([raw]), settings.contract, create_transaction_decoder(settings)
         )
-        for rows in (valid, with_text(rejected)):
+        for rows in (valid, convert_headers_to_text(rejected)):
             yield from _pad(rows, _PARSED).to_batches()
 
     return _map_messages(spark, batch.lake, batch.pending, batch.bounds, parse, _PARSED)
@@ -167,7 +167,7 @@ def _map_messages(
 
     def read(slices: Sequence[Slice]) -> Iterator[pa.RecordBatch]:
         for rows in read_slices(location, slices, table.schema, table.partition_by):
-            messages = rows_between(rows, bounds.start, bounds.target)
+            messages = select_between(rows, bounds.start, bounds.target)
             if messages.num_rows:
                 yield from function(messages)
 
@@ -186,7 +186,7 @@ def _read_quarantined(spark: SparkSession, batch: FeatureBatch) -> DataFrame | N
 
     def read(slices: Sequence[Slice]) -> Iterator[pa.RecordBatch]:
         for rows in read_slices(location, slices, schema, table.partition_by):
-            yield rows_between(rows, bounds.start, bounds.target)
+            yield select_between(rows, bounds.start, bounds.target)
 
     slices = list_slices(batch.quarantined.source, batch.quarantined.files, table)
     return run_tasks(spark, group_slices(spark, slices), read, schema)
@@ -206,7 +206,7 @@ def _find_duplicates(
     horizon = timedelta(days=settings.duplicate_horizon_days)
     columns = ("transaction_id", *_LANDING)
     ids = valid.select(*columns, F.lit(True).alias("is_new"))
-    files = files_within(batch.features, {"ingested_at": (landed - horizon, None)})
+    files = find_files_within(batch.features, {"ingested_at": (landed - horizon, None)})
     if files:
         known = scan(spark, batch.lake, transaction_features, batch.features, files, columns)
         known = known.join(ids.select("transaction_id").distinct(), "transaction_id", "left_semi")
@@ -243,9 +243,9 @@ def _read_duplicates(spark: SparkSession, batch: FeatureBatch, duplicates: DataF
     from pyspark.sql import functions as F  # noqa: N812
 
     def convert(rows: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        yield from with_text(pa.Table.from_batches([rows])).to_batches()
+        yield from convert_headers_to_text(pa.Table.from_batches([rows])).to_batches()
 
-    schema = text_headers(raw_transactions.schema)
+    schema = replace_headers_field(raw_transactions.schema)
     messages = _map_messages(spark, batch.lake, batch.pending, batch.bounds, convert, schema)
     found = messages.join(duplicates, list(POSITION_COLUMNS)).withColumn("reason", F.lit(DUPLICATE))
     return found.select(*QUARANTINED_TRANSACTIONS.names)
@@ -255,7 +255,7 @@ def _read_history(
     spark: SparkSession, lake: Lake, features: DeltaTable, rows: DataFrame, since: datetime, last: datetime
 ) -> DataFrame | None:
     """Reads earlier transactions of the rows' customers and terminals, as far back as the windows reach."""
-    near = files_within(features, {"tx_date": (since.date(), last.date()), "tx_datetime": (since, last)})
+    near = find_files_within(features, {"tx_date": (since.date(), last.date()), "tx_datetime": (since, last)})
     if not near:
         return None
     columns = (*_LANDING, *TRANSACTION.names)
@@ -305,7 +305,7 @@ def _read_labels(spark: SparkSession, lake: Lake, since: datetime, last: datetim
 
     handle = lake.open(fraud_labels)
     since -= CLOCKS_DIFFER
-    files = files_within(handle, {"labelled_at": (since, last)})
+    files = find_files_within(handle, {"labelled_at": (since, last)})
     columns = ("transaction_id", "is_fraud", "labelled_at", *_LANDING)
     times = pc.field("labelled_at")
     within: Any = (times >= pa.scalar(since, TIME)) & (times <= pa.scalar(last, TIME))

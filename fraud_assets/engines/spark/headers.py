@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from fraud_assets.core.schema import HEADERS
 
-Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
+TableOrBatch = TypeVar("TableOrBatch", pa.Table, pa.RecordBatch)
 
 
 class _Header(msgspec.Struct):
@@ -40,22 +40,22 @@ def headers_from_text(texts: pa.Array) -> pa.Array:
     return pa.array(rows, HEADERS)
 
 
-def text_headers(schema: pa.Schema) -> pa.Schema:
+def replace_headers_field(schema: pa.Schema) -> pa.Schema:
     """Returns the schema with text headers."""
     return schema.set(schema.get_field_index("headers"), pa.field("headers", pa.string()))
 
 
-def with_text(rows: pa.Table) -> pa.Table:
+def convert_headers_to_text(rows: pa.Table) -> pa.Table:
     """Returns the rows with text headers."""
     return _replace_headers(rows, headers_to_text(rows["headers"].combine_chunks()))
 
 
-def with_headers(rows: pa.RecordBatch) -> pa.RecordBatch:
+def convert_headers_from_text(rows: pa.RecordBatch) -> pa.RecordBatch:
     """Returns the rows with text headers converted back to `HEADERS`."""
     if "headers" not in rows.schema.names or rows.schema.field("headers").type != pa.string():
         return rows
     return _replace_headers(rows, headers_from_text(rows["headers"]))
 
 
-def _replace_headers(rows: Rows, headers: pa.Array) -> Rows:
+def _replace_headers(rows: TableOrBatch, headers: pa.Array) -> TableOrBatch:
     return rows.set_column(rows.schema.get_field_index("headers"), "headers", headers)

@@ -13,13 +13,13 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from fraud_assets.core.schema import fraud_labels, raw_transactions
-from fraud_assets.engines.landing_report import LandingReport, empty_reports, key_by_partition, merge_reports
+from fraud_assets.engines.landing_report import LandingReport, create_reports, key_by_partition, merge_reports
 from fraud_assets.engines.local.landing import land_new_labels, read_committed_offsets
 from fraud_assets.engines.spark.batch_landing import LandedBatch, ReplanError
 from fraud_assets.engines.spark.topic_query import TopicQuery
 from fraud_assets.errors import EngineError
 from fraud_assets.kafka.topic_readers import TopicReaders
-from fraud_assets.lake.known_topics import positions_in
+from fraud_assets.lake.known_topics import find_positions
 from fraud_assets.lake.positions import Positions
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
@@ -55,7 +55,7 @@ def drain_topics(
     """
     started = monotonic()
     ends = readers.transactions.end_offsets(stop)
-    reports = empty_reports()
+    reports = create_reports()
     reports[fraud_labels.name], _ = land_new_labels(lake, settings, readers, stop)
 
     def add_batch(batch: LandedBatch) -> None:
@@ -66,7 +66,7 @@ def drain_topics(
 
     rows_at_failure = -1
     while not stop():
-        first = readers.transactions.first_offsets(partial(positions_in, lake, raw_transactions), stop)
+        first = readers.transactions.first_offsets(partial(find_positions, lake, raw_transactions), stop)
         if all(first.get(source, 0) > end for source, end in ends.items()):
             break
         try:

@@ -16,11 +16,11 @@ from fraud_assets.engines.landing_tables import count_payload_bytes
 from fraud_assets.engines.spark.headers import headers_from_text
 from fraud_assets.engines.spark.tables import DATA_FILE
 from fraud_assets.kafka.message_batch import LATEST
-from fraud_assets.kafka.schemas import transaction_decoder
+from fraud_assets.kafka.schemas import create_transaction_decoder
 from fraud_assets.lake.append import stamp_ingest
 from fraud_assets.lake.data_files import DataFile, write_data_files
 from fraud_assets.lake.location import TableLocation
-from fraud_assets.lake.positions import Positions, rows_after
+from fraud_assets.lake.positions import Positions, select_after
 from fraud_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -106,14 +106,14 @@ class MessageWriter:
 
     def _write_part(self, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatch:
         """Writes the messages of one task and returns its report."""
-        decoder = transaction_decoder(self.settings)
+        decoder = create_transaction_decoder(self.settings)
         size, newest = 0, None
 
         def rows() -> Iterator[pa.RecordBatch]:
             nonlocal size, newest
             for batch in batches:
                 messages = to_messages(batch, self.topic_id)
-                fresh = rows_after(messages, self.held)
+                fresh = select_after(messages, self.held)
                 if fresh.num_rows:
                     size += count_payload_bytes(fresh)
                     newest = max(filter(None, (newest, pc.max(fresh["timestamp"]).as_py())), default=None)

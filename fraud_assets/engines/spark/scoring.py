@@ -16,8 +16,8 @@ from fraud_assets.engines.base import ScoringBatch, ScoringResult
 from fraud_assets.engines.scoring import count_alerts, find_other_versions
 from fraud_assets.engines.spark.tables import DATA_FILE, run_tasks
 from fraud_assets.lake.data_files import DataFile, Slice, list_slices, read_slices, write_data_files
-from fraud_assets.lake.positions import rows_between
-from fraud_assets.lake.scan import files_within
+from fraud_assets.lake.positions import select_between
+from fraud_assets.lake.scan import find_files_within
 
 if TYPE_CHECKING:
     import treelite
@@ -64,7 +64,7 @@ def score_batch(spark: SparkSession, batch: ScoringBatch, model: Broadcast[bytes
         def scored() -> Iterator[pa.RecordBatch]:
             nonlocal alerts
             for read in read_slices(source_location, slices, _INPUTS, transaction_features.partition_by, where):
-                rows = pa.Table.from_batches([rows_between(read, bounds.start, bounds.target)])
+                rows = pa.Table.from_batches([select_between(read, bounds.start, bounds.target)])
                 others.update(find_other_versions(rows))
                 if not others:
                     predictions = scorer.score(rows)
@@ -75,7 +75,7 @@ def score_batch(spark: SparkSession, batch: ScoringBatch, model: Broadcast[bytes
         report = {"files": [vars(file) for file in files], "alerts": alerts, "other_versions": sorted(others)}
         yield pa.RecordBatch.from_pylist([report], schema=_REPORT)
 
-    near = set(files_within(source, {"offset": (first, last)}))
+    near = set(find_files_within(source, {"offset": (first, last)}))
     slices = list_slices(source, [path for path in batch.pending.files if path in near], transaction_features)
     reports = run_tasks(spark, group_slices_by_day(spark, slices), score, _REPORT).toArrow().to_pylist()
     return ScoringResult(

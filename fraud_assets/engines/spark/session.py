@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from fraud_assets import errors
 from fraud_assets.errors import EngineError, FraudAssetsError, JarsError
-from fraud_assets.kafka.java_client import UNSHOWN
+from fraud_assets.kafka.java_properties import UNSHOWN
 from fraud_assets.settings import Settings
-from fraud_assets.system.java import jars_are_resolved, java_program, resolve_jars
+from fraud_assets.system.java import are_jars_resolved, find_java, resolve_jars
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -42,7 +42,7 @@ _ENDED = (
 _FAILURE = r"(?:: |Caused by: )?([\w.$]+(?:Error|Exception): .*)"
 
 
-def spark_config(settings: Settings) -> dict[str, str]:
+def build_spark_config(settings: Settings) -> dict[str, str]:
     """Returns the configuration of Spark: the platform's own settings, overridden by FRAUD_SPARK_CONF.
 
     If the jars of the Kafka connector cannot be resolved, they are left out; see `require_connector`.
@@ -86,11 +86,11 @@ def spark_config(settings: Settings) -> dict[str, str]:
     if not _names_jars(settings):
         # Only landing needs the jars, and it reports that they are missing.
         with suppress(JarsError):
-            config["spark.jars"] = ",".join(str(jar) for jar in sorted(kafka_jars(settings).glob("*.jar")))
+            config["spark.jars"] = ",".join(str(jar) for jar in sorted(find_kafka_jars(settings).glob("*.jar")))
     return config | settings.spark_conf
 
 
-def kafka_jars(settings: Settings) -> Path:
+def find_kafka_jars(settings: Settings) -> Path:
     """Returns the folder with the jars of Spark's Kafka connector: FRAUD_SPARK_JARS, else the jars from Maven.
 
     Raises:
@@ -118,10 +118,10 @@ def require_connector(settings: Settings) -> None:
         JarsError: The jars are missing and cannot be resolved, and FRAUD_SPARK_CONF names no others.
     """
     if not _names_jars(settings):
-        kafka_jars(settings)
+        find_kafka_jars(settings)
 
 
-def connector_is_resolved(settings: Settings) -> bool:
+def is_connector_resolved(settings: Settings) -> bool:
     """Returns whether `require_connector` succeeds without running Maven.
 
     Raises:
@@ -129,7 +129,7 @@ def connector_is_resolved(settings: Settings) -> bool:
     """
     if _names_jars(settings):
         return True
-    return bool(kafka_jars(settings)) if settings.spark_jars else jars_are_resolved(*_CONNECTOR)
+    return bool(find_kafka_jars(settings)) if settings.spark_jars else are_jars_resolved(*_CONNECTOR)
 
 
 def _names_jars(settings: Settings) -> bool:
@@ -160,21 +160,21 @@ def start_session(
 
     Args:
         settings: The settings of Spark and of the home folder.
-        config: The configuration of Spark; default: `spark_config`.
+        config: The configuration of Spark; default: `build_spark_config`.
         make: Creates the session from the configuration; default: Spark's own builder.
 
     Raises:
         EngineError: Spark does not start.
         JarsError: Java is missing.
     """
-    java_program(_PRODUCT)
+    find_java(_PRODUCT)
     from pyspark import SparkConf, SparkContext
     from pyspark.errors import PySparkException
     from pyspark.java_gateway import launch_gateway
     from pyspark.sql import SparkSession
 
     log = _log_path(settings)
-    config = config or spark_config(settings)
+    config = config or build_spark_config(settings)
     if python := config.get("spark.pyspark.python"):
         # Only spark-submit reads this setting, so it is passed as a variable.
         os.environ.setdefault("PYSPARK_PYTHON", python)
@@ -259,7 +259,7 @@ def describe_session(session: SparkSession) -> Iterator[str]:
 
 
 def _silence_py4j(session: SparkSession) -> None:
-    """Suppresses stack traces about a lost Java process; `spark_faults` reports the loss as an error."""
+    """Suppresses stack traces about a lost Java process; `convert_spark_errors` reports the loss as an error."""
     # py4j does not log them to a logger of its own.
     logging.getLogger().addFilter(_is_not_from_py4j)
     server = getattr(session.sparkContext, "_accumulatorServer", None)
@@ -277,7 +277,7 @@ def _is_not_from_py4j(record: logging.LogRecord) -> bool:
     return Path(record.pathname).parent.name != "py4j"
 
 
-def session_has_ended(session: SparkSession) -> bool:
+def has_session_ended(session: SparkSession) -> bool:
     """Returns whether the session was stopped or its Java process has ended."""
     from py4j.protocol import Py4JError
 
@@ -292,13 +292,13 @@ def stop_session(session: SparkSession) -> None:
     from py4j.protocol import Py4JError
 
     with suppress(Py4JError, OSError), warnings.catch_warnings():
-        # `spark_faults` reports a lost Java process to the users of the session.
+        # `convert_spark_errors` reports a lost Java process to the users of the session.
         warnings.filterwarnings("ignore", "Unable to cleanly shutdown Spark JVM", RuntimeWarning)
         session.stop()
 
 
 @contextmanager
-def spark_faults(settings: Settings) -> Iterator[None]:
+def convert_spark_errors(settings: Settings) -> Iterator[None]:
     """Translates a failure of Spark to the error that a task raised, or to an `EngineError` with the cause."""
     from py4j.protocol import Py4JError
     from pyspark.errors import PySparkException

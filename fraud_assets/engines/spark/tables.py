@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import pyarrow as pa
 
 from fraud_assets.core.schema import Table
-from fraud_assets.engines.spark.headers import with_headers
+from fraud_assets.engines.spark.headers import convert_headers_from_text
 from fraud_assets.lake.data_files import DataFile, Slice, list_slices, read_slices, write_data_files
 from fraud_assets.lake.tables import Lake
 
@@ -119,7 +119,7 @@ def write(frame: DataFrame, lake: Lake, table: Table) -> list[DataFile]:
     location = lake.location(table)
 
     def write_part(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        files = write_data_files(location, table, map(with_headers, batches))
+        files = write_data_files(location, table, map(convert_headers_from_text, batches))
         yield pa.RecordBatch.from_pylist([vars(file) for file in files], schema=DATA_FILE)
 
     written = frame.mapInArrow(write_part, from_arrow_schema(DATA_FILE))

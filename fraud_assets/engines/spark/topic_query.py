@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 from fraud_assets.core.schema import raw_transactions
 from fraud_assets.engines.landing_report import key_by_partition
 from fraud_assets.engines.spark.batch_landing import BatchLander, LandedBatch, ReplanError
-from fraud_assets.engines.spark.session import spark_faults
+from fraud_assets.engines.spark.session import convert_spark_errors
 from fraud_assets.errors import EngineError
-from fraud_assets.kafka.java_client import java_client
+from fraud_assets.kafka.java_properties import build_java_properties
 from fraud_assets.kafka.topic_readers import TopicReaders
-from fraud_assets.lake.known_topics import LogStarts, positions_in
+from fraud_assets.lake.known_topics import LogStarts, find_positions
 from fraud_assets.lake.positions import Positions, SourcePartition
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
@@ -97,7 +97,7 @@ class TopicQuery:
         """
         first = self._plan()
         try:
-            with _checkpoint(self._settings) as folder, spark_faults(self._settings):
+            with _checkpoint(self._settings) as folder, convert_spark_errors(self._settings):
                 query = self._query = self._start(first, folder, bounded)
                 try:
                     self._watch(query, _SLICE_SECONDS if bounded else self._settings.land_interval_seconds, beside)
@@ -125,7 +125,7 @@ class TopicQuery:
 
         def read_held(partitions: Collection[SourcePartition], log_starts: LogStarts) -> dict[SourcePartition, int]:
             held.clear()
-            held.update(positions_in(self._lake, raw_transactions, partitions, log_starts))
+            held.update(find_positions(self._lake, raw_transactions, partitions, log_starts))
             return dict(held)
 
         self._next = self._readers.transactions.first_offsets(read_held, self._stop)
@@ -136,7 +136,7 @@ class TopicQuery:
     def _start(self, first: Positions, folder: Path, bounded: bool) -> StreamingQuery:
         settings, topic = self._settings, self._readers.transactions.topic
         options = {
-            **{f"kafka.{name}": value for name, value in java_client(settings).items()},
+            **{f"kafka.{name}": value for name, value in build_java_properties(settings).items()},
             # Spark looks up its position again after each fetch of this many messages.
             "kafka.max.poll.records": "10000",
             "subscribe": topic,

@@ -8,12 +8,17 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from fraud_assets.ingest.files.contents import Contents, UnusableFileError, rows_per_chunk
-from fraud_assets.ingest.files.csv_file import csv_file
-from fraud_assets.ingest.files.field_names import find_first, label_names, labelled_at_names, map_payload_names
-from fraud_assets.ingest.files.parquet_file import column_at, paths_within, read_parquet_parts
+from fraud_assets.ingest.files.contents import Contents, UnusableFileError, count_chunk_rows
+from fraud_assets.ingest.files.csv_file import read_csv_description
+from fraud_assets.ingest.files.field_names import (
+    find_first,
+    find_label_names,
+    find_labelled_at_names,
+    map_payload_names,
+)
+from fraud_assets.ingest.files.parquet_file import get_column, list_paths, read_parquet_parts
 from fraud_assets.ingest.files.plain_columns import holds_json, to_plain_columns
-from fraud_assets.lake.duckdb_session import connect, quoted_name
+from fraud_assets.lake.duckdb_session import connect, quote_name
 from fraud_assets.settings import CONTRACT_FIELDS, LABEL_FIELDS, Settings
 
 _CACHED_BATCHES = 2
@@ -38,12 +43,12 @@ class _Source:
 
 def _open_csv(path: Path, settings: Settings) -> _Source:
     # All columns are text, so that no integer that looks like a card number passes through a float. Empty means null.
-    csv = csv_file(path)
+    csv = read_csv_description(path)
 
     def chunks() -> Iterator[pa.Table]:
         with connect(settings, spill=not settings.pseudonymise) as connection:
             rows = connection.sql(f"select * from {csv.scan}", params=csv.params)
-            for batch in rows.to_arrow_reader(rows_per_chunk(settings)):
+            for batch in rows.to_arrow_reader(count_chunk_rows(settings)):
                 yield pa.Table.from_batches([batch])
 
     return _Source(csv.columns, chunks)
@@ -55,8 +60,8 @@ def _open_parquet(path: Path, settings: Settings) -> _Source:
     schema = pyarrow.parquet.read_schema(path)
     return _Source(
         schema.names,
-        lambda: read_parquet_parts(path, rows_per_chunk(settings), settings.land_batch_bytes),
-        frozenset(paths_within(schema)),
+        lambda: read_parquet_parts(path, count_chunk_rows(settings), settings.land_batch_bytes),
+        frozenset(list_paths(schema)),
     )
 
 
@@ -111,8 +116,8 @@ def _find_content(source: _Source, names: dict[str, str], settings: Settings) ->
     payloads = [settings.contract.payload_field(field) for field in CONTRACT_FIELDS]
     present = {*names.values(), *source.paths}
     missing = [payload for payload in payloads if payload not in present]
-    has_labels = find_first(present, label_names(settings)) is not None
-    has_label_times = find_first(present, labelled_at_names(settings)) is not None
+    has_labels = find_first(present, find_label_names(settings)) is not None
+    has_label_times = find_first(present, find_labelled_at_names(settings)) is not None
     has_ids = settings.contract.payload_field("transaction_id") in present
     labels_only = bool(missing) and has_labels and has_label_times and has_ids
     if missing and not labels_only:
@@ -137,7 +142,7 @@ def _convert_chunks(
         for chunk in source.chunks():
             table = chunk
             for path in nested:
-                table = table.append_column(path, column_at(chunk, path))
+                table = table.append_column(path, get_column(chunk, path))
             table = to_plain_columns(table)
             # The query depends on the chunk: a column of bytes can hold text in one part and JSON in another.
             query = _json_query(table.schema, {**names, **{path: path for path in nested}})
@@ -152,11 +157,11 @@ def _json_query(schema: pa.Schema, names: dict[str, str]) -> str:
     """Returns SQL that makes one JSON object of each row of `chunk`, in order."""
     fields = []
     for column in schema:
-        value = quoted_name(column.name)
+        value = quote_name(column.name)
         if pa.types.is_decimal(column.type):
             # DuckDB writes a narrow decimal through a float, so that 7 becomes 7.0.
             value = f"{value}::decimal(38, {column.type.scale})"
         elif holds_json(column):
             value = f"{value}::json"
-        fields.append(f"{quoted_name(names[column.name])} := {value}")
+        fields.append(f"{quote_name(names[column.name])} := {value}")
     return f"select to_json(struct_pack({', '.join(fields)}))::varchar as body from chunk"

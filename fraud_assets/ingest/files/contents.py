@@ -74,6 +74,6 @@ def read_batches(contents: Contents, partition: SourcePartition, known: int, set
         yield pa.concat_tables(waiting)
 
 
-def rows_per_chunk(settings: Settings) -> int:
+def count_chunk_rows(settings: Settings) -> int:
     """Returns the number of rows to convert at a time, which is small compared with a landing batch of large rows."""
     return max(1, min(settings.land_batch_rows, settings.land_batch_bytes // 1_000))

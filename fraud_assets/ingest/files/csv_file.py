@@ -40,7 +40,7 @@ class CsvFile:
     params: dict[str, str]
 
 
-def csv_file(path: Path) -> CsvFile:
+def read_csv_description(path: Path) -> CsvFile:
     """Returns the description of a file, from its first line.
 
     The delimiter is the most frequent of comma, semicolon, tab and bar.

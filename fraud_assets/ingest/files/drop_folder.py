@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fraud_assets.errors import is_temporary
-from fraud_assets.printable import printable
+from fraud_assets.printable import escape_unprintable
 from fraud_assets.settings import Settings
 
 REASON = ".reason.txt"
@@ -52,7 +52,7 @@ class WaitingEntries:
     folders: list[Path]
 
 
-def waiting_entries(settings: Settings) -> WaitingEntries:
+def find_waiting_entries(settings: Settings) -> WaitingEntries:
     """Returns the entries that have not changed for FRAUD_FILE_QUIET_SECONDS, except unfinished files.
 
     Broken links and pipes count as files: landing refuses them like a file that cannot be read.
@@ -119,21 +119,21 @@ def describe_obstacle(path: Path) -> str:
         if is_temporary(error) or not path.is_symlink():
             raise
         return (
-            f"It is a symbolic link to {printable(path.readlink())}, which cannot be read ({error.strerror}). Drop the "
-            "file itself."
+            f"It is a symbolic link to {escape_unprintable(path.readlink())}, which cannot be read ({error.strerror}). "
+            "Drop the file itself."
         )
     kind = next((name for is_kind, name in _KINDS.items() if is_kind(mode)), "")
     return f"It is {kind}, not a file. Drop a file." if kind else ""
 
 
-def folder_remedy(path: Path) -> str:
+def describe_folder(path: Path) -> str:
     """Returns the message and the fix for a folder in the drop folder."""
     return (
-        f"{name_of(path)} is a folder, and only files are landed. Move the files out of the folder into "
-        f"{printable(path.parent)}, then remove the folder."
+        f"{escape_name(path)} is a folder, and only files are landed. Move the files out of the folder into "
+        f"{escape_unprintable(path.parent)}, then remove the folder."
     )
 
 
-def name_of(path: Path) -> str:
+def escape_name(path: Path) -> str:
     """Returns the name of an entry for tables, reports, logs and messages, with unprintable characters escaped."""
-    return printable(path.name)
+    return escape_unprintable(path.name)

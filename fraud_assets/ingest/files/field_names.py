@@ -36,12 +36,12 @@ def map_payload_names(
     return names
 
 
-def label_names(settings: Settings) -> list[str]:
+def find_label_names(settings: Settings) -> list[str]:
     """Returns the names that the label of a row can have, in order of preference."""
     return list(dict.fromkeys([settings.contract.payload_field("is_fraud"), *LABEL_NAMES]))
 
 
-def labelled_at_names(settings: Settings) -> list[str]:
+def find_labelled_at_names(settings: Settings) -> list[str]:
     """Returns the names that the time of a label can have, in order of preference."""
     return list(dict.fromkeys([settings.contract.payload_field("labelled_at"), "labelled_at"]))
 

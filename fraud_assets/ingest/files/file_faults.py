@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fraud_assets.errors import FraudAssetsError, disk_fault, is_temporary
+from fraud_assets.errors import FraudAssetsError, convert_disk_error, is_temporary
 from fraud_assets.ingest.files.contents import UnusableFileError
-from fraud_assets.ingest.files.drop_folder import name_of
+from fraud_assets.ingest.files.drop_folder import escape_name
 from fraud_assets.ingest.files.file_report import FileReport
 
 
@@ -40,14 +40,16 @@ def classify_reading_faults(path: Path) -> Iterator[None]:
     except FraudAssetsError as error:
         if not path.exists():
             raise FileNotFoundError(path) from error
-        raise FileStaysError(f"{name_of(path)} stays in the drop folder. {error}") from error
+        raise FileStaysError(f"{escape_name(path)} stays in the drop folder. {error}") from error
     except OSError as error:
         if is_temporary(error):
-            raise FileStaysError(f"{name_of(path)} stays in the drop folder. {disk_fault(error) or error}") from error
+            raise FileStaysError(
+                f"{escape_name(path)} stays in the drop folder. {convert_disk_error(error) or error}"
+            ) from error
         raise UnusableFileError(f"It cannot be read ({error.strerror or error}).") from error
     except MemoryError as error:
         raise FileStaysError(
-            f"{name_of(path)} stays in the drop folder, because there is too little memory to read it."
+            f"{escape_name(path)} stays in the drop folder, because there is too little memory to read it."
         ) from error
     # A bug of the platform or of a library must not prevent the next files from landing.
     except Exception as error:
@@ -70,9 +72,9 @@ def classify_landing_faults(path: Path) -> Iterator[None]:
         raise
     # The message of the error could quote the file, which FRAUD_PSEUDONYMISE forbids.
     except Exception as error:
-        cause = disk_fault(error) if isinstance(error, OSError) else None
+        cause = convert_disk_error(error) if isinstance(error, OSError) else None
         raise FileStaysError(
-            f"{name_of(path)} stays in the drop folder. "
+            f"{escape_name(path)} stays in the drop folder. "
             f"{cause or f'It can no longer be read ({type(error).__name__}).'} "
             "Its rows that have landed stay in the lake and will not land again."
         ) from error

@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fraud_assets.ingest.files.contents import UnusableFileError
-from fraud_assets.ingest.files.drop_folder import REASON, RECEIPT, name_of
+from fraud_assets.ingest.files.drop_folder import REASON, RECEIPT, escape_name
 from fraud_assets.ingest.files.file_faults import FileStaysError, classify_moving_faults
 from fraud_assets.ingest.files.file_moves import move_entry, replace_by_note
 from fraud_assets.ingest.files.file_report import FileReport
-from fraud_assets.printable import printable
+from fraud_assets.printable import escape_unprintable
 from fraud_assets.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def finish_landed_file(path: Path, settings: Settings, landed: FileReport, topic
         if not settings.pseudonymise:
             return move_entry(path, settings.processed)
         receipt = {
-            "file": name_of(path),
+            "file": escape_name(path),
             "bytes": path.stat().st_size,
             "hmac_sha256": topic_id,
             "rows": landed.rows,
@@ -53,9 +53,9 @@ def refuse_file(path: Path, settings: Settings, error: UnusableFileError, topic_
     Raises:
         FileStaysError: the file cannot be moved or removed.
     """
-    name = name_of(path)
+    name = escape_name(path)
     if not settings.pseudonymise:
-        reason = printable(error)
+        reason = escape_unprintable(error)
         with classify_moving_faults(path, settings.failed):
             moved = move_entry(path, settings.failed, reason)
         logger.info(f"{name} cannot be landed: {reason} It was moved to {moved.parent}.")

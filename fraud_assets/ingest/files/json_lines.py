@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
-from fraud_assets.core.bodies import Rejected, json_object, strip_byte_order_mark
-from fraud_assets.core.field_paths import MISSING, value_at
+from fraud_assets.core.bodies import Rejected, parse_json_object, strip_byte_order_mark
+from fraud_assets.core.field_paths import MISSING, get_value
 from fraud_assets.ingest.files.contents import Contents, UnusableFileError
 from fraud_assets.ingest.files.field_names import map_payload_names
 from fraud_assets.ingest.files.labels import LabelKeys
@@ -112,7 +112,7 @@ class _KeyRenamer:
         if all(name in line for name in self._quoted_names):
             return line
         try:
-            payload = json_object(line, LARGEST_ROW)
+            payload = parse_json_object(line, LARGEST_ROW)
             values = _decode_raw_values(strip_byte_order_mark(line))
         except (Rejected, ValueError, RecursionError):
             return line  # The parser reports what is wrong with the line.
@@ -125,7 +125,7 @@ class _KeyRenamer:
         return b"{" + b", ".join(pairs) + b"}"
 
     def _map_names(self, payload: dict[str, Any]) -> dict[str, str]:
-        present = {path for path in self._payloads if "." in path and value_at(payload, path) is not MISSING}
+        present = {path for path in self._payloads if "." in path and get_value(payload, path) is not MISSING}
         if present:
             return map_payload_names(payload, self._settings, present)
         keys = tuple(payload)

@@ -11,13 +11,13 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fraud_assets.core.bodies import Rejected, json_object
-from fraud_assets.core.field_paths import MISSING, value_at
-from fraud_assets.core.local_time import iso_text
+from fraud_assets.core.bodies import Rejected, parse_json_object
+from fraud_assets.core.field_paths import MISSING, get_value
+from fraud_assets.core.local_time import format_iso
 from fraud_assets.core.parsing import parse_labels
 from fraud_assets.core.schema import TIME
-from fraud_assets.ingest.files.field_names import find_first, label_names, labelled_at_names
-from fraud_assets.lake.duckdb_session import connect, quoted_name
+from fraud_assets.ingest.files.field_names import find_first, find_label_names, find_labelled_at_names
+from fraud_assets.lake.duckdb_session import connect, quote_name
 from fraud_assets.settings import Settings
 
 _LATEST = datetime(9999, 12, 31, tzinfo=UTC)
@@ -47,7 +47,7 @@ class LabelKeys:
     @classmethod
     def from_settings(cls, settings: Settings) -> LabelKeys:
         """Returns the names that the settings define."""
-        labels, times = label_names(settings), labelled_at_names(settings)
+        labels, times = find_label_names(settings), find_labelled_at_names(settings)
         names = b"|".join(re.escape(name.rpartition(".")[2]).encode() for name in labels)
         return cls(
             labels,
@@ -69,14 +69,14 @@ class LabelKeys:
             payload = _decode(body)
         except (ValueError, RecursionError):
             try:
-                payload = json_object(body, _ANY_SIZE)
+                payload = parse_json_object(body, _ANY_SIZE)
             except Rejected:
                 found = self._set_label_pattern.search(body)
                 return (None if found is None else found[1].decode()), None
         if type(payload) is not dict:
             return None, None
         if self._nested:
-            keys = [*payload, *(path for path in self._nested if value_at(payload, path) is not MISSING)]
+            keys = [*payload, *(path for path in self._nested if get_value(payload, path) is not MISSING)]
             label, time = find_first(keys, self.labels), find_first(keys, self.times)
             return _path_if_set(payload, label), _path_if_set(payload, time)
         label, time = self._find_in_shape(tuple(payload))
@@ -105,10 +105,10 @@ class LabelKeys:
 
 
 def _path_if_set(payload: dict[str, Any], path: str | None) -> str | None:
-    return None if path is None or value_at(payload, path) is None else path
+    return None if path is None or get_value(payload, path) is None else path
 
 
-def labels_of_file(batch: pa.Table, settings: Settings) -> tuple[pa.Table, pa.Table]:
+def parse_file_labels(batch: pa.Table, settings: Settings) -> tuple[pa.Table, pa.Table]:
     """Returns the valid and the rejected labels of a batch of rows of a file.
 
     A row whose label is missing or null has no label. A label without a time counts from FRAUD_FEEDBACK_DELAY_DAYS
@@ -123,7 +123,7 @@ def labels_of_file(batch: pa.Table, settings: Settings) -> tuple[pa.Table, pa.Ta
     return _labels_of_groups(batch, groups, settings)
 
 
-def labels_of_rows(rows: pa.Table, settings: Settings) -> tuple[pa.Table, pa.Table]:
+def parse_landed_labels(rows: pa.Table, settings: Settings) -> tuple[pa.Table, pa.Table]:
     """Returns the valid and the rejected labels of rows of dropped files (`MESSAGES`), parsed as when a file lands.
 
     Each row is in one of the two tables: a row without a label is rejected.
@@ -142,7 +142,7 @@ def _labels_of_groups(
     parts = [
         _parse_labels(rows.take(pa.array(group, pa.int64())), label, time, settings)
         for (label, time), group in groups.items()
-    ] or [_parse_labels(rows.slice(0, 0), label_names(settings)[0], None, settings)]
+    ] or [_parse_labels(rows.slice(0, 0), find_label_names(settings)[0], None, settings)]
     if len(parts) == 1:
         return parts[0]
     good, rejected = (pa.concat_tables(tables).sort_by("offset") for tables in zip(*parts, strict=True))
@@ -166,7 +166,7 @@ def _parse_labels(
         latest = pa.scalar(_LATEST, TIME)
         times = pc.if_else(pc.greater(delayed, latest), latest, delayed)
     times = times.cast(TIME)
-    fields = {name: quoted_name(settings.contract.payload_field(name)) for name in mapping}
+    fields = {name: quote_name(settings.contract.payload_field(name)) for name in mapping}
     with connect(settings) as connection:
         connection.register(
             "labels",
@@ -174,7 +174,7 @@ def _parse_labels(
                 {
                     "transaction_id": good["transaction_id"],
                     "is_fraud": good["is_fraud"],
-                    "labelled_at": iso_text(times),
+                    "labelled_at": format_iso(times),
                 }
             ),
         )

@@ -21,28 +21,28 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from fraud_assets.core.pseudonyms import keyed_hmac, pseudonymise
+from fraud_assets.core.pseudonyms import compute_hmac, pseudonymise
 from fraud_assets.core.schema import fraud_labels, raw_transactions
 from fraud_assets.engines.landing_tables import append_labels
 from fraud_assets.ingest.files.contents import Contents, UnusableFileError, read_batches
 from fraud_assets.ingest.files.drop_folder import (
+    describe_folder,
     describe_obstacle,
-    folder_remedy,
-    name_of,
+    escape_name,
+    find_waiting_entries,
     read_state,
-    waiting_entries,
 )
 from fraud_assets.ingest.files.examination import examine
 from fraud_assets.ingest.files.file_faults import FileStaysError, classify_landing_faults, classify_reading_faults
 from fraud_assets.ingest.files.file_report import FileReport
 from fraud_assets.ingest.files.finished_files import finish_landed_file, refuse_file
-from fraud_assets.ingest.files.labels import labels_of_file
+from fraud_assets.ingest.files.labels import parse_file_labels
 from fraud_assets.ingest.files.stuck_entries import StuckEntries
 from fraud_assets.kafka.topic_client import never
 from fraud_assets.lake.append import append_landed
 from fraud_assets.lake.positions import FILE_LABELS_TOPIC, FILE_TOPIC, SourcePartition, committed_offset
 from fraud_assets.lake.tables import Lake
-from fraud_assets.printable import printable
+from fraud_assets.printable import escape_unprintable
 from fraud_assets.settings import Settings
 
 _LOCK_SECONDS = 0.1
@@ -51,13 +51,13 @@ _LOCK_SECONDS = 0.1
 logger = logging.getLogger(__name__)
 
 
-def waiting_files(settings: Settings) -> list[Path]:
+def find_waiting_files(settings: Settings) -> list[Path]:
     """Returns the files of the drop folder that have not changed for FRAUD_FILE_QUIET_SECONDS, sorted by name.
 
     Raises:
         OSError: the drop folder cannot be read.
     """
-    return waiting_entries(settings).files
+    return find_waiting_entries(settings).files
 
 
 def land_files(
@@ -85,12 +85,12 @@ def land_files(
         OSError: the drop folder cannot be read.
     """
     stuck = StuckEntries() if stuck is None else stuck
-    waiting = waiting_entries(settings)
+    waiting = find_waiting_entries(settings)
     stuck.keep_only([*waiting.files, *waiting.folders])
-    reports = [_report_stuck(folder, folder_remedy(folder), stuck) for folder in waiting.folders]
+    reports = [_report_stuck(folder, describe_folder(folder), stuck) for folder in waiting.folders]
     if any(stuck.is_due(path) for path in waiting.files):
         with _lock_drop_folder(settings, stop):
-            for path in filter(stuck.is_due, waiting_files(settings)):
+            for path in filter(stuck.is_due, find_waiting_files(settings)):
                 if stop():
                     break
                 reports.append(_land_or_leave(path, lake, settings, stop, stuck))
@@ -123,7 +123,7 @@ def _land_or_leave(
         report = _land_file(path, lake, settings, stop)
     except FileNotFoundError as error:
         if os.path.lexists(path):
-            return _report_stuck(path, f"{name_of(path)} stays in the drop folder: {error}", stuck)
+            return _report_stuck(path, f"{escape_name(path)} stays in the drop folder: {error}", stuck)
         report = None  # Another program has removed the file.
     except FileStaysError as error:
         return _report_stuck(path, str(error), stuck, error.landed)
@@ -133,16 +133,16 @@ def _land_or_leave(
 
 def _report_stuck(path: Path, reason: str, stuck: StuckEntries, landed: FileReport | None = None) -> FileReport | None:
     """Records that an entry stays, and returns its report if the reason is new or rows have landed."""
-    reason = printable(reason)
+    reason = escape_unprintable(reason)
     is_new = stuck.add(path, reason)
     if not is_new and not (landed and (landed.rows or landed.labels)):
         return None
     logger.info(reason)
-    return replace(landed or FileReport(name_of(path)), reason=reason)
+    return replace(landed or FileReport(escape_name(path)), reason=reason)
 
 
 def _land_file(path: Path, lake: Lake, settings: Settings, stop: Callable[[], bool]) -> FileReport | None:
-    start, name, topic_id = time.monotonic(), name_of(path), ""
+    start, name, topic_id = time.monotonic(), escape_name(path), ""
     before = read_state(path)
     try:
         with classify_reading_faults(path):
@@ -193,21 +193,21 @@ def _topic_id(path: Path, settings: Settings) -> str:
     """Returns the identity of a file: the SHA-256 of its content, or with FRAUD_PSEUDONYMISE a keyed HMAC of that."""
     with path.open("rb") as file:
         content = hashlib.file_digest(file, "sha256")
-    return keyed_hmac(content.digest(), settings.pseudonym_policy) if settings.pseudonymise else content.hexdigest()
+    return compute_hmac(content.digest(), settings.pseudonym_policy) if settings.pseudonymise else content.hexdigest()
 
 
 def _land_contents(
     path: Path, contents: Contents, topic_id: str, lake: Lake, settings: Settings, stop: Callable[[], bool]
 ) -> FileReport | None:
     """Lands the labels of an examined file, then its transactions. Returns None if it was stopped between commits."""
-    name = name_of(path)
+    name = escape_name(path)
     labels = quarantined = rows = size = 0
     if contents.has_labels:
         partition = SourcePartition(FILE_LABELS_TOPIC + name, topic_id, 0)
         known = committed_offset(lake.open(fraud_labels), partition)
         for messages in read_batches(contents, partition, known, settings):
             batch = pseudonymise(messages, settings.pseudonym_policy)
-            parsed = labels_of_file(batch, settings)
+            parsed = parse_file_labels(batch, settings)
             landed, refused = append_labels(lake, settings, batch, parsed)
             labels, quarantined = labels + landed, quarantined + refused
             if stop():

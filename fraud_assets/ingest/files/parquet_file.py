@@ -69,18 +69,18 @@ def read_parquet_parts(path: Path, max_rows: int, max_bytes: int) -> Iterator[pa
                     yield _decode_dictionaries(pa.Table.from_batches([part]))
 
 
-def paths_within(fields: Iterable[pa.Field]) -> list[str]:
+def list_paths(fields: Iterable[pa.Field]) -> list[str]:
     """Returns the dotted names of the fields within struct columns."""
     found = []
     for field in fields:
         if pa.types.is_struct(field.type):
             inner = list(field.type)
-            found += [f"{field.name}.{path}" for path in (*(part.name for part in inner), *paths_within(inner))]
+            found += [f"{field.name}.{path}" for path in (*(part.name for part in inner), *list_paths(inner))]
     return found
 
 
-def column_at(batch: pa.RecordBatch | pa.Table, path: str) -> Any:
-    """Returns the column with a name, or the field within a column with a dotted name as in `paths_within`.
+def get_column(batch: pa.RecordBatch | pa.Table, path: str) -> Any:
+    """Returns the column with a name, or the field within a column with a dotted name as in `list_paths`.
 
     Raises:
         KeyError: no column or field has the name.

@@ -7,8 +7,8 @@ import json
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fraud_assets.core.binary import json_of_bytes, text_of_bytes, uuid_text
-from fraud_assets.core.local_time import iso_text
+from fraud_assets.core.binary import bytes_to_json, bytes_to_text, format_uuid
+from fraud_assets.core.local_time import format_iso
 
 _JSON = {b"holds": b"JSON"}
 _LARGEST_INT64 = 2**63 - 1
@@ -28,7 +28,7 @@ def to_plain_columns(table: pa.Table) -> pa.Table:
             values = values.cast(field.type.value_type)
         new, metadata = _convert(values), None
         if is_bytes(values.type):
-            text = text_column(values)
+            text = to_text_column(values)
             exact = text.null_count == values.null_count
             new, metadata = (text, None) if exact else (_bytes_to_json(values), _JSON)
         table = table.set_column(index, pa.field(field.name, new.type, metadata=metadata), new)
@@ -52,23 +52,23 @@ def is_bytes(kind: pa.DataType) -> bool:
     )
 
 
-def text_column(values: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+def to_text_column(values: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
     """Returns the text of a column of bytes or UUIDs; bytes that are not text become null."""
     if isinstance(values.type, pa.UuidType):
         raw_values = values.cast(pa.binary(16)).to_pylist()
-        return pa.array([None if value is None else uuid_text(value) for value in raw_values], pa.string())
+        return pa.array([None if value is None else format_uuid(value) for value in raw_values], pa.string())
     try:
         text = values.cast(pa.binary()).cast(pa.string())
     except pa.ArrowInvalid:
         text = None
     if text is not None and not pc.any(pc.match_substring_regex(text, r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")).as_py():
         return text
-    return pa.array([None if value is None else text_of_bytes(value) for value in values.to_pylist()], pa.string())
+    return pa.array([None if value is None else bytes_to_text(value) for value in values.to_pylist()], pa.string())
 
 
 def _bytes_to_json(values: pa.ChunkedArray) -> pa.Array:
     texts = (
-        None if value is None else json.dumps(json_of_bytes(value), ensure_ascii=False) for value in values.to_pylist()
+        None if value is None else json.dumps(bytes_to_json(value), ensure_ascii=False) for value in values.to_pylist()
     )
     return pa.array(texts, pa.string())
 
@@ -100,9 +100,9 @@ def _times_to_text(values: pa.ChunkedArray) -> pa.ChunkedArray:
         limit = _LARGEST_INT64 // _MICROSECONDS_PER_UNIT[kind.unit]
         numbers = values.cast(pa.int64())
         within = pc.and_(pc.less_equal(numbers, limit), pc.greater_equal(numbers, -limit))
-        text = iso_text(pc.if_else(within, values, pa.scalar(None, kind)))
+        text = format_iso(pc.if_else(within, values, pa.scalar(None, kind)))
         return pc.if_else(pc.fill_null(within, True), text, _OUT_OF_CALENDAR)
-    return iso_text(values)
+    return format_iso(values)
 
 
 def _replace_bytes_by_text(kind: pa.DataType) -> pa.DataType:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fraud_assets.ingest.files.drop_folder import name_of, read_state
+from fraud_assets.ingest.files.drop_folder import escape_name, read_state
 
 _FIRST_PAUSE_SECONDS = 5.0
 _LONGEST_PAUSE_SECONDS = 60.0
@@ -38,7 +38,7 @@ class StuckEntries:
     @property
     def reasons(self) -> Mapping[str, str]:
         """Why each entry stays, by its name."""
-        return {name_of(path): entry.reason for path, entry in self._by_path.items()}
+        return {escape_name(path): entry.reason for path, entry in self._by_path.items()}
 
     def add(self, path: Path, reason: str) -> bool:
         """Records that an entry stays, and returns whether this reason is new."""

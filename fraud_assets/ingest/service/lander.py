@@ -72,7 +72,7 @@ def land_forever(
     """
     metrics = metrics or LandingMetrics()
     status = StatusReporter(on_report, settings.dagster_event_seconds)
-    group = consumer_group(lake, settings)
+    group = choose_consumer_group(lake, settings)
     if spark is None:
         retries = RetryPolicy(stop, status, metrics)
         follower = LocalFollower(lake, settings, stop, status, metrics, retries, group)
@@ -86,7 +86,7 @@ def land_forever(
     run_with_retries(retries, spark_follower, lake, settings, final=(MessagesLostError, SparkEndedError))
 
 
-def consumer_group(lake: Lake, settings: Settings) -> str:
+def choose_consumer_group(lake: Lake, settings: Settings) -> str:
     """Returns FRAUD_CONSUMER_GROUP, else a name derived from the lake.
 
     Landers into two lakes must not share partitions.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Protocol
 
-from fraud_assets.engines.landing_report import empty_reports
+from fraud_assets.engines.landing_report import create_reports
 from fraud_assets.errors import (
     BrokerError,
     BrokerRefusedError,
@@ -17,7 +17,7 @@ from fraud_assets.errors import (
     FraudAssetsError,
     LakeError,
     MessagesLostError,
-    disk_fault,
+    convert_disk_error,
 )
 from fraud_assets.ingest.files.file_report import add_file_reports
 from fraud_assets.ingest.files.landing import land_files
@@ -135,7 +135,7 @@ def _land_files_beside(lake: Lake, settings: Settings, retries: RetryPolicy) -> 
             try:
                 reports = land_files(lake, settings, stop.is_set, stuck)
                 health.record_pass(reports, stuck.reasons)
-                status.landed(add_file_reports(empty_reports(), reports))
+                status.landed(add_file_reports(create_reports(), reports))
                 status.recovered("files")
             # Messages must continue to land after any error, and the error must be visible. A panic of delta-rs is
             # not an `Exception`.
@@ -157,7 +157,7 @@ def _land_files_beside(lake: Lake, settings: Settings, retries: RetryPolicy) -> 
 
 def _describe_file_failure(error: BaseException) -> str:
     """Returns why no file can be landed, in one sentence."""
-    known = disk_fault(error) if isinstance(error, OSError) else error
+    known = convert_disk_error(error) if isinstance(error, OSError) else error
     if isinstance(known, FraudAssetsError):
         return str(known)
     return f"Dropped files cannot be landed because of an unexpected error ({type(error).__name__}: {error})."
@@ -166,7 +166,7 @@ def _describe_file_failure(error: BaseException) -> str:
 def _describe_transient(error: FraudAssetsError | OSError, transient: tuple[type[FraudAssetsError], ...]) -> str:
     """Returns the message of a fault that can end by itself (broker, lake, registry, disk), and raises any other."""
     if isinstance(error, OSError):
-        fault = disk_fault(error)
+        fault = convert_disk_error(error)
         if fault is None:
             raise error
         return str(fault)

@@ -14,7 +14,7 @@ from pathlib import Path
 from fraud_assets.settings import Settings
 
 
-def running_landers(settings: Settings) -> dict[int, str]:
+def find_running_landers(settings: Settings) -> dict[int, str]:
     """Returns the running `fraud-assets land` processes: process id to the URL of metrics and health, or empty."""
     running = {}
     for path in sorted(_folder(settings).glob("*.lander")):
@@ -31,9 +31,9 @@ def running_landers(settings: Settings) -> dict[int, str]:
     return running
 
 
-def lander_is_running(settings: Settings) -> bool:
+def is_lander_running(settings: Settings) -> bool:
     """Returns whether a `fraud-assets land` process is running."""
-    return bool(running_landers(settings))
+    return bool(find_running_landers(settings))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from fraud_assets.engines.landing_report import LandingReport
 from fraud_assets.engines.local.landing import land_new_labels
 from fraud_assets.engines.spark.batch_landing import LandedBatch, ReplanError
-from fraud_assets.engines.spark.session import session_has_ended
+from fraud_assets.engines.spark.session import has_session_ended
 from fraud_assets.engines.spark.topic_query import TopicQuery
 from fraud_assets.errors import BrokerError, EngineError, LakeError, SparkEndedError
 from fraud_assets.ingest.service.metrics import LandingMetrics
@@ -68,7 +68,7 @@ class SparkFollower:
             except ReplanError:
                 return True
             except EngineError as error:
-                if session_has_ended(self.spark):
+                if has_session_ended(self.spark):
                     raise SparkEndedError(
                         f"The Spark session has ended: {error} Start `fraud-assets land` again."
                     ) from error

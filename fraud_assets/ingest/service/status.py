@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from time import monotonic
 
 from fraud_assets.core.schema import fraud_labels, raw_transactions
-from fraud_assets.engines.landing_report import LandingReport, empty_reports, merge_reports
+from fraud_assets.engines.landing_report import LandingReport, create_reports, merge_reports
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +29,8 @@ class StatusReporter:
         self._on_report = on_report
         self._report_seconds = seconds
         self._lock = threading.Lock()
-        self._since_line = empty_reports()
-        self._unreported = empty_reports()
+        self._since_line = create_reports()
+        self._unreported = create_reports()
         self._total = dict.fromkeys(self._unreported, 0)
         self._waiting = 0
         self._failures: dict[str, str] = {}
@@ -92,13 +92,13 @@ class StatusReporter:
 
     def _call_on_report(self) -> None:
         with self._lock:
-            unreported, self._unreported, self._reported_at = self._unreported, empty_reports(), monotonic()
+            unreported, self._unreported, self._reported_at = self._unreported, create_reports(), monotonic()
         if any(report.quarantined or report.has_changes for report in unreported.values()):
             self._on_report(unreported)
 
     def _take_line(self) -> str:
         """Returns the log line for what landed since the last one, and resets the counts. The caller holds the lock."""
-        new, self._since_line = self._since_line, empty_reports()
+        new, self._since_line = self._since_line, create_reports()
         refused = new[fraud_labels.name].quarantined
         quarantined = f" ({refused:,} labels quarantined)" if refused else ""
         state = f"{self._waiting:,} messages are waiting" if self._waiting else "no messages are waiting"

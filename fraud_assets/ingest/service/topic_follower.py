@@ -19,7 +19,7 @@ from fraud_assets.ingest.service.outages import RetryPolicy
 from fraud_assets.ingest.service.status import StatusReporter
 from fraud_assets.kafka.broker import find_broker
 from fraud_assets.kafka.topic_readers import TopicReaders
-from fraud_assets.lake.known_topics import LogStarts, positions_in
+from fraud_assets.lake.known_topics import LogStarts, find_positions
 from fraud_assets.lake.positions import Positions, SourcePartition
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import Settings
@@ -103,7 +103,7 @@ class LocalFollower:
     def _read_positions(
         self, partitions: Collection[SourcePartition], log_starts: LogStarts
     ) -> dict[SourcePartition, int]:
-        return positions_in(self.lake, raw_transactions, partitions, log_starts)
+        return find_positions(self.lake, raw_transactions, partitions, log_starts)
 
 
 def _seconds(time: pa.Scalar) -> float | None:

@@ -19,7 +19,7 @@ from fraud_assets.core.schema import fraud_labels, raw_transactions
 from fraud_assets.engines.local.landing import land_topics
 from fraud_assets.errors import FraudAssetsError, SettingError
 from fraud_assets.settings import Settings
-from fraud_assets.simulator.event_order import EventOrder, as_flags
+from fraud_assets.simulator.event_order import EventOrder, convert_flags
 from fraud_assets.simulator.generator import simulate
 from fraud_assets.simulator.replay import open_source, replay_messages
 from fraud_assets_tests.support.producing import produce
@@ -261,4 +261,4 @@ def test_a_replay_reads_values_as_a_dropped_file_is_read(settings: Settings, tmp
     assert [body["after.id"] for body in bodies] == ["n", "m", "n", "m"]
     ((_, label),) = found["c.parquet"]
     assert label == {"transaction_id": "Zoë", "is_fraud": 0.5, "labelled_at": "9999-12-31T00:00:00.000000Z"}
-    assert as_flags(pa.array([1.0, 0.0, 0.5])).to_pylist() == [True, False, None]
+    assert convert_flags(pa.array([1.0, 0.0, 0.5])).to_pylist() == [True, False, None]

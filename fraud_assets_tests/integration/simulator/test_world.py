@@ -17,12 +17,12 @@ from fraud_assets.commands import simulate as simulate_command
 from fraud_assets.core.schema import fraud_labels, raw_transactions
 from fraud_assets.errors import SettingError
 from fraud_assets.ingest.landing import land_once
-from fraud_assets.lake.log import row_count
+from fraud_assets.lake.log import read_row_count
 from fraud_assets.simulator import live
-from fraud_assets.simulator.generator import payments_between, population, simulate
+from fraud_assets.simulator.generator import draw_population, simulate, simulate_payments
 from fraud_assets.simulator.history import drop_history
-from fraud_assets.simulator.live import LiveTraffic, past_traffic
-from fraud_assets.simulator.world import World, days_between, load_world, save_world, world_file
+from fraud_assets.simulator.live import LiveTraffic, simulate_past_traffic
+from fraud_assets.simulator.world import World, load_world, locate_world_file, save_world, split_into_days
 from fraud_assets.stages.features import process_landed
 from fraud_assets.stages.scoring import score_pending
 from fraud_assets.stages.training import train
@@ -33,9 +33,9 @@ MINUTE = timedelta(minutes=1)
 
 
 def test_live_traffic_has_the_rate_and_the_rhythm_of_the_history(settings):
-    people = population(1_500, 1)
+    people = draw_population(1_500, 1)
     traffic = LiveTraffic(people, settings, None, MINUTE, lambda: True)
-    past = payments_between(people, NOON - timedelta(days=20.5), NOON - timedelta(days=0.5))
+    past = simulate_payments(people, NOON - timedelta(days=20.5), NOON - timedelta(days=0.5))
     hours = past["tx_datetime"].to_numpy().astype("datetime64[h]").astype(int) % 24
     rates = [traffic.rate_at(NOON.replace(hour=hour, minute=30)) * 3_600 for hour in range(24)]
     assert sum(rates) == pytest.approx(people.payments_per_day, rel=0.01)
@@ -48,23 +48,23 @@ def test_a_live_half_hour(settings, monkeypatch, hour, fewest, most):
     clock = _Clock(began)
     monkeypatch.setattr(live, "datetime", clock)
     monkeypatch.setattr(live, "time", clock)
-    people = population(1_500, 1)
+    people = draw_population(1_500, 1)
     traffic = LiveTraffic(people, settings, None, MINUTE, lambda: clock.moment > began + 30 * MINUTE)
     list(traffic.messages())
     assert fewest < traffic.transactions < most
 
 
 def test_an_interrupted_history_is_sent_again_with_the_same_ids():
-    people = population(60, 1)
+    people = draw_population(60, 1)
     start = NOON - timedelta(days=3)
 
     def ids(first: datetime, last: datetime) -> list[list[str]]:
-        pieces = days_between(first, last)
-        return [payments_between(people, *piece)["transaction_id"].to_pylist() for piece in pieces]
+        pieces = split_into_days(first, last)
+        return [simulate_payments(people, *piece)["transaction_id"].to_pylist() for piece in pieces]
 
     whole = ids(start, NOON)
     assert len(whole) == 4
-    assert ids(list(days_between(start, NOON))[1][0], NOON + MINUTE)[:2] == whole[1:3]
+    assert ids(list(split_into_days(start, NOON))[1][0], NOON + MINUTE)[:2] == whole[1:3]
     assert len({name for piece in whole for name in piece}) == sum(map(len, whole)) > 250
 
 
@@ -77,7 +77,7 @@ def test_the_world_is_kept(settings):
 @pytest.mark.parametrize("text", ["", "[]", '{"seed": 1}', '{"seed": 1, "customers": 0, "lived_until": "2026-01-01Z"}'])
 def test_a_world_that_cannot_be_read(settings, text):
     settings.home_path.mkdir(parents=True)
-    world_file(settings).write_text(text)
+    locate_world_file(settings).write_text(text)
     with pytest.raises(SettingError, match=r"simulated_world\.json cannot be read .* Remove the file"):
         load_world(settings)
 
@@ -92,7 +92,7 @@ def test_later_runs_are_payments_of_the_same_customers(settings, broker, tmp_pat
     later = _simulate("--count", "300", "--seed", "7", "--out", str(file))
     assert "expect more alerts" not in later.stderr
     rows = pq.read_table(file)
-    people = population(100, 3)
+    people = draw_population(100, 3)
     pairs = zip(rows["customer_id"].to_pylist(), rows["terminal_id"].to_pylist(), strict=True)
     assert all(
         int(terminal) in people.reach[people.starts[int(customer)] : people.starts[int(customer) + 1]]
@@ -107,21 +107,21 @@ def test_traffic_that_will_alert_too_often_says_so(settings, lake, tmp_path, mon
     assert "100 customers, not 70" in _simulate("--count", "300", "--customers", "70", *out).stderr
     assert "adds 5,000 payments a day to the 200" in _simulate("--count", "50000", "--days", "10", *out).stderr
     assert load_world(settings) == World(3, 100, NOON)
-    world_file(settings).unlink()
+    locate_world_file(settings).unlink()
     assert "expect more alerts" not in _simulate("--count", "300", *out).stderr
-    drop_history([past_traffic(population(50, 1), NOON - timedelta(days=1), NOON, MINUTE)], settings)
+    drop_history([simulate_past_traffic(draw_population(50, 1), NOON - timedelta(days=1), NOON, MINUTE)], settings)
     land_once(lake, settings, topics=False)
     assert "simulated_world.json is missing" in _simulate("--count", "300", *out).stderr
 
 
 def test_alerts_keep_to_the_budget_when_the_world_goes_on(make_settings, lake):
     settings = make_settings(alert_budget_per_day=4)
-    people = population(200, 42)
+    people = draw_population(200, 42)
     now = NOON + timedelta(days=3)
-    _take(lake, settings, [past_traffic(people, NOON - timedelta(days=45), NOON, MINUTE)])
+    _take(lake, settings, [simulate_past_traffic(people, NOON - timedelta(days=45), NOON, MINUTE)])
     assert train(lake, settings).calibration.alerts_per_day == pytest.approx(4, abs=1)
     score_pending(lake, settings)
-    _take(lake, settings, [past_traffic(people, *piece, MINUTE) for piece in days_between(NOON, now)])
+    _take(lake, settings, [simulate_past_traffic(people, *piece, MINUTE) for piece in split_into_days(NOON, now)])
     assert 0 < score_pending(lake, settings).alerts <= 2 * 3 * 4
     more = simulate(400, seed=7, end=now, people=people)
     _take(lake, settings, [more.append_column("labelled_at", pa.nulls(400, pa.timestamp("us", "UTC")))])
@@ -131,11 +131,11 @@ def test_alerts_keep_to_the_budget_when_the_world_goes_on(make_settings, lake):
 def test_live_traffic_goes_on_where_it_stopped(settings, lake, broker, start):
     lander = start("land")
     first = start("simulate", "--live", "--history-days", "3", "--drop-history", "--customers", "50", "--json")
-    until(lambda: lake.exists(raw_transactions) and row_count(lake.open(raw_transactions)) > 250, 60)
+    until(lambda: lake.exists(raw_transactions) and read_row_count(lake.open(raw_transactions)) > 250, 60)
     until(lambda: not list(settings.incoming.glob("*.parquet")), 60)
     summary = _ended(first)
     assert 250 < summary["history"] < 360
-    assert row_count(lake.open(fraud_labels)) < 30, "genuine payments have no labels"
+    assert read_row_count(lake.open(fraud_labels)) < 30, "genuine payments have no labels"
     save_world(load_world(settings).advance_to(datetime.now(UTC) - timedelta(days=1)), settings)
     second = start("simulate", "--live", "--history-days", "3", "--drop-history", "--json")
     until(lambda: load_world(settings).simulated_until > datetime.now(UTC) - MINUTE, 60)

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from fraud_assets.core.evaluation import Protocol, card_precision, evaluate, ranking_metrics
+from fraud_assets.core.evaluation import Protocol, compute_card_precision, compute_ranking_metrics, evaluate
 from fraud_assets.errors import NotEnoughDataError
 from fraud_assets.settings import load_settings
 from fraud_assets_tests.support.synthetic import FIRST, features
@@ -85,15 +85,15 @@ def test_card_precision_by_hand():
     scores = np.array([0.1, 0.9, 0.8, 0.2, 0.1, 0.99, 0.3, 0.7, 0.6])
     fraud = np.array([1, 0, 0, 0, 1, 1, 0, 1, 1], bool)
     # Day 1: a (found: it has a fraud that day, if not in its highest row) and b. Day 2 without a: c and d, both found.
-    assert card_precision(scores, fraud, cards, days, test_days=2, cards_per_day=2) == pytest.approx(1.5 / 2)
+    assert compute_card_precision(scores, fraud, cards, days, test_days=2, cards_per_day=2) == pytest.approx(1.5 / 2)
     # A test day without transactions counts as zero.
-    assert card_precision(scores, fraud, cards, days, test_days=3, cards_per_day=2) == pytest.approx(1.5 / 3)
+    assert compute_card_precision(scores, fraud, cards, days, test_days=3, cards_per_day=2) == pytest.approx(1.5 / 3)
 
 
 def test_ranking_metrics_of_a_perfect_and_a_reversed_order():
     truth = np.array([0, 0, 1], bool)
-    assert ranking_metrics(np.array([0.1, 0.2, 0.3]), truth) == (1.0, 1.0)
-    assert ranking_metrics(np.array([0.3, 0.2, 0.1]), truth) == (0.0, pytest.approx(1 / 3))
+    assert compute_ranking_metrics(np.array([0.1, 0.2, 0.3]), truth) == (1.0, 1.0)
+    assert compute_ranking_metrics(np.array([0.3, 0.2, 0.1]), truth) == (0.0, pytest.approx(1 / 3))
 
 
 def test_protocol_days():

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from fraud_assets.core import columnar_parsing
 from fraud_assets.core.bodies import Rejected
 from fraud_assets.core.columnar_parsing import parse_messages
-from fraud_assets.core.message_contract import MessageContract, label_contract, transaction_contract
+from fraud_assets.core.message_contract import MessageContract, build_label_contract, build_transaction_contract
 from fraud_assets.core.message_reader import read_message
 from fraud_assets.core.parsing import (
     REJECTED_LABELS,
@@ -305,7 +305,7 @@ def test_clean_rows_take_the_fast_path() -> None:
     ingested = np.full(100, 2_000_000_000_000_000)
     for feed in feeds:
         mapped = load_settings(_env_file=None, field_mapping=NESTED if b"after" in feed[0] else {})
-        contract = transaction_contract(mapped.contract)
+        contract = build_transaction_contract(mapped.contract)
         _, good = columnar_parsing._parse_fast(pa.array(feed, pa.binary()), ingested, contract)
         assert good.all()
 
@@ -431,7 +431,7 @@ def test_fast_path_agrees_on_transactions(bodies: list[bytes | None], fewest: in
     before, columnar_parsing._MIN_ROWS = columnar_parsing._MIN_ROWS, 1 if fewest else 64
     try:
         ingested = round(INGESTED.timestamp() * 1_000_000)
-        _check(bodies, raw_table(bodies), transaction_contract(SETTINGS.contract), ingested)
+        _check(bodies, raw_table(bodies), build_transaction_contract(SETTINGS.contract), ingested)
     finally:
         columnar_parsing._MIN_ROWS = before
 
@@ -442,7 +442,7 @@ def test_fast_path_agrees_on_fields_within_objects(bodies: list[bytes | None], m
     """Every answer is that of the authority, whatever the objects on the way hold, with and without a mark."""
     ingested = round(INGESTED.timestamp() * 1_000_000)
     bodies = [mark + message if message and index % 2 else message for index, message in enumerate(bodies)]
-    contract = transaction_contract(load_settings(_env_file=None, field_mapping=NESTED).contract)
+    contract = build_transaction_contract(load_settings(_env_file=None, field_mapping=NESTED).contract)
     _check(bodies, raw_table(bodies), contract, ingested)
 
 
@@ -450,7 +450,7 @@ def test_fast_path_agrees_on_fields_within_objects(bodies: list[bytes | None], m
 @given(st.lists(_bodies(GOOD_LABEL), min_size=1, max_size=8))
 def test_fast_path_agrees_on_labels(bodies: list[bytes | None]) -> None:
     """Every answer on a batch of labels is that of the authority."""
-    _check(bodies, label_table(bodies), label_contract(SETTINGS.contract), None)
+    _check(bodies, label_table(bodies), build_label_contract(SETTINGS.contract), None)
 
 
 @_often

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fraud_assets.core import pseudonyms
-from fraud_assets.core.bodies import Rejected, json_object
+from fraud_assets.core.bodies import Rejected, parse_json_object
 from fraud_assets.core.parsing import parse_transactions
-from fraud_assets.core.pseudonyms import keyed_hmac, pseudonymise
+from fraud_assets.core.pseudonyms import compute_hmac, pseudonymise
 from fraud_assets.core.schema import HEADERS
 from fraud_assets.errors import SettingError
 from fraud_assets.settings import Settings, load_settings
@@ -130,13 +130,13 @@ def test_the_parser_says_of_a_treated_body_what_it_says_of_the_body(
     assert rejected["reason"].to_pylist() == [reason]
     value, detail = after["value"][0].as_py(), rejected["detail"][0].as_py()
     try:
-        json_object(body, chosen.max_body_bytes)
+        parse_json_object(body, chosen.max_body_bytes)
     except Rejected:
         if body:
             assert json.loads(value.removeprefix(b"withheld ")) == {
                 "reason": reason,
                 "bytes": len(body),
-                "hmac_sha256": keyed_hmac(body, chosen.pseudonym_policy),
+                "hmac_sha256": compute_hmac(body, chosen.pseudonym_policy),
             }
             assert f"{len(body)} bytes were withheld" in detail
 
@@ -171,7 +171,7 @@ def test_the_fast_way_gives_what_the_careful_one_gives(value: Any, path: str) ->
 
 def test_pseudonyms_depend_on_the_key() -> None:
     other = load_settings(_env_file=None, pseudonymise="card", pseudonym_key="x" * 32)
-    assert keyed_hmac(b"1", other.pseudonym_policy) != keyed_hmac(b"1", settings().pseudonym_policy)
+    assert compute_hmac(b"1", other.pseudonym_policy) != compute_hmac(b"1", settings().pseudonym_policy)
 
 
 @pytest.mark.parametrize("key", ["", "short-secret"])

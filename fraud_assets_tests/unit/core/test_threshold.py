@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fraud_assets.core.threshold import count_scores_needed, lowest_threshold, merge_traffic, summarize_traffic
+from fraud_assets.core.threshold import count_scores_needed, find_lowest_threshold, merge_traffic, summarize_traffic
 
 
 def calibrate(scores: np.ndarray, tx_datetime: np.ndarray, budget_per_day: float, max_rate: float) -> float:
-    """Returns `lowest_threshold` of transactions that are all in memory."""
-    return lowest_threshold(summarize_traffic(scores, tx_datetime, len(scores)), budget_per_day, max_rate)
+    """Returns `find_lowest_threshold` of transactions that are all in memory."""
+    return find_lowest_threshold(summarize_traffic(scores, tx_datetime, len(scores)), budget_per_day, max_rate)
 
 
 def times(rows: int, days: float) -> np.ndarray:
@@ -84,7 +84,7 @@ def test_scored_in_parts_it_is_the_same_threshold(scores, budget, rate, days, si
         for first in range(0, len(values), size)
     ]
     traffic = merge_traffic(parts, keep)
-    threshold = lowest_threshold(traffic, budget, rate)
+    threshold = find_lowest_threshold(traffic, budget, rate)
     assert threshold == calibrate(values, at, budget, rate)
     assert traffic.alerts(threshold) == (values >= threshold).sum()
     assert len(traffic.highest) <= keep

@@ -11,7 +11,7 @@ import pytest
 
 from fraud_assets.simulator.bad_messages import KINDS, mix_in_bad_messages
 from fraud_assets.simulator.event_order import EventOrder
-from fraud_assets.simulator.generator import SIMULATED, fraud_labels, population, simulate
+from fraud_assets.simulator.generator import SIMULATED, draw_population, select_fraud_labels, simulate
 from fraud_assets.simulator.live import LiveTraffic
 
 END = datetime(2026, 8, 7, 14, 3, tzinfo=UTC)
@@ -77,14 +77,14 @@ def test_scenarios_are_what_they_say():
 
 def test_labels_come_late_and_only_when_due():
     rows = simulate(5_000, seed=1, end=END)
-    labels = fraud_labels(rows, timedelta(days=7), END)
+    labels = select_fraud_labels(rows, timedelta(days=7), END)
     assert 0 < labels.num_rows < pc.sum(rows["is_fraud"]).as_py()
     assert pc.max(labels["labelled_at"]).as_py() <= END
-    assert fraud_labels(rows, timedelta(days=7)).num_rows == pc.sum(rows["is_fraud"]).as_py()
+    assert select_fraud_labels(rows, timedelta(days=7)).num_rows == pc.sum(rows["is_fraud"]).as_py()
 
 
 def test_events_are_the_same_in_any_run():
-    people = population(1_000, 9)
+    people = draw_population(1_000, 9)
     day = END.date().toordinal() - datetime(1970, 1, 1).toordinal()
     hit = people.compromised.active(people.seed, day)
     assert len(hit) == pytest.approx(28 * 2 * 2_000 / 10_000, abs=1)
@@ -119,7 +119,7 @@ def test_bad_messages_are_mixed_in_among_the_good(settings):
 def test_live_traffic_is_stamped_now_and_stops(settings):
     began = datetime.now(UTC)
     traffic = LiveTraffic(
-        population(200, 1), settings, 2_000, timedelta(0), lambda: datetime.now(UTC) - began > timedelta(seconds=1)
+        draw_population(200, 1), settings, 2_000, timedelta(0), lambda: datetime.now(UTC) - began > timedelta(seconds=1)
     )
     messages = list(traffic.messages())
     bodies = [json.loads(message.value) for message in messages if message.topic == settings.transactions_topic]

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fraud_assets.errors import SettingError
-from fraud_assets.kafka.connection import Connection, connection
+from fraud_assets.kafka.connection import Connection, load_connection
 from fraud_assets.settings import Settings
 
 UNSHOWN = "jaas|keystore|truststore"
@@ -27,7 +27,7 @@ _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE--
 _KEY = re.compile(r"-----BEGIN ([A-Z ]*)PRIVATE KEY-----.+?-----END \1PRIVATE KEY-----", re.DOTALL)
 
 
-def java_client(settings: Settings) -> dict[str, str]:
+def build_java_properties(settings: Settings) -> dict[str, str]:
     """Returns the properties, including secrets, of a Java consumer that reaches the broker as librdkafka's clients do.
 
     Like them, it reads committed transactions only and uses FRAUD_KAFKA_TIMEOUT_SECONDS as its time-out.
@@ -35,7 +35,7 @@ def java_client(settings: Settings) -> dict[str, str]:
     Raises:
         SettingError: The settings of the connection are invalid, or Spark does not support the login mechanism.
     """
-    configured = connection(settings)
+    configured = load_connection(settings)
     wait = str(max(int(settings.kafka_timeout_seconds * 1000), 1000))
     properties = {key: configured.config[key] for key in _SAME_IN_BOTH if configured.config.get(key)}
     properties |= {
