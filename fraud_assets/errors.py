@@ -53,6 +53,10 @@ class LakeError(FraudAssetsError):
     """A table cannot be read or written."""
 
 
+class LakeUnavailableError(LakeError):
+    """The object store of the lake does not respond or reports a failure of its own. A later attempt may succeed."""
+
+
 class DamagedFileError(LakeError):
     """A file of a table is missing, truncated or empty. The message names the file and how to restore the table."""
 

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 
-from fraud_assets.errors import LakeError, SettingError
+from fraud_assets.errors import LakeError, LakeUnavailableError, SettingError
 from fraud_assets.settings import Settings
 from fraud_assets.system.paths import is_uri
 
@@ -157,7 +157,7 @@ def recognize_store_error(uri: str, error: Exception) -> LakeError | None:
         if re.search(pattern, text, re.IGNORECASE):
             return LakeError(f"Table {uri} failed: {cause}. {remedy}.")
     if _UNAVAILABLE.search(text):
-        return LakeError(
+        return LakeUnavailableError(
             f"Table {uri} failed: the object store{_name_host(text)} is unavailable ({cause}). Check that it runs, "
             "FRAUD_LAKE_URI and AWS_ENDPOINT_URL."
         )

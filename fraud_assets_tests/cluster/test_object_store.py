@@ -6,10 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -26,6 +28,8 @@ from fraud_assets.core.schema import (
     transaction_features,
 )
 from fraud_assets.errors import LakeError, SettingError
+from fraud_assets.ingest.service.lander import land_forever
+from fraud_assets.ingest.service.metrics import LandingMetrics
 from fraud_assets.kafka.broker import embedded_broker
 from fraud_assets.lake.append import append_landed
 from fraud_assets.lake.log import read_row_count
@@ -43,7 +47,10 @@ from fraud_assets.testing.object_store import ACCESS_KEY, BUCKET, REGION, SECRET
 from fraud_assets_tests.support.faulty_proxy import Fault, FaultyProxy, faulty_proxy
 from fraud_assets_tests.support.killed import FEATURES, LAND, MESSAGES, assert_balanced, message, start
 from fraud_assets_tests.support.landed import bodies, land
+from fraud_assets_tests.support.starting import sender
 from fraud_assets_tests.support.store_client import assert_one_winner_each, client, race_for_keys
+from fraud_assets_tests.support.topics import always_on
+from fraud_assets_tests.support.waiting import until
 
 pytestmark = pytest.mark.xdist_group("s3")
 
@@ -191,6 +198,28 @@ def test_the_store_is_killed_in_the_middle_and_comes_back(
         _ended(features, 0)
         process_landed(lake, settings)
     assert_balanced(lake, settings)
+
+
+def test_a_lander_that_starts_before_the_store_waits_for_it(
+    own_s3: ObjectStore, make_settings: Callable[..., Settings]
+) -> None:
+    settings = make_settings(**own_s3.settings("early"), lake_timeout_seconds=1, land_interval_seconds=0.1)
+    own_s3.kill()
+    lake, metrics = Lake.of(settings), LandingMetrics()
+    with embedded_broker(settings) as broker:
+        sender(broker)(settings.transactions_topic, bodies(10))
+        with always_on(partial(land_forever, lake, settings, metrics=metrics)) as lines:
+            until(lambda: metrics.health()["status"] == "failing")
+            own_s3.start()
+            until(lambda: lake.exists(raw_transactions) and read_row_count(lake.open(raw_transactions)) == 10)
+    assert [line for line in lines if "is unavailable" in line and "Landing retries." in line]
+    assert "Landing of topics works again." in lines
+
+
+def test_a_lander_with_wrong_credentials_ends(s3: ObjectStore, make_settings: Callable[..., Settings]) -> None:
+    settings = make_settings(**{**s3.settings("refused"), "aws_access_key_id": "stranger"}, lake_timeout_seconds=1)
+    with pytest.raises(LakeError, match="check AWS_ACCESS_KEY_ID"):
+        land_forever(Lake.of(settings), settings, threading.Event())
 
 
 @pytest.fixture

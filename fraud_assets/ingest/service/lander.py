@@ -6,11 +6,12 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from fraud_assets.core.schema import raw_transactions
-from fraud_assets.errors import MessagesLostError
+from fraud_assets.errors import LakeUnavailableError, MessagesLostError
 from fraud_assets.ingest.service.metrics import LandingMetrics
 from fraud_assets.ingest.service.outages import RetryPolicy, run_with_retries
 from fraud_assets.ingest.service.status import OnReport, StatusReporter
@@ -67,12 +68,15 @@ def land_forever(
     Raises:
         MessagesLostError: the broker no longer has messages that have not landed; nothing is skipped.
         BrokerRefusedError: the broker refuses the first connection. Landing retries later refusals.
-        LakeError: the lake cannot be used at the start.
+        LakeError: the lake cannot be used at the start. Landing retries if its object store is unavailable.
         SparkEndedError: the Spark session has ended.
     """
     metrics = metrics or LandingMetrics()
     status = StatusReporter(on_report, settings.dagster_event_seconds)
-    group = choose_consumer_group(lake, settings)
+    starting = RetryPolicy(stop, status, metrics, (LakeUnavailableError,))
+    group = starting.run(partial(choose_consumer_group, lake, settings))
+    if group is None:
+        return
     if spark is None:
         retries = RetryPolicy(stop, status, metrics)
         follower = LocalFollower(lake, settings, stop, status, metrics, retries, group)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from fraud_assets.engines.landing_report import create_reports
 from fraud_assets.errors import (
@@ -30,6 +30,8 @@ from fraud_assets.settings import Settings
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 5.0
 _TRANSIENT = (BrokerError, LakeError)
+
+Result = TypeVar("Result")
 
 
 class TopicFollower(Protocol):
@@ -62,7 +64,7 @@ class RetryPolicy:
     metrics: LandingMetrics
     transient: tuple[type[FraudAssetsError], ...] = _TRANSIENT
 
-    def run(self, work: Callable[[], bool], final: tuple[type[Exception], ...]) -> bool:
+    def run(self, work: Callable[[], Result], final: tuple[type[Exception], ...] = ()) -> Result | None:
         """Calls `work` until it succeeds.
 
         Args:
@@ -70,7 +72,7 @@ class RetryPolicy:
             final: errors that are raised, because a retry cannot help.
 
         Returns:
-            The result of `work`, or false if a stop was requested after a failure.
+            The result of `work`, or None if a stop was requested after a failure.
 
         Raises:
             FraudAssetsError, OSError: an error in `final`, or one that is not transient.
@@ -85,7 +87,7 @@ class RetryPolicy:
             except (FraudAssetsError, OSError) as error:
                 reason = _describe_transient(error, self.transient)
             if self.stop.is_set():
-                return False
+                return None
             self.metrics.record_poll()
             self.metrics.set_failing(reason)
             self.status.failed("topics", reason)
