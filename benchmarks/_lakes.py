@@ -21,7 +21,7 @@ from fraud_assets.settings import Settings, load_settings
 FEEDBACK_DELAY_US = 7 * 86_400 * 1_000_000
 
 
-def say(text: str) -> None:
+def log_progress(text: str) -> None:
     """Prints progress to standard error."""
     print(text, file=sys.stderr, flush=True)
 
@@ -80,8 +80,8 @@ def land(
         "offset": pa.array(range(first_offset, first_offset + count), pa.int64()),
     }
     empty = pa.nulls(count, pa.binary())
-    verdicts = {"transaction_id": ids, "is_fraud": frauds, "labelled_at": known, "value": empty}
-    append_landed(lake, fraud_labels, pa.table({**position, **verdicts}))
+    labels = {"transaction_id": ids, "is_fraud": frauds, "labelled_at": known, "value": empty}
+    append_landed(lake, fraud_labels, pa.table({**position, **labels}))
     message = {"timestamp": pa.nulls(count, TIME), "key": empty, "value": bodies, "headers": pa.nulls(count, HEADERS)}
     append_landed(lake, raw_transactions, pa.table({**position, **message}))
 
@@ -100,11 +100,13 @@ def alternately(repeats: int, **actions: Callable[[], float]) -> dict[str, float
     for number in range(repeats):
         for name, action in actions.items():
             taken[name].append(action())
-        say(f"round {number + 1} of {repeats}: " + ", ".join(f"{name} {taken[name][-1]:.2f} s" for name in actions))
+        log_progress(
+            f"round {number + 1} of {repeats}: " + ", ".join(f"{name} {taken[name][-1]:.2f} s" for name in actions)
+        )
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
-def verdict(ratio: float, aim: float, *, least: bool) -> str:
+def describe_aim(ratio: float, aim: float, *, least: bool) -> str:
     """Returns a text that states the aim and whether it is met."""
     met = ratio >= aim if least else ratio <= aim
     return f"aim: at {'least' if least else 'most'} {aim}, {'met' if met else 'NOT met'}"

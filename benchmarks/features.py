@@ -95,7 +95,7 @@ def main() -> None:
             used["plain"].append(time.process_time() - cpu)
             return spent
 
-        lakes.say("warming up")
+        lakes.log_progress("warming up")
         plain(), stage()  # The first calls import libraries and compile the features to SQL.
         wall = lakes.alternately(2 if quick else 3, stage=stage, plain=plain)
     cpu = {name: min(values) for name, values in used.items()}
@@ -106,7 +106,7 @@ def main() -> None:
     )
     print(
         f"  reaches {ratio:.2f} of the speed of the windows alone in plain DuckDB SQL "
-        f"({lakes.verdict(ratio, 0.6, least=True)});"
+        f"({lakes.describe_aim(ratio, 0.6, least=True)});"
     )
     print(f"  by CPU time, which other load affects less: {cpu['plain'] / cpu['stage']:.2f}.")
     print(f"  It is {rows / wall['stage'] / pandas:.1f} times as fast as pandas' rolling windows group by group.")

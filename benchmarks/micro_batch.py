@@ -136,7 +136,7 @@ def main() -> None:
             fill(lake, size)
             maintain_lake(lake, settings)
             reached[name] = size
-            lakes.say(f"{name} transactions of history: lake filled in {time.perf_counter() - began:.0f} s")
+            lakes.log_progress(f"{name} transactions of history: lake filled in {time.perf_counter() - began:.0f} s")
 
         def micro_batch(name: str) -> float:
             settings = homes[name]
@@ -158,8 +158,8 @@ def main() -> None:
     names = list(homes)
     for less, more in pairwise(names):
         ratio = wall[more] / wall[less]
-        judged = "" if less != "1,000,000" else f" ({lakes.verdict(ratio, 1.5, least=False)} at 10 million)"
-        print(f"  {more} take {ratio:.2f} times as long as {less}{judged}; by CPU time {cpu[more] / cpu[less]:.2f}.")
+        aim = "" if less != "1,000,000" else f" ({lakes.describe_aim(ratio, 1.5, least=False)} at 10 million)"
+        print(f"  {more} take {ratio:.2f} times as long as {less}{aim}; by CPU time {cpu[more] / cpu[less]:.2f}.")
     print("  On this machine now: " + ", ".join(f"{name}: {wall[name]:.2f} s" for name in names) + ".")
 
 

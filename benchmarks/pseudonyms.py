@@ -49,7 +49,7 @@ def messages(rows: int, first: int) -> pa.Table:
 def main() -> None:
     quick = "--quick" in sys.argv
     rows = load_settings().land_batch_rows
-    lakes.say(f"batches of {rows:,} messages")
+    lakes.log_progress(f"batches of {rows:,} messages")
     batches = [messages(rows, number * rows) for number in range(1 if quick else 3)]
     settings = load_settings(pseudonymise="customer_id", pseudonym_key="0123456789abcdef" * 4)
 

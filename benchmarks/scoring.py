@@ -30,7 +30,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         settings = load_settings(home=Path(folder), mlflow_tracking_uri="")
         lake = Lake.of(settings)
-        lakes.say("computing features and training a champion")
+        lakes.log_progress("computing features and training a champion")
         rows = lakes.land_handbook(lake, files)
         process_landed(lake, settings)
         train(lake, settings)
@@ -68,7 +68,7 @@ def main() -> None:
     )
     print(
         f"  reaches {ratio:.2f} of the speed of treelite alone on a matrix in memory "
-        f"({lakes.verdict(ratio, 0.8, least=True)});"
+        f"({lakes.describe_aim(ratio, 0.8, least=True)});"
     )
     print(f"  by CPU time, which other load affects less: {cpu['alone'] / cpu['stage']:.2f}.")
     print(

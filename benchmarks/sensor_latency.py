@@ -114,7 +114,7 @@ def main() -> None:
         settings = load_settings()
         prepare_home(settings)
         lake = Lake.of(settings)
-        lakes.say("preparing a small history and a champion")
+        lakes.log_progress("preparing a small history and a champion")
         traffic.fill(lake, HISTORY)
         train(lake, settings)
         offset = HISTORY
@@ -153,7 +153,7 @@ def main() -> None:
                     ended = time.time()
                     record, events = wait_for_run(instance, "score_new_transactions", began)
                     platform = parts(record, events, began, ended)
-                    lakes.say(
+                    lakes.log_progress(
                         f"round {number} of {repeats}: platform {platform['all']:.2f} s, nothing {nothing['all']:.2f} s"
                     )
                     if number:  # The first round starts the code servers.
@@ -177,7 +177,7 @@ def main() -> None:
     print(f"From the landing of {traffic.BATCH:,} messages to their committed predictions, by sensor, queue and run")
     print(
         f"  takes {ratio:.2f} times as long as a run of an asset that does nothing "
-        f"({lakes.verdict(ratio, 1.3, least=False)});"
+        f"({lakes.describe_aim(ratio, 1.3, least=False)});"
     )
     print(
         f"  without the wait for the sensor, which is {wait:.1f} s for both: "

@@ -83,7 +83,7 @@ def fill(lake: Lake, rows: int) -> None:
             pa.array(chunk.times + lakes.FEEDBACK_DELAY_US, pa.timestamp("us", "UTC")),
             int(chunk.ids[0]),
         )
-        lakes.say(f"landed {chunk.ids[-1] + 1:,} of {rows:,}")
+        lakes.log_progress(f"landed {chunk.ids[-1] + 1:,} of {rows:,}")
 
 
 def produce(bootstrap: str, topic: str, rows: int) -> None:
@@ -101,7 +101,7 @@ def produce(bootstrap: str, topic: str, rows: int) -> None:
         for number, body in zip(chunk.ids.tolist(), chunk.bodies, strict=True):
             producer.produce(topic, body, b"%d" % number)
         producer.flush()
-    lakes.say(f"produced {rows:,}")
+    lakes.log_progress(f"produced {rows:,}")
 
 
 def measure(rows: int, folder: Path) -> None:
