@@ -23,7 +23,7 @@ from fraud_assets.testing.apache_kafka import Cluster, apache_kafka, describe_ob
 from fraud_assets.testing.object_store import ObjectStore, object_store
 from fraud_assets.testing.spark_cluster import StandaloneCluster, standalone
 
-# Fixtures of more than one folder.
+# Fixtures that several folders use.
 from fraud_assets_tests.support.handbook import book, handbook  # noqa: F401
 from fraud_assets_tests.support.spark_cluster_runs import copied, drive, materialize  # noqa: F401
 from fraud_assets_tests.support.starting import (
@@ -43,14 +43,14 @@ if TYPE_CHECKING:
     from fraud_assets_tests.support.secure_kafka import SecureKafka
 
 
-# How long an example takes depends on what else the machine does.
+# The duration of an example depends on the load of the machine.
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 
 
 @pytest.fixture
 def make_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settings]:
-    """Settings of the test's own home, with overrides; nothing of the machine's environment counts."""
+    """Settings with the test's own home and with overrides; environment variables of the machine have no effect."""
     for name in list(os.environ):
         ours = name.startswith(("FRAUD_", "AWS_", "KAFKA_", "MLFLOW_", "CONFLUENT_", "SCHEMA_REGISTRY_"))
         if ours and name != "FRAUD_HANDBOOK_DATA":
@@ -72,19 +72,19 @@ def make_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[.
 
 @pytest.fixture
 def settings(make_settings: Callable[..., Settings]) -> Settings:
-    """Settings of the test's own home: embedded broker, dropped files taken at once."""
+    """Settings with the test's own home and an embedded broker; dropped files land at once."""
     return make_settings()
 
 
 @pytest.fixture
 def lake(settings: Settings) -> Lake:
-    """The lake of those settings."""
+    """The lake of these settings."""
     return Lake.of(settings)
 
 
 @pytest.fixture
 def broker(settings: Settings) -> Iterator[Broker]:
-    """An embedded broker in this process, named in the broker.json of that home."""
+    """An embedded broker in this process; the broker.json of the test's home names it."""
     with embedded_broker(settings) as running:
         yield running
 
@@ -95,14 +95,14 @@ def _why_no_apache_kafka() -> str | None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skips the tests of Apache Kafka where it cannot be started; from here, so that one line tells of them all."""
+    """Skips the tests that need Apache Kafka if it cannot start. pytest then reports all of them in one line."""
     if "kafka_jars" in getattr(item, "fixturenames", ()) and (reason := _why_no_apache_kafka()):
         pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")
 def kafka_jars() -> None:
-    """A test that asks for it needs Apache Kafka, and is skipped where there is none."""
+    """Marks a test that needs Apache Kafka: the test is skipped if Apache Kafka cannot start."""
 
 
 @pytest.fixture(scope="session")
@@ -114,7 +114,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
 
 @pytest.fixture
 def s3_settings(make_settings: Callable[..., Settings], s3: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Settings of the test's own home and its own prefix on the S3 server, for the test's processes too."""
+    """Settings with the test's own home and prefix on the S3 server; processes that the test starts have them too."""
     prefix = uuid4().hex[:8]
     settings = make_settings(**s3.settings(prefix))
     for name, value in s3.environment(prefix).items():
@@ -131,7 +131,7 @@ def apache(kafka_jars: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture(scope="session")
 def kafka(kafka_jars: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureKafka]:
-    """One node of Apache Kafka with log-in and encryption. Mark its users `pytest.mark.xdist_group("secure")`."""
+    """One node of Apache Kafka with login and encryption. Mark its users `pytest.mark.xdist_group("secure")`."""
     from fraud_assets_tests.support.secure_kafka import secure_kafka
 
     with secure_kafka(tmp_path_factory.mktemp("secure")) as running:
@@ -140,12 +140,12 @@ def kafka(kafka_jars: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
-    """A session on two cores of this machine, shared by the tests; skips where there is no Java."""
+    """A session on two cores of this machine, which tests share; they are skipped if there is no Java."""
     settings = load_settings(
         _env_file=None,
         home=tmp_path_factory.mktemp("spark"),
         spark_master="local[2]",
-        # Few rows: most of the time goes to the Java machine's own start and compiler.
+        # The tests have few rows: the start and the compiler of the Java VM take most of the time.
         spark_conf={"spark.sql.shuffle.partitions": "2", "spark.driver.defaultJavaOptions": QUICK_JAVA},
     )
     try:
@@ -157,7 +157,7 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
 
 @pytest.fixture(scope="session")
 def spark_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandaloneCluster]:
-    """A standalone cluster of two workers. Drivers run in processes of their own: this one has the session `spark`."""
+    """A standalone cluster of two workers. Drivers run in separate processes: this one has the session `spark`."""
     try:
         with standalone(tmp_path_factory.mktemp("cluster")) as cluster:
             yield cluster
@@ -167,13 +167,13 @@ def spark_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Standalo
 
 @pytest.fixture
 def make_topic(apache: Cluster) -> MakeTopic:
-    """`make_topic(name="t", partitions=1, **config)`: makes a topic of Apache Kafka; gives its unique name."""
+    """`make_topic(name="t", partitions=1, **config)`: creates a topic on Apache Kafka and returns its unique name."""
     return topic_maker(apache.bootstrap)
 
 
 @pytest.fixture
 def apache_settings(make_settings: Callable[..., Settings], apache: Cluster, make_topic: MakeTopic) -> Settings:
-    """Settings of the test's own home and its own two topics at Apache Kafka, of two partitions each."""
+    """Settings with the test's own home and two own topics on Apache Kafka, of two partitions each."""
     return make_settings(
         kafka_bootstrap_servers=apache.bootstrap,
         transactions_topic=make_topic("transactions", partitions=2),
@@ -183,7 +183,7 @@ def apache_settings(make_settings: Callable[..., Settings], apache: Cluster, mak
 
 @pytest.fixture
 def start(settings: Settings, tmp_path: Path) -> Iterator[Start]:
-    """`start("land", FRAUD_…=…)`: a process of the command line under the test's home, ended with the test."""
+    """`start("land", FRAUD_…=…)`: runs a command in a process with the test's home; the process ends with the test."""
     running: list[subprocess.Popen[str]] = []
 
     def begin(*arguments: str, **environment: str) -> subprocess.Popen[str]:
@@ -213,5 +213,5 @@ def start(settings: Settings, tmp_path: Path) -> Iterator[Start]:
 
 @pytest.fixture
 def send(broker: Broker) -> Send:
-    """`send(topic, values, partition=…, key=…, headers=…)`: produces and waits; a dict goes as JSON."""
+    """`send(topic, values, partition=…, key=…, headers=…)`: produces and waits; a dict is sent as JSON."""
     return sender(broker)

@@ -1,4 +1,4 @@
-"""The chaos harness: it kills every process at random and counts every message."""
+"""The chaos harness kills processes at random and then counts every message."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from fraud_assets_tests.support.chaos_runs import chaos
 pytestmark = pytest.mark.xdist_group("apache")
 
 
-def test_ten_kills_lose_and_repeat_nothing(tmp_path: Path) -> None:
+def test_ten_kills_lose_and_repeat_no_message(tmp_path: Path) -> None:
     outcome = chaos(tmp_path, "--minutes", "0", "--kills", "10", "--rate", "150", seconds=280)
     assert outcome["kills"] >= 10
     assert outcome["transactions"] > 2000
     assert all(check["holds"] for check in outcome["checks"])
 
 
-def test_verification_finds_a_loss_and_a_repetition(lake: Lake, settings: Settings) -> None:
-    """A harness that cannot fail proves nothing."""
+def test_verification_finds_a_lost_and_a_repeated_message(lake: Lake, settings: Settings) -> None:
+    """The harness proves nothing unless its verification fails when it must."""
     import pyarrow as pa
 
     from fraud_assets.chaos.traffic import NUMBER
@@ -44,12 +44,12 @@ def test_verification_finds_a_loss_and_a_repetition(lake: Lake, settings: Settin
         }
         append_landed(lake, raw_transactions, pa.table(rows))
 
-    def failing(numbers: set[int], deaths: list[str]) -> set[str]:
-        return {check.name for check in verify(lake, settings, Sent(numbers), deaths) if not check.holds}
+    def failing(numbers: set[int], failed_processes: list[str]) -> set[str]:
+        return {check.name for check in verify(lake, settings, Sent(numbers), failed_processes) if not check.holds}
 
     land([0, 1, 2], 0)
     assert "every transaction landed once" not in failing({0, 1, 2}, [])
-    # Landed, and neither in features nor in quarantine.
+    # The messages are landed, but they are neither in features nor in quarantine.
     assert "every landed transaction is once in features or quarantine" in failing({0, 1, 2}, [])
     assert "every transaction landed once" in failing({0, 1, 2, 3}, [])
     land([2], 3)

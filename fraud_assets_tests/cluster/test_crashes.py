@@ -1,4 +1,4 @@
-"""SIGKILL at the worst moments, races and concurrent maintenance: the totals still balance for every message."""
+"""Kills at the worst moments, races and maintenance between stages: every message is still counted exactly once."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_more_lands_between_the_kill_and_the_next_run(produced: Settings, lake: 
     assert_balanced(lake, produced)
 
 
-def test_killed_between_landing_commit_and_its_report(produced: Settings, lake: Lake) -> None:
+def test_a_kill_between_the_landing_commit_and_its_report_repeats_no_message(produced: Settings, lake: Lake) -> None:
     killed(produced, LAND.format("die_at(landing, 'append_landed', 3, after=True)"))
     assert 0 < len(positions(lake, raw_transactions)) < MESSAGES
     land_topics(lake, produced)
@@ -71,7 +71,7 @@ def test_killed_between_landing_commit_and_its_report(produced: Settings, lake: 
     assert_balanced(lake, produced)
 
 
-def test_killed_in_the_middle_of_scoring(produced: Settings, lake: Lake) -> None:
+def test_a_kill_in_the_middle_of_scoring_loses_no_prediction(produced: Settings, lake: Lake) -> None:
     land_topics(lake, produced)
     process_landed(lake, produced)
     train(lake, produced, None, None)
@@ -82,7 +82,7 @@ def test_killed_in_the_middle_of_scoring(produced: Settings, lake: Lake) -> None
     assert positions(lake, fraud_predictions) == positions(lake, transaction_features)
 
 
-def test_two_runs_of_each_stage_at_once(produced: Settings, lake: Lake) -> None:
+def test_two_concurrent_runs_of_each_stage_count_each_message_once(produced: Settings, lake: Lake) -> None:
     for code in (LAND, FEATURES):
         racers = [start(produced, code.format("")) for _ in range(2)]
         for racer in racers:
@@ -97,13 +97,13 @@ def test_two_runs_of_each_stage_at_once(produced: Settings, lake: Lake) -> None:
     assert positions(lake, fraud_predictions) == positions(lake, transaction_features)
 
 
-def test_maintenance_between_landing_and_features(produced: Settings, lake: Lake) -> None:
-    """Compaction and a vacuum of everything that no version needs; no row is new afterwards."""
-    eager = produced.model_copy(update={"vacuum_hours": 0})
+def test_maintenance_between_landing_and_features_makes_no_row_pending_again(produced: Settings, lake: Lake) -> None:
+    """Maintenance compacts the tables and vacuums unused files of any age."""
+    vacuum_at_once = produced.model_copy(update={"vacuum_hours": 0})
     land_topics(lake, produced)
-    maintain_lake(lake, eager)
+    maintain_lake(lake, vacuum_at_once)
     process_landed(lake, produced)
-    maintain_lake(lake, eager)
+    maintain_lake(lake, vacuum_at_once)
     assert process_landed(lake, produced).landed == 0
     assert land_topics(lake, produced)["raw_transactions"].rows == 0
     assert_balanced(lake, produced)

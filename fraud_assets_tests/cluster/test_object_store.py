@@ -1,4 +1,4 @@
-"""The lake on S3 keeps the guarantees of a folder through races, kills, lost responses and outages."""
+"""A lake on S3 gives the same guarantees as a lake in a folder, through races, kills, lost responses and outages."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ pytestmark = pytest.mark.xdist_group("s3")
 
 
 def test_conditional_writes_of_the_server_are_atomic(s3: ObjectStore) -> None:
-    """Without this, the tests below would prove nothing."""
+    """The other tests of this module rely on this property."""
     bucket = client(s3, uuid4().hex)
     keys = [f"{number:020}.json" for number in range(4)]
     assert_one_winner_each(bucket, keys, race_for_keys(bucket, keys, "writer"))
 
 
-def test_the_whole_chain(s3_settings: Settings) -> None:
+def test_every_stage_works_on_an_object_store(s3_settings: Settings) -> None:
     settings = s3_settings.model_copy(update={"train_min_rows": 50, "train_trees": 10, "batch_rows": 1500})
     lake = Lake.of(settings)
     land(lake, bodies(2000))
@@ -86,41 +86,41 @@ def test_the_whole_chain(s3_settings: Settings) -> None:
     assert find_latest_start(lake, settings, 7, 7, 7)
 
 
-def test_files_are_fetched_once_and_only_those_that_are_read(s3_settings: Settings) -> None:
+def test_only_files_that_are_read_are_fetched_and_each_once(s3_settings: Settings) -> None:
     lake = Lake.of(s3_settings)
     land(lake, bodies(720))
     process_landed(lake, s3_settings)
-    for copy in _copies(s3_settings):
+    for copy in _cached_copies(s3_settings):
         copy.unlink()
     day = datetime(2026, 1, 5, tzinfo=UTC).date()
     assert read(lake.open(transaction_features), ["offset"], pc.field("tx_date") == day).num_rows == 72
-    (copy,) = _copies(s3_settings)
+    (copy,) = _cached_copies(s3_settings)
     assert copy.parent.name == f"tx_date={day}"
-    # What a power cut left of a copy is not taken for the file.
-    whole = copy.read_bytes()
-    copy.write_bytes(whole[:-1])
+    # A copy that a power cut left incomplete is fetched again.
+    complete = copy.read_bytes()
+    copy.write_bytes(complete[:-1])
     assert read(lake.open(transaction_features), ["offset"], pc.field("tx_date") == day).num_rows == 72
-    assert copy.read_bytes() == whole
-    made = copy.stat().st_ino
+    assert copy.read_bytes() == complete
+    inode = copy.stat().st_ino
     read(lake.open(transaction_features), ["offset"], pc.field("tx_date") == day)
-    assert copy.stat().st_ino == made
+    assert copy.stat().st_ino == inode
 
 
-def test_copies_go_when_unused_or_too_many(s3_settings: Settings) -> None:
+def test_a_full_cache_deletes_copies_that_were_not_used_recently(s3_settings: Settings) -> None:
     settings = s3_settings.model_copy(update={"lake_cache_bytes": 1})
     lake = Lake.of(settings)
     land(lake, bodies(10))
     process_landed(lake, settings)
-    (old,) = _copies(settings)
+    (old,) = _cached_copies(settings)
     hours_ago = time.time() - 2 * 3600
     os.utime(old, (hours_ago, hours_ago))
     land(lake, bodies(10, first_id=10), first_offset=10)
     process_landed(lake, settings)
     assert not old.exists()
-    assert len(_copies(settings)) > 0
+    assert len(_cached_copies(settings)) > 0
 
 
-def _copies(settings: Settings) -> list[Path]:
+def _cached_copies(settings: Settings) -> list[Path]:
     return [file for file in (settings.home_path / "cache" / "lake").rglob("*") if file.is_file()]
 
 
@@ -139,42 +139,46 @@ def produced(s3_settings: Settings) -> Iterator[Settings]:
         )
 
 
-def _ended(process: subprocess.Popen[str], *allowed: int) -> int:
+def _wait_for_exit(process: subprocess.Popen[str], *allowed: int) -> int:
     _, errors = process.communicate(timeout=90)
     assert process.returncode in allowed, errors
     return process.returncode
 
 
-def test_racing_landers_and_feature_runs_that_are_killed(produced: Settings) -> None:
-    """Two of each at once, killed at their worst moments; then two of each again, unharmed."""
+def test_racing_landers_and_feature_runs_survive_kills(produced: Settings) -> None:
+    """Two landers and two feature runs race, and kills hit their commits. Two more of each then finish the work."""
     lake = Lake.of(produced)
-    died = _ended(start(produced, LAND.format("die_at(landing, 'append_landed', 2, after=True)")), 0, -signal.SIGKILL)
-    assert died == -signal.SIGKILL
-    deadly = (
+    exit_code = _wait_for_exit(
+        start(produced, LAND.format("die_at(landing, 'append_landed', 2, after=True)")), 0, -signal.SIGKILL
+    )
+    assert exit_code == -signal.SIGKILL
+    killed_programs = (
         LAND.format("die_at(landing, 'append_landed', 2)"),
         LAND.format(""),
         FEATURES.format("die_at(features, 'commit_append', 2)"),
         FEATURES.format("die_at(features, 'commit_append', 1, after=True)"),
     )
-    ends = [_ended(racer, 0, -signal.SIGKILL) for racer in [start(produced, code) for code in deadly]]
-    assert -signal.SIGKILL in ends[2:]
+    exit_codes = [
+        _wait_for_exit(racer, 0, -signal.SIGKILL) for racer in [start(produced, code) for code in killed_programs]
+    ]
+    assert -signal.SIGKILL in exit_codes[2:]
     for racer in [start(produced, code.format("")) for code in (LAND, LAND, FEATURES, FEATURES)]:
-        _ended(racer, 0)
+        _wait_for_exit(racer, 0)
     process_landed(lake, produced)
     assert_balanced(lake, produced)
 
 
 @pytest.fixture
 def own_s3(tmp_path: Path) -> Iterator[ObjectStore]:
-    """A server that only this test uses, because it is killed."""
+    """A separate S3 server, which the test can kill."""
     with object_store(tmp_path / "s3") as store:
         yield store
 
 
-def test_the_store_is_killed_in_the_middle_and_comes_back(
+def test_processes_continue_after_the_store_is_killed_and_restarted(
     make_settings: Callable[..., Settings], own_s3: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Processes that wait long enough continue; nothing is lost or repeated, whatever became of the last commit."""
+    """No row is lost or repeated, whether or not the store kept the interrupted commit."""
     environment = {**own_s3.environment("p"), "FRAUD_LAKE_TIMEOUT_SECONDS": "90", "FRAUD_LAND_BATCH_ROWS": "10"}
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -187,15 +191,15 @@ def test_the_store_is_killed_in_the_middle_and_comes_back(
             producer.produce(settings.transactions_topic, message(number), key=str(number % 17).encode())
         assert producer.flush(30) == 0
         lake = Lake.of(settings)
-        slow = "settings = settings.model_copy(update={'land_batch_rows': 10})"
-        lander = start(settings, LAND.format(slow))
+        small_batches = "settings = settings.model_copy(update={'land_batch_rows': 10})"
+        lander = start(settings, LAND.format(small_batches))
         while lake.open(raw_transactions).version() < 5:
             assert lander.poll() is None
         own_s3.kill()
         own_s3.start()
         features = start(settings, FEATURES.format(""))
-        _ended(lander, 0)
-        _ended(features, 0)
+        _wait_for_exit(lander, 0)
+        _wait_for_exit(features, 0)
         process_landed(lake, settings)
     assert_balanced(lake, settings)
 
@@ -224,29 +228,29 @@ def test_a_lander_with_wrong_credentials_ends(s3: ObjectStore, make_settings: Ca
 
 @pytest.fixture
 def proxied(s3: ObjectStore, make_settings: Callable[..., Settings]) -> Iterator[tuple[FaultyProxy, Settings]]:
-    """A lake behind a proxy that can misbehave."""
+    """A proxy that can inject faults, and the settings of a lake behind it."""
     with faulty_proxy(s3.endpoint) as proxy:
         settings = {**s3.settings(uuid4().hex[:8]), "aws_endpoint_url": proxy.endpoint}
         yield proxy, make_settings(**settings, lake_timeout_seconds=1)
 
 
-def test_a_commit_whose_answer_is_lost_is_not_made_twice(proxied: tuple[FaultyProxy, Settings]) -> None:
-    """The store has it, the writer was not told: it finds its own commit in the way, and starts over from it."""
+def test_a_commit_whose_response_is_lost_is_not_repeated(proxied: tuple[FaultyProxy, Settings]) -> None:
+    """The store keeps the commit. The writer gets no response, finds its own commit and starts over after it."""
     proxy, settings = proxied
     lake = Lake.of(settings)
     land(lake, bodies(10))
     rows = read(lake.open(raw_transactions))
-    more = rows.set_column(rows.column_names.index("offset"), "offset", pc.add(rows["offset"], 10))
+    next_rows = rows.set_column(rows.column_names.index("offset"), "offset", pc.add(rows["offset"], 10))
     lost: set[str] = set()
 
-    def first_time(method: str, path: str) -> Fault:
+    def lose_first_response(method: str, path: str) -> Fault:
         if method == "PUT" and "/_delta_log/" in path and path not in lost:
             lost.add(path)
             return "answer lost"
         return None
 
-    proxy.judge = first_time
-    assert append_landed(lake, raw_transactions, more) == 0, "the second attempt finds everything there"
+    proxy.choose_fault = lose_first_response
+    assert append_landed(lake, raw_transactions, next_rows) == 0, "the second attempt finds everything there"
     process_landed(lake, settings)
     assert {path.split("/")[3] for path in lost} == {
         table.name for table in (raw_transactions, fraud_labels, quarantined_transactions, transaction_features)
@@ -256,33 +260,33 @@ def test_a_commit_whose_answer_is_lost_is_not_made_twice(proxied: tuple[FaultyPr
     assert (counts["landed"], counts["features"], counts["duplicates"]) == (20, 10, 10)
 
 
-def test_a_store_that_is_overloaded_for_a_while(proxied: tuple[FaultyProxy, Settings]) -> None:
-    """A few 503 answers are retried; many become one sentence. Nothing is half-written, and the next run continues."""
+def test_a_temporarily_overloaded_store_loses_no_row(proxied: tuple[FaultyProxy, Settings]) -> None:
+    """A few 503 responses are retried; many become a one-line error. The next run continues, without partial writes."""
     proxy, settings = proxied
     lake = Lake.of(settings)
-    asked = Counter[str]()
+    requests = Counter[str]()
 
-    def every_ninth(method: str, path: str) -> Fault:
-        asked[method] += 1
-        return "unavailable" if asked[method] % 9 == 0 else None
+    def fail_every_ninth(method: str, path: str) -> Fault:
+        requests[method] += 1
+        return "unavailable" if requests[method] % 9 == 0 else None
 
-    proxy.judge = every_ninth
+    proxy.choose_fault = fail_every_ninth
     land(lake, bodies(30))
     assert process_landed(lake, settings).features == 30
     assert proxy.done
-    proxy.judge = lambda method, path: "unavailable" if method == "PUT" else None
+    proxy.choose_fault = lambda method, path: "unavailable" if method == "PUT" else None
     with pytest.raises(LakeError, match=r"is unavailable \(503 Service Unavailable\).*FRAUD_LAKE_URI"):
         land(lake, bodies(30, first_id=30), first_offset=30)
-    proxy.judge = lambda method, path: "unavailable" if method == "GET" else None
+    proxy.choose_fault = lambda method, path: "unavailable" if method == "GET" else None
     with pytest.raises(LakeError, match="503"):
         reconcile(lake, settings)
-    proxy.judge = lambda method, path: None
+    proxy.choose_fault = lambda method, path: None
     land(lake, bodies(30, first_id=30), first_offset=30)
     assert process_landed(lake, settings).features == 30
     assert reconcile(lake, settings)["landed"] == 60
 
 
-def test_what_is_wrong_is_said_in_one_sentence(
+def test_each_store_fault_gives_a_one_line_error(
     make_settings: Callable[..., Settings], s3: ObjectStore, tmp_path: Path
 ) -> None:
     good = {**s3.settings("errors"), "lake_timeout_seconds": 1}
@@ -301,15 +305,17 @@ def test_what_is_wrong_is_said_in_one_sentence(
         ):
             with pytest.raises(LakeError, match=words) as caught:
                 action()
-            said = str(caught.value)
-            assert "\n" not in said
-            assert "\x1b" not in said
-            assert "<" not in said
-            assert SECRET_KEY not in said
-            assert "not-the-secret" not in said
+            error = str(caught.value)
+            assert "\n" not in error
+            assert "\x1b" not in error
+            assert "<" not in error
+            assert SECRET_KEY not in error
+            assert "not-the-secret" not in error
 
 
-def test_a_store_that_takes_requests_and_never_answers(make_settings: Callable[..., Settings], s3: ObjectStore) -> None:
+def test_a_store_that_accepts_requests_but_never_responds_times_out(
+    make_settings: Callable[..., Settings], s3: ObjectStore
+) -> None:
     lake = Lake.of(make_settings(**s3.settings("frozen"), lake_timeout_seconds=1, lake_options="timeout=1s"))
     s3.freeze()
     try:
@@ -320,8 +326,8 @@ def test_a_store_that_takes_requests_and_never_answers(make_settings: Callable[.
     assert lake.open(raw_transactions).version() == 0
 
 
-def test_dot_env_is_enough(s3_settings: Settings, tmp_path: Path) -> None:
-    """delta-rs reads no `.env`: what stands there reaches it as options, and the store answers."""
+def test_a_dot_env_file_configures_the_store(s3_settings: Settings, tmp_path: Path) -> None:
+    """delta-rs does not read `.env`. The platform passes the values of that file to delta-rs as options."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     lines = [
         f"AWS_ENDPOINT_URL={s3_settings.aws_endpoint_url}",
@@ -347,7 +353,7 @@ def test_dot_env_is_enough(s3_settings: Settings, tmp_path: Path) -> None:
         ({}, {"AWS_S3_LOCKING_PROVIDER": "dynamodb"}, "AWS_S3_LOCKING_PROVIDER is 'dynamodb'"),
     ],
 )
-def test_unsafe_commits_are_refused(
+def test_settings_that_make_commits_unsafe_are_refused(
     make_settings: Callable[..., Settings],
     monkeypatch: pytest.MonkeyPatch,
     settings: dict[str, str],
@@ -361,8 +367,8 @@ def test_unsafe_commits_are_refused(
         Lake.of(make_settings(lake_uri="s3://bucket/lake", **settings))
 
 
-def test_options_and_secrets(make_settings: Callable[..., Settings]) -> None:
-    """Each setting reaches delta-rs under one name; what is not set is left to delta-rs; no secret is shown."""
+def test_settings_become_storage_options_and_secrets_stay_hidden(make_settings: Callable[..., Settings]) -> None:
+    """Each setting has one option name. Options that are not set keep the defaults of delta-rs."""
     settings = make_settings(
         lake_uri="s3://bucket/lake",
         aws_secret_access_key="s3cret",
@@ -387,8 +393,10 @@ def test_options_and_secrets(make_settings: Callable[..., Settings]) -> None:
     assert "s3cret" not in shown
     assert "t0ken" not in shown
     assert "a==" not in shown
-    others = make_settings(lake_uri="gs://bucket/lake", aws_region="eu-west-1", lake_options="service_account=/k.json")
-    assert build_storage_options(others).keys() == {"service_account", "retry_timeout", "max_retries"}
+    gcs_settings = make_settings(
+        lake_uri="gs://bucket/lake", aws_region="eu-west-1", lake_options="service_account=/k.json"
+    )
+    assert build_storage_options(gcs_settings).keys() == {"service_account", "retry_timeout", "max_retries"}
     assert build_storage_options(make_settings()) == {}
     for wrong in ({"lake_options": "s3cret"}, {"aws_endpoint_url": "https://me:s3cret@host"}):
         with pytest.raises(SettingError) as caught:
@@ -396,22 +404,22 @@ def test_options_and_secrets(make_settings: Callable[..., Settings]) -> None:
         assert "s3cret" not in str(caught.value)
 
 
-def test_answers_of_aws_that_no_server_here_gives() -> None:
-    """Bodies of S3 repeat keys and tokens: none of it is told."""
-    answer = (
+def test_an_error_of_aws_becomes_one_line_without_secrets() -> None:
+    """Error bodies of S3 repeat keys and tokens. The S3 server of these tests never sends such a body."""
+    response = (
         "Generic S3 error\n  \x1b[31m↳\x1b[0m Error performing GET https://s3.eu-west-1.amazonaws.com/b in 1s - Server "
         "returned non-2xx status code\n  \x1b[31m↳\x1b[0m 400 Bad Request\n  \x1b[31m↳\x1b[0m <?xml version='1.0'?>"
         "<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message><Token-0>t0ken</Token-0>"
     )
-    said = str(store_fault("s3://b/t", OSError(answer)))
-    assert said.startswith("Table s3://b/t failed: 400 Bad Request, ExpiredToken.")
-    assert "AWS_SESSION_TOKEN" in said
-    assert "t0ken" not in said
-    moved = answer.replace("400 Bad Request", "301 Moved Permanently").replace("ExpiredToken", "PermanentRedirect")
-    assert "AWS_REGION" in str(store_fault("s3://b/t", OSError(moved)))
+    error = str(store_fault("s3://b/t", OSError(response)))
+    assert error.startswith("Table s3://b/t failed: 400 Bad Request, ExpiredToken.")
+    assert "AWS_SESSION_TOKEN" in error
+    assert "t0ken" not in error
+    redirect = response.replace("400 Bad Request", "301 Moved Permanently").replace("ExpiredToken", "PermanentRedirect")
+    assert "AWS_REGION" in str(store_fault("s3://b/t", OSError(redirect)))
 
 
-def test_dagster_takes_the_storage_settings_of_dagster_deltalake(
+def test_the_dagster_resource_accepts_storage_options_of_dagster_deltalake(
     s3: ObjectStore, make_settings: Callable[..., Settings]
 ) -> None:
     from dagster_deltalake import S3Config
@@ -431,10 +439,10 @@ def test_dagster_takes_the_storage_settings_of_dagster_deltalake(
         unsafe.lake()
 
 
-def test_a_demo_makes_a_prefix_of_its_own(
+def test_a_demo_uses_a_separate_prefix(
     make_settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Never the configured lake itself."""
+    """A demo never writes to the configured lake."""
     from fraud_assets.commands import demo
 
     make_settings()

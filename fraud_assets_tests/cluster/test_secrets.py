@@ -28,34 +28,34 @@ WRONG = "wrong-0xC0FFEE-secret"
 
 
 def secrets_of_settings() -> dict[str, str]:
-    """A value of its own for every secret setting, by variable."""
+    """A distinct value for every secret setting, by environment variable."""
     fields = [name for name, field in Settings.model_fields.items() if field.annotation is SecretStr]
     return {environment_name(name): f"secret-of-{name.replace('_', '-')}-0xDECAF00D" for name in fields}
 
 
 def secret_variables() -> dict[str, str]:
-    """Variables that hold them; as `key=value`, which is what one of them must be and the others may."""
+    """Environment variables with these values, as `key=value`: one setting requires this form, the others accept it."""
     return {name: f"token={value}" for name, value in secrets_of_settings().items()}
 
 
-def places(text: str, where: str, secrets: list[str]) -> list[str]:
-    """Where which secret is, plainly or in base64."""
+def find_secrets(text: str, source: str, secrets: list[str]) -> list[str]:
+    """Lists the secrets that the text contains, as plain text or in base64."""
     found = [secret for secret in secrets if secret in text]
     found += [secret for secret in secrets if base64.b64encode(secret.encode()).decode().rstrip("=") in text]
-    return [f"{secret} in {where}" for secret in found]
+    return [f"{secret} in {source}" for secret in found]
 
 
-def places_in(folder: Path, secrets: list[str]) -> list[str]:
-    """The same for every file under a folder."""
+def find_secrets_in_files(folder: Path, secrets: list[str]) -> list[str]:
+    """Lists the secrets that the files under a folder contain."""
     found: list[str] = []
     for path in folder.rglob("*"):
         if path.is_file():
-            found += places(path.read_bytes().decode("latin-1"), str(path), secrets)
+            found += find_secrets(path.read_bytes().decode("latin-1"), str(path), secrets)
     return found
 
 
 def materialize(instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> bool:
-    """Whether the landing assets succeed; their run and events stay in the instance."""
+    """Materializes the landing assets and returns whether they succeed; the instance keeps the run and its events."""
     with monkeypatch.context() as environment:
         for name, value in variables.items():
             environment.setenv(name, value)
@@ -64,26 +64,26 @@ def materialize(instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, v
         return job.execute_in_process(instance=instance, asset_selection=keys, raise_on_error=False).success
 
 
-def test_every_secret_is_one() -> None:
-    """A setting that sounds like a secret is a `SecretStr`."""
+def test_every_secret_setting_is_a_secret_str() -> None:
+    """The name of a setting shows whether it is a secret."""
     for name, field in Settings.model_fields.items():
-        sounds = any(word in name for word in ("password", "secret", "_key", "token", "user_info"))
-        if sounds and not name.endswith(("_location", "_key_id")):
+        is_secret_name = any(word in name for word in ("password", "secret", "_key", "token", "user_info"))
+        if is_secret_name and not name.endswith(("_location", "_key_id")):
             assert field.annotation is SecretStr, name
 
 
-def test_settings_do_not_show_them(monkeypatch: pytest.MonkeyPatch, make_settings) -> None:
+def test_settings_do_not_show_secrets(monkeypatch: pytest.MonkeyPatch, make_settings) -> None:
     variables = secret_variables()
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     settings = load_settings(_env_file=None, kafka_bootstrap_servers="127.0.0.1:1", kafka_sasl_username="alice")
-    reached = load_connection(settings)
-    assert reached.config["sasl.password"] == variables["KAFKA_SASL_PASSWORD"]
-    shown = [repr(settings), str(settings), settings.model_dump_json(), repr(settings.model_dump()), repr(reached)]
-    assert places("\n".join(shown), "repr", list(secrets_of_settings().values())) == []
+    connection = load_connection(settings)
+    assert connection.config["sasl.password"] == variables["KAFKA_SASL_PASSWORD"]
+    shown = [repr(settings), str(settings), settings.model_dump_json(), repr(settings.model_dump()), repr(connection)]
+    assert find_secrets("\n".join(shown), "repr", list(secrets_of_settings().values())) == []
 
 
-def test_nothing_tells_them(
+def test_no_output_or_file_contains_a_secret(
     kafka: SecureKafka, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     home = tmp_path / "home"
@@ -110,15 +110,15 @@ def test_nothing_tells_them(
         f'username="{PLAIN_USER}" password="{WRONG}";\n'
         f"ssl.truststore.type=PEM\nssl.truststore.location={kafka.pem('ca')}\n"
     )
-    by_file = {**secret_variables(), **topics, "KAFKA_CLIENT_PROPERTIES": str(properties), "KAFKA_SASL_PASSWORD": ""}
+    from_file = {**secret_variables(), **topics, "KAFKA_CLIENT_PROPERTIES": str(properties), "KAFKA_SASL_PASSWORD": ""}
     with rest_server(kafka.plain) as server:
-        by_rest = {**right, "CONFLUENT_API": server.url, "CLUSTER_ID": CLUSTER, "API_KEY": f"{KEY}:{SECRET}"}
+        over_rest = {**right, "CONFLUENT_API": server.url, "CLUSTER_ID": CLUSTER, "API_KEY": f"{KEY}:{SECRET}"}
         results = [
-            run(home, "simulate", "--count", "20", "--via", "rest", **by_rest),
-            run(home, "simulate", "--count", "5", "--via", "rest", **{**by_rest, "API_KEY": f"{KEY}:{WRONG}"}),
+            run(home, "simulate", "--count", "20", "--via", "rest", **over_rest),
+            run(home, "simulate", "--count", "5", "--via", "rest", **{**over_rest, "API_KEY": f"{KEY}:{WRONG}"}),
             run(home, "land", "--once", "--json", **right),
             run(home, "land", "--once", **wrong),
-            run(home, "land", "--once", **by_file),
+            run(home, "land", "--once", **from_file),
         ]
     assert [result.returncode == 0 for result in results] == [True, False, True, False, False]
     assert json.loads(results[2].stdout)["raw_transactions"]["rows"] == 20
@@ -127,21 +127,23 @@ def test_nothing_tells_them(
         assert not materialize(instance, monkeypatch, {**wrong, "FRAUD_HOME": str(home)})
     printed = capfd.readouterr()
     secrets = [*secrets_of_settings().values(), PLAIN_PASSWORD, KEY_PASSWORD, SECRET, WRONG, f"{KEY}:{SECRET}"]
-    found = places_in(home, secrets) + places(printed.out + printed.err, "the log of the runs", secrets)
+    found = find_secrets_in_files(home, secrets) + find_secrets(
+        printed.out + printed.err, "the log of the runs", secrets
+    )
     for result in results:
-        found += places(result.stdout + result.stderr, " ".join(result.args[1:]), secrets)
+        found += find_secrets(result.stdout + result.stderr, " ".join(result.args[1:]), secrets)
     assert found == []
-    # The search sees what is there: the user's name is in the events of the failed run.
-    assert places_in(home / "dagster", [f"login of '{PLAIN_USER}'"]) != []
+    # The search works: it finds the user's name in the events of the failed run.
+    assert find_secrets_in_files(home / "dagster", [f"login of '{PLAIN_USER}'"]) != []
 
 
-def test_the_search_finds_what_is_there(tmp_path: Path) -> None:
+def test_the_search_finds_plain_and_encoded_secrets(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"\x00" + base64.b64encode(WRONG.encode()))
     (tmp_path / "b").write_bytes(b"\xff" + WRONG.encode())
-    assert len(places_in(tmp_path, [WRONG])) == 2
+    assert len(find_secrets_in_files(tmp_path, [WRONG])) == 2
 
 
-def test_an_error_of_a_delivery_does_not_tell_them(kafka: SecureKafka, make_settings) -> None:
+def test_a_delivery_error_does_not_show_the_password(kafka: SecureKafka, make_settings) -> None:
     settings = make_settings(
         kafka_bootstrap_servers=kafka.sasl,
         kafka_sasl_username=PLAIN_USER,

@@ -1,4 +1,4 @@
-"""Log-in and encryption with Apache Kafka: every method works, and every mistake gives one sentence with its fix."""
+"""Login and encryption with Apache Kafka: every method works, and every mistake gives a one-line error with its fix."""
 
 from __future__ import annotations
 
@@ -88,33 +88,33 @@ sasl.login.connect.timeout.ms=5000
 
 
 def properties_of_java_with_certificate(kafka: SecureKafka) -> str:
-    both = Path(kafka.pem("client")).parent / "both.pem"
-    both.write_text(Path(kafka.pem("client-key")).read_text() + Path(kafka.pem("client")).read_text())
+    key_and_certificate = Path(kafka.pem("client")).parent / "both.pem"
+    key_and_certificate.write_text(Path(kafka.pem("client-key")).read_text() + Path(kafka.pem("client")).read_text())
     return f"""
 bootstrap.servers={kafka.mtls}
 security.protocol=SSL
 ssl.truststore.type=PEM
 ssl.truststore.location={kafka.pem("ca")}
 ssl.keystore.type=PEM
-ssl.keystore.location={both}
+ssl.keystore.location={key_and_certificate}
 ssl.key.password={KEY_PASSWORD}
 """
 
 
-@pytest.mark.parametrize("way", [by_password, scram, by_certificate])
-def test_produces_and_lands_by(
-    way: Callable[[SecureKafka], dict[str, Any]], kafka: SecureKafka, make_settings: MakeSettings
+@pytest.mark.parametrize("method", [by_password, scram, by_certificate])
+def test_every_login_method_produces_and_lands(
+    method: Callable[[SecureKafka], dict[str, Any]], kafka: SecureKafka, make_settings: MakeSettings
 ) -> None:
-    assert_lands(kafka, make_settings, **way(kafka))
+    assert_lands(kafka, make_settings, **method(kafka))
 
 
 @pytest.mark.parametrize(
-    "way", [properties_of_confluent_cloud, properties_of_java, properties_of_java_with_certificate]
+    "properties", [properties_of_confluent_cloud, properties_of_java, properties_of_java_with_certificate]
 )
-def test_produces_and_lands_by_a_file(
-    way: Callable[[SecureKafka], str], kafka: SecureKafka, make_settings: MakeSettings, tmp_path: Path
+def test_a_client_properties_file_produces_and_lands(
+    properties: Callable[[SecureKafka], str], kafka: SecureKafka, make_settings: MakeSettings, tmp_path: Path
 ) -> None:
-    (tmp_path / "client.properties").write_text(way(kafka))
+    (tmp_path / "client.properties").write_text(properties(kafka))
     assert_lands(kafka, make_settings, kafka_client_properties=str(tmp_path / "client.properties"))
 
 
@@ -152,19 +152,19 @@ MISTAKES: dict[str, tuple[Callable[[SecureKafka], dict[str, Any]], str]] = {
         lambda kafka: {**by_certificate(kafka), "kafka_bootstrap_servers": kafka.misnamed},
         r"is for another name.*KAFKA_SSL_CA_LOCATION",
     ),
-    "no encryption to a port that encrypts": (
+    "no encryption to a port that requires it": (
         lambda kafka: {"kafka_bootstrap_servers": kafka.sasl},
         r"closes the connection.*KAFKA_SECURITY_PROTOCOL is 'PLAINTEXT'.*SASL_SSL",
     ),
-    "encryption without log-in": (
+    "encryption without login": (
         lambda kafka: {"kafka_bootstrap_servers": kafka.sasl, "kafka_ssl_ca_location": kafka.pem("ca")},
         r"closes the connection.*KAFKA_SECURITY_PROTOCOL is 'SSL'.*SASL_SSL",
     ),
-    "encryption to a port that does not": (
+    "encryption to a port without encryption": (
         lambda kafka: {**by_password(kafka), "kafka_bootstrap_servers": kafka.plain},
         r"does not encrypt.*KAFKA_SECURITY_PROTOCOL is 'SASL_SSL'",
     ),
-    "log-in at a port without": (
+    "login to a port without login": (
         lambda kafka: {
             **by_password(kafka),
             "kafka_bootstrap_servers": kafka.plain,
@@ -176,7 +176,7 @@ MISTAKES: dict[str, tuple[Callable[[SecureKafka], dict[str, Any]], str]] = {
         lambda kafka: {"kafka_bootstrap_servers": kafka.mtls, "kafka_ssl_ca_location": kafka.pem("ca")},
         r"requires a client certificate.*received none.*KAFKA_SSL_CERTIFICATE_LOCATION",
     ),
-    "a stranger's certificate": (
+    "client certificate of an unknown authority": (
         lambda kafka: {
             **by_certificate(kafka),
             "kafka_ssl_certificate_location": kafka.pem("stranger"),
@@ -188,20 +188,22 @@ MISTAKES: dict[str, tuple[Callable[[SecureKafka], dict[str, Any]], str]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_the_broker_refuses(mistake: str, kafka: SecureKafka, make_settings: MakeSettings) -> None:
+def test_a_refusal_of_the_broker_names_the_mistake(
+    mistake: str, kafka: SecureKafka, make_settings: MakeSettings
+) -> None:
     options, words = MISTAKES[mistake]
-    # Longer than the test may take: a refusal is told at once, not after the time-out.
+    # The timeout is longer than the test may take: a refusal is reported at once, not after the timeout.
     settings = make_settings(kafka_timeout_seconds=300, **options(kafka))
     broker = find_broker(settings)
-    with pytest.raises(BrokerRefusedError, match=words) as reading:
+    with pytest.raises(BrokerRefusedError, match=words) as refused_reader:
         TopicReader("t", settings, broker)
     with pytest.raises(BrokerRefusedError, match=words):
         Producer(broker, settings)
-    assert "wrong-4711" not in str(reading.value)
-    assert "\n" not in str(reading.value)
+    assert "wrong-4711" not in str(refused_reader.value)
+    assert "\n" not in str(refused_reader.value)
 
 
-def test_a_user_reads_the_sentence(kafka: SecureKafka, tmp_path: Path) -> None:
+def test_every_command_reports_a_refusal_in_one_line(kafka: SecureKafka, tmp_path: Path) -> None:
     environment = {
         "KAFKA_BOOTSTRAP_SERVERS": kafka.sasl,
         "KAFKA_SASL_USERNAME": PLAIN_USER,
@@ -233,14 +235,14 @@ WRONG_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("mistake", WRONG_SETTINGS)
-def test_settings_that_cannot_work(mistake: str, make_settings: MakeSettings) -> None:
+def test_settings_that_cannot_work_are_refused(mistake: str, make_settings: MakeSettings) -> None:
     options, words = WRONG_SETTINGS[mistake]
     settings = make_settings(kafka_bootstrap_servers="127.0.0.1:1", **options)
     with pytest.raises(SettingError, match=words):
         build_client_config(find_broker(settings), settings)
 
 
-def test_key_password_and_key_that_do_not_fit(kafka: SecureKafka, make_settings: MakeSettings) -> None:
+def test_a_wrong_key_password_and_a_wrong_key_are_refused(kafka: SecureKafka, make_settings: MakeSettings) -> None:
     settings = make_settings(**{**by_certificate(kafka), "kafka_ssl_key_password": "wrong-4711"})
     with pytest.raises(SettingError, match="KAFKA_SSL_KEY_LOCATION cannot be used") as refused:
         build_client_config(find_broker(settings), settings)
@@ -261,7 +263,7 @@ WRONG_FILES = {
 
 
 @pytest.mark.parametrize("line", WRONG_FILES)
-def test_a_file_that_cannot_work(line: str, make_settings: MakeSettings, tmp_path: Path) -> None:
+def test_a_properties_file_that_cannot_work_is_refused(line: str, make_settings: MakeSettings, tmp_path: Path) -> None:
     path = tmp_path / "client.properties"
     path.write_text(f"bootstrap.servers=127.0.0.1:1\n{line}\n")
     settings = make_settings(kafka_client_properties=str(path))
@@ -269,7 +271,7 @@ def test_a_file_that_cannot_work(line: str, make_settings: MakeSettings, tmp_pat
         build_client_config(find_broker(settings), settings)
 
 
-def test_a_file_without_broker_and_no_file(make_settings: MakeSettings, tmp_path: Path) -> None:
+def test_a_missing_file_and_a_file_without_a_broker_are_refused(make_settings: MakeSettings, tmp_path: Path) -> None:
     path = tmp_path / "client.properties"
     settings = make_settings(kafka_client_properties=str(path))
     assert is_broker_configured(settings)
@@ -280,7 +282,7 @@ def test_a_file_without_broker_and_no_file(make_settings: MakeSettings, tmp_path
         find_broker(settings)
 
 
-def test_variables_win_over_the_file(make_settings: MakeSettings, tmp_path: Path) -> None:
+def test_environment_variables_override_the_file(make_settings: MakeSettings, tmp_path: Path) -> None:
     path = tmp_path / "client.properties"
     path.write_text(
         "bootstrap.servers=file:1\nsecurity.protocol=SASL_SSL\nsasl.username=u\nsasl.password=p\nretries=7\n"
@@ -294,7 +296,7 @@ def test_variables_win_over_the_file(make_settings: MakeSettings, tmp_path: Path
     assert (config["sasl.username"], config["sasl.password"], config["retries"]) == ("u", "q", "7")
 
 
-def test_the_file_is_named_where_it_is_wrong(make_settings: MakeSettings, tmp_path: Path) -> None:
+def test_a_connection_error_names_the_file(make_settings: MakeSettings, tmp_path: Path) -> None:
     path = tmp_path / "client.properties"
     path.write_text("bootstrap.servers=127.0.0.1:1\n")
     settings = make_settings(kafka_client_properties=str(path), kafka_timeout_seconds=1)

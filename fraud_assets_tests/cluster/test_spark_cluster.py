@@ -1,4 +1,4 @@
-"""A real Spark cluster: workers and drivers are killed, tasks run twice, and every row is in the table once."""
+"""A Spark standalone cluster loses a worker, and every row is in the tables exactly once."""
 
 from __future__ import annotations
 
@@ -26,18 +26,15 @@ pytestmark = pytest.mark.xdist_group("spark")
 
 
 @pytest.mark.usefixtures("spark_cluster")
-def test_a_master_that_cannot_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_master_that_cannot_start_reports_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fraud_assets.testing.spark_cluster.QUICK_START", ("-Xmx1k",))
     with pytest.raises(EngineError, match=r"master of Spark ended during startup.*heap"):
         with standalone(tmp_path):
             pass
 
 
-# --- The whole chain ---------------------------------------------------------------------------------------------
-
-
 @pytest.mark.timeout(400)
-def test_the_whole_chain_on_an_object_store_outlives_a_worker(
+def test_all_stages_on_an_object_store_survive_the_loss_of_a_worker(
     materialize: Materialize,
     spark_cluster: StandaloneCluster,
     apache_settings: Settings,
@@ -45,7 +42,7 @@ def test_the_whole_chain_on_an_object_store_outlives_a_worker(
     s3_settings: Settings,
     tmp_path: Path,
 ) -> None:
-    """The workers were started without the store's credentials: these come with their tasks."""
+    """The workers start without the credentials of the store. The tasks carry them."""
     settings = apache_settings.model_copy(update={name: getattr(s3_settings, name) for name in s3.settings("")})
     lake, traffic = Lake.of(settings), Traffic(settings, rate=0, seed=2)
     spark_cluster.start_worker()

@@ -1,4 +1,4 @@
-"""Landing by Spark gives the same rows as the Python lander, exactly once, for any topic and with other landers."""
+"""Landing on Spark stores the same rows as the Python lander, exactly once, also while other landers run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.xdist_group("spark")
 
 @pytest.fixture
 def settings(apache_settings: Settings) -> Settings:
-    """Settings of the test's own topics at Apache Kafka, that tell of an outage soon."""
+    """Settings with the test's own topics on Apache Kafka and a timeout of five seconds."""
     return apache_settings.model_copy(update={"kafka_timeout_seconds": 5.0, "land_interval_seconds": 0.1})
 
 
@@ -53,51 +53,51 @@ def admin(apache: Cluster) -> AdminClient:
 
 
 def messages(lake: Lake) -> pa.Table:
-    """The landing table as its messages came, in their order."""
+    """The landed messages, sorted by partition and offset."""
     rows = read(lake.open(raw_transactions), MESSAGES.names)
     return rows.sort_by([("partition", "ascending"), ("offset", "ascending")]).combine_chunks()
 
 
 def committed(lake: Lake, settings: Settings) -> int:
-    """Messages that the consumer group has behind it, as the broker knows."""
-    watcher = Consumer(
+    """The number of messages that the consumer group has committed at the broker."""
+    consumer = Consumer(
         {"bootstrap.servers": settings.kafka_bootstrap_servers, "group.id": choose_consumer_group(lake, settings)}
     )
-    places = watcher.committed([TopicPartition(settings.transactions_topic, n) for n in range(4)], timeout=10)
-    watcher.close()
-    return sum(max(place.offset, 0) for place in places)
+    positions = consumer.committed([TopicPartition(settings.transactions_topic, n) for n in range(4)], timeout=10)
+    consumer.close()
+    return sum(max(position.offset, 0) for position in positions)
 
 
-def by_spark(spark: SparkSession, lake: Lake, settings: Settings) -> dict[str, LandingReport]:
+def land_by_spark(spark: SparkSession, lake: Lake, settings: Settings) -> dict[str, LandingReport]:
     return SparkEngine(settings, lambda: spark).land_topics(lake)
 
 
-def by_python(lake: Lake, settings: Settings) -> dict[str, LandingReport]:
+def land_by_python(lake: Lake, settings: Settings) -> dict[str, LandingReport]:
     return land_topics(lake, settings)
 
 
-def test_the_same_rows_as_the_python_lander(
+def test_spark_lands_the_same_rows_as_the_python_lander(
     spark: SparkSession, settings: Settings, lake: Lake, make_settings: MakeSettings
 ) -> None:
     produce(settings, numbers(0, 500))
     produce(settings, [b"\x00\xff", b"", None], key=b"k\xff", headers=[("trace", b"\x01\xff"), ('é"', b""), ("", None)])
     produce(settings, numbers(500, 510), timestamp=1_000)
     produce(settings, [LABEL, b"no label"], topic=settings.labels_topic)
-    reports = by_spark(spark, lake, settings.model_copy(update={"spark_land_rows": 200}))
-    other = Lake.of(make_settings(home=settings.home_path / "other"))
-    expected = by_python(other, settings)
-    assert messages(lake).equals(messages(other))
+    reports = land_by_spark(spark, lake, settings.model_copy(update={"spark_land_rows": 200}))
+    python_lake = Lake.of(make_settings(home=settings.home_path / "other"))
+    expected = land_by_python(python_lake, settings)
+    assert messages(lake).equals(messages(python_lake))
     for name in ("raw_transactions", "fraud_labels"):
-        mine, theirs = reports[name].metadata(), expected[name].metadata()
-        assert {**mine, "seconds": 0} == {**theirs, "seconds": 0}
+        spark_metadata, python_metadata = reports[name].metadata(), expected[name].metadata()
+        assert {**spark_metadata, "seconds": 0} == {**python_metadata, "seconds": 0}
     assert reports["raw_transactions"].rows == 513
     assert lake.open(raw_transactions).version() >= 3
-    assert by_spark(spark, lake, settings)["raw_transactions"].rows == 0
-    assert by_python(lake, settings)["raw_transactions"].rows == 0
+    assert land_by_spark(spark, lake, settings)["raw_transactions"].rows == 0
+    assert land_by_python(lake, settings)["raw_transactions"].rows == 0
     assert list((settings.home_path / "spark").iterdir()) == []
 
 
-def test_times_that_are_none() -> None:
+def test_a_message_without_a_timestamp_lands_with_null() -> None:
     count = 4
     moment = datetime(2026, 1, 1, tzinfo=UTC)
     times = pa.array([moment, moment, None, None], TIME).fill_null(pa.scalar(-1_000, pa.int64()).cast(TIME))
@@ -113,10 +113,10 @@ def test_times_that_are_none() -> None:
             "headers": pa.nulls(count, pa.string()),
         }
     )
-    assert to_messages(batch, "life")["timestamp"].to_pylist() == [moment, None, None, None]
+    assert to_messages(batch, "topic-id")["timestamp"].to_pylist() == [moment, None, None, None]
 
 
-def test_a_time_that_spark_cannot_hold_stops_nothing(
+def test_a_timestamp_that_spark_cannot_hold_does_not_stop_landing(
     spark: SparkSession, settings: Settings, lake: Lake, make_topic: MakeTopic
 ) -> None:
     topic = make_topic("nanoseconds", message_timestamp_after_max_ms=2**63 - 1)
@@ -124,24 +124,26 @@ def test_a_time_that_spark_cannot_hold_stops_nothing(
     produce(settings, numbers(0, 5))
     produce(settings, numbers(5, 6), timestamp=1_700_000_000_000_000_000)
     produce(settings, numbers(6, 10))
-    assert by_spark(spark, lake, settings)["raw_transactions"].rows == 10
+    assert land_by_spark(spark, lake, settings)["raw_transactions"].rows == 10
     assert landed(lake) == numbers(0, 10)
     assert messages(lake)["timestamp"].null_count == 1
 
 
-def test_landers_race(spark: SparkSession, settings: Settings, lake: Lake) -> None:
+def test_racing_landers_land_each_message_once(spark: SparkSession, settings: Settings, lake: Lake) -> None:
     produce(settings, numbers(0, 4000))
-    small = settings.model_copy(update={"spark_land_rows": 400, "land_batch_rows": 150})
-    with following(spark, lake, small):
+    small_batches = settings.model_copy(update={"spark_land_rows": 400, "land_batch_rows": 150})
+    with following(spark, lake, small_batches):
         until(lambda: len(landed(lake)) > 0)
-        rows = by_python(lake, small)["raw_transactions"].rows
+        rows = land_by_python(lake, small_batches)["raw_transactions"].rows
         until(lambda: len(landed(lake)) >= 4000)
     assert landed(lake) == numbers(0, 4000)
     assert rows < 4000
 
 
-def test_transactions_of_kafka(spark: SparkSession, settings: Settings, lake: Lake, admin: AdminClient) -> None:
-    """Both landers in turn: aborted messages do not land, and their offsets and the markers are no losses."""
+def test_aborted_transactions_of_kafka_do_not_land(
+    spark: SparkSession, settings: Settings, lake: Lake, admin: AdminClient
+) -> None:
+    """Both landers run in turn. Offsets of aborted messages and of transaction markers do not count as lost."""
     for turn in range(4):
         producer = Producer(
             {
@@ -155,7 +157,7 @@ def test_transactions_of_kafka(spark: SparkSession, settings: Settings, lake: La
         for value in numbers(turn * 10, turn * 10 + 10):
             producer.produce(settings.transactions_topic, value, partition=turn % 2)
         producer.abort_transaction(10) if turn == 2 else producer.commit_transaction(10)
-        by_spark(spark, lake, settings) if turn % 2 else by_python(lake, settings)
+        land_by_spark(spark, lake, settings) if turn % 2 else land_by_python(lake, settings)
     open_transaction = Producer(
         {"bootstrap.servers": settings.kafka_bootstrap_servers, "transactional.id": settings.labels_topic}
     )
@@ -163,23 +165,23 @@ def test_transactions_of_kafka(spark: SparkSession, settings: Settings, lake: La
     open_transaction.begin_transaction()
     open_transaction.produce(settings.transactions_topic, b"not yet", partition=0)
     open_transaction.flush(10)
-    by_spark(spark, lake, settings)
+    land_by_spark(spark, lake, settings)
     assert landed(lake) == numbers(0, 20) + numbers(30, 40)
     open_transaction.commit_transaction(10)
-    report = by_spark(spark, lake, settings)["raw_transactions"]
+    report = land_by_spark(spark, lake, settings)["raw_transactions"]
     assert report.rows == 1
-    # Up to the markers, which would be missed if the broker removed them.
+    # The committed offsets include the markers. Otherwise the markers would count as lost once the broker deletes them.
     assert set(report.lag.values()) == {0}
     done(admin.delete_records([TopicPartition(settings.transactions_topic, partition, -1) for partition in range(2)]))
-    assert by_python(lake, settings)["raw_transactions"].rows == 0
+    assert land_by_python(lake, settings)["raw_transactions"].rows == 0
 
 
-def test_always_on_with_labels_first_and_partitions_that_are_added(
+def test_a_running_lander_lands_labels_first_and_reads_new_partitions(
     spark: SparkSession, settings: Settings, lake: Lake, admin: AdminClient
 ) -> None:
     with following(spark, lake, settings):
         produce(settings, [{**LABEL, "transaction_id": 0}], topic=settings.labels_topic)
-        # A label alone lands, too.
+        # A label also lands without a transaction.
         until(lambda: lake.exists(fraud_labels) and read(lake.open(fraud_labels)).num_rows == 1)
         for number in range(1, 5):
             produce(settings, [{**LABEL, "transaction_id": number}], topic=settings.labels_topic)
@@ -187,12 +189,12 @@ def test_always_on_with_labels_first_and_partitions_that_are_added(
         done(admin.create_partitions([NewPartitions(settings.transactions_topic, 4)]))
         produce(settings, numbers(5, 20), partition=3)
         until(lambda: landed(lake) == numbers(1, 20))
-        # A courtesy to those who watch the lag at the broker.
+        # Tools that monitor the lag at the broker need these offsets.
         until(lambda: committed(lake, settings) == 19)
     labels = read(lake.open(fraud_labels), ["transaction_id", "ingested_at"]).to_pylist()
-    came = {int(row["transaction_id"]): row["ingested_at"] for row in labels}
+    label_times = {int(row["transaction_id"]): row["ingested_at"] for row in labels}
     rows = read(lake.open(raw_transactions), ["value", "ingested_at"]).to_pylist()
-    assert all(came[int(row["value"])] <= row["ingested_at"] for row in rows if int(row["value"]) < 5)
+    assert all(label_times[int(row["value"])] <= row["ingested_at"] for row in rows if int(row["value"]) < 5)
 
 
 def test_a_recreated_topic_lands_from_its_start(
@@ -203,7 +205,7 @@ def test_a_recreated_topic_lands_from_its_start(
         until(lambda: landed(lake) == numbers(0, 10))
         done(admin.delete_topics([settings.transactions_topic]))
         until(lambda: any("does not exist" in line for line in lines))
-        # Longer than the old one was, so that an offset alone would not show that it is another.
+        # The new topic becomes longer than the old one, so offsets alone do not show that it was recreated.
         done(admin.create_topics([NewTopic(settings.transactions_topic, 2)]))
         produce(settings, numbers(10, 40), partition=0)
         until(lambda: landed(lake) == numbers(0, 40))
@@ -211,28 +213,28 @@ def test_a_recreated_topic_lands_from_its_start(
     assert len(messages(lake)["topic_id"].unique()) == 2
 
 
-def test_a_topic_recreated_under_the_query_mixes_nothing(
+def test_a_topic_recreated_during_a_query_is_not_mixed_with_the_old_one(
     spark: SparkSession, settings: Settings, lake: Lake, admin: AdminClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the plan and the first batch, where neither partitions nor offsets show it."""
+    """The topic is recreated between the plan and the first batch, when neither partitions nor offsets show it."""
     from fraud_assets.engines.spark.topic_query import TopicQuery
 
     produce(settings, numbers(0, 10), partition=0)
-    by_python(lake, settings)
+    land_by_python(lake, settings)
     produce(settings, numbers(10, 20), partition=0)
-    topic, begin = settings.transactions_topic, TopicQuery._start
-    made = []
+    topic, real_start = settings.transactions_topic, TopicQuery._start
+    recreated = []
 
-    def start(self: Any, *args: Any) -> Any:
-        if not made:
+    def recreate_and_start(self: Any, *args: Any) -> Any:
+        if not recreated:
             done(admin.delete_topics([topic]))
             until(lambda: topic not in admin.list_topics(timeout=10).topics)
             done(admin.create_topics([NewTopic(topic, 2)]))
             produce(settings, numbers(20, 60), partition=0)
-            made.append(topic)
-        return begin(self, *args)
+            recreated.append(topic)
+        return real_start(self, *args)
 
-    monkeypatch.setattr(TopicQuery, "_start", start)
+    monkeypatch.setattr(TopicQuery, "_start", recreate_and_start)
     with following(spark, lake, settings) as lines:
         until(lambda: landed(lake) == numbers(0, 10) + numbers(20, 60))
     assert any("was recreated" in line for line in lines)
@@ -240,60 +242,62 @@ def test_a_topic_recreated_under_the_query_mixes_nothing(
     assert rows.group_by(["topic_id"]).aggregate([("offset", "max")])["offset_max"].to_pylist() in ([9, 39], [39, 9])
 
 
-def test_messages_below_the_log_start_stop_it_until_they_are_given_up(
+def test_messages_below_the_log_start_stop_landing_until_accepted_as_lost(
     spark: SparkSession, settings: Settings, lake: Lake, admin: AdminClient
 ) -> None:
     topic = settings.transactions_topic
     produce(settings, numbers(0, 10), partition=0)
-    by_spark(spark, lake, settings)
+    land_by_spark(spark, lake, settings)
     produce(settings, numbers(10, 20), partition=0)
     done(admin.delete_records([TopicPartition(topic, 0, 15)]))
     with pytest.raises(MessagesLostError, match=f"To continue without them, set FRAUD_ACCEPT_LOST={topic}/0=15"):
-        by_spark(spark, lake, settings)
+        land_by_spark(spark, lake, settings)
     with pytest.raises(MessagesLostError, match="Up to 5 messages of partition 0"):
         land_forever(lake, settings, threading.Event(), spark=spark)
-    given_up = settings.model_copy(update={"accept_lost": {f"{topic}/0": 15}})
-    assert by_spark(spark, lake, given_up)["raw_transactions"].rows == 5
+    accepted = settings.model_copy(update={"accept_lost": {f"{topic}/0": 15}})
+    assert land_by_spark(spark, lake, accepted)["raw_transactions"].rows == 5
     assert landed(lake) == numbers(0, 10) + numbers(15, 20)
-    notes = [commit.get("accepted_lost") for commit in lake.open(raw_transactions).history()]
-    assert f"{topic}/0: 10 to 14" in notes
+    accepted_ranges = [commit.get("accepted_lost") for commit in lake.open(raw_transactions).history()]
+    assert f"{topic}/0: 10 to 14" in accepted_ranges
 
 
-def test_messages_that_go_while_it_reads_stop_it(
+def test_messages_deleted_during_a_read_stop_landing(
     spark: SparkSession, settings: Settings, lake: Lake, admin: AdminClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fraud_assets.engines.spark.topic_query import TopicQuery
 
     produce(settings, numbers(0, 10), partition=0)
-    by_python(lake, settings)
+    land_by_python(lake, settings)
     produce(settings, numbers(10, 20), partition=0)
-    begin = TopicQuery._batch
+    real_batch = TopicQuery._batch
 
-    def batch(self: Any, *args: Any) -> None:
+    def delete_and_read(self: Any, *args: Any) -> None:
         done(admin.delete_records([TopicPartition(settings.transactions_topic, 0, 15)]))
-        begin(self, *args)
+        real_batch(self, *args)
 
-    monkeypatch.setattr(TopicQuery, "_batch", batch)
+    monkeypatch.setattr(TopicQuery, "_batch", delete_and_read)
     with pytest.raises(MessagesLostError, match="Up to 5 messages of partition 0"):
-        by_spark(spark, lake, settings)
+        land_by_spark(spark, lake, settings)
     assert landed(lake) == numbers(0, 10)
 
 
-def test_pseudonyms(spark: SparkSession, settings: Settings, lake: Lake, make_settings: MakeSettings) -> None:
+def test_pseudonyms_equal_those_of_the_python_lander(
+    spark: SparkSession, settings: Settings, lake: Lake, make_settings: MakeSettings
+) -> None:
     settings = settings.model_copy(
         update=make_settings(pseudonymise="card.number", pseudonym_key="k" * 32).model_dump(
             include={"pseudonymise", "pseudonym_key"}
         )
     )
     produce(settings, [{"transaction_id": 1, "card": {"number": "4000001234567899"}}, b"4000001234567899"], key=b"4000")
-    by_spark(spark, lake, settings)
-    other = Lake.of(make_settings(home=settings.home_path / "other"))
-    by_python(other, settings)
-    assert messages(lake).equals(messages(other))
+    land_by_spark(spark, lake, settings)
+    python_lake = Lake.of(make_settings(home=settings.home_path / "other"))
+    land_by_python(python_lake, settings)
+    assert messages(lake).equals(messages(python_lake))
     assert b"4000001234567899" not in b"".join(landed(lake))
 
 
-def test_a_job_that_fails_is_one_sentence(
+def test_a_failed_job_gives_a_one_line_error(
     spark: SparkSession, settings: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fraud_assets.engines.spark import topic_query
@@ -305,12 +309,12 @@ def test_a_job_that_fails_is_one_sentence(
         lambda settings: {**build_java_properties(settings), "bootstrap.servers": "127.0.0.1:1"},
     )
     with pytest.raises(EngineError, match="A job on Spark failed") as failed:
-        by_spark(spark, lake, settings.model_copy(update={"kafka_timeout_seconds": 1.0}))
+        land_by_spark(spark, lake, settings.model_copy(update={"kafka_timeout_seconds": 1.0}))
     assert "\n" not in str(failed.value)
     assert landed(lake) == []
 
 
-def test_the_embedded_broker_is_read_in_the_process(lake: Lake, make_settings: MakeSettings) -> None:
+def test_the_embedded_broker_is_read_without_a_session(lake: Lake, make_settings: MakeSettings) -> None:
     from fraud_assets.kafka.broker import embedded_broker
 
     def no_session() -> SparkSession:
@@ -322,7 +326,7 @@ def test_the_embedded_broker_is_read_in_the_process(lake: Lake, make_settings: M
         assert SparkEngine(settings, no_session).land_topics(lake)["raw_transactions"].rows == 10
 
 
-def test_the_asset_lands_by_spark(spark: SparkSession, settings: Settings, lake: Lake) -> None:
+def test_the_asset_lands_on_spark(spark: SparkSession, settings: Settings, lake: Lake) -> None:
     import dagster as dg
 
     from fraud_assets.assets.landing import landing
@@ -348,10 +352,10 @@ def test_the_asset_lands_by_spark(spark: SparkSession, settings: Settings, lake:
     assert landed(lake) == [*numbers(0, 10), b'{"n": 1}']
 
 
-def test_mistakes_are_one_sentence(settings: Settings, start: Start, tmp_path: Path) -> None:
-    named = {"KAFKA_BOOTSTRAP_SERVERS": settings.kafka_bootstrap_servers}
+def test_a_wrong_setting_gives_a_one_line_error(settings: Settings, start: Start, tmp_path: Path) -> None:
+    broker = {"KAFKA_BOOTSTRAP_SERVERS": settings.kafka_bootstrap_servers}
     for environment, words in (({}, "KAFKA_BOOTSTRAP_SERVERS is not set"),
-                               ({**named, "FRAUD_SPARK_JARS": str(tmp_path)}, "FRAUD_SPARK_JARS is")):  # fmt: skip
+                               ({**broker, "FRAUD_SPARK_JARS": str(tmp_path)}, "FRAUD_SPARK_JARS is")):  # fmt: skip
         process = start("land", "--engine", "spark", **environment)
         _, errors = process.communicate(timeout=60)
         assert process.returncode != 0
@@ -359,21 +363,21 @@ def test_mistakes_are_one_sentence(settings: Settings, start: Start, tmp_path: P
         assert len(errors.splitlines()) == 1
 
 
-@pytest.mark.parametrize("way", [by_password, by_certificate])
-def test_a_secured_broker_and_no_secret_shown(
-    way: Callable[[SecureKafka], dict[str, Any]],
+@pytest.mark.parametrize("login", [by_password, by_certificate])
+def test_a_secured_broker_is_read_and_no_secret_is_shown(
+    login: Callable[[SecureKafka], dict[str, Any]],
     spark: SparkSession,
     kafka: SecureKafka,
     make_settings: MakeSettings,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     make_topic = topic_maker(kafka.plain)
-    settings = make_settings(**way(kafka), transactions_topic=make_topic(), labels_topic=make_topic())
+    settings = make_settings(**login(kafka), transactions_topic=make_topic(), labels_topic=make_topic())
     produce(settings.model_copy(update={"kafka_bootstrap_servers": kafka.plain}), numbers(0, 100))
     lake = Lake.of(settings)
     spark.sparkContext.setLogLevel("INFO")
     try:
-        assert by_spark(spark, lake, settings)["raw_transactions"].rows == 100
+        assert land_by_spark(spark, lake, settings)["raw_transactions"].rows == 100
     finally:
         spark.sparkContext.setLogLevel("WARN")
     properties = build_java_properties(settings)
@@ -390,7 +394,7 @@ def test_a_secured_broker_and_no_secret_shown(
     assert not any(secret in shown for secret in [*secrets, *filter(None, [password])])
 
 
-def test_values_are_escaped(make_settings: MakeSettings) -> None:
+def test_values_in_the_jaas_config_are_escaped(make_settings: MakeSettings) -> None:
     settings = make_settings(
         kafka_bootstrap_servers="127.0.0.1:1",
         kafka_security_protocol="SASL_PLAINTEXT",
@@ -403,7 +407,7 @@ def test_values_are_escaped(make_settings: MakeSettings) -> None:
     )
 
 
-def test_a_key_that_cannot_be_opened(make_settings: MakeSettings, tmp_path: Path) -> None:
+def test_a_file_without_a_private_key_is_refused(make_settings: MakeSettings, tmp_path: Path) -> None:
     for name in ("cert.pem", "key.pem"):
         (tmp_path / name).write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
     settings = make_settings(

@@ -1,4 +1,4 @@
-"""Scoring and the training sample on Spark equal those in the process: bits, rows and messages, exactly once."""
+"""Spark and the local engine compute the same scores and the same training sample, exactly once."""
 
 from __future__ import annotations
 
@@ -80,73 +80,75 @@ def predictions(lake: Lake) -> pa.Table:
     return rows.sort_by([("partition", "ascending"), ("offset", "ascending")])
 
 
-def files(lake: Lake) -> set[Path]:
-    """The table's data files, committed or not."""
+def data_files(lake: Lake) -> set[Path]:
+    """The data files in the folder of the table, committed or not."""
     return set(Path(lake.uri(fraud_predictions)).rglob("part-*.parquet"))
 
 
-def committed(lake: Lake) -> set[Path]:
+def committed_files(lake: Lake) -> set[Path]:
     return {Path(uri) for uri in lake.open(fraud_predictions).file_uris()}
 
 
-def test_the_same_bits_and_the_same_report(
+def test_both_engines_compute_identical_scores_and_reports(
     spark: SparkSession, lake: Lake, settings: Settings, on_spark: Engine, tmp_path: Path
 ) -> None:
-    """In batches that cut files and streams in the middle, next to a lake that this process scores."""
-    other = Lake(str(tmp_path / "other"))
-    commit_features(other, read(lake.open(transaction_features)))
-    recalibrate(other, settings)
-    bounded = settings.model_copy(update={"batch_rows": 1_500, "spark_batch_rows": 1_500})
+    """The batches end in the middle of files and source partitions. The local engine scores a second lake."""
+    local_lake = Lake(str(tmp_path / "other"))
+    commit_features(local_lake, read(lake.open(transaction_features)))
+    recalibrate(local_lake, settings)
+    small_batches = settings.model_copy(update={"batch_rows": 1_500, "spark_batch_rows": 1_500})
     with logged() as lines:
-        report = score_pending(lake, bounded, SparkEngine(bounded, lambda: spark))
-    expected = score_pending(other, bounded)
+        report = score_pending(lake, small_batches, SparkEngine(small_batches, lambda: spark))
+    expected = score_pending(local_lake, small_batches)
     assert (report.rows, report.batches, report.alerts) == (ROWS, 3, expected.alerts)
     assert lines[0].startswith("scored 1,500 of 4,000 ")
-    assert predictions(lake).equals(predictions(other))
-    assert files(lake) == committed(lake)
-    facts = [commit["model_version"] for commit in lake.open(fraud_predictions).history() if "model_version" in commit]
-    assert facts == ["1"] * 3
-    # Either engine continues from there.
+    assert predictions(lake).equals(predictions(local_lake))
+    assert data_files(lake) == committed_files(lake)
+    model_versions = [
+        commit["model_version"] for commit in lake.open(fraud_predictions).history() if "model_version" in commit
+    ]
+    assert model_versions == ["1"] * 3
+    # Either engine continues after the committed rows.
     commit_features(lake, features(30, first_offset=2 * ROWS, partitions=3))
     assert score_pending(lake, settings).rows == 30
-    # So many in one file as are scored by several threads, where Spark lets a task have them.
+    # One file has enough rows for several threads, if Spark allows a task more than one.
     many = features(9_000, first_offset=3 * ROWS, partitions=1, days=0.9)
     commit_features(lake, many)
     assert score_pending(lake, settings, on_spark).rows == 9_000
     found = predictions(lake)
     assert len(set(found["transaction_id"].to_pylist())) == found.num_rows == ROWS + 9_030
-    of_many = found.filter(pc.is_in(found["transaction_id"], many["transaction_id"])).sort_by("offset")
-    assert (of_many["score"].to_numpy() == score(read_champion(settings).model, many)).all()
+    scores_of_many = found.filter(pc.is_in(found["transaction_id"], many["transaction_id"])).sort_by("offset")
+    assert (scores_of_many["score"].to_numpy() == score(read_champion(settings).model, many)).all()
 
 
-def test_nothing_pending_and_no_champion_start_no_session(lake: Lake, settings: Settings) -> None:
-    def never() -> SparkSession:
+def test_a_run_without_pending_rows_or_without_a_champion_starts_no_session(lake: Lake, settings: Settings) -> None:
+    def must_not_start() -> SparkSession:
         raise AssertionError("a session was asked for")
 
     with pytest.raises(NoChampionError):
-        score_pending(lake, settings.model_copy(update={"model_name": "never_trained"}), SparkEngine(settings, never))
+        score_pending(
+            lake, settings.model_copy(update={"model_name": "never_trained"}), SparkEngine(settings, must_not_start)
+        )
     score_pending(lake, settings)
-    assert score_pending(lake, settings, SparkEngine(settings, never)).rows == 0
+    assert score_pending(lake, settings, SparkEngine(settings, must_not_start)).rows == 0
 
 
-def test_a_run_on_spark_and_one_in_the_process_score_each_row_once(
-    lake: Lake, settings: Settings, on_spark: Engine
-) -> None:
+def test_concurrent_runs_on_both_engines_score_each_row_once(lake: Lake, settings: Settings, on_spark: Engine) -> None:
     """Both have computed the first batch before either commits it."""
-    both, totals = Barrier(2), []
+    barrier, totals = Barrier(2), []
 
     def race(engine: Engine) -> None:
-        first, score = True, engine.score
+        is_first, real_score = True, engine.score
 
-        def together(batch: ScoringBatch) -> ScoringResult:
-            nonlocal first
-            scored = score(batch)
-            if first:
-                both.wait(60)
-                first = False
+        def score_and_wait(batch: ScoringBatch) -> ScoringResult:
+            nonlocal is_first
+            scored = real_score(batch)
+            if is_first:
+                barrier.wait(60)
+                is_first = False
             return scored
 
-        engine.score = together
+        engine.score = score_and_wait
         engine.limits = BatchLimits(1_000, 1_000_000)
         totals.append(score_pending(lake, settings, engine).rows)
 
@@ -160,25 +162,25 @@ def test_a_run_on_spark_and_one_in_the_process_score_each_row_once(
     assert sorted(scored["transaction_id"].to_pylist()) == sorted(source["transaction_id"].to_pylist())
 
 
-def test_a_conflict_removes_the_files_and_starts_over(
+def test_a_run_with_a_commit_conflict_removes_its_files_and_starts_over(
     lake: Lake, settings: Settings, on_spark: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compute = on_spark.score
+    real_score = on_spark.score
 
-    def overtaken(batch: ScoringBatch) -> ScoringResult:
-        scored = compute(batch)
-        assert score_pending(lake, settings).rows == ROWS  # the other run takes it all
+    def score_after_another_run(batch: ScoringBatch) -> ScoringResult:
+        scored = real_score(batch)
+        assert score_pending(lake, settings).rows == ROWS  # the other run scores all rows
         return scored
 
-    monkeypatch.setattr(on_spark, "score", overtaken)
+    monkeypatch.setattr(on_spark, "score", score_after_another_run)
     with logged() as lines:
         assert score_pending(lake, settings, on_spark).rows == 0
     assert "starts over" in lines[-1]
     assert read_row_count(lake.open(fraud_predictions)) == ROWS
-    assert files(lake) == committed(lake)
+    assert data_files(lake) == committed_files(lake)
 
 
-def test_a_run_killed_between_its_files_and_its_commit_is_completed_by_the_next(
+def test_the_next_run_completes_a_run_that_was_killed_before_its_commit(
     lake: Lake, settings: Settings, on_spark: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Killed(BaseException):
@@ -191,7 +193,7 @@ def test_a_run_killed_between_its_files_and_its_commit_is_completed_by_the_next(
         patched.setattr(scoring, "commit_append", kill)
         with pytest.raises(Killed):
             score_pending(lake, settings, on_spark)
-    orphans = files(lake)
+    orphans = data_files(lake)
     assert orphans
     assert read_row_count(lake.open(fraud_predictions)) == 0
     assert score_pending(lake, settings, on_spark).rows == ROWS
@@ -200,29 +202,29 @@ def test_a_run_killed_between_its_files_and_its_commit_is_completed_by_the_next(
         == read_row_count(lake.open(fraud_predictions))
         == ROWS
     )
-    assert not orphans & committed(lake)
+    assert not orphans & committed_files(lake)
     lake.open(fraud_predictions).vacuum(0, enforce_retention_duration=False, dry_run=False, full=True)
-    assert files(lake) == committed(lake)
+    assert data_files(lake) == committed_files(lake)
 
 
-def test_features_of_another_version_stop_the_chain_with_the_same_sentence(
+def test_both_engines_refuse_features_of_another_version_with_the_same_error(
     lake: Lake, settings: Settings, on_spark: Engine
 ) -> None:
     rows = features(10, first_offset=2 * ROWS)
     index = rows.column_names.index("feature_version")
     commit_features(lake, rows.set_column(index, rows.schema.field(index), pa.array(["0", "00"] * 5)))
-    said = []
+    errors = []
     for engine in (on_spark, LocalEngine(settings)):
         with pytest.raises(
             LakeError, match=r"feature version 0, 00, but the champion supports only version 1"
         ) as refused:
             score_pending(lake, settings, engine)
-        said.append(str(refused.value))
-    assert said[0] == said[1]
-    assert files(lake) == set()
+        errors.append(str(refused.value))
+    assert errors[0] == errors[1]
+    assert data_files(lake) == set()
 
 
-def test_few_rows_are_one_task_and_a_backlog_makes_few_files(spark: SparkSession) -> None:
+def test_few_rows_make_one_task_and_a_backlog_makes_few_files(spark: SparkSession) -> None:
     def size(slices: list[Slice]) -> int:
         return sum(part.size for part in slices)
 
@@ -245,24 +247,27 @@ def sample(lake: Lake, settings: Settings, engine: Engine | None = None) -> pa.T
     return read_training_rows(window, ROWS, settings, engine or LocalEngine(settings))
 
 
-def test_the_sample_is_the_same_on_both_engines_and_whatever_the_files(
+def test_the_sample_depends_on_neither_the_engine_nor_the_files(
     spark: SparkSession, lake: Lake, settings: Settings, tmp_path: Path
 ) -> None:
-    few = settings.model_copy(update={"train_max_rows": 700})
-    here, there = (sample(lake, few, engine) for engine in (LocalEngine(few), SparkEngine(few, lambda: spark)))
-    assert here.num_rows == 700
-    assert here.equals(there)
+    small_sample = settings.model_copy(update={"train_max_rows": 700})
+    local_sample, spark_sample = (
+        sample(lake, small_sample, engine)
+        for engine in (LocalEngine(small_sample), SparkEngine(small_sample, lambda: spark))
+    )
+    assert local_sample.num_rows == 700
+    assert local_sample.equals(spark_sample)
     lake.open(transaction_features).optimize.compact()
-    assert sample(lake, few, SparkEngine(few, lambda: spark)).equals(here)
-    reseeded = sample(lake, few.model_copy(update={"train_seed": 7}))
-    shared = set(here["transaction_id"].to_pylist()) & set(reseeded["transaction_id"].to_pylist())
-    assert 60 < len(shared) < 200  # of 4,000 two samples of 700 have about 122 in common
-    days = np.unique(here["tx_datetime"].to_numpy().astype("datetime64[D]"), return_counts=True)[1]
+    assert sample(lake, small_sample, SparkEngine(small_sample, lambda: spark)).equals(local_sample)
+    reseeded = sample(lake, small_sample.model_copy(update={"train_seed": 7}))
+    shared = set(local_sample["transaction_id"].to_pylist()) & set(reseeded["transaction_id"].to_pylist())
+    assert 60 < len(shared) < 200  # two samples of 700 of 4,000 rows share about 122 rows
+    days = np.unique(local_sample["tx_datetime"].to_numpy().astype("datetime64[D]"), return_counts=True)[1]
     assert len(days) == DAYS
     assert (abs(days - 140) < 50).all()
 
 
-def test_the_sample_is_recorded_and_the_threshold_is_that_of_all_the_traffic(
+def test_the_sample_is_recorded_and_calibration_uses_all_traffic(
     spark: SparkSession, make_settings: Callable[..., Settings]
 ) -> None:
     from mlflow import MlflowClient
@@ -287,7 +292,7 @@ def test_the_sample_is_recorded_and_the_threshold_is_that_of_all_the_traffic(
     assert read_champion(settings).model.serialize_bytes() == forest
 
 
-def test_the_assets_run_on_spark_by_the_setting(spark: SparkSession, lake: Lake, settings: Settings) -> None:
+def test_the_engine_setting_runs_the_assets_on_spark(spark: SparkSession, lake: Lake, settings: Settings) -> None:
     overrides = {
         "home": str(settings.home),
         "lake_uri": settings.lake,
@@ -296,23 +301,23 @@ def test_the_assets_run_on_spark_by_the_setting(spark: SparkSession, lake: Lake,
         "train_trees": "3",
         "model_name": "trained_on_spark",
     }
-    done = dg.materialize(
+    result = dg.materialize(
         [model, fraud_predictions_asset],
         resources={"platform": PlatformResource(overrides=overrides), "engines": EngineResource()},
         instance=dg.DagsterInstance.ephemeral(),
     )
-    told = {
+    reported = {
         event.asset_key.to_user_string(): {name: value.value for name, value in event.materialization.metadata.items()}
-        for event in done.filter_events(lambda event: event.is_step_materialization)
+        for event in result.filter_events(lambda event: event.is_step_materialization)
     }
-    assert (told["isolation_forest"]["rows"], told["isolation_forest"]["window_rows"]) == (500, ROWS)
-    assert (told["fraud_predictions"]["rows"], told["fraud_predictions"]["batches"]) == (ROWS, 1)
-    # Executors name their files without a number.
-    assert all(file.name.count("-") == 5 for file in committed(lake))
-    assert spark.range(1).count() == 1  # a session that was there before is not stopped
+    assert (reported["isolation_forest"]["rows"], reported["isolation_forest"]["window_rows"]) == (500, ROWS)
+    assert (reported["fraud_predictions"]["rows"], reported["fraud_predictions"]["batches"]) == (ROWS, 1)
+    # File names of executors contain no number.
+    assert all(file.name.count("-") == 5 for file in committed_files(lake))
+    assert spark.range(1).count() == 1  # a session that existed before is not stopped
 
 
-def test_the_lake_may_be_on_an_object_store(
+def test_scoring_on_spark_works_on_an_object_store(
     spark: SparkSession, s3_settings: Settings, registry: Path, on_spark: Engine
 ) -> None:
     settings = s3_settings.model_copy(update={"home": registry, "train_trees": 5, "train_max_rows": 300})

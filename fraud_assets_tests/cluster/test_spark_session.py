@@ -1,4 +1,4 @@
-"""Spark sessions: their configuration, their silence, and the messages for their failures."""
+"""Spark sessions: their configuration, their quiet terminal, and their error messages."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ NUMBERS = pa.schema([pa.field("number", pa.int64())])
 MakeSettings = Callable[..., Settings]
 
 
-def test_the_users_own_settings_win(make_settings: MakeSettings) -> None:
+def test_settings_of_the_user_override_the_defaults(make_settings: MakeSettings) -> None:
     config = build_spark_config(make_settings(spark_memory="3g", spark_conf="spark.executor.memory=5g;spark.a.b=c=d"))
     assert config["spark.driver.memory"] == "3g"
     assert config["spark.executor.memory"] == "5g"
@@ -46,33 +46,33 @@ def test_the_users_own_settings_win(make_settings: MakeSettings) -> None:
 
 
 @pytest.mark.parametrize("master", ["local[2]", "spark://127.0.0.1:7077", "spark://localhost:7077"])
-def test_a_driver_of_this_machine_only_is_reached_by_no_other(make_settings: MakeSettings, master: str) -> None:
+def test_a_driver_for_a_local_master_listens_on_the_loopback_address(make_settings: MakeSettings, master: str) -> None:
     config = build_spark_config(make_settings(spark_master=master))
     assert config["spark.driver.host"] == config["spark.driver.bindAddress"] == "127.0.0.1"
 
 
 @pytest.mark.parametrize("master", ["spark://head:7077", "spark://127.example.org:7077", "yarn"])
-def test_executors_elsewhere_reach_the_driver(make_settings: MakeSettings, master: str) -> None:
+def test_executors_on_other_machines_can_reach_the_driver(make_settings: MakeSettings, master: str) -> None:
     assert "spark.driver.bindAddress" not in build_spark_config(make_settings(spark_master=master))
 
 
-def test_a_folder_without_the_connector_is_named(make_settings: MakeSettings, tmp_path: Path) -> None:
+def test_a_folder_without_the_kafka_connector_is_refused(make_settings: MakeSettings, tmp_path: Path) -> None:
     settings = make_settings(spark_jars=str(tmp_path))
     with pytest.raises(JarsError, match=rf"FRAUD_SPARK_JARS is '{tmp_path}'.*spark\.pom\.xml"):
         find_kafka_jars(settings)
-    # A session that reads no Kafka needs none.
+    # A session that does not read from Kafka needs no connector.
     assert "spark.jars" not in build_spark_config(settings)
 
 
-def test_a_folder_with_the_connector_is_used(make_settings: MakeSettings, tmp_path: Path) -> None:
+def test_a_folder_with_the_kafka_connector_is_used(make_settings: MakeSettings, tmp_path: Path) -> None:
     jar = tmp_path / "spark-sql-kafka-0-10_2.13-4.2.0.jar"
     jar.touch()
     assert build_spark_config(make_settings(spark_jars=str(tmp_path)))["spark.jars"] == str(jar)
-    other = make_settings(spark_jars=str(tmp_path), spark_conf="spark.jars.packages=org.example:connector:1")
-    assert "spark.jars" not in build_spark_config(other)
+    with_packages = make_settings(spark_jars=str(tmp_path), spark_conf="spark.jars.packages=org.example:connector:1")
+    assert "spark.jars" not in build_spark_config(with_packages)
 
 
-def test_without_java_it_is_said_in_one_line(
+def test_missing_java_is_reported_with_its_fix(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
@@ -81,7 +81,7 @@ def test_without_java_it_is_said_in_one_line(
             pass
 
 
-def refusal(settings: Settings) -> str:
+def session_error(settings: Settings) -> str:
     with pytest.raises(EngineError) as caught:
         with spark_session(settings):
             pass
@@ -89,11 +89,15 @@ def refusal(settings: Settings) -> str:
     return str(caught.value)
 
 
-def test_a_master_that_is_not_there_is_given_up(make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_master_that_does_not_respond_is_reported(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("fraud_assets.engines.spark.session._MASTER_SECONDS", 0.1)
     master = f"spark://127.0.0.1:{find_free_ports(['master'])['master']}"
-    assert f"No Spark master responds at FRAUD_SPARK_MASTER '{master}'" in refusal(make_settings(spark_master=master))
-    assert "names no port" in refusal(make_settings(spark_master="spark://head"))
+    assert f"No Spark master responds at FRAUD_SPARK_MASTER '{master}'" in session_error(
+        make_settings(spark_master=master)
+    )
+    assert "names no port" in session_error(make_settings(spark_master="spark://head"))
 
 
 def test_one_of_two_masters_is_enough() -> None:
@@ -103,8 +107,8 @@ def test_one_of_two_masters_is_enough() -> None:
         )
 
 
-def raised_by(spark: SparkSession, settings: Settings, error: Callable[[], Any]) -> FraudAssetsError:
-    """What the user is told when a task raises this."""
+def error_shown_to_user(spark: SparkSession, settings: Settings, error: Callable[[], Any]) -> FraudAssetsError:
+    """Runs a task that raises the error, and returns the error that the user sees."""
 
     def work(part: int) -> Iterator[pa.RecordBatch]:
         raise error()
@@ -115,45 +119,47 @@ def raised_by(spark: SparkSession, settings: Settings, error: Callable[[], Any])
     return caught.value
 
 
-def test_an_error_of_ours_crosses_from_the_executor(spark: SparkSession, settings: Settings) -> None:
+def test_a_platform_error_in_a_task_keeps_its_type_and_text(spark: SparkSession, settings: Settings) -> None:
     sentence = "The table s3://lake/raw cannot be read: no such bucket: 'lake'. Set FRAUD_LAKE_URI."
-    told = raised_by(spark, settings, lambda: LakeError(sentence))
-    assert type(told) is LakeError
-    assert str(told) == sentence
+    shown = error_shown_to_user(spark, settings, lambda: LakeError(sentence))
+    assert type(shown) is LakeError
+    assert str(shown) == sentence
 
 
-def test_an_error_of_ours_keeps_its_word_when_it_has_a_cause(spark: SparkSession, settings: Settings) -> None:
+def test_a_platform_error_with_a_cause_keeps_its_type_and_text(spark: SparkSession, settings: Settings) -> None:
     def caused() -> LakeError:
         error = LakeError("The table cannot be read.")
         error.__cause__ = OSError("disk: gone")
         return error
 
-    told = raised_by(spark, settings, caused)
-    assert (type(told), str(told)) == (LakeError, "The table cannot be read.")
+    shown = error_shown_to_user(spark, settings, caused)
+    assert (type(shown), str(shown)) == (LakeError, "The table cannot be read.")
 
 
-def test_an_unknown_error_is_told_by_its_innermost_cause(spark: SparkSession, settings: Settings) -> None:
+def test_an_unknown_error_in_a_task_is_reported_with_its_type_and_text(spark: SparkSession, settings: Settings) -> None:
     def caused() -> Any:
         error = RuntimeError("the task failed")
         error.__cause__ = KeyError("customer_id")
         return error
 
-    told = raised_by(spark, settings, lambda: ZeroDivisionError("a mean of nothing"))
-    assert type(told) is EngineError
-    assert str(told).startswith("A job on Spark failed: ZeroDivisionError: a mean of nothing. For details see ")
-    assert "failed: RuntimeError: the task failed. For details" in str(raised_by(spark, settings, caused))
+    shown = error_shown_to_user(spark, settings, lambda: ZeroDivisionError("a mean of nothing"))
+    assert type(shown) is EngineError
+    assert str(shown).startswith("A job on Spark failed: ZeroDivisionError: a mean of nothing. For details see ")
+    assert "failed: RuntimeError: the task failed. For details" in str(error_shown_to_user(spark, settings, caused))
 
 
-def test_a_task_that_the_system_kills_is_told(spark: SparkSession, settings: Settings) -> None:
-    told = raised_by(spark, settings, lambda: os.kill(os.getpid(), signal.SIGKILL))
-    assert "Python worker exited unexpectedly" in str(told)
-    assert "\n" not in str(told)
+def test_a_killed_task_is_reported_in_one_line(spark: SparkSession, settings: Settings) -> None:
+    shown = error_shown_to_user(spark, settings, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    assert "Python worker exited unexpectedly" in str(shown)
+    assert "\n" not in str(shown)
 
 
 @pytest.mark.parametrize(
     ("query", "cause"), [("select raise_error('boom')", "boom"), ("select * from nowhere", "nowhere")]
 )
-def test_sparks_own_errors_are_one_line(spark: SparkSession, settings: Settings, query: str, cause: str) -> None:
+def test_an_error_of_spark_is_reported_in_one_line(
+    spark: SparkSession, settings: Settings, query: str, cause: str
+) -> None:
     with pytest.raises(EngineError, match=cause) as caught:
         with convert_spark_errors(settings):
             spark.sql(query).collect()
@@ -180,8 +186,8 @@ def test_sparks_own_errors_are_one_line(spark: SparkSession, settings: Settings,
         ),
     ],
 )
-def test_the_telling_line_of_what_java_says(text: str, cause: str) -> None:
-    """A driver that met no master, and a task whose executors were killed."""
+def test_the_cause_is_extracted_from_an_error_of_java(text: str, cause: str) -> None:
+    """The errors of a driver that reached no master, and of a task whose executors were killed."""
     assert _cause(text) == cause
 
 
@@ -193,20 +199,20 @@ def test_the_telling_line_of_what_java_says(text: str, cause: str) -> None:
         "ExecutorLostFailure (executor 3 exited caused by a running task) Reason: Command exited with code 52",
     ],
 )
-def test_memory_that_is_too_small_is_told_with_its_setting(settings: Settings, text: str) -> None:
+def test_an_out_of_memory_error_names_the_memory_setting(settings: Settings, text: str) -> None:
     with pytest.raises(EngineError, match="ran out of memory: FRAUD_SPARK_MEMORY is '2g'"):
         with convert_spark_errors(settings):
             raise Py4JError(text)
 
 
-def in_its_own_process(program: str, settings: Settings) -> tuple[int, str, str]:
-    """A program whose `settings` are these: its exit code, standard output and standard error."""
+def run_in_a_process(program: str, settings: Settings) -> tuple[int, str, str]:
+    """Runs a program with these settings; returns its exit code, standard output and standard error."""
     home = str(settings.home_path)
     start = f"""
 from fraud_assets.settings import load_settings
 settings = load_settings(_env_file=None, home={home!r}, spark_master="local[1]")
 """
-    ended = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", start + program],
         capture_output=True,
         text=True,
@@ -215,10 +221,10 @@ settings = load_settings(_env_file=None, home={home!r}, spark_master="local[1]")
         cwd=ROOT,
         env={**os.environ, "JDK_JAVA_OPTIONS": QUICK_JAVA},
     )
-    return ended.returncode, ended.stdout, ended.stderr
+    return completed.returncode, completed.stdout, completed.stderr
 
 
-QUIET = """
+FAILING_TASKS = """
 import os, signal
 from fraud_assets.engines.spark.session import convert_spark_errors, spark_session
 from fraud_assets.errors import EngineError
@@ -231,7 +237,7 @@ def kills(batches):
     os.kill(java, signal.SIGKILL)
     yield from batches
 
-def told(task):
+def report_failure(task):
     try:
         with convert_spark_errors(settings):
             spark.range(3).mapInArrow(task, "id long").toArrow()
@@ -243,15 +249,15 @@ with spark_session(settings) as spark:
     assert spark.range(3).count() == 3
     assert spark.conf.get("spark.sql.session.timeZone") == "UTC"
     assert spark.range(3).mapInArrow(lambda batches: batches, "id long").count() == 3
-    told(fails)
-    told(kills)
+    report_failure(fails)
+    report_failure(kills)
 """
 
 
 @pytest.mark.usefixtures("spark")
-def test_a_session_writes_nothing_to_the_terminal_not_even_when_java_dies(settings: Settings) -> None:
+def test_a_session_writes_nothing_to_the_terminal_even_if_java_is_killed(settings: Settings) -> None:
     log = settings.home_path / "spark" / "driver.log"
-    code, output, errors = in_its_own_process(QUIET, settings)
+    code, output, errors = run_in_a_process(FAILING_TASKS, settings)
     assert (code, errors) == (0, "")
     failed, died = output.splitlines()
     assert failed == f"A job on Spark failed: ValueError: bad row. For details see {log} and Spark's web UI."
@@ -259,7 +265,7 @@ def test_a_session_writes_nothing_to_the_terminal_not_even_when_java_dies(settin
     assert "bad row" in log.read_text()
 
 
-GONE_AT_ITS_END = """
+STOP_WITHOUT_JAVA = """
 from types import SimpleNamespace
 from py4j.protocol import Py4JError
 from pyspark import SparkContext
@@ -274,11 +280,11 @@ stop_session(session)
 """
 
 
-def test_the_end_of_a_session_whose_java_machine_is_dying_is_silent(settings: Settings) -> None:
-    assert in_its_own_process(GONE_AT_ITS_END, settings) == (0, "", "")
+def test_the_end_of_a_session_whose_java_process_is_gone_prints_nothing(settings: Settings) -> None:
+    assert run_in_a_process(STOP_WITHOUT_JAVA, settings) == (0, "", "")
 
 
-def test_java_that_gives_no_reason_was_gone(settings: Settings) -> None:
+def test_an_error_of_java_without_a_reason_means_that_spark_ended(settings: Settings) -> None:
     with pytest.raises(EngineError, match="Spark ended in the middle of a job"), convert_spark_errors(settings):
         raise Py4JError("An error occurred while calling o101.getResult")
 
@@ -315,6 +321,6 @@ for assets, done in (([plain], ["plain"]), ([plain, counted, broken], ["plain", 
 
 
 @pytest.mark.usefixtures("spark")
-def test_the_resource_starts_a_session_when_asked_and_ends_it_with_the_run(settings: Settings) -> None:
-    code, _, told = in_its_own_process(RESOURCE, settings)
-    assert code == 0, told
+def test_the_resource_starts_a_session_on_demand_and_stops_it_with_the_run(settings: Settings) -> None:
+    code, _, errors = run_in_a_process(RESOURCE, settings)
+    assert code == 0, errors

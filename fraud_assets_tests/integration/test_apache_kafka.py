@@ -20,7 +20,7 @@ from fraud_assets_tests.support.starting import MakeTopic, topic_maker
 
 
 @pytest.mark.xdist_group("apache")
-def test_what_is_produced_lands_once(apache_settings: Settings) -> None:
+def test_each_produced_message_lands_once(apache_settings: Settings) -> None:
     broker = find_broker(apache_settings)
     topic = apache_settings.transactions_topic
     sent = {b"%d" % number for number in range(500)}
@@ -32,14 +32,14 @@ def test_what_is_produced_lands_once(apache_settings: Settings) -> None:
 
 
 @pytest.mark.xdist_group("apache")
-def test_a_recreated_topic_is_another(apache: Cluster, apache_settings: Settings, make_topic: MakeTopic) -> None:
+def test_two_topics_have_different_topic_ids(apache: Cluster, apache_settings: Settings, make_topic: MakeTopic) -> None:
     broker = find_broker(apache_settings)
     topic_ids = {find_topic_id(broker, make_topic(), apache_settings) for _ in range(2)}
     assert len(topic_ids) == 2
 
 
 @pytest.mark.usefixtures("kafka_jars")
-def test_a_killed_node_comes_back_with_its_data(tmp_path: Path, make_settings) -> None:
+def test_a_restarted_node_keeps_its_data_after_a_kill(tmp_path: Path, make_settings) -> None:
     with apache_kafka(tmp_path) as cluster:
         settings = make_settings(kafka_bootstrap_servers=cluster.bootstrap)
         topic = topic_maker(cluster.bootstrap)()
@@ -52,29 +52,29 @@ def test_a_killed_node_comes_back_with_its_data(tmp_path: Path, make_settings) -
 
 
 @pytest.mark.usefixtures("kafka_jars")
-def test_an_error_in_the_block_ends_the_nodes(tmp_path: Path) -> None:
+def test_an_error_in_the_block_stops_the_nodes(tmp_path: Path) -> None:
     pid: int | None = None
 
-    def interrupted() -> None:
+    def interrupt_the_block() -> None:
         nonlocal pid
         with apache_kafka(tmp_path) as cluster:
             pid = cluster.pid(1)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        interrupted()
+        interrupt_the_block()
     assert pid is not None
     assert not Path(f"/proc/{pid}/cmdline").exists()
 
 
 @pytest.mark.usefixtures("kafka_jars")
-def test_a_node_that_cannot_start_says_why(tmp_path: Path) -> None:
+def test_a_node_that_fails_to_start_reports_the_reason(tmp_path: Path) -> None:
     with pytest.raises(BrokerError, match=r"min\.insync\.replicas"):
         with apache_kafka(tmp_path, config={"min.insync.replicas": "many"}):
             pass
 
 
-def test_without_java_or_maven_it_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_java_or_maven_is_reported_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
     assert "JAVA_HOME" in (describe_obstacle() or "")
     monkeypatch.delenv("JAVA_HOME")

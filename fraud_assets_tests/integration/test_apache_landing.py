@@ -1,4 +1,4 @@
-"""Landing from Apache Kafka: consumer groups, outages, and every unusual sequence of offsets."""
+"""Landing from Apache Kafka: consumer groups, outages, and unusual sequences of offsets."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.xdist_group("apache")
 
 @pytest.fixture
 def settings(apache_settings: Settings) -> Settings:
-    """Settings of the test's own topics at Apache Kafka, that tell of an outage soon."""
+    """Settings with the test's own topics on Apache Kafka, and a timeout that reports an outage soon."""
     return apache_settings.model_copy(update={"kafka_timeout_seconds": 3.0, "land_interval_seconds": 0.05})
 
 
@@ -45,7 +45,7 @@ def admin(apache: Cluster) -> AdminClient:
     return AdminClient({"bootstrap.servers": apache.bootstrap, "log_level": 0})
 
 
-def landed(lake: Lake) -> list[str]:
+def read_landed_texts(lake: Lake) -> list[str]:
     """Bodies in the landing table, sorted."""
     if not lake.exists(raw_transactions):
         return []
@@ -61,13 +61,13 @@ def land(lake: Lake, settings: Settings) -> int:
     return land_topics(lake, settings)["raw_transactions"].rows
 
 
-def following(lake: Lake, settings: Settings) -> AbstractContextManager[list[str]]:
-    """A lander in a thread; gives the lines that it says."""
+def running_lander(lake: Lake, settings: Settings) -> AbstractContextManager[list[str]]:
+    """Runs a lander in a thread; yields the lines that are logged."""
     return always_on(partial(land_forever, lake, settings))
 
 
-def environment(settings: Settings) -> dict[str, str]:
-    """For processes: what the settings of the test are."""
+def environment_of(settings: Settings) -> dict[str, str]:
+    """The settings of the test, as environment variables for a process."""
     return {
         "KAFKA_BOOTSTRAP_SERVERS": settings.kafka_bootstrap_servers,
         "FRAUD_TRANSACTIONS_TOPIC": settings.transactions_topic,
@@ -75,17 +75,17 @@ def environment(settings: Settings) -> dict[str, str]:
     }
 
 
-def ask(url: str) -> tuple[int, str]:
+def fetch(url: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            return answer.status, answer.read().decode()
+        with urllib.request.urlopen(url, timeout=10) as response:
+            return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
 
 
-def partitions_of(url: str, settings: Settings) -> set[str]:
-    """Partitions that a lander has, by its metrics."""
-    lines = [line for line in ask(f"{url}/metrics")[1].splitlines() if line.startswith("fraud_landing_lag_messages{")]
+def assigned_partitions(url: str, settings: Settings) -> set[str]:
+    """Partitions that are assigned to a lander, according to its metrics."""
+    lines = [line for line in fetch(f"{url}/metrics")[1].splitlines() if line.startswith("fraud_landing_lag_messages{")]
     return {line.split('partition="')[1].split('"')[0] for line in lines if settings.transactions_topic in line}
 
 
@@ -93,48 +93,48 @@ def test_landers_share_partitions_which_move_when_one_stops_or_is_killed(
     settings: Settings, lake: Lake, make_topic: MakeTopic, start: Start
 ) -> None:
     settings = settings.model_copy(update={"transactions_topic": make_topic("transactions", partitions=4)})
-    every = {"0", "1", "2", "3"}
+    all_partitions = {"0", "1", "2", "3"}
 
-    def lander() -> tuple[subprocess.Popen[str], str]:
+    def start_lander() -> tuple[subprocess.Popen[str], str]:
         before = set(find_running_landers(settings))
-        process = start("land", **environment(settings))
+        process = start("land", **environment_of(settings))
         until(lambda: set(find_running_landers(settings)) > before)
         return process, find_running_landers(settings)[process.pid]
 
-    def shared(*urls: str) -> bool:
-        dealt = [partitions_of(url, settings) for url in urls]
-        return all(dealt) and sum(map(len, dealt)) == 4 and set().union(*dealt) == every
+    def are_all_assigned(*urls: str) -> bool:
+        assigned = [assigned_partitions(url, settings) for url in urls]
+        return all(assigned) and sum(map(len, assigned)) == 4 and set().union(*assigned) == all_partitions
 
-    first, first_url = lander()
+    first, first_url = start_lander()
     produce(settings, numbers(0, 1000))
-    until(lambda: landed(lake) == texts(0, 1000))
-    second, second_url = lander()
-    until(lambda: shared(first_url, second_url))
+    until(lambda: read_landed_texts(lake) == texts(0, 1000))
+    second, second_url = start_lander()
+    until(lambda: are_all_assigned(first_url, second_url))
     produce(settings, numbers(1000, 2000))
-    until(lambda: landed(lake) == texts(0, 2000))
+    until(lambda: read_landed_texts(lake) == texts(0, 2000))
     first.send_signal(signal.SIGTERM)
     _, lines = first.communicate(timeout=20)
     assert first.returncode == 0
     assert "Stopped" in lines.splitlines()[-1]
-    until(lambda: shared(second_url))
-    third, third_url = lander()
-    until(lambda: shared(second_url, third_url))
+    until(lambda: are_all_assigned(second_url))
+    third, third_url = start_lander()
+    until(lambda: are_all_assigned(second_url, third_url))
     second.kill()
     produce(settings, numbers(2000, 3000))
-    until(lambda: landed(lake) == texts(0, 3000))
-    until(lambda: partitions_of(third_url, settings) == every)
+    until(lambda: read_landed_texts(lake) == texts(0, 3000))
+    until(lambda: assigned_partitions(third_url, settings) == all_partitions)
     third.send_signal(signal.SIGTERM)
     third.communicate(timeout=20)
-    # A courtesy to those who watch the lag at the broker.
-    watcher = Consumer(
+    # Landers also commit their offsets to the broker, for tools that monitor the lag there.
+    consumer = Consumer(
         {"bootstrap.servers": settings.kafka_bootstrap_servers, "group.id": choose_consumer_group(lake, settings)}
     )
-    places = watcher.committed([TopicPartition(settings.transactions_topic, n) for n in range(4)], timeout=10)
-    watcher.close()
-    assert sum(place.offset for place in places) == 3000
+    committed = consumer.committed([TopicPartition(settings.transactions_topic, n) for n in range(4)], timeout=10)
+    consumer.close()
+    assert sum(position.offset for position in committed) == 3000
 
 
-def test_metrics_and_health_follow_an_outage(tmp_path: Path, make_settings: Callable[..., Settings]) -> None:
+def test_metrics_and_health_show_an_outage(tmp_path: Path, make_settings: Callable[..., Settings]) -> None:
     if reason := describe_obstacle():
         pytest.skip(reason)
     from fraud_assets.ingest.service.metrics import LandingMetrics, serve_metrics
@@ -144,8 +144,8 @@ def test_metrics_and_health_follow_an_outage(tmp_path: Path, make_settings: Call
             kafka_bootstrap_servers=cluster.bootstrap, kafka_timeout_seconds=1, land_interval_seconds=0.05
         )
         admin = AdminClient({"bootstrap.servers": cluster.bootstrap, "log_level": 0})
-        made = admin.create_topics([NewTopic(settings.transactions_topic, 2), NewTopic(settings.labels_topic, 1)])
-        done(made)
+        created = admin.create_topics([NewTopic(settings.transactions_topic, 2), NewTopic(settings.labels_topic, 1)])
+        done(created)
         lake = Lake.of(settings)
         metrics, stop = LandingMetrics(), threading.Event()
         thread = threading.Thread(target=land_forever, args=(lake, settings, stop), kwargs={"metrics": metrics})
@@ -156,25 +156,25 @@ def test_metrics_and_health_follow_an_outage(tmp_path: Path, make_settings: Call
                 produce(settings, [{"transaction_id": 1, "is_fraud": 1, "labelled_at": "2026-01-01T00:00:00Z"}],
                         topic=settings.labels_topic)  # fmt: skip
                 until(lambda: read_row_count(lake.open(raw_transactions)) == 100)
-                until(lambda: 'fraud_landed_rows_total{table="fraud_labels"} 1.0' in ask(f"{url}/metrics")[1])
-                shown = ask(f"{url}/metrics")[1]
-                assert 'fraud_landed_rows_total{table="raw_transactions"} 100.0' in shown
-                assert 'fraud_landed_bytes_total{table="raw_transactions"} 600.0' in shown
-                assert 'fraud_landing_commit_seconds_count{table="raw_transactions"}' in shown
-                assert "fraud_landing_oldest_unlanded_seconds 0.0" in shown
-                assert ask(f"{url}/health")[0] == 200
-                assert ask(f"{url}/")[0] == 404
+                until(lambda: 'fraud_landed_rows_total{table="fraud_labels"} 1.0' in fetch(f"{url}/metrics")[1])
+                metrics_text = fetch(f"{url}/metrics")[1]
+                assert 'fraud_landed_rows_total{table="raw_transactions"} 100.0' in metrics_text
+                assert 'fraud_landed_bytes_total{table="raw_transactions"} 600.0' in metrics_text
+                assert 'fraud_landing_commit_seconds_count{table="raw_transactions"}' in metrics_text
+                assert "fraud_landing_oldest_unlanded_seconds 0.0" in metrics_text
+                assert fetch(f"{url}/health")[0] == 200
+                assert fetch(f"{url}/")[0] == 404
                 cluster.kill()
-                until(lambda: ask(f"{url}/health")[0] == 503)
-                assert "No answer from the broker" in json.loads(ask(f"{url}/health")[1])["reason"]
-                assert "fraud_landing_failing 1.0" in ask(f"{url}/metrics")[1]
+                until(lambda: fetch(f"{url}/health")[0] == 503)
+                assert "No answer from the broker" in json.loads(fetch(f"{url}/health")[1])["reason"]
+                assert "fraud_landing_failing 1.0" in fetch(f"{url}/metrics")[1]
                 cluster.start()
                 produce(settings, numbers(100, 150))
-                until(lambda: ask(f"{url}/health")[0] == 200)
-                until(lambda: landed(lake) == texts(0, 150))
-                # A supervisor gives it some seconds to end, also while the broker is away.
+                until(lambda: fetch(f"{url}/health")[0] == 200)
+                until(lambda: read_landed_texts(lake) == texts(0, 150))
+                # The lander stops within a few seconds, even during an outage of the broker.
                 cluster.kill()
-                until(lambda: ask(f"{url}/health")[0] == 503)
+                until(lambda: fetch(f"{url}/health")[0] == 503)
                 stop.set()
                 until(lambda: not thread.is_alive(), 10)
             finally:
@@ -185,7 +185,7 @@ def test_metrics_and_health_follow_an_outage(tmp_path: Path, make_settings: Call
     assert "Landing of topics works again." in lines
 
 
-def test_messages_below_the_log_start_stop_landing_until_they_are_given_up(
+def test_messages_below_the_log_start_stop_landing_until_their_loss_is_accepted(
     settings: Settings, lake: Lake, admin: AdminClient, start: Start
 ) -> None:
     topic = settings.transactions_topic
@@ -194,9 +194,9 @@ def test_messages_below_the_log_start_stop_landing_until_they_are_given_up(
     assert land(lake, settings) == 20
     produce(settings, numbers(20, 30), partition=0)
     produce(settings, numbers(30, 40), partition=1)
-    gone = admin.delete_records([TopicPartition(topic, 0, 15), TopicPartition(topic, 1, 13)])
-    done(gone)
-    process = start("land", **environment(settings))
+    deleted = admin.delete_records([TopicPartition(topic, 0, 15), TopicPartition(topic, 1, 13)])
+    done(deleted)
+    process = start("land", **environment_of(settings))
     out, errors = process.communicate(timeout=60)
     assert process.returncode == 1, out
     accepted = f"FRAUD_ACCEPT_LOST={topic}/0=15,{topic}/1=13"
@@ -205,116 +205,120 @@ def test_messages_below_the_log_start_stop_landing_until_they_are_given_up(
     assert accepted in errors
     assert "Traceback" not in errors
     assert read_row_count(lake.open(raw_transactions)) == 20
-    # What is given up is named exactly: the acceptance of one partition is none of the other.
+    # Each lost partition must be accepted: accepting one does not accept the other.
     with pytest.raises(MessagesLostError, match="of partition 1"):
         land(lake, settings.model_copy(update={"accept_lost": {f"{topic}/0": 15}}))
     process = start(
-        "land", "--once", **environment(settings), FRAUD_ACCEPT_LOST=accepted.removeprefix("FRAUD_ACCEPT_LOST=")
+        "land", "--once", **environment_of(settings), FRAUD_ACCEPT_LOST=accepted.removeprefix("FRAUD_ACCEPT_LOST=")
     )
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
-    assert landed(lake) == texts(0, 20) + texts(25, 30) + texts(33, 40)
-    noted = [commit.get("accepted_lost", "") for commit in lake.open(raw_transactions).history()]
-    assert any(f"{topic}/0: 10 to 14" in note and f"{topic}/1: 10 to 12" in note for note in noted)
+    assert read_landed_texts(lake) == texts(0, 20) + texts(25, 30) + texts(33, 40)
+    notes = [commit.get("accepted_lost", "") for commit in lake.open(raw_transactions).history()]
+    assert any(f"{topic}/0: 10 to 14" in note and f"{topic}/1: 10 to 12" in note for note in notes)
 
 
 def test_an_old_topic_lands_from_its_log_start(settings: Settings, lake: Lake, admin: AdminClient) -> None:
-    """What was deleted before the first landing was never this lake's to lose."""
+    """Messages that were deleted before the first landing do not count as lost."""
     produce(settings, numbers(0, 10), partition=0)
     done(admin.delete_records([TopicPartition(settings.transactions_topic, 0, 4)]))
-    with following(lake, settings):
-        until(lambda: landed(lake) == texts(4, 10))
+    with running_lander(lake, settings):
+        until(lambda: read_landed_texts(lake) == texts(4, 10))
 
 
 def test_a_recreated_topic_lands_from_its_start(settings: Settings, lake: Lake, admin: AdminClient) -> None:
     produce(settings, numbers(0, 10), partition=0)
-    with following(lake, settings) as lines:
-        until(lambda: landed(lake) == texts(0, 10))
+    with running_lander(lake, settings) as lines:
+        until(lambda: read_landed_texts(lake) == texts(0, 10))
         done(admin.delete_topics([settings.transactions_topic]))
         until(lambda: any("does not exist" in line for line in lines))
-        # Longer than the old one was, so that an offset alone would not show that it is another.
+        # The new topic is longer than the old one, so offsets alone do not distinguish them.
         done(admin.create_topics([NewTopic(settings.transactions_topic, 2)]))
         produce(settings, numbers(10, 40), partition=0)
-        until(lambda: landed(lake) == texts(0, 40))
+        until(lambda: read_landed_texts(lake) == texts(0, 40))
     topic_ids = open_dataset(lake.open(raw_transactions)).to_table(columns=["topic_id"])["topic_id"]
     assert len(topic_ids.unique()) == 2
 
 
-def test_a_topic_recreated_at_once_mixes_nothing(settings: Settings, lake: Lake, admin: AdminClient) -> None:
-    """Deleted and recreated while no lander runs, and longer than before."""
+def test_a_topic_recreated_between_two_landings_lands_completely(
+    settings: Settings, lake: Lake, admin: AdminClient
+) -> None:
+    """The topic is deleted and recreated while no lander runs, and is longer than before."""
     produce(settings, numbers(0, 10), partition=0)
     assert land(lake, settings) == 10
     done(admin.delete_topics([settings.transactions_topic]))
 
-    def gone() -> bool:
+    def is_deleted() -> bool:
         return settings.transactions_topic not in admin.list_topics(timeout=10).topics
 
-    until(gone)
+    until(is_deleted)
     done(admin.create_topics([NewTopic(settings.transactions_topic, 2)]))
     produce(settings, numbers(10, 40), partition=0)
     assert land(lake, settings) == 30
-    assert landed(lake) == texts(0, 40)
+    assert read_landed_texts(lake) == texts(0, 40)
 
 
-def test_partitions_that_are_added_land_too(settings: Settings, lake: Lake, admin: AdminClient) -> None:
+def test_added_partitions_land(settings: Settings, lake: Lake, admin: AdminClient) -> None:
     produce(settings, numbers(0, 10), partition=0)
     assert land(lake, settings) == 10
-    with following(lake, settings):
+    with running_lander(lake, settings):
         done(admin.create_partitions([NewPartitions(settings.transactions_topic, 4)]))
         produce(settings, numbers(10, 20), partition=3)
-        until(lambda: landed(lake) == texts(0, 20))
+        until(lambda: read_landed_texts(lake) == texts(0, 20))
     produce(settings, numbers(20, 30), partition=2)
     assert land(lake, settings) == 10
 
 
-def test_a_topic_that_is_missing_is_waited_for(settings: Settings, lake: Lake, admin: AdminClient) -> None:
+def test_a_lander_waits_for_a_missing_topic(settings: Settings, lake: Lake, admin: AdminClient) -> None:
     missing = settings.model_copy(update={"transactions_topic": f"{settings.transactions_topic}-later"})
     with pytest.raises(BrokerError, match=r"does not exist.*FRAUD_TRANSACTIONS_TOPIC"):
         land(lake, missing)
-    with following(lake, missing) as lines:
+    with running_lander(lake, missing) as lines:
         until(lambda: any("does not exist" in line for line in lines))
         done(admin.create_topics([NewTopic(missing.transactions_topic, 1)]))
         produce(missing, numbers(0, 5))
-        until(lambda: landed(lake) == texts(0, 5))
+        until(lambda: read_landed_texts(lake) == texts(0, 5))
 
 
-def test_gaps_of_compaction_are_no_losses(settings: Settings, lake: Lake, make_topic: MakeTopic) -> None:
+def test_offset_gaps_from_compaction_do_not_count_as_lost(
+    settings: Settings, lake: Lake, make_topic: MakeTopic
+) -> None:
     topic = make_topic(
         "compacted", cleanup_policy="compact", min_cleanable_dirty_ratio=0.01, segment_ms=100, delete_retention_ms=1
     )
     settings = settings.model_copy(update={"transactions_topic": topic})
     producer = Producer({"bootstrap.servers": settings.kafka_bootstrap_servers, "log_level": 0})
 
-    def put(key: str, value: bytes | None) -> None:
+    def send(key: str, value: bytes | None) -> None:
         producer.produce(topic, value, key)
         assert producer.flush(20) == 0
 
-    put("kept", b"first")
+    send("kept", b"first")
     for number in range(20):
-        put("often", b"%d" % number)
+        send("often", b"%d" % number)
     assert land(lake, settings) == 21
-    put("gone", b"deleted later")
-    put("gone", None)
+    send("gone", b"deleted later")
+    send("gone", None)
 
-    def compacted() -> bool:
-        # A new segment and with it a round of the cleaner.
-        put("often", b"again")
+    def is_compacted() -> bool:
+        # This message starts a new segment, which triggers the log cleaner.
+        send("often", b"again")
         reader = Consumer({"bootstrap.servers": settings.kafka_bootstrap_servers, "group.id": "look"})
         reader.assign([TopicPartition(topic, 0, 0)])
-        seen = [message.offset() for message in reader.consume(10_000, timeout=1) if not message.error()]
+        offsets = [message.offset() for message in reader.consume(10_000, timeout=1) if not message.error()]
         reader.close()
-        return 21 not in seen and len(seen) > 1
+        return 21 not in offsets and len(offsets) > 1
 
-    until(compacted, 60)
-    with following(lake, settings):
-        until(lambda: "again" in landed(lake))
-    held = landed(lake)
-    assert held.count("first") == 1
-    assert [str(n) in held for n in range(20)] == [True] * 20
+    until(is_compacted, 60)
+    with running_lander(lake, settings):
+        until(lambda: "again" in read_landed_texts(lake))
+    values = read_landed_texts(lake)
+    assert values.count("first") == 1
+    assert [str(n) in values for n in range(20)] == [True] * 20
     assert land(lake, settings) == 0
 
 
-def test_only_committed_messages_land_and_markers_are_no_losses(settings: Settings, lake: Lake) -> None:
+def test_only_committed_messages_land_and_markers_do_not_count_as_lost(settings: Settings, lake: Lake) -> None:
     producer = Producer(
         {
             "bootstrap.servers": settings.kafka_bootstrap_servers,
@@ -334,31 +338,31 @@ def test_only_committed_messages_land_and_markers_are_no_losses(settings: Settin
     transaction(numbers(0, 5), commit=True)
     transaction(numbers(5, 10), commit=False)
     assert land(lake, settings) == 5
-    # Twice: the marker at the end is no message that is still to come.
+    # The second landing finds nothing: the marker at the end is not a pending message.
     assert land(lake, settings) == 0
-    with following(lake, settings):
+    with running_lander(lake, settings):
         transaction(numbers(10, 15), commit=True)
-        until(lambda: landed(lake) == texts(0, 5) + texts(10, 15))
+        until(lambda: read_landed_texts(lake) == texts(0, 5) + texts(10, 15))
         producer.begin_transaction()
         for value in numbers(15, 20):
             producer.produce(settings.transactions_topic, value, partition=0)
         producer.flush(20)
         produce(settings, numbers(20, 21), partition=1)
-        until(lambda: "000020" in landed(lake))
-        assert "000015" not in landed(lake)
+        until(lambda: "000020" in read_landed_texts(lake))
+        assert "000015" not in read_landed_texts(lake)
         producer.commit_transaction(30)
-        until(lambda: landed(lake) == texts(0, 5) + texts(10, 21))
+        until(lambda: read_landed_texts(lake) == texts(0, 5) + texts(10, 21))
 
 
-def test_labels_are_in_the_lake_before_the_transactions_after_them(settings: Settings, lake: Lake) -> None:
-    """At every version of the landing table: no transaction whose earlier label has not landed."""
-    with following(lake, settings):
+def test_labels_land_before_the_transactions_that_follow_them(settings: Settings, lake: Lake) -> None:
+    """A label that is sent before its transaction never has a later ingest time than the transaction."""
+    with running_lander(lake, settings):
         for number in range(20):
             label = {"transaction_id": number, "is_fraud": 1, "labelled_at": "2026-01-01T00:00:00Z"}
             produce(settings, [label], topic=settings.labels_topic)
             produce(settings, numbers(number, number + 1))
-        until(lambda: len(landed(lake)) == 20)
+        until(lambda: len(read_landed_texts(lake)) == 20)
     labels = open_dataset(lake.open(fraud_labels)).to_table(columns=["transaction_id", "ingested_at"]).to_pylist()
-    came = {int(row["transaction_id"]): row["ingested_at"] for row in labels}
+    labels_landed_at = {int(row["transaction_id"]): row["ingested_at"] for row in labels}
     rows = open_dataset(lake.open(raw_transactions)).to_table(columns=["value", "ingested_at"]).to_pylist()
-    assert all(came[int(row["value"])] <= row["ingested_at"] for row in rows)
+    assert all(labels_landed_at[int(row["value"])] <= row["ingested_at"] for row in rows)

@@ -1,4 +1,4 @@
-"""The guard of every commit: a handle that another writer overtook cannot commit the same positions."""
+"""Commit conflicts: a handle cannot commit to a source partition to which another writer committed first."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from fraud_assets.lake.positions import SourcePartition, committed_offset
 from fraud_assets.lake.tables import Lake, read
 from fraud_assets_tests.support.landed import bodies, land
 
-PARTITION = SourcePartition("other", "life", 0)
+PARTITION = SourcePartition("other", "topic-id", 0)
 
 
-def test_of_two_handles_of_one_version_the_first_commits_and_the_second_is_refused(lake: Lake) -> None:
+def test_the_second_of_two_commits_to_one_source_partition_is_refused(lake: Lake) -> None:
     land(lake, bodies(3))
     rows = read(lake.open(raw_transactions)).cast(raw_transactions.schema)
     first, second = lake.open(raw_transactions), lake.open(raw_transactions)
@@ -26,7 +26,7 @@ def test_of_two_handles_of_one_version_the_first_commits_and_the_second_is_refus
     assert committed_offset(lake.open(raw_transactions), PARTITION) == 2
 
 
-def test_commits_of_different_partitions_do_not_conflict(lake: Lake) -> None:
+def test_commits_to_different_source_partitions_do_not_conflict(lake: Lake) -> None:
     land(lake, bodies(3))
     rows = read(lake.open(raw_transactions)).cast(raw_transactions.schema)
     first, second = lake.open(raw_transactions), lake.open(raw_transactions)
@@ -53,7 +53,7 @@ def test_a_conflict_is_retried_with_a_new_handle(lake: Lake) -> None:
     assert read_row_count(lake.open(raw_transactions)) == 9
 
 
-def test_endless_conflicts_end_in_one_sentence() -> None:
+def test_repeated_conflicts_end_with_an_error() -> None:
     attempts = []
 
     @retry_conflicts

@@ -24,13 +24,13 @@ from fraud_assets_tests.support.producing import produce
 
 @contextmanager
 def broker_command(home: Path, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """`fraud-assets broker …` until the block ends, then Ctrl-C, after which it must end well."""
+    """Run `fraud-assets broker …` until the block ends. Ctrl-C must then end it with exit code 0."""
     home.mkdir(exist_ok=True)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("KAFKA_", "FRAUD_"))}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("KAFKA_", "FRAUD_"))}
     process = subprocess.Popen(
         [sys.executable, "-m", "fraud_assets.cli", "broker", *arguments],
         cwd=home,
-        env={**kept, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONUNBUFFERED": "1", **environment},
+        env={**inherited, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONUNBUFFERED": "1", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -44,49 +44,49 @@ def broker_command(home: Path, *arguments: str, **environment: str) -> Iterator[
         process.communicate()
 
 
-def line_with(words: str, process: subprocess.Popen[str]) -> str:
-    """The first line of its output that has the words."""
+def wait_for_line(words: str, process: subprocess.Popen[str]) -> str:
+    """Return the first line of output that contains the words."""
     assert process.stdout is not None
-    seen = []
+    lines = []
     for line in process.stdout:
-        seen.append(line)
+        lines.append(line)
         if words in line:
             return line.strip()
-    raise AssertionError("".join(seen))
+    raise AssertionError("".join(lines))
 
 
 @pytest.mark.usefixtures("kafka_jars")
-def test_apache_kafka_keeps_its_messages(
+def test_apache_kafka_keeps_its_messages_across_restarts(
     tmp_path: Path, make_settings: Callable[..., Settings], free_port: int
 ) -> None:
     arguments = ("--apache", "--port", str(free_port))
     with broker_command(tmp_path, *arguments, FRAUD_HOME=str(tmp_path)) as process:
-        line = line_with("export KAFKA_BOOTSTRAP_SERVERS=", process)
+        line = wait_for_line("export KAFKA_BOOTSTRAP_SERVERS=", process)
         settings = make_settings(kafka_bootstrap_servers=line.partition("=")[2])
         produce([Message(settings.transactions_topic, None, b"1")], find_broker(settings), settings)
-        taken = run(tmp_path / "other", "broker", *arguments)
-        assert_one_sentence(taken, str(free_port), "--port")
+        second = run(tmp_path / "other", "broker", *arguments)
+        assert_one_sentence(second, str(free_port), "--port")
     with broker_command(tmp_path, *arguments, FRAUD_HOME=str(tmp_path)) as process:
-        line_with("export KAFKA_BOOTSTRAP_SERVERS=", process)
+        wait_for_line("export KAFKA_BOOTSTRAP_SERVERS=", process)
         for topic, messages in {settings.transactions_topic: 1, settings.labels_topic: 0}.items():
             with TopicReader(topic, settings) as reader:
                 assert sum(end + 1 for end in reader.end_offsets().values()) == messages
 
 
 @pytest.mark.parametrize("name", ["KAFKA_BOOTSTRAP_SERVERS", "KAFKA_CLIENT_PROPERTIES"])
-def test_no_broker_is_started_where_dotenv_names_one(name: str, tmp_path: Path) -> None:
+def test_no_broker_starts_if_dotenv_names_one(name: str, tmp_path: Path) -> None:
     properties = tmp_path / "client.properties"
     properties.write_text("bootstrap.servers=kafka.example.org:9092\n")
     value = str(properties) if name == "KAFKA_CLIENT_PROPERTIES" else "kafka.example.org:9092"
     (tmp_path / ".env").write_text(f"{name}={value}\nFRAUD_HOME={tmp_path}\n")
     with broker_command(tmp_path, "--if-none-configured") as process:
-        assert "kafka.example.org:9092" in line_with("so none is started here", process)
+        assert "kafka.example.org:9092" in wait_for_line("so none is started here", process)
     assert not (tmp_path / "broker.json").exists()
 
 
-def test_the_embedded_broker_is_started_where_none_is_configured(tmp_path: Path) -> None:
+def test_the_embedded_broker_starts_if_no_broker_is_configured(tmp_path: Path) -> None:
     with broker_command(tmp_path, "--if-none-configured", FRAUD_HOME=str(tmp_path)) as process:
-        line_with("Broker at 127.0.0.1", process)
+        wait_for_line("Broker at 127.0.0.1", process)
         assert (tmp_path / "broker.json").exists()
 
 

@@ -1,4 +1,4 @@
-"""Card numbers in every possible place, and a search for them in every byte under FRAUD_HOME."""
+"""Card numbers in all parts of messages and files, and a search for them in every byte under FRAUD_HOME."""
 
 from __future__ import annotations
 
@@ -71,13 +71,13 @@ AVRO = json.dumps(
 
 
 class Cards:
-    """A card number of its own for each place, so that a leak says where it came from."""
+    """Generates a different card number for each origin, so that a leak shows where the number came from."""
 
     def __init__(self) -> None:
-        self.places: dict[str, int] = {}
+        self.numbers: dict[str, int] = {}
 
-    def __call__(self, place: str) -> int:
-        return self.places.setdefault(place, 4_929_000_000_000_017 + 1_000_000_007 * len(self.places))
+    def __call__(self, origin: str) -> int:
+        return self.numbers.setdefault(origin, 4_929_000_000_000_017 + 1_000_000_007 * len(self.numbers))
 
 
 def payment(number: int | str, customer: Any, **more: Any) -> dict[str, Any]:
@@ -92,52 +92,54 @@ def payment(number: int | str, customer: Any, **more: Any) -> dict[str, Any]:
     }
 
 
-def avro(identity: int, cards: Cards, number: str) -> bytes:
+def encode_avro(schema_id: int, cards: Cards, number: str) -> bytes:
     stream = BytesIO()
     row = payment(number, cards("avro field"), card={"number": str(cards("avro bytes")).encode()})
     row["tx_datetime"] = datetime.fromisoformat(row["tx_datetime"])
     schemaless_writer(stream, parse_schema(json.loads(AVRO)), row)
-    return b"\0" + struct.pack(">I", identity) + stream.getvalue()
+    return b"\0" + struct.pack(">I", schema_id) + stream.getvalue()
 
 
-def transactions(cards: Cards, schema: int) -> Iterator[tuple[bytes, str | None, list[tuple[str, bytes]] | None]]:
+def transactions(cards: Cards, schema_id: int) -> Iterator[tuple[bytes, str | None, list[tuple[str, bytes]] | None]]:
     """Bodies with their keys and headers."""
 
-    def text(number: str, **fields: Any) -> bytes:
+    def encode_payment(number: str, **fields: Any) -> bytes:
         return json.dumps(payment(number, "c", **fields)).encode()
 
-    def plain(body: bytes) -> tuple[bytes, None, None]:
+    def body_only(body: bytes) -> tuple[bytes, None, None]:
         return body, None, None
 
     for number in range(GOOD):
-        yield plain(json.dumps(payment(number, cards("field") + number % 5)).encode())
-    yield plain(text("number", cc_num=cards("number")))
-    yield plain(text("text", cc_num=str(cards("text"))))
-    yield plain(text("nested", card={"number": cards("nested"), "expiry": "12/27"}))
-    yield plain(text("array", card=[{"number": str(cards("array"))}, {"number": [cards("array in array")]}]))
-    yield plain(text("other case", CC_NUM=cards("other case")))
-    yield plain(text("key name", cc_num={str(cards("key name")): True}))
+        yield body_only(json.dumps(payment(number, cards("field") + number % 5)).encode())
+    yield body_only(encode_payment("number", cc_num=cards("number")))
+    yield body_only(encode_payment("text", cc_num=str(cards("text"))))
+    yield body_only(encode_payment("nested", card={"number": cards("nested"), "expiry": "12/27"}))
+    yield body_only(
+        encode_payment("array", card=[{"number": str(cards("array"))}, {"number": [cards("array in array")]}])
+    )
+    yield body_only(encode_payment("other case", CC_NUM=cards("other case")))
+    yield body_only(encode_payment("key name", cc_num={str(cards("key name")): True}))
     escaped = "".join(f"\\u{ord(digit):04x}" for digit in str(cards("escaped")))
-    yield plain(text("escaped", cc_num="@").replace(b"@", escaped.encode()))
-    yield plain(text("float", cc_num=float(cards("float"))))
-    yield plain(text("long", cc_num=int(f"{cards('integer beyond 64 bits')}0000000000")))
-    yield text("key"), str(cards("key")), None
-    yield text("header"), None, [("card", str(cards("header")).encode())]
-    yield plain(text("bad amount", tx_amount="x", cc_num=cards("rejected by the contract")))
-    yield plain(text("number", customer_id=cards("duplicate transaction")))
-    yield plain(b'{"cc_num": %d' % cards("broken"))
-    yield plain(b'\xff{"cc_num": %d}' % cards("not UTF-8"))
-    yield plain(b"%d" % cards("not an object"))
-    yield plain(b'{"cc_num":%d,"x":%s}' % (cards("too deep"), b"[" * 150 + b"]" * 150))
-    yield plain(b'{"cc_num":%d,"x":"%s"}' % (cards("too large"), b"x" * 100_000))
-    yield plain(b'{"cc_num":%d,"cc_num":1}' % cards("key twice"))
-    yield plain(b'{"%d":1,"%d":2}' % (cards("name twice"), cards("name twice")))
-    yield plain(b'{"card":{"number":%d,"number":1}}' % cards("key twice within"))
-    yield plain(b'withheld {"reason": "%d"}' % cards("forged marker"))
-    good = avro(schema, cards, "avro")
-    yield plain(good)
-    yield plain(good[:-1] + str(cards("broken Avro")).encode())
-    yield plain(b"\0\0\0\0\x63" + str(cards("unknown schema")).encode())
+    yield body_only(encode_payment("escaped", cc_num="@").replace(b"@", escaped.encode()))
+    yield body_only(encode_payment("float", cc_num=float(cards("float"))))
+    yield body_only(encode_payment("long", cc_num=int(f"{cards('integer beyond 64 bits')}0000000000")))
+    yield encode_payment("key"), str(cards("key")), None
+    yield encode_payment("header"), None, [("card", str(cards("header")).encode())]
+    yield body_only(encode_payment("bad amount", tx_amount="x", cc_num=cards("rejected by the contract")))
+    yield body_only(encode_payment("number", customer_id=cards("duplicate transaction")))
+    yield body_only(b'{"cc_num": %d' % cards("broken"))
+    yield body_only(b'\xff{"cc_num": %d}' % cards("not UTF-8"))
+    yield body_only(b"%d" % cards("not an object"))
+    yield body_only(b'{"cc_num":%d,"x":%s}' % (cards("too deep"), b"[" * 150 + b"]" * 150))
+    yield body_only(b'{"cc_num":%d,"x":"%s"}' % (cards("too large"), b"x" * 100_000))
+    yield body_only(b'{"cc_num":%d,"cc_num":1}' % cards("key twice"))
+    yield body_only(b'{"%d":1,"%d":2}' % (cards("name twice"), cards("name twice")))
+    yield body_only(b'{"card":{"number":%d,"number":1}}' % cards("key twice within"))
+    yield body_only(b'withheld {"reason": "%d"}' % cards("forged marker"))
+    valid_avro = encode_avro(schema_id, cards, "avro")
+    yield body_only(valid_avro)
+    yield body_only(valid_avro[:-1] + str(cards("broken Avro")).encode())
+    yield body_only(b"\0\0\0\0\x63" + str(cards("unknown schema")).encode())
     yield b"", str(cards("key of an empty body")), None
 
 
@@ -182,8 +184,8 @@ def drop_files(cards: Cards, folder: Path) -> None:
     pq.write_table(pa.table({"cc_num": [cards("Parquet without columns")]}), folder / "columns.parquet")
 
 
-def everything_in(home: Path) -> Iterator[tuple[Path, bytes]]:
-    """Every file under the home as bytes: as it is, unpacked, and of Parquet the values as text."""
+def read_all_contents(home: Path) -> Iterator[tuple[Path, bytes]]:
+    """Yields every file under the home as bytes: unchanged, decompressed, and the values of Parquet as text."""
     for path in home.rglob("*"):
         if not path.is_file():
             continue
@@ -201,22 +203,22 @@ def everything_in(home: Path) -> Iterator[tuple[Path, bytes]]:
         if content.startswith(b"PAR1") and content.endswith(b"PAR1"):
             try:
                 yield path, repr(pq.read_table(path, partitioning=None).to_pylist()).encode()
-            except pa.ArrowException:  # the one that is no Parquet file
+            except pa.ArrowException:  # the dropped file that is not valid Parquet
                 continue
 
 
-def leaks(home: Path, cards: Cards) -> dict[str, set[str]]:
-    """Where a card's digits, as text or as a number, stand under the home: places by folder."""
+def find_leaks(home: Path, cards: Cards) -> dict[str, set[str]]:
+    """Finds card numbers under the home, as text or as binary numbers; returns the folders by origin of the number."""
     found: dict[str, set[str]] = {}
-    by_digits = {str(number).encode(): place for place, number in cards.places.items()}
-    # The first digits, because a float or one of many customers may end otherwise.
-    prefixes = {digits[:12]: place for digits, place in by_digits.items()}
-    numbers = {struct.pack("<q", number): place for place, number in cards.places.items()}
-    wanted = re.compile(b"|".join(map(re.escape, [*prefixes, *numbers])))
-    for path, content in everything_in(home):
-        for match in wanted.findall(content):
-            place = prefixes.get(match) or numbers[match]
-            found.setdefault(place, set()).add(str(path.relative_to(home).parts[:2]))
+    origins_by_digits = {str(number).encode(): origin for origin, number in cards.numbers.items()}
+    # Only the first digits are compared, because the last digits of a float or of a customer id can differ.
+    origins_by_prefix = {digits[:12]: origin for digits, origin in origins_by_digits.items()}
+    origins_by_binary = {struct.pack("<q", number): origin for origin, number in cards.numbers.items()}
+    pattern = re.compile(b"|".join(map(re.escape, [*origins_by_prefix, *origins_by_binary])))
+    for path, content in read_all_contents(home):
+        for match in pattern.findall(content):
+            origin = origins_by_prefix.get(match) or origins_by_binary[match]
+            found.setdefault(origin, set()).add(str(path.relative_to(home).parts[:2]))
     return found
 
 
@@ -225,9 +227,9 @@ Run = Callable[[bool], tuple[Settings, Cards, list[str], list[FileReport]]]
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """`run(pseudonymised)`: lands everything through Kafka, the drop folder and Dagster, to predictions."""
+    """`run(pseudonymized)` lands all messages and files, and materializes the assets with Dagster."""
 
-    def whole(pseudonymised: bool) -> tuple[Settings, Cards, list[str], list[FileReport]]:
+    def run_platform(pseudonymized: bool) -> tuple[Settings, Cards, list[str], list[FileReport]]:
         home = tmp_path / "home"
         environment = {
             "FRAUD_HOME": str(home),
@@ -237,25 +239,25 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
             "SCHEMA_REGISTRY_URL": f"mock://{uuid4().hex}",
             "FRAUD_TRAIN_MIN_ROWS": "100",
             "FRAUD_TRAIN_TREES": "10",
-            "FRAUD_PSEUDONYMISE": "cc_num,card.number,customer_id" if pseudonymised else "",
-            "FRAUD_PSEUDONYM_KEY": KEY if pseudonymised else "",
+            "FRAUD_PSEUDONYMISE": "cc_num,card.number,customer_id" if pseudonymized else "",
+            "FRAUD_PSEUDONYM_KEY": KEY if pseudonymized else "",
         }
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        settings, cards, said = load_settings(), Cards(), list[str]()
-        schema = get_registry_client(settings).register_schema("transactions-value", Schema(AVRO, "AVRO"))
+        settings, cards, log_lines = load_settings(), Cards(), list[str]()
+        schema_id = get_registry_client(settings).register_schema("transactions-value", Schema(AVRO, "AVRO"))
         prepare_home(settings)
         drop_files(cards, settings.incoming)
         with embedded_broker(settings) as broker:
             send = sender(broker)
-            for topic, messages in (("transactions", transactions(cards, schema)), ("fraud-labels", labels(cards))):
+            for topic, messages in (("transactions", transactions(cards, schema_id)), ("fraud-labels", labels(cards))):
                 for body, key, headers in messages:
                     send(topic, [body], key=key, headers=headers)
-            files = land_logged(Lake.of(settings), settings, said)
-            _materialize(settings, STEPS if pseudonymised else STEPS[:2])
-        return settings, cards, said, files
+            files = land_logged(Lake.of(settings), settings, log_lines)
+            _materialize(settings, STEPS if pseudonymized else STEPS[:2])
+        return settings, cards, log_lines, files
 
-    return whole
+    return run_platform
 
 
 def _materialize(settings: Settings, steps: Any) -> None:
@@ -270,23 +272,23 @@ def _materialize(settings: Settings, steps: Any) -> None:
 
 
 def test_no_card_number_is_written_anywhere(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
-    settings, cards, said, files = run(True)
-    assert leaks(settings.home_path, cards) == {}
-    logged = capfd.readouterr()
-    told = "\n".join([*said, *(file.reason for file in files), logged.out, logged.err])
-    assert [place for place, number in cards.places.items() if str(number) in told] == []
-    assert KEY not in told
-    assert not any(KEY.encode() in content for _, content in everything_in(settings.home_path))
+    settings, cards, log_lines, files = run(True)
+    assert find_leaks(settings.home_path, cards) == {}
+    captured = capfd.readouterr()
+    output = "\n".join([*log_lines, *(file.reason for file in files), captured.out, captured.err])
+    assert [origin for origin, number in cards.numbers.items() if str(number) in output] == []
+    assert KEY not in output
+    assert not any(KEY.encode() in content for _, content in read_all_contents(settings.home_path))
 
-    # Nothing is lost, every message has the same result as before, and customers keep their pseudonyms.
+    # No message is lost, each has the expected result, and a customer has the same pseudonym everywhere.
     lake = Lake.of(settings)
     counts = reconcile(lake, settings)
     assert counts["landed"] == counts["features"] + counts["quarantined"] + counts["duplicates"]
     assert counts["scored"] == counts["features"] > GOOD
     features = open_dataset(lake.open(transaction_features)).to_table().to_pylist()
     customers = {row["transaction_id"]: row["customer_id"] for row in features}
-    first = compute_hmac(str(cards("field")).encode(), settings.pseudonym_policy)
-    assert customers["0"] == customers["5"] == first
+    pseudonym = compute_hmac(str(cards("field")).encode(), settings.pseudonym_policy)
+    assert customers["0"] == customers["5"] == pseudonym
     assert (
         customers["csv1"] == customers["csv2"] == compute_hmac(str(cards("CSV id")).encode(), settings.pseudonym_policy)
     )
@@ -315,9 +317,9 @@ def test_no_card_number_is_written_anywhere(run: Run, capfd: pytest.CaptureFixtu
     }
     assert len(open_dataset(lake.open(fraud_predictions)).to_table()) == counts["scored"]
 
-    # Of the dropped files receipts are left, and a file that is dropped again lands nothing.
-    kept = {path.name for folder in (settings.processed, settings.failed) for path in folder.iterdir()}
-    assert kept == {
+    # Only receipts of the dropped files remain, and a file that is dropped again lands no rows.
+    kept_names = {path.name for folder in (settings.processed, settings.failed) for path in folder.iterdir()}
+    assert kept_names == {
         "good.csv.receipt.json",
         "good.jsonl.receipt.json",
         "good.parquet.receipt.json",
@@ -330,14 +332,14 @@ def test_no_card_number_is_written_anywhere(run: Run, capfd: pytest.CaptureFixtu
     }
     assert list(settings.incoming.iterdir()) == []
     drop_files(cards, settings.incoming)
-    assert [file.rows for file in land_logged(lake, settings, said) if not file.reason] == [0, 0, 0]
-    assert leaks(settings.home_path, cards) == {}
+    assert [file.rows for file in land_logged(lake, settings, log_lines) if not file.reason] == [0, 0, 0]
+    assert find_leaks(settings.home_path, cards) == {}
 
 
 def test_the_search_finds_every_one_that_is_written(run: Run) -> None:
-    """What the first test does not find is there to be found: without the setting each number is on the disk."""
+    """This verifies the search of the first test: without pseudonyms, it finds the numbers on the disk."""
     settings, cards, _, _ = run(False)
-    found = leaks(settings.home_path, cards)
-    # A good label keeps neither key nor headers, and an escaped number is written as it was escaped.
-    assert cards.places.keys() - found.keys() == {"label key", "label header", "escaped"}
+    found = find_leaks(settings.home_path, cards)
+    # The table of labels has neither keys nor headers, and an escaped number is written in its escaped form.
+    assert cards.numbers.keys() - found.keys() == {"label key", "label header", "escaped"}
     assert open_dataset(Lake.of(settings).open(raw_transactions)).to_table().num_rows > GOOD

@@ -1,4 +1,4 @@
-"""`compose.yaml` matches the project: it has the tested versions, only loopback ports, and existing settings."""
+"""`compose.yaml` matches the project: tested versions, ports on loopback only, and existing settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def services() -> dict[str, Any]:
     return yaml.safe_load(TEXT)["services"]
 
 
-def test_versions_are_those_that_are_tested(services: dict[str, Any]) -> None:
+def test_the_images_have_the_tested_versions(services: dict[str, Any]) -> None:
     pom = resources.files("fraud_assets.testing").joinpath("apache-kafka.pom.xml").read_text()
     kafka = re.search(r"<artifactId>kafka_2\.13</artifactId>\s*<version>([\d.]+)<", pom)
     assert kafka
@@ -32,13 +32,13 @@ def test_versions_are_those_that_are_tested(services: dict[str, Any]) -> None:
     assert f"pip install --no-cache-dir mlflow=={mlflow[1]}\n" in services["mlflow"]["build"]["dockerfile_inline"]
 
 
-def test_nothing_is_reached_from_elsewhere(services: dict[str, Any]) -> None:
+def test_ports_are_published_on_loopback_only(services: dict[str, Any]) -> None:
     ports = [port for service in services.values() for port in service.get("ports", [])]
     assert len(ports) == 3
     assert all(port.startswith("127.0.0.1:") for port in ports)
 
 
-def test_the_lines_for_dotenv_are_settings_and_fit(services: dict[str, Any]) -> None:
+def test_the_env_file_lines_are_settings_and_match_the_services(services: dict[str, Any]) -> None:
     lines = dict(re.findall(r"^#   (\w+)=(\S+)$", TEXT, re.MULTILINE))
     assert lines.keys() <= {environment_name(name) for name in Settings.model_fields}
     keys = services["objects"]["environment"]

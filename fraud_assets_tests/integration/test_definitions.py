@@ -1,4 +1,4 @@
-"""The definitions that Dagster loads, and each asset, in the process and on the command line."""
+"""The definitions that Dagster loads, and each asset, run in the test process and from the command line."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ASSETS = {
 HEAVY = ("pyspark", "mlflow", "sklearn", "great_expectations", "duckdb", "treelite", "deltalake", "confluent_kafka")
 
 
-def test_loads() -> None:
+def test_all_assets_load() -> None:
     dg.Definitions.validate_loadable(defs)
     assert {key.to_user_string() for key in defs.resolve_all_asset_keys()} == ASSETS
 
@@ -56,18 +56,20 @@ def test_sensors_and_schedules_run_by_default() -> None:
     assert all(schedule.default_status == dg.DefaultScheduleStatus.RUNNING for schedule in schedules.values())
 
 
-def test_run_config_of_the_schedules_is_valid() -> None:
+def test_the_run_config_of_the_schedules_is_valid() -> None:
     for schedule in defs.schedules or ():
         assert isinstance(schedule, dg.ScheduleDefinition)
         with dg.build_schedule_context() as context:
             requests = schedule.evaluate_tick(context).run_requests or []
-        assert [dg.validate_run_config(defs.resolve_job_def(schedule.job_name), r.run_config) for r in requests]
+        assert [
+            dg.validate_run_config(defs.resolve_job_def(schedule.job_name), request.run_config) for request in requests
+        ]
 
 
-def test_loading_imports_nothing_heavy() -> None:
+def test_loading_imports_no_heavy_package() -> None:
     code = f"import sys, fraud_assets.definitions; print(*[m for m in {HEAVY} if m in sys.modules])"
-    loaded = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert loaded.stdout.split() == []
+    process = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert process.stdout.split() == []
 
 
 # --- One asset at a time ---------------------------------------------------------------------------------------
@@ -78,7 +80,7 @@ Materialize = Callable[..., dg.ExecuteInProcessResult]
 
 @pytest.fixture
 def materialize(settings: Settings) -> Materialize:
-    """`materialize(name, op=…)`: one asset alone, with its op's configuration; a failure is a result."""
+    """`materialize(name, op=…)` materializes one asset with the configuration of its op, and raises no error."""
     platform = PlatformResource(overrides={"home": str(settings.home), "file_quiet_seconds": "0"})
     assets = list(build_defs().assets or ())
 
@@ -95,59 +97,61 @@ def materialize(settings: Settings) -> Materialize:
     return run
 
 
-def reported(result: dg.ExecuteInProcessResult) -> dict[str, dict[str, Any]]:
-    """Metadata of what a run says that it wrote, by asset."""
+def reported_metadata(result: dg.ExecuteInProcessResult) -> dict[str, dict[str, Any]]:
+    """The metadata that a run reports, by asset."""
     assert result.success
     events = result.filter_events(lambda event: event.is_step_materialization)
     materializations = [event.step_materialization_data.materialization for event in events]
     return {m.asset_key.to_user_string(): {k: v.value for k, v in m.metadata.items()} for m in materializations}
 
 
-def failure(result: dg.ExecuteInProcessResult) -> str:
-    """The sentence that a failed run tells."""
+def failure_message(result: dg.ExecuteInProcessResult) -> str:
+    """The error message of a failed run."""
     assert not result.success
     (event,) = result.filter_events(lambda event: event.is_step_failure)
     data = event.step_failure_data.user_failure_data
     assert data is not None, event.step_failure_data.error
-    # The console and the web UI show the sentence, without a stack trace.
+    # The console and the web UI show only the message, without a stack trace.
     error = event.step_failure_data.error
     assert error is not None
     assert (error.message, error.stack, error.cause, error.context) == (f"{data.description}\n", [], None, None)
     return data.description or ""
 
 
-def test_either_landing_table_alone(
+def test_each_landing_table_can_be_materialized_alone(
     materialize: Materialize, broker: Broker, send: Callable[..., None], lake: Lake
 ) -> None:
     send("transactions", bodies(5))
     send("fraud-labels", [{"transaction_id": 1, "is_fraud": True, "labelled_at": "2026-01-08T00:00:00Z"}])
-    labels = reported(materialize("fraud_labels"))
+    labels = reported_metadata(materialize("fraud_labels"))
     assert {name: values["rows"] for name, values in labels.items()} == {"fraud_labels": 1}
     assert not lake.exists(raw_transactions)
-    # Labels are drained before transactions even where only the latter were asked for.
-    both = reported(materialize("raw_transactions"))
+    # Labels land before transactions, even if only transactions are requested.
+    both = reported_metadata(materialize("raw_transactions"))
     assert {name: values["rows"] for name, values in both.items()} == {"raw_transactions": 5, "fraud_labels": 0}
     assert read_row_count(lake.open(fraud_labels)) == 1
 
 
-def test_no_broker_is_told_in_one_sentence(materialize: Materialize) -> None:
-    assert failure(materialize("raw_transactions")).startswith(
+def test_a_missing_broker_fails_with_one_sentence(materialize: Materialize) -> None:
+    assert failure_message(materialize("raw_transactions")).startswith(
         "No broker is configured: KAFKA_BOOTSTRAP_SERVERS and KAFKA_CLIENT_PROPERTIES are not set"
     )
-    assert reported(materialize("raw_transactions", landing={"topics": False}))["raw_transactions"]["rows"] == 0
+    assert (
+        reported_metadata(materialize("raw_transactions", landing={"topics": False}))["raw_transactions"]["rows"] == 0
+    )
 
 
 @pytest.mark.parametrize("name", ["transaction_features", "quarantined_transactions"])
 def test_features_and_quarantine_are_written_together(materialize: Materialize, lake: Lake, name: str) -> None:
     land(lake, [*bodies(5), b"no json", *bodies(1)])
-    written = reported(materialize(name))
+    written = reported_metadata(materialize(name))
     assert written.keys() == {"transaction_features", "quarantined_transactions"}
     features, quarantine = written["transaction_features"], written["quarantined_transactions"]
     both = {"landed": 7, "balanced": True, "table/landed": 7}
     assert both.items() <= features.items() & quarantine.items()
-    # Beside these each table has its own numbers, and none of the other's.
-    own = features.keys() - quarantine.keys()
-    assert {name: features[name] for name in own} == {"features": 5, "table/features": 5}
+    # In addition, each table reports its own numbers and none of the other table's.
+    only_features = features.keys() - quarantine.keys()
+    assert {name: features[name] for name in only_features} == {"features": 5, "table/features": 5}
     assert {name: quarantine[name] for name in quarantine.keys() - features.keys()} == {
         "quarantined": 1,
         "duplicates": 1,
@@ -162,24 +166,24 @@ def test_features_and_quarantine_are_written_together(materialize: Materialize, 
     assert read_row_count(lake.open(quarantined_transactions)) == 2
 
 
-def test_recomputation_by_run_config(materialize: Materialize, settings: Settings, lake: Lake) -> None:
+def test_run_config_selects_the_range_to_recompute(materialize: Materialize, settings: Settings, lake: Lake) -> None:
     land(lake, bodies(100))
     process_landed(lake, settings)
-    day = {"recompute_start": "2026-01-01", "recompute_end": "2026-01-02T00:00:00Z"}
-    written = reported(materialize("transaction_features", features=day))
+    config = {"recompute_start": "2026-01-01", "recompute_end": "2026-01-02T00:00:00Z"}
+    written = reported_metadata(materialize("transaction_features", features=config))
     assert written == {"transaction_features": {"recomputed": 72}}
     assert read_row_count(lake.open(transaction_features)) == 100
-    day = {"recompute_start": "2025-01-01", "recompute_end": "2025-01-02"}
-    nothing = reported(materialize("transaction_features", features=day))["transaction_features"]
-    assert nothing == {
+    config = {"recompute_start": "2025-01-01", "recompute_end": "2025-01-02"}
+    metadata = reported_metadata(materialize("transaction_features", features=config))["transaction_features"]
+    assert metadata == {
         "recomputed": 0,
         "note": "There is nothing to recompute from 2025-01-01 00:00 to 2025-01-02 00:00 (exclusive): "
         "transaction_features holds 100 rows from 2026-01-01 to 2026-01-02 (tx_date).",
     }
-    day = {"rescore_start": "2026-01-01", "rescore_end": "2026-01-02"}
-    nothing = reported(materialize("fraud_predictions", fraud_predictions=day))["fraud_predictions"]
-    assert nothing["rows"] == 0
-    assert str(nothing["note"]).endswith("fraud_predictions holds no rows.")
+    config = {"rescore_start": "2026-01-01", "rescore_end": "2026-01-02"}
+    metadata = reported_metadata(materialize("fraud_predictions", fraud_predictions=config))["fraud_predictions"]
+    assert metadata["rows"] == 0
+    assert str(metadata["note"]).endswith("fraud_predictions holds no rows.")
 
 
 @pytest.mark.parametrize(
@@ -190,16 +194,16 @@ def test_recomputation_by_run_config(materialize: Materialize, settings: Setting
         ({"recompute_start": "2026-01-02", "recompute_end": "2026-01-01"}, "is empty or has no time zone"),
     ],
 )
-def test_a_wrong_range_changes_nothing(
+def test_an_invalid_range_changes_nothing(
     materialize: Materialize, lake: Lake, config: dict[str, Any], sentence: str
 ) -> None:
     land(lake, bodies(5))
-    assert sentence in failure(materialize("transaction_features", features=config))
+    assert sentence in failure_message(materialize("transaction_features", features=config))
     assert not lake.exists(transaction_features)
 
 
 @pytest.mark.parametrize("name", ["isolation_forest", "alert_thresholds"])
-def test_the_forest_comes_with_its_threshold_and_the_threshold_alone(
+def test_the_forest_is_trained_with_its_threshold_and_the_threshold_is_recalibrated_alone(
     materialize: Materialize, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     for function in ("train", "recalibrate"):
@@ -208,61 +212,61 @@ def test_the_forest_comes_with_its_threshold_and_the_threshold_alone(
         monkeypatch.setattr(f"fraud_assets.stages.training.{function}", lambda *_, report=report: report)
     by_training = {"isolation_forest": {"by": "train"}, "alert_thresholds": {"threshold by": "train"}}
     alone = {"alert_thresholds": {"by": "recalibrate"}}
-    assert reported(materialize(name)) == (by_training if name == "isolation_forest" else alone)
+    assert reported_metadata(materialize(name)) == (by_training if name == "isolation_forest" else alone)
 
 
-def test_too_little_data_fails_by_hand_and_is_skipped_where_asked(materialize: Materialize) -> None:
-    assert "FRAUD_TRAIN_MIN_ROWS" in failure(materialize("isolation_forest"))
-    assert reported(materialize("isolation_forest", model={"skip_too_little_data": True})) == {}
+def test_training_on_too_little_data_fails_unless_skipping_is_configured(materialize: Materialize) -> None:
+    assert "FRAUD_TRAIN_MIN_ROWS" in failure_message(materialize("isolation_forest"))
+    assert reported_metadata(materialize("isolation_forest", model={"skip_too_little_data": True})) == {}
 
 
-def test_predictions_wait_for_a_champion_but_a_range_says_that_there_is_none(
+def test_predictions_wait_for_a_champion_but_an_incomplete_range_fails(
     materialize: Materialize, settings: Settings, lake: Lake
 ) -> None:
     land(lake, bodies(5))
     process_landed(lake, settings)
-    assert reported(materialize("fraud_predictions")) == {}
-    half = {"rescore_end": "2026-01-02"}
-    assert "is incomplete" in failure(materialize("fraud_predictions", fraud_predictions=half))
+    assert reported_metadata(materialize("fraud_predictions")) == {}
+    incomplete = {"rescore_end": "2026-01-02"}
+    assert "is incomplete" in failure_message(materialize("fraud_predictions", fraud_predictions=incomplete))
 
 
-def test_scoring_waits_for_a_lost_registry_and_says_so(
+def test_scoring_is_skipped_with_a_warning_if_the_registry_is_lost(
     materialize: Materialize, lake: Lake, capfd: pytest.CaptureFixture[str]
 ) -> None:
     commit_alerts(lake, {FIRST.date(): 40})
     commit_features(lake, features(20, first_offset=5_000))
-    assert reported(materialize("fraud_predictions")) == {}
+    assert reported_metadata(materialize("fraud_predictions")) == {}
     warnings = [line for line in capfd.readouterr().err.splitlines() if "WARNING" in line]
     assert len(warnings) == 1
     assert "Scoring is skipped and catches up later: The model registry" in warnings[0]
     assert "the lake holds predictions of version 1 (MLflow run run)" in warnings[0]
 
 
-def test_a_day_with_too_many_alerts_is_a_warning_of_the_run(
+def test_a_run_warns_of_a_day_with_too_many_alerts(
     materialize: Materialize, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     report = ScoringReport(rows=100, alerts=90, busiest=BusiestDay(FIRST.date(), 301, 300.0))
     monkeypatch.setattr("fraud_assets.stages.scoring.score_pending", lambda *_: report)
-    values = reported(materialize("fraud_predictions"))["fraud_predictions"]
+    values = reported_metadata(materialize("fraud_predictions"))["fraud_predictions"]
     assert (values["alerts_on_busiest_day"], values["alert_limit_per_day"]) == (301, 300.0)
     warnings = [line for line in capfd.readouterr().err.splitlines() if "WARNING" in line]
     assert len(warnings) == 1
     assert "2026-01-01 has 301 alerts, more than 3 times" in warnings[0]
 
 
-def test_maintenance_of_an_empty_lake_and_of_a_table(materialize: Materialize, lake: Lake) -> None:
-    assert reported(materialize("lake_maintenance")) == {"lake_maintenance": {"runs_deleted": 0}}
+def test_maintenance_accepts_an_empty_lake_and_compacts_a_table(materialize: Materialize, lake: Lake) -> None:
+    assert reported_metadata(materialize("lake_maintenance")) == {"lake_maintenance": {"runs_deleted": 0}}
     land(lake, bodies(5))
-    assert reported(materialize("lake_maintenance"))["lake_maintenance"]["raw_transactions/files_after"] == 1
+    assert reported_metadata(materialize("lake_maintenance"))["lake_maintenance"]["raw_transactions/files_after"] == 1
 
 
 # --- The command line ------------------------------------------------------------------------------------------
 
 
-def materialize_by_hand(settings: Settings, selection: str) -> subprocess.Popen[str]:
-    """`dagster asset materialize -m fraud_assets.definitions --select …`, as its users type it.
+def start_materialize_command(settings: Settings, selection: str) -> subprocess.Popen[str]:
+    """Runs `dagster asset materialize -m fraud_assets.definitions --select …`.
 
-    Not in the repository's folder: Dagster puts the `.env` of the folder above the environment.
+    It does not run in the repository's folder, because the `.env` file there would override the environment.
     """
     prepare_home(settings)
     environment = {
@@ -291,21 +295,24 @@ def materialize_by_hand(settings: Settings, selection: str) -> subprocess.Popen[
     )
 
 
-def test_materialize_by_the_command_line(make_settings: Callable[..., Settings], tmp_path: Path) -> None:
+def test_the_dagster_command_materializes_assets(make_settings: Callable[..., Settings], tmp_path: Path) -> None:
     filled, empty = make_settings(), make_settings(home=tmp_path / "empty")
     lake = Lake.of(filled)
     land(lake, bodies(20))
-    features, forest = (
-        materialize_by_hand(filled, "transaction_features"),
-        materialize_by_hand(empty, "isolation_forest"),
+    features_process, forest_process = (
+        start_materialize_command(filled, "transaction_features"),
+        start_materialize_command(empty, "isolation_forest"),
     )
-    said, failed = features.communicate(timeout=100)[0], forest.communicate(timeout=100)[0]
-    assert features.returncode == 0, said
+    features_output, forest_output = (
+        features_process.communicate(timeout=100)[0],
+        forest_process.communicate(timeout=100)[0],
+    )
+    assert features_process.returncode == 0, features_output
     assert read_row_count(lake.open(transaction_features)) == 20
     with dg.DagsterInstance.from_config(str(filled.home_path / "dagster")) as instance:
         (run,) = instance.get_runs()
         assert run.status == dg.DagsterRunStatus.SUCCESS
         assert instance.get_latest_materialization_event(dg.AssetKey("transaction_features")) is not None
-    assert forest.returncode != 0, failed
-    assert "\nTraining needs 1,000 transactions (FRAUD_TRAIN_MIN_ROWS); the lake holds 0." in failed
-    assert "Stack Trace" not in failed
+    assert forest_process.returncode != 0, forest_output
+    assert "\nTraining needs 1,000 transactions (FRAUD_TRAIN_MIN_ROWS); the lake holds 0." in forest_output
+    assert "Stack Trace" not in forest_output

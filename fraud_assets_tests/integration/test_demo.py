@@ -1,4 +1,4 @@
-"""`make demo` as users run it: a new folder, a summary, and one JSON object as the last line."""
+"""`make demo` as users run it: in a new folder, with a summary and a JSON object as the last line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fraud_assets_tests.support.demo_runs import demo
 KEYS = ["landed", "features", "quarantined", "duplicates", "scored", "alerts", "seconds", "lake"]
 
 
-STOPPED = """
+INTERRUPTED_DEMO = """
 import os
 from fraud_assets import cli
 from fraud_assets.ingest import landing
@@ -32,10 +32,10 @@ def stop(*arguments, **named):
 landing.land_once = stop
 cli.main()
 """
-"""A command line whose landing step gets a signal."""
+"""Code that runs the command line and sends a signal to its own process in the landing step."""
 
 
-def test_a_whole_demo_in_a_fresh_folder(tmp_path: Path) -> None:
+def test_a_demo_in_a_new_folder_accounts_for_every_message(tmp_path: Path) -> None:
     summary = demo(tmp_path / "home", "--count", "5000")
     assert list(summary) == KEYS
     assert summary["landed"] == summary["features"] + summary["quarantined"] + summary["duplicates"]
@@ -51,8 +51,8 @@ def test_a_whole_demo_in_a_fresh_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_a_run_in_one_sentence(tmp_path: Path, number: int) -> None:
-    code = STOPPED.replace("NUMBER", str(int(number)))
+def test_a_signal_ends_a_demo_with_a_short_message(tmp_path: Path, number: int) -> None:
+    code = INTERRUPTED_DEMO.replace("NUMBER", str(int(number)))
     result = subprocess.run(
         [sys.executable, "-c", code, "demo", "--home", str(tmp_path / "home"), "--data", str(sample_file("sparkov"))],
         capture_output=True,

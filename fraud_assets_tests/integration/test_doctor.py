@@ -44,41 +44,41 @@ from fraud_assets_tests.support.quarantined import other_names
 from fraud_assets_tests.support.starting import Send
 
 
-def of(findings: list[Finding], name: str) -> Finding:
-    """The worst line of a name."""
+def worst_finding(findings: list[Finding], name: str) -> Finding:
+    """Return the worst finding with this name."""
     return max((f for f in findings if f.name == name), key=lambda f: ["SKIP", "OK", "WARN", "FAIL"].index(f.state))
 
 
 def assert_broken(findings: list[Finding], name: str, *words: str) -> None:
-    finding = of(findings, name)
+    finding = worst_finding(findings, name)
     assert finding.state == "FAIL", finding
     assert finding.fix
     assert all(word in finding.text + finding.fix for word in words), finding
 
 
-def run(settings: Settings, *arguments: str, **environment: str) -> Result:
+def run_doctor(settings: Settings, *arguments: str, **environment: str) -> Result:
     return CliRunner().invoke(cli, ["doctor", *arguments], env={"FRAUD_HOME": str(settings.home_path), **environment})
 
 
 @pytest.fixture(autouse=True)
 def no_dagster_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Only the test's own home counts, and no `.env` of the current folder."""
+    """Use only the home of the test, and no `.env` of the current folder."""
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
 def instance(settings: Settings) -> Any:
-    """The Dagster instance of the test's home, its daemon alive."""
+    """The Dagster instance of the test's home, with a running daemon."""
     prepare_home(settings)
     with dg.DagsterInstance.from_config(str(settings.home_path / "dagster")) as opened:
-        beat(opened, time.time())
+        add_heartbeats(opened, time.time())
         yield opened
 
 
-def beat(instance: dg.DagsterInstance, timestamp: float) -> None:
-    for kind in instance.get_required_daemon_types():
-        instance.add_daemon_heartbeat(DaemonHeartbeat(timestamp, kind, "test", errors=[]))
+def add_heartbeats(instance: dg.DagsterInstance, timestamp: float) -> None:
+    for daemon_type in instance.get_required_daemon_types():
+        instance.add_daemon_heartbeat(DaemonHeartbeat(timestamp, daemon_type, "test", errors=[]))
 
 
 def test_a_healthy_platform_has_exit_code_0(
@@ -92,13 +92,13 @@ def test_a_healthy_platform_has_exit_code_0(
     train(lake, settings)
     score_pending(lake, settings)
     with register_lander(settings):
-        result = run(settings, "--json")
+        result = run_doctor(settings, "--json")
     report = json.loads(result.stdout)
-    lines = {check["name"]: check["state"] for check in report["checks"]}
-    assert {name: state for name, state in lines.items() if state != "OK"} == {}, report
+    states = {check["name"]: check["state"] for check in report["checks"]}
+    assert {name: state for name, state in states.items() if state != "OK"} == {}, report
     assert result.exit_code == 0
     assert report["ok"] is True
-    assert set(lines) >= {
+    assert set(states) >= {
         "settings",
         "broker",
         "topic transactions",
@@ -114,9 +114,9 @@ def test_a_healthy_platform_has_exit_code_0(
     assert "version 1 is champion, feature version" in texts["registry"]
 
 
-def test_a_broken_part_has_its_line_and_hides_no_other(settings: Settings, lake: Lake) -> None:
+def test_a_broken_part_has_its_own_line_and_hides_no_other(settings: Settings, lake: Lake) -> None:
     land(lake, bodies(3))
-    result = run(settings, KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:1", FRAUD_KAFKA_TIMEOUT_SECONDS="1")
+    result = run_doctor(settings, KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:1", FRAUD_KAFKA_TIMEOUT_SECONDS="1")
     assert result.exit_code == 1
     assert "FAIL  broker" in result.stdout
     assert "KAFKA_BOOTSTRAP_SERVERS" in result.stdout
@@ -125,47 +125,49 @@ def test_a_broken_part_has_its_line_and_hides_no_other(settings: Settings, lake:
     assert "Traceback" not in result.output
 
 
-def test_spark_where_it_is_the_engine(
+def test_spark_is_checked_only_if_it_is_the_engine(
     make_settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert check_spark(make_settings()) == []
-    named = {"engine": "spark", "kafka_bootstrap_servers": "127.0.0.1:1"}
+    options = {"engine": "spark", "kafka_bootstrap_servers": "127.0.0.1:1"}
     assert_broken(
-        spark_findings(make_settings(**named, spark_jars=str(tmp_path))), "spark connector", "FRAUD_SPARK_JARS"
+        spark_findings(make_settings(**options, spark_jars=str(tmp_path))), "spark connector", "FRAUD_SPARK_JARS"
     )
     (tmp_path / "spark-sql-kafka-0-10_2.13-4.2.0.jar").touch()
-    findings = spark_findings(make_settings(**named, spark_jars=str(tmp_path)))
+    findings = spark_findings(make_settings(**options, spark_jars=str(tmp_path)))
     assert {finding.name: finding.state for finding in findings} == {"spark": "OK", "spark connector": "OK"}
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert of(spark_findings(make_settings(**named)), "spark connector").state == "WARN"
+    assert worst_finding(spark_findings(make_settings(**options)), "spark connector").state == "WARN"
     monkeypatch.setattr("fraud_assets.doctor.spark._ANSWER_SECONDS", 0.1)
     assert_broken(
-        spark_findings(make_settings(**named, spark_master="spark://127.0.0.1:1")), "spark", "FRAUD_SPARK_MASTER"
+        spark_findings(make_settings(**options, spark_master="spark://127.0.0.1:1")), "spark", "FRAUD_SPARK_MASTER"
     )
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
-    assert_broken(spark_findings(make_settings(**named)), "spark", "Java", "JAVA_HOME")
+    assert_broken(spark_findings(make_settings(**options)), "spark", "Java", "JAVA_HOME")
 
 
 def spark_findings(settings: Settings) -> list[Finding]:
     return run_checks(settings, {"spark": check_spark})
 
 
-def test_looking_changes_nothing(settings: Settings, lake: Lake) -> None:
+def test_the_doctor_changes_nothing(settings: Settings, lake: Lake) -> None:
     prepare_home(settings)
     land(lake, bodies(3))
     before = sorted(settings.home_path.rglob("*.json")), lake.versions()
-    assert run(settings).exit_code == 0
+    assert run_doctor(settings).exit_code == 0
     assert (sorted(settings.home_path.rglob("*.json")), lake.versions()) == before
 
 
-def test_a_wrong_setting_is_one_line(settings: Settings) -> None:
-    result = run(settings, "--json", FRAUD_BATCH_ROWS="many")
+def test_an_invalid_setting_is_one_line(settings: Settings) -> None:
+    result = run_doctor(settings, "--json", FRAUD_BATCH_ROWS="many")
     assert result.exit_code == 1
     [line] = json.loads(result.stdout)["checks"]
     assert "FRAUD_BATCH_ROWS is 'many'" in line["text"]
 
 
-def test_names_that_are_no_setting(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_setting_is_reported_with_the_closest_name(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FRAUD_BATCHROWS", "5")
     Path(".env").write_text("FRAUD_TRAIN_DAY=3\n# FRAUD_NOTHING=1\n")
     fixes = {finding.text.split()[0]: finding.fix for finding in check_settings(settings) if finding.state == "WARN"}
@@ -189,20 +191,22 @@ def test_no_secret_is_shown(make_settings: Callable[..., Settings]) -> None:
     assert "hidden" not in shown
 
 
-def test_a_home_that_cannot_be_written(make_settings: Callable[..., Settings], tmp_path: Path) -> None:
+def test_a_home_that_cannot_be_written_is_reported(make_settings: Callable[..., Settings], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     assert_broken(check_home(make_settings(home=tmp_path / "file" / "home")), "home", "FRAUD_HOME")
 
 
-def test_a_library_of_another_version(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fraud_assets.doctor import installation as place
+def test_a_missing_or_unsupported_library_is_reported(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fraud_assets.doctor import installation
 
     assert check_versions(settings)[0].state == "OK"
-    monkeypatch.setattr(place, "requires", lambda name: ["duckdb>=99", "no-such-library", "pytest<1; extra == 'dev'"])
+    monkeypatch.setattr(
+        installation, "requires", lambda name: ["duckdb>=99", "no-such-library", "pytest<1; extra == 'dev'"]
+    )
     assert_broken(check_versions(settings), "versions", "duckdb is", "no-such-library is missing", "make setup")
 
 
-def test_an_embedded_broker_that_is_gone(settings: Settings) -> None:
+def test_a_stopped_embedded_broker_is_reported(settings: Settings) -> None:
     prepare_home(settings)
     stale = {
         "bootstrap_servers": "127.0.0.1:1",
@@ -213,34 +217,36 @@ def test_an_embedded_broker_that_is_gone(settings: Settings) -> None:
     settings.broker_file.write_text(json.dumps(stale))
     findings = check_broker(settings)
     assert_broken(findings, "broker", "broker.json", "fraud-assets broker")
-    assert of(findings, "topic transactions").state == "SKIP"
+    assert worst_finding(findings, "topic transactions").state == "SKIP"
 
 
-def test_messages_that_the_broker_has_dropped(settings: Settings, lake: Lake, broker: Broker, send: Send) -> None:
+def test_messages_that_the_broker_deleted_before_landing_are_reported(
+    settings: Settings, lake: Lake, broker: Broker, send: Send
+) -> None:
     send("transactions", [b"x" * 900_000] * 12, partition=0)
     assert_broken(check_broker(settings), "topic transactions", "deleted messages before they landed", "partition 0")
 
 
-def test_messages_that_the_broker_has_lost(settings: Settings, lake: Lake, broker: Broker, send: Send) -> None:
-    """As after a restore of the broker from an old copy."""
+def test_messages_that_the_broker_lost_are_reported(settings: Settings, lake: Lake, broker: Broker, send: Send) -> None:
+    """A broker loses messages when it is restored from an old copy."""
     send("transactions", bodies(5), partition=0)
     land_topics(lake, settings)
-    stream = SourcePartition("transactions", str(broker.topic_id), 0)
-    commit_append(lake.open(raw_transactions), raw_transactions, raw_transactions.schema.empty_table(), {stream: 50})
+    source_partition = SourcePartition("transactions", str(broker.topic_id), 0)
+    commit_append(
+        lake.open(raw_transactions), raw_transactions, raw_transactions.schema.empty_table(), {source_partition: 50}
+    )
     assert_broken(check_broker(settings), "topic transactions", "broker has lost", "partitions 0")
 
 
-def test_messages_that_wait_are_counted_and_looking_makes_no_topic(
-    settings: Settings, broker: Broker, send: Send
-) -> None:
+def test_the_lag_is_reported_and_the_doctor_creates_no_topic(settings: Settings, broker: Broker, send: Send) -> None:
     send("transactions", bodies(5))
     findings = check_broker(settings)
-    assert "5 messages to land" in of(findings, "topic transactions").text
-    assert "does not exist yet" in of(check_broker(settings), "topic fraud-labels").text
-    assert of(check_landers(settings), "landers").state == "WARN"
+    assert "5 messages to land" in worst_finding(findings, "topic transactions").text
+    assert "does not exist yet" in worst_finding(check_broker(settings), "topic fraud-labels").text
+    assert worst_finding(check_landers(settings), "landers").state == "WARN"
 
 
-def test_a_lander_that_does_not_answer(settings: Settings) -> None:
+def test_a_lander_that_does_not_answer_is_reported(settings: Settings) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{closed.getsockname()[1]}"
@@ -248,29 +254,29 @@ def test_a_lander_that_does_not_answer(settings: Settings) -> None:
         assert_broken(check_landers(settings), "landers", address)
 
 
-def test_a_lander_that_says_it_fails(settings: Settings) -> None:
+def test_a_failing_lander_is_reported(settings: Settings) -> None:
     from fraud_assets.ingest.service.metrics import LandingMetrics, serve_metrics
 
     metrics = LandingMetrics()
     with serve_metrics(metrics, "127.0.0.1:0") as address, register_lander(settings, address):
-        assert of(check_landers(settings), "landers").state == "OK"
+        assert worst_finding(check_landers(settings), "landers").state == "OK"
         metrics.set_failing("The disk is full.")
         assert_broken(check_landers(settings), "landers", "The disk is full.")
 
 
-def test_a_lander_whose_drop_folder_needs_a_person(settings: Settings) -> None:
+def test_a_lander_with_a_degraded_drop_folder_is_reported(settings: Settings) -> None:
     from fraud_assets.ingest.service.metrics import LandingMetrics, serve_metrics
 
     metrics = LandingMetrics()
     with serve_metrics(metrics, "127.0.0.1:0") as address, register_lander(settings, address):
         metrics.files.record_pass([], {"folder": "It is a folder."})
-        finding = of(check_landers(settings), "landers")
+        finding = worst_finding(check_landers(settings), "landers")
     assert finding.state == "WARN"
     assert "is degraded" in finding.text
     assert "It is a folder." in finding.text
 
 
-def test_a_drop_folder_that_needs_a_person(settings: Settings, lake: Lake) -> None:
+def test_drop_folder_entries_that_need_manual_action_are_reported(settings: Settings, lake: Lake) -> None:
     assert [finding.state for finding in check_files(settings)] == ["OK"]
     (settings.incoming / "folder").mkdir(parents=True)
     (settings.incoming / "loop\n.csv").symlink_to("loop\n.csv")
@@ -287,38 +293,38 @@ def test_a_drop_folder_that_needs_a_person(settings: Settings, lake: Lake) -> No
     assert str(settings.failed) in failed.fix
 
 
-def test_a_schema_registry_that_is_away(make_settings: Callable[..., Settings]) -> None:
+def test_an_unavailable_schema_registry_is_reported(make_settings: Callable[..., Settings]) -> None:
     settings = make_settings(
         transactions_format="avro", schema_registry_url="http://127.0.0.1:1", kafka_timeout_seconds=1
     )
     assert_broken(check_schema_registry(settings), "schema registry", "SCHEMA_REGISTRY_URL")
 
 
-def test_a_table_that_cannot_be_read(settings: Settings, lake: Lake) -> None:
+def test_an_unreadable_table_is_reported(settings: Settings, lake: Lake) -> None:
     land(lake, bodies(3))
     log = Path(lake.root) / "raw_transactions" / "_delta_log" / f"{1:020}.json"
     log.write_text("{broken")
     assert_broken(check_lake(settings), "lake", "raw_transactions")
-    assert of(check_reconciliation(settings), "reconciliation").state == "SKIP"
+    assert worst_finding(check_reconciliation(settings), "reconciliation").state == "SKIP"
 
 
-def test_counts_that_do_not_reconcile(settings: Settings, lake: Lake) -> None:
+def test_counts_that_do_not_reconcile_are_reported(settings: Settings, lake: Lake) -> None:
     land(lake, bodies(10))
     process_landed(lake, settings)
     lake.open(fraud_predictions)
-    assert of(check_reconciliation(settings), "reconciliation").state == "OK"
-    assert of(check_reconciliation(settings), "predictions").state == "WARN"
+    assert worst_finding(check_reconciliation(settings), "reconciliation").state == "OK"
+    assert worst_finding(check_reconciliation(settings), "predictions").state == "WARN"
     lake.open(transaction_features).delete("transaction_id = '3'")
     assert_broken(check_reconciliation(settings), "reconciliation", "10 landed, but 9 processed", "fraud-assets erase")
 
 
-def test_much_in_quarantine(settings: Settings, lake: Lake) -> None:
+def test_a_high_share_of_quarantined_messages_is_a_warning(settings: Settings, lake: Lake) -> None:
     land(lake, bodies(30) + bodies(1))
     process_landed(lake, settings)
     assert check_quarantine(settings)[0].state == "OK"
     land(lake, other_names(5, 100), first_offset=31)
     process_landed(lake, settings)
-    finding = of(check_quarantine(settings), "quarantine")
+    finding = worst_finding(check_quarantine(settings), "quarantine")
     assert finding.state == "WARN"
     assert (
         "5 open messages (13.89% of landed messages), most of them missing_field; 1 repeated ids, 0 tombstones"
@@ -326,55 +332,57 @@ def test_much_in_quarantine(settings: Settings, lake: Lake) -> None:
     )
 
 
-def test_registries(make_settings: Callable[..., Settings], settings: Settings) -> None:
+def test_a_missing_damaged_or_unavailable_registry_is_reported(
+    make_settings: Callable[..., Settings], settings: Settings
+) -> None:
     assert check_registry(settings)[0].state == "WARN"
     database = settings.home_path / "mlflow" / "mlflow.db"
     database.parent.mkdir(parents=True)
     database.write_bytes(b"no database at all, " * 100)
     assert_broken(check_registry(settings), "registry", str(database))
-    away = make_settings(mlflow_tracking_uri="http://127.0.0.1:1")
-    assert_broken(check_registry(away), "registry", "127.0.0.1:1", "MLFLOW_TRACKING_URI")
+    unavailable = make_settings(mlflow_tracking_uri="http://127.0.0.1:1")
+    assert_broken(check_registry(unavailable), "registry", "127.0.0.1:1", "MLFLOW_TRACKING_URI")
 
 
-def test_a_daemon_that_never_ran_or_no_longer_runs(settings: Settings, instance: dg.DagsterInstance) -> None:
-    assert of(check_dagster(settings), "daemon").state == "OK"
-    beat(instance, time.time() - 600)
+def test_a_daemon_that_stopped_or_never_ran_is_reported(settings: Settings, instance: dg.DagsterInstance) -> None:
+    assert worst_finding(check_dagster(settings), "daemon").state == "OK"
+    add_heartbeats(instance, time.time() - 600)
     assert_broken(check_dagster(settings), "daemon", "no heartbeat", "dagster-daemon run")
     instance.wipe_daemon_heartbeats()
-    assert of(check_dagster(settings), "daemon").state == "WARN"
+    assert worst_finding(check_dagster(settings), "daemon").state == "WARN"
 
 
-def test_the_dagster_home_of_another_home(
+def test_a_dagster_home_of_another_home_is_a_warning(
     make_settings: Callable[..., Settings], settings: Settings, tmp_path: Path
 ) -> None:
-    """As in a copied folder, whose `.env` names that of the original."""
+    """In a copied folder, `.env` still names the Dagster home of the original."""
     prepare_home(settings)
     copied = make_settings(home=tmp_path / "copy", dagster_home=str(settings.home_path / "dagster"))
     prepare_home(copied)
-    assert of(check_dagster(settings), "dagster").state == "OK"
-    finding = of(check_dagster(copied), "dagster")
+    assert worst_finding(check_dagster(settings), "dagster").state == "OK"
+    finding = worst_finding(check_dagster(copied), "dagster")
     assert (finding.state, str(copied.home_path) in finding.text) == ("WARN", True)
     assert "make setup" in finding.fix
 
 
-def test_a_home_of_dagster_that_is_broken_or_absent(settings: Settings) -> None:
-    assert of(check_dagster(settings), "dagster").state == "WARN"
+def test_a_missing_or_damaged_dagster_home_is_reported(settings: Settings) -> None:
+    assert worst_finding(check_dagster(settings), "dagster").state == "WARN"
     prepare_home(settings)
     (settings.home_path / "dagster" / "dagster.yaml").write_text("run_coordinator: {module: nowhere, class: None}\n")
     assert_broken(check_dagster(settings), "dagster", "dagster.yaml")
 
 
-def test_a_sensor_that_is_off_or_fails(settings: Settings, instance: dg.DagsterInstance) -> None:
-    sensor = instigator(settings, instance, InstigatorStatus.DECLARED_IN_CODE)
-    assert of(check_dagster(settings), "sensors").state == "OK"
-    tick_of(instance, sensor, "3 runs failed on the same messages without any progress.")
+def test_a_stopped_or_failing_sensor_is_reported(settings: Settings, instance: dg.DagsterInstance) -> None:
+    sensor = add_sensor_state(settings, instance, InstigatorStatus.DECLARED_IN_CODE)
+    assert worst_finding(check_dagster(settings), "sensors").state == "OK"
+    add_failed_tick(instance, sensor, "3 runs failed on the same messages without any progress.")
     assert_broken(check_dagster(settings), "sensors", "new_files_sensor failed", "3 runs failed on the same messages")
     instance.update_instigator_state(sensor.with_status(InstigatorStatus.STOPPED))
-    assert "turned off: new_files_sensor" in of(check_dagster(settings), "sensors").text
+    assert "turned off: new_files_sensor" in worst_finding(check_dagster(settings), "sensors").text
 
 
-def instigator(settings: Settings, instance: dg.DagsterInstance, status: InstigatorStatus) -> InstigatorState:
-    """The sensor's state as the daemon keeps it."""
+def add_sensor_state(settings: Settings, instance: dg.DagsterInstance, status: InstigatorStatus) -> InstigatorState:
+    """Store the state of the sensor in the form that the daemon uses."""
     from dagster._core.definitions.run_request import InstigatorType
     from dagster._core.remote_origin import (
         ManagedGrpcPythonEnvCodeLocationOrigin,
@@ -391,8 +399,8 @@ def instigator(settings: Settings, instance: dg.DagsterInstance, status: Instiga
     return instance.add_instigator_state(state)
 
 
-def tick_of(instance: dg.DagsterInstance, state: InstigatorState, reason: str) -> None:
-    """A look of the sensor that failed."""
+def add_failed_tick(instance: dg.DagsterInstance, state: InstigatorState, reason: str) -> None:
+    """Store a failed tick of the sensor."""
     from dagster._core.definitions.run_request import InstigatorType
     from dagster._core.scheduler.instigation import TickData, TickStatus
     from dagster._utils.error import SerializableErrorInfo
@@ -403,7 +411,7 @@ def tick_of(instance: dg.DagsterInstance, state: InstigatorState, reason: str) -
     instance.create_tick(data)
 
 
-def test_a_run_that_failed_until_one_succeeds(
+def test_a_failed_run_is_reported_until_a_later_run_succeeds(
     settings: Settings, lake: Lake, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fraud_assets.stages import features
@@ -416,22 +424,22 @@ def test_a_run_that_failed_until_one_succeeds(
     with monkeypatch.context() as broken:
         broken.setattr(features, "process_landed", fails)
         assert not daemon.run(request).success
-    finding = of(check_dagster(settings), "runs")
+    finding = worst_finding(check_dagster(settings), "runs")
     assert finding.state == "WARN"
     assert "1 failed within a day" in finding.text
     assert daemon.run(daemon.requested()).success
-    assert "a later run of that job succeeded" in of(check_dagster(settings), "runs").text
+    assert "a later run of that job succeeded" in worst_finding(check_dagster(settings), "runs").text
 
 
-def test_a_check_that_hangs_or_breaks_is_a_line(settings: Settings) -> None:
+def test_a_check_that_hangs_or_raises_is_a_failed_line(settings: Settings) -> None:
     def hangs(settings: Settings) -> list[Finding]:
         time.sleep(30)
         return []
 
-    def breaks(settings: Settings) -> list[Finding]:
+    def raises(settings: Settings) -> list[Finding]:
         raise ZeroDivisionError("of its own")
 
-    findings = run_checks(settings, {"one": hangs, "two": breaks, "home": check_home}, timeout=0.5)
+    findings = run_checks(settings, {"one": hangs, "two": raises, "home": check_home}, timeout=0.5)
     assert_broken(findings, "one", "no answer within 0.5 s")
     assert_broken(findings, "two", "ZeroDivisionError: of its own")
-    assert of(findings, "home").state in {"OK", "WARN"}
+    assert worst_finding(findings, "home").state in {"OK", "WARN"}

@@ -1,4 +1,4 @@
-"""`.env` files in other encodings and with quotes."""
+"""`.env` files in other encodings and with quoted values."""
 
 from __future__ import annotations
 
@@ -18,23 +18,25 @@ TEXT = "# für uns\nFRAUD_TRAIN_TREES=7\n"
 
 
 @pytest.mark.parametrize(
-    ("encoding", "named"),
+    ("encoding", "iconv_name"),
     [("utf-16", "UTF-16"), ("utf-16-le", "UTF-16LE"), ("utf-16-be", "UTF-16BE"), ("latin-1", "LATIN1")],
 )
-def test_another_encoding_is_one_sentence(tmp_path: Path, encoding: str, named: str) -> None:
+def test_another_encoding_is_refused_with_a_command_that_converts_the_file(
+    tmp_path: Path, encoding: str, iconv_name: str
+) -> None:
     file = tmp_path / ".env"
     file.write_bytes(TEXT.encode(encoding))
     with pytest.raises(SettingError) as refused:
         load_settings(_env_file=file)
     assert str(file) in str(refused.value)
     command = str(refused.value).split("`")[1]
-    assert f"-f {named} " in command
+    assert f"-f {iconv_name} " in command
     subprocess.run(command, shell=True, cwd=tmp_path, check=True)
     assert load_settings(_env_file=file).train_trees == 7
 
 
 @pytest.mark.parametrize("content", [TEXT.encode(), TEXT.encode("utf-8-sig"), b""])
-def test_utf_8_with_or_without_a_mark_is_read(tmp_path: Path, content: bytes) -> None:
+def test_utf_8_is_read_with_or_without_a_byte_order_mark(tmp_path: Path, content: bytes) -> None:
     (tmp_path / ".env").write_bytes(content)
     assert load_settings(_env_file=tmp_path / ".env").train_trees == (7 if content else 100)
 
@@ -43,7 +45,7 @@ def test_utf_8_with_or_without_a_mark_is_read(tmp_path: Path, content: bytes) ->
     "arguments",
     [("fraud_assets.cli", "land", "--once"), ("fraud_assets.cli", "doctor"), ("fraud_assets.operations.setup_home",)],
 )
-def test_no_stack_trace_in_any_entry(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+def test_no_command_shows_a_stack_trace(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     (tmp_path / ".env").write_bytes(TEXT.encode("utf-16"))
     result = subprocess.run(
         [sys.executable, "-m", *arguments],
@@ -60,7 +62,7 @@ def test_no_stack_trace_in_any_entry(tmp_path: Path, arguments: tuple[str, ...])
 
 
 @pytest.mark.parametrize("value", ["plain", "with space", "it's", 'so "called"', 'it\'s "so"', "a$b", "hash #1", "ü"])
-def test_a_quoted_value_reads_back_in_every_reader(tmp_path: Path, value: str) -> None:
+def test_every_parser_reads_the_same_quoted_value(tmp_path: Path, value: str) -> None:
     honcho = pytest.importorskip("honcho.environ")
     (tmp_path / ".env").write_text(f"A={quote_value(value)}\n", encoding="utf-8")
     assert dotenv_values(tmp_path / ".env") == {"A": value}

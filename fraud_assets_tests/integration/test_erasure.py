@@ -43,8 +43,8 @@ from fraud_assets_tests.support.landed import bodies, land
 from fraud_assets_tests.support.quarantined import label_rows
 from fraud_assets_tests.support.scored import score_all
 
-WHO = "5"
-ERASE = f"from fraud_assets.operations import erasure\n{{}}\nerasure.erase_customer(lake, settings, {WHO!r})"
+CUSTOMER = "5"
+ERASE = f"from fraud_assets.operations import erasure\n{{}}\nerasure.erase_customer(lake, settings, {CUSTOMER!r})"
 
 
 def label(transaction: int | str, flag: str = "1") -> bytes:
@@ -53,18 +53,18 @@ def label(transaction: int | str, flag: str = "1") -> bytes:
 
 @pytest.fixture
 def filled(lake: Lake, settings: Settings) -> Settings:
-    """70 transactions of 7 customers, refused ones of customer 5, labels good and bad; all processed and scored."""
-    odd = [
+    """A processed and scored lake: 70 transactions of 7 customers, rejected messages, good and bad labels."""
+    rejected = [
         b'{"transaction_id": 900, "tx_datetime": "2026-01-01T00:00:00Z", "customer_id": "\\u0035", "terminal_id": 1,'
-        b' "tx_amount": -4}',  # an escaped id, refused for its amount
+        b' "tx_amount": -4}',  # an escaped id, rejected for its amount
         b'{"customer_id": 5, "customer_id": 6}',
-        b'{"transaction_id": 901, "customer_id": 5',  # cut off: cannot be read
+        b'{"transaction_id": 901, "customer_id": 5',  # truncated, so unreadable
         b'{"transaction_id": 902, "customer_id": 55, "tx_amount": "x"}',
         b"nothing of anybody, 155",
     ]
-    # The first message with id 1 is customer 1's: what repeats the id is customer 5's, its label is not.
+    # Customer 1 has the first message with id 1, so the label of id 1 belongs to customer 1. Customer 5 repeats the id.
     repeated = json.dumps({**json.loads(bodies(1, first_id=1)[0]), "customer_id": 5}).encode()
-    land(lake, [*bodies(70), *odd, repeated])
+    land(lake, [*bodies(70), *rejected, repeated])
     process_landed(lake, settings)
     score_all(lake)
     append_labels(
@@ -73,8 +73,8 @@ def filled(lake: Lake, settings: Settings) -> Settings:
     return settings
 
 
-def bytes_anywhere(lake: Lake) -> bytes:
-    """All bodies that the newest versions hold."""
+def stored_bodies(lake: Lake) -> bytes:
+    """Return all message bodies in the newest versions of the tables, joined."""
     found = b""
     for table in (raw_transactions, quarantined_transactions, fraud_labels):
         found += b"\n".join(
@@ -88,7 +88,7 @@ def ids(lake: Lake, table: Table, column: str = "transaction_id") -> set[str]:
 
 
 def assert_erased(lake: Lake, settings: Settings) -> None:
-    """Only the rows of customer 5 are gone, nothing is pending, and positions did not change."""
+    """Check that only the rows of customer 5 are gone, nothing is pending, and no position changed."""
     own = {str(n) for n in range(70) if n % 7 == 5}
     others = {str(n) for n in range(70)} - own
     assert ids(lake, transaction_features) == ids(lake, fraud_predictions) == others
@@ -97,19 +97,19 @@ def assert_erased(lake: Lake, settings: Settings) -> None:
     totals = reconcile(lake, settings)
     assert totals["landed"] == totals["features"] + totals["quarantined"] + totals["duplicates"] == 60 + 3
     assert totals["quarantined_labels"] == 1
-    assert b"\\u0035" not in bytes_anywhere(lake)
-    life = SourcePartition("transactions", "life", 0)
+    assert b"\\u0035" not in stored_bodies(lake)
+    source_partition = SourcePartition("transactions", "topic-id", 0)
     for table in (raw_transactions, transaction_features, quarantined_transactions, fraud_predictions):
-        assert committed_offset(lake.open(table), life) >= 69
+        assert committed_offset(lake.open(table), source_partition) >= 69
     features = lake.open(transaction_features)
     assert not find_pending(
-        lake.open(raw_transactions), lambda stream: committed_offset(features, stream), settings
+        lake.open(raw_transactions), lambda partition: committed_offset(features, partition), settings
     ).rows
     assert process_landed(lake, settings).landed == 0
 
 
-def test_a_customer_is_gone_everywhere_and_nobody_else(filled: Settings, lake: Lake) -> None:
-    report = erase_customer(lake, filled, WHO)
+def test_one_customer_is_erased_from_every_table(filled: Settings, lake: Lake) -> None:
+    report = erase_customer(lake, filled, CUSTOMER)
     assert report.tables == {
         "fraud_labels": 2,
         "fraud_predictions": 10,
@@ -118,58 +118,58 @@ def test_a_customer_is_gone_everywhere_and_nobody_else(filled: Settings, lake: L
         "transaction_features": 10,
     }
     assert_erased(lake, filled)
-    assert erase_customer(lake, filled, WHO).tables == dict.fromkeys(report.tables, 0)
+    assert erase_customer(lake, filled, CUSTOMER).tables == dict.fromkeys(report.tables, 0)
 
 
-def test_what_was_landed_is_not_landed_again(filled: Settings, lake: Lake) -> None:
-    erase_customer(lake, filled, WHO)
-    again = open_dataset(lake.open(raw_transactions)).to_table().slice(0, 1)
-    old = again.set_column(again.column_names.index("offset"), "offset", pa.array([5], pa.int64()))
-    assert append_landed(lake, raw_transactions, old) == 0
+def test_an_erased_message_does_not_land_again(filled: Settings, lake: Lake) -> None:
+    erase_customer(lake, filled, CUSTOMER)
+    landed = open_dataset(lake.open(raw_transactions)).to_table().slice(0, 1)
+    repeated = landed.set_column(landed.column_names.index("offset"), "offset", pa.array([5], pa.int64()))
+    assert append_landed(lake, raw_transactions, repeated) == 0
     land(lake, bodies(1, first_id=70), first_offset=76)
     assert process_landed(lake, filled).features == 1
 
 
-def test_what_cannot_be_read_is_named_and_goes_when_asked(filled: Settings, lake: Lake) -> None:
-    found = find_holdings(lake, filled, WHO)
+def test_unreadable_messages_are_reported_and_erased_only_on_request(filled: Settings, lake: Lake) -> None:
+    found = find_holdings(lake, filled, CUSTOMER)
     assert [row["offset"] for row in found.mentions.to_pylist()] == [72]
-    assert erase_customer(lake, filled, WHO).unreadable == 0
-    assert b'"transaction_id": 901' in bytes_anywhere(lake)
-    assert erase_customer(lake, filled, WHO, unreadable=True).unreadable == 1
-    assert b'"transaction_id": 901' not in bytes_anywhere(lake)
+    assert erase_customer(lake, filled, CUSTOMER).unreadable == 0
+    assert b'"transaction_id": 901' in stored_bodies(lake)
+    assert erase_customer(lake, filled, CUSTOMER, unreadable=True).unreadable == 1
+    assert b'"transaction_id": 901' not in stored_bodies(lake)
     totals = reconcile(lake, filled)
     assert totals["landed"] == totals["features"] + totals["quarantined"] + totals["duplicates"] == 60 + 2
 
 
-@pytest.mark.parametrize("done", ["quarantined labels", "predictions", "landed bodies", "quarantine"])
-def test_killed_after_a_step_the_next_run_completes_it(filled: Settings, lake: Lake, done: str) -> None:
-    deletion = {"quarantined labels": 1, "predictions": 3, "landed bodies": 4, "quarantine": 5}[done]
+@pytest.mark.parametrize("last_step", ["quarantined labels", "predictions", "landed bodies", "quarantine"])
+def test_the_next_run_completes_a_killed_erasure(filled: Settings, lake: Lake, last_step: str) -> None:
+    deletion = {"quarantined labels": 1, "predictions": 3, "landed bodies": 4, "quarantine": 5}[last_step]
     killed(filled, ERASE.format(f"die_at(erasure, '_delete_where', {deletion}, after=True)"))
-    report = erase_customer(lake, filled, WHO)
+    report = erase_customer(lake, filled, CUSTOMER)
     assert report.tables["transaction_features"] == 10
     assert_erased(lake, filled)
 
 
-def test_landing_goes_on_meanwhile(filled: Settings, lake: Lake) -> None:
-    """Appends do not stop the erasing, nor it them; what compaction rewrites meanwhile is found again."""
+def test_landing_continues_during_an_erasure(filled: Settings, lake: Lake) -> None:
+    """Appends and the erasure do not stop each other. Rows that a concurrent compaction rewrites are erased too."""
     stop = threading.Event()
     landed = []
 
-    def land_on() -> None:
+    def land_until_stopped() -> None:
         while not stop.is_set():
             first = 100 + 7 * len(landed)
             land(lake, [body.replace(b'"customer_id": 5', b'"customer_id": 6') for body in bodies(7, first_id=first)],
                  first_offset=first)  # fmt: skip
             landed.append(first)
             if len(landed) % 5 == 0:
-                # As maintenance does.
+                # Maintenance compacts in the same way.
                 with suppress(CommitFailedError):
                     lake.open(raw_transactions).optimize.compact()
 
-    lander = threading.Thread(target=land_on)
+    lander = threading.Thread(target=land_until_stopped)
     lander.start()
     try:
-        report = erase_customer(lake, filled, WHO)
+        report = erase_customer(lake, filled, CUSTOMER)
     finally:
         stop.set()
         lander.join()
@@ -180,13 +180,13 @@ def test_landing_goes_on_meanwhile(filled: Settings, lake: Lake) -> None:
 
 
 def test_a_retried_message_is_erased_with_its_original(lake: Lake, settings: Settings) -> None:
-    """Its original cannot be told to be the customer's without the field mapping of that time."""
+    """Only the field mapping of the retry finds the customer in the original, and the erasure does not have it."""
     land(lake, [body.replace(b"customer_id", b"cust") for body in bodies(7)])
     process_landed(lake, settings)
     mapped = settings.model_copy(update={"field_mapping": {"customer_id": "cust"}})
     assert retry_messages(lake, mapped, Selection()).transactions == 7
     process_landed(lake, mapped)
-    assert erase_customer(lake, settings, WHO).tables == {
+    assert erase_customer(lake, settings, CUSTOMER).tables == {
         "fraud_labels": 0,
         "fraud_predictions": 0,
         "raw_transactions": 2,
@@ -197,7 +197,7 @@ def test_a_retried_message_is_erased_with_its_original(lake: Lake, settings: Set
     assert totals["landed"] == totals["features"] + totals["quarantined"] == 12
 
 
-def test_kept_files_lose_the_customers_rows_only(settings: Settings, lake: Lake) -> None:
+def test_kept_files_lose_only_the_rows_of_the_customer(settings: Settings, lake: Lake) -> None:
     rows = [json.loads(body) for body in bodies(14)]
     settings.processed.mkdir(parents=True)
     settings.failed.mkdir()
@@ -210,12 +210,12 @@ def test_kept_files_lose_the_customers_rows_only(settings: Settings, lake: Lake)
     (settings.failed / "d.parquet").write_bytes(b"no parquet")
     (settings.incoming / "e.jsonl").write_bytes(lines[5])
     others = [row for row in rows if row["customer_id"] != 5]
-    changed = (settings.processed / "b.parquet").stat().st_mtime_ns
+    modified_at = (settings.processed / "b.parquet").stat().st_mtime_ns
 
-    found = find_holdings(lake, settings, WHO)
+    found = find_holdings(lake, settings, CUSTOMER)
     assert [Path(path).name for path in found.closed_files] == ["d.parquet"]
     assert [path.name for path in found.waiting] == ["e.jsonl"]
-    report = erase_customer(lake, settings, WHO)
+    report = erase_customer(lake, settings, CUSTOMER)
     assert {Path(path).name: count for path, count in report.files.items()} == {
         "a.jsonl": 2,
         "b.parquet": 2,
@@ -227,69 +227,69 @@ def test_kept_files_lose_the_customers_rows_only(settings: Settings, lake: Lake)
         == b"".join(line for line, row in zip(lines, rows, strict=True) if row in others) + b'{"customer_id": 5, \n'
     )
     assert pa.parquet.read_table(settings.processed / "b.parquet").to_pylist() == others
-    assert (settings.processed / "b.parquet").stat().st_mtime_ns == changed
+    assert (settings.processed / "b.parquet").stat().st_mtime_ns == modified_at
     assert pa.csv.read_csv(settings.failed / "c.csv")["CUSTOMER_ID"].to_pylist() == [
         row["customer_id"] for row in others
     ]
-    assert erase_customer(lake, settings, WHO).files == {}
-    assert erase_customer(lake, settings, WHO, unreadable=True).unreadable == 1
+    assert erase_customer(lake, settings, CUSTOMER).files == {}
+    assert erase_customer(lake, settings, CUSTOMER, unreadable=True).unreadable == 1
     assert sorted(path.name for path in settings.processed.iterdir()) == ["a.jsonl", "b.parquet"]
 
 
-def test_a_pseudonymised_customer_is_named_in_clear(make_settings: Any, lake: Lake) -> None:
+def test_a_customer_with_a_pseudonym_is_erased_by_the_original_id(make_settings: Any, lake: Lake) -> None:
     from fraud_assets.core.pseudonyms import pseudonymise
 
     settings = make_settings(pseudonymise="customer_id", pseudonym_key="k" * 40)
     land(lake, bodies(7))
     messages = open_dataset(lake.open(raw_transactions)).to_table().drop_columns(["ingested_at", "ingest_date"])
-    treated = pseudonymise(messages, settings.pseudonym_policy)
+    pseudonymized = pseudonymise(messages, settings.pseudonym_policy)
     offsets = pa.array(range(7, 14), pa.int64())
-    append_landed(lake, raw_transactions, treated.set_column(3, "offset", offsets))
+    append_landed(lake, raw_transactions, pseudonymized.set_column(3, "offset", offsets))
     process_landed(lake, settings)
-    # One of the first seven is in clear, from before the setting; the second seven repeat their ids.
-    assert erase_customer(lake, settings, WHO).tables["raw_transactions"] == 2
+    # The first seven messages landed in clear text, before the setting. The other seven repeat their transaction ids.
+    assert erase_customer(lake, settings, CUSTOMER).tables["raw_transactions"] == 2
     assert read_row_count(lake.open(raw_transactions)) == 12
 
 
-def test_the_command_asks_tells_and_removes_old_versions(
+def test_the_command_needs_confirmation_and_removes_old_versions(
     filled: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FRAUD_HOME", str(filled.home_path))
     runner = CliRunner()
-    refused = runner.invoke(cli, ["erase", "--customer", WHO])
+    refused = runner.invoke(cli, ["erase", "--customer", CUSTOMER])
     assert refused.exit_code == 2
     assert "--yes" in refused.output
-    looked = runner.invoke(cli, ["erase", "--customer", WHO, "--dry-run"])
-    assert "13  raw_transactions" in looked.stdout
-    assert "fraud-assets quarantine show transactions/0/72" in looked.stdout
+    dry_run = runner.invoke(cli, ["erase", "--customer", CUSTOMER, "--dry-run"])
+    assert "13  raw_transactions" in dry_run.stdout
+    assert "fraud-assets quarantine show transactions/0/72" in dry_run.stdout
     assert read_row_count(lake.open(raw_transactions)) == 76
-    told = runner.invoke(cli, ["erase", "--customer", WHO, "--yes"])
-    assert told.exit_code == 0, told.output
-    assert "FRAUD_VACUUM_HOURS" in told.stdout
-    assert held_on_disk(lake)
-    gone = json.loads(runner.invoke(cli, ["erase", "--customer", WHO, "--yes", "--now", "--json"]).stdout)
-    assert gone["tables"] == dict.fromkeys((table.name for table in ERASED_TABLES), 0)
-    assert gone["vacuumed_files"] > 0
-    assert gone["unreadable_messages"] == ["transactions/0/72"]
-    assert not held_on_disk(lake)
+    erased = runner.invoke(cli, ["erase", "--customer", CUSTOMER, "--yes"])
+    assert erased.exit_code == 0, erased.output
+    assert "FRAUD_VACUUM_HOURS" in erased.stdout
+    assert find_files_of_customer(lake)
+    summary = json.loads(runner.invoke(cli, ["erase", "--customer", CUSTOMER, "--yes", "--now", "--json"]).stdout)
+    assert summary["tables"] == dict.fromkeys((table.name for table in ERASED_TABLES), 0)
+    assert summary["vacuumed_files"] > 0
+    assert summary["unreadable_messages"] == ["transactions/0/72"]
+    assert not find_files_of_customer(lake)
     maintain_lake(lake, filled)
     assert_erased(lake, filled)
 
 
-def held_on_disk(lake: Lake) -> list[Path]:
-    """Data files, of any version, that hold a message or a feature row of the customer."""
-    held = []
+def find_files_of_customer(lake: Lake) -> list[Path]:
+    """Return the data files, of any version, that hold a message or a feature row of the customer."""
+    files = []
     for path in Path(lake.root).rglob("part-*.parquet"):
         rows = pa.parquet.ParquetFile(path).read()
         bodies_held = rows["value"].to_pylist() if "value" in rows.column_names else []
         customers = rows["customer_id"].to_pylist() if "customer_id" in rows.column_names else []
         if "5" in customers or any(b'"customer_id": 5,' in (body or b"") for body in bodies_held):
-            held.append(path)
-    return held
+            files.append(path)
+    return files
 
 
-def test_the_log_names_positions_and_never_the_customer(filled: Settings, lake: Lake) -> None:
-    erase_customer(lake, filled, WHO)
+def test_the_log_of_a_table_names_positions_and_never_the_customer(filled: Settings, lake: Lake) -> None:
+    erase_customer(lake, filled, CUSTOMER)
     for table in ERASED_TABLES:
         deletions = [entry for entry in lake.open(table).history() if entry["operation"] == "DELETE"]
         assert deletions

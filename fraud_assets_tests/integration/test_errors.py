@@ -1,4 +1,4 @@
-"""A mistake or a fault gives one sentence with setting and fix, a non-zero exit code, and no partial output."""
+"""An error gives one sentence with the setting and the fix, a non-zero exit code, and no partial output."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from fraud_assets_tests.support.commands import assert_one_sentence, run
 from fraud_assets_tests.support.landed import land
 
 
-def test_no_broker(tmp_path: Path) -> None:
+def test_a_missing_broker_is_reported(tmp_path: Path) -> None:
     assert_one_sentence(run(tmp_path, "land", "--once"), "fraud-assets broker", "KAFKA_BOOTSTRAP_SERVERS")
 
 
-def test_stale_broker_file(tmp_path: Path) -> None:
+def test_a_stale_broker_file_is_reported(tmp_path: Path) -> None:
     stale = {
         "bootstrap_servers": "127.0.0.1:1",
         "topic_id": "a",
@@ -38,13 +38,13 @@ def test_stale_broker_file(tmp_path: Path) -> None:
     assert_one_sentence(run(tmp_path, "land", "--once"), "broker.json", "fraud-assets broker")
 
 
-def test_unreachable_broker(tmp_path: Path) -> None:
+def test_an_unreachable_broker_is_reported(tmp_path: Path) -> None:
     result = run(tmp_path, "land", "--once", KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:1")
     assert_one_sentence(result, "KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1")
 
 
-class _Refusal(BaseHTTPRequestHandler):
-    """A metadata service without credentials; its answer must not be repeated."""
+class _RefusingMetadataService(BaseHTTPRequestHandler):
+    """A metadata service without credentials. Error messages must not contain its response."""
 
     def do_PUT(self) -> None:
         self.send_response(403)
@@ -52,13 +52,15 @@ class _Refusal(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
 
-def test_an_object_store_without_credentials_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_object_store_without_credentials_is_reported_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("RUST_LOG", "AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name, raising=False)
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Refusal) as metadata:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _RefusingMetadataService) as metadata:
         threading.Thread(target=metadata.serve_forever, daemon=True).start()
         result = run(
             tmp_path,
@@ -73,27 +75,27 @@ def test_an_object_store_without_credentials_is_one_sentence(tmp_path: Path, mon
     assert len(result.stderr.strip().splitlines()) == 1
 
 
-def test_wrong_setting(tmp_path: Path) -> None:
+def test_an_invalid_setting_is_reported(tmp_path: Path) -> None:
     result = run(tmp_path, "land", "--once", FRAUD_BATCH_ROWS="many")
     assert_one_sentence(result, "FRAUD_BATCH_ROWS", "many")
     assert result.returncode == 2
 
 
-def test_a_home_that_cannot_hold_delta_tables(tmp_path: Path) -> None:
+def test_a_home_that_cannot_contain_delta_tables_is_reported(tmp_path: Path) -> None:
     assert_one_sentence(run(tmp_path / "lake[1]", "land", "--once"), "FRAUD_HOME", "lake[1]")
 
 
-def test_lake_where_no_folder_can_be(tmp_path: Path) -> None:
+def test_a_lake_path_below_a_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     result = run(tmp_path, "evaluate", "--train-start", "2018-07-11", FRAUD_LAKE_URI=str(tmp_path / "file" / "lake"))
     assert_one_sentence(result, "FRAUD_LAKE_URI")
 
 
-def test_evaluation_without_data(tmp_path: Path) -> None:
+def test_an_evaluation_without_data_is_reported(tmp_path: Path) -> None:
     assert_one_sentence(run(tmp_path, "evaluate", "--train-start", "2018-07-11"), "2018-07-11")
 
 
-def test_a_table_whose_log_is_broken(tmp_path: Path) -> None:
+def test_a_table_with_a_damaged_log_is_reported(tmp_path: Path) -> None:
     log = tmp_path / "lake" / "transaction_features" / "_delta_log"
     log.mkdir(parents=True)
     (log / f"{0:020}.json").write_text("{broken")
@@ -103,7 +105,7 @@ def test_a_table_whose_log_is_broken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [("land",), ("land", "--once"), ("broker",), ("demo",)])
-def test_read_only_disk(small_disk: Path, arguments: tuple[str, ...]) -> None:
+def test_a_read_only_disk_is_reported(small_disk: Path, arguments: tuple[str, ...]) -> None:
     incoming = small_disk / "incoming"
     incoming.mkdir()
     (incoming / "day.jsonl").write_text('{"transaction_id": 1}\n')
@@ -112,7 +114,7 @@ def test_read_only_disk(small_disk: Path, arguments: tuple[str, ...]) -> None:
     assert_one_sentence(result, str(small_disk), "FRAUD_HOME")
 
 
-def test_no_memory_and_no_disk_to_spill_to(small_disk: Path) -> None:
+def test_a_lack_of_memory_and_spill_space_is_reported(small_disk: Path) -> None:
     settings = load_settings(home=small_disk, duckdb_memory_limit="8MB")
     with pytest.raises(LakeError, match=r"FRAUD_DUCKDB_MEMORY_LIMIT \(8MB\)"), connect(settings) as connection:
         connection.sql("select hash(i) as h, i from range(5000000) t(i) order by h").to_arrow_table()
@@ -120,7 +122,7 @@ def test_no_memory_and_no_disk_to_spill_to(small_disk: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 512 kB."""
+    """A file system of 512 kB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
@@ -129,12 +131,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if mounted.returncode:
         pytest.skip("a small disk cannot be mounted here (needs root)")
     yield disk
-    # Lazily: DuckDB keeps its spill folder open as long as the process lives.
+    # Unmount lazily, because DuckDB keeps its spill folder open until the process exits.
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def test_full_disk_then_space_again(small_disk: Path) -> None:
-    """The write that does not fit leaves no trace in the table; the same write works once there is room."""
+def test_a_write_to_a_full_disk_fails_without_effect(small_disk: Path) -> None:
+    """The failed write leaves the table unchanged. The same write succeeds once there is space."""
     lake = Lake(str(small_disk))
     land(lake, [b"{}"] * 10)
     ballast = small_disk / "ballast"
@@ -148,19 +150,19 @@ def test_full_disk_then_space_again(small_disk: Path) -> None:
 
 
 def _fill(ballast: Path) -> None:
-    """Writes until the disk takes no more."""
+    """Writes until the disk is full."""
     block = os.urandom(4096)
     with ballast.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
-        _write_for_ever(file, block)
+        _write_forever(file, block)
 
 
-def _write_for_ever(file: FileIO, block: bytes) -> None:
+def _write_forever(file: FileIO, block: bytes) -> None:
     while True:
         file.write(block)
 
 
-def test_a_log_of_json_lines_has_the_error_too(tmp_path: Path) -> None:
-    """Each line is an object that a log collector can read: what was logged on the way, and the error at the end."""
+def test_the_json_log_includes_the_error(tmp_path: Path) -> None:
+    """Each line, also that of a final error, is a JSON object that a log collector can read."""
     incoming = tmp_path / "incoming"
     incoming.mkdir()
     (incoming / "day.jsonl").write_text('{"transaction_id": 1}\n')

@@ -9,18 +9,18 @@ FOLDERS = 500
 
 
 def test_a_folder_can_be_listed_while_another_writer_creates_it(tmp_path: Path) -> None:
-    together = threading.Barrier(2)
+    barrier = threading.Barrier(2)
 
     def create() -> None:
         for number in range(FOLDERS):
-            together.wait()
+            barrier.wait()
             (tmp_path / f"{number}").mkdir()
 
-    creating = threading.Thread(target=create, daemon=True)
-    creating.start()
-    found = []
+    creator = threading.Thread(target=create, daemon=True)
+    creator.start()
+    listings = []
     for number in range(FOLDERS):
-        together.wait()
-        found += [list_sizes(LocalFileSystem(), str(tmp_path / f"{number}"), recursive=True) for _ in range(6)]
-    creating.join()
-    assert found == [{}] * 6 * FOLDERS
+        barrier.wait()
+        listings += [list_sizes(LocalFileSystem(), str(tmp_path / f"{number}"), recursive=True) for _ in range(6)]
+    creator.join()
+    assert listings == [{}] * 6 * FOLDERS

@@ -1,4 +1,4 @@
-"""The drop folder: exactly once by content, labels first, no partly landed file, no overwritten file."""
+"""The drop folder: the content of a file lands once and as a whole, labels first, and no file is overwritten."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from fraud_assets.settings import Settings
 from fraud_assets_tests.support.dropped import bodies, drop, land, rows_of, transaction
 
 LONG_ID = 9_007_199_254_740_993_123
-"""Nineteen digits, which no float holds."""
+"""A number of nineteen digits, which a float cannot represent."""
 
 HEADER = "TRANSACTION_ID,TX_DATETIME,CUSTOMER_ID,TERMINAL_ID,TX_AMOUNT"
 
 
-def test_json_lines_land_byte_for_byte_once_by_content(settings: Settings, lake: Lake) -> None:
+def test_json_lines_land_byte_for_byte_and_once_per_content(settings: Settings, lake: Lake) -> None:
     content = b'{"transaction_id": 1}\r\n\n  {"b" :2}\n\xff\xfe\nlast\n\n'
     drop(settings, "a.jsonl", content)
     assert land(lake, settings)[0].rows == 4
     assert bodies(lake) == [b'{"transaction_id": 1}', b'  {"b" :2}', b"\xff\xfe", b"last"]
     assert [row["offset"] for row in rows_of(lake, raw_transactions)] == [0, 2, 3, 4]
     assert (settings.processed / "a.jsonl").read_bytes() == content
-    # The same content under another name, and another content under the same name.
+    # Drop the same content under another name, and other content under the same name.
     drop(settings, "b.ndjson", content)
     drop(settings, "a.jsonl", b'{"n": 9}\n')
     assert [report.rows for report in land(lake, settings)] == [1, 0]
@@ -68,7 +68,7 @@ def test_csv_keeps_long_ids_and_every_column(settings: Settings, lake: Lake) -> 
     assert rejected.num_rows == 1
 
 
-def test_csv_rows_are_never_taken_for_comments(settings: Settings, lake: Lake) -> None:
+def test_a_csv_row_that_starts_with_a_hash_is_not_a_comment(settings: Settings, lake: Lake) -> None:
     rows = [f"{name},2024-01-01T00:00:00Z,1,1,1" for name in ("1", "2", "#3", "4")]
     drop(settings, "a.csv", "\n".join([HEADER, *rows]))
     assert land(lake, settings)[0].rows == 4
@@ -77,18 +77,18 @@ def test_csv_rows_are_never_taken_for_comments(settings: Settings, lake: Lake) -
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_the_first_line_of_a_csv_file_says_how_to_read_it(
+def test_the_delimiter_and_the_line_ending_of_a_csv_file_are_detected(
     settings: Settings, lake: Lake, delimiter: str, end: str
 ) -> None:
     lines = [HEADER + ",note", '1,2024-01-01T00:00:00Z,1,1,1,"a ""b"" c, d; e"', "2,2024-01-01T00:00:00Z,1,1,1,"]
-    whole = end.join(lines).replace(",", delimiter).encode("utf-8-sig")
-    drop(settings, "a.csv", whole)
+    content = end.join(lines).replace(",", delimiter).encode("utf-8-sig")
+    drop(settings, "a.csv", content)
     assert land(lake, settings)[0].rows == 2
     assert [json.loads(body)["note"] for body in bodies(lake)] == [f'a "b" c{delimiter} d; e', None]
 
 
 @pytest.mark.parametrize("name", ["a*.csv", "a?.csv", "[ab].csv", "a[1].csv", "a'b.csv", "a\\b.csv", "é\n.csv"])
-def test_a_file_name_is_no_pattern(settings: Settings, lake: Lake, name: str) -> None:
+def test_a_file_name_is_not_a_glob_pattern(settings: Settings, lake: Lake, name: str) -> None:
     drop(settings, name, f"{HEADER}\n1,2024-01-01T00:00:00Z,1,1,1\n")
     drop(settings, "ab.csv", f"{HEADER}\n2,2024-01-01T00:00:00Z,1,1,1\n3,2024-01-01T00:00:00Z,1,1,1\n")
     drop(settings, "a.csv", f"{HEADER}\n4,2024-01-01T00:00:00Z,1,1,1\n")
@@ -100,7 +100,9 @@ def test_a_file_name_is_no_pattern(settings: Settings, lake: Lake, name: str) ->
     assert sorted(json.loads(body)["transaction_id"] for body in bodies(lake)) == ["1", "2", "3", "4"]
 
 
-def test_folders_of_a_home_are_no_columns(make_settings: Callable[..., Settings], tmp_path: Path) -> None:
+def test_a_folder_name_like_a_hive_partition_is_not_a_column(
+    make_settings: Callable[..., Settings], tmp_path: Path
+) -> None:
     settings = make_settings(home=tmp_path / "env=prod")
     lake = Lake.of(settings)
     drop(settings, "a.csv", f"{HEADER}\n1,2024-01-01T00:00:00Z,1,1,1\n")
@@ -108,8 +110,8 @@ def test_folders_of_a_home_are_no_columns(make_settings: Callable[..., Settings]
     assert "env" not in json.loads(bodies(lake)[0])
 
 
-def test_decimals_of_parquet_stay_what_they_are(settings: Settings, lake: Lake) -> None:
-    """As databases export their numbers."""
+def test_parquet_decimals_keep_their_values(settings: Settings, lake: Lake) -> None:
+    """Databases export numbers in this form."""
     settings.incoming.mkdir(parents=True)
     moment = datetime(2024, 1, 1, tzinfo=UTC)
     table = pa.table(
@@ -131,7 +133,7 @@ def test_decimals_of_parquet_stay_what_they_are(settings: Settings, lake: Lake) 
     assert good["tx_amount"].to_pylist() == [12.5, 1.0]
 
 
-def columns_with(name: str, column: pa.Array) -> pa.Table:
+def table_with(name: str, column: pa.Array) -> pa.Table:
     columns = {known.lower(): ["2024-01-01T00:00:00"] * len(column) for known in HEADER.split(",")}
     return pa.table({**columns, name: column})
 
@@ -145,21 +147,21 @@ def columns_with(name: str, column: pa.Array) -> pa.Table:
         ("", pa.array([1, 2]), "an empty name"),
     ],
 )
-def test_a_parquet_file_that_cannot_be_read_harms_no_other(
+def test_an_unreadable_parquet_file_does_not_affect_other_files(
     settings: Settings, lake: Lake, name: str, column: pa.Array, reason: str
 ) -> None:
-    """DuckDB would refuse everything after one of them, and leave out the body of another."""
+    """Without a check, DuckDB would reject all files after one of these, and would omit the bodies of another."""
     settings.incoming.mkdir(parents=True)
-    pq.write_table(columns_with(name, column), settings.incoming / "a.parquet")
-    pq.write_table(columns_with("note", pa.array(["{", "é"], pa.json_())), settings.incoming / "b.parquet")
+    pq.write_table(table_with(name, column), settings.incoming / "a.parquet")
+    pq.write_table(table_with("note", pa.array(["{", "é"], pa.json_())), settings.incoming / "b.parquet")
     bad, good = land(lake, settings)
     assert re.search(reason, bad.reason)
     assert good.rows == 2
     assert [json.loads(body)["note"] if number else body for number, body in enumerate(bodies(lake))][1] == "é"
 
 
-def test_a_long_name_is_cut_where_the_file_goes(settings: Settings, lake: Lake) -> None:
-    """A file that cannot be moved would stop those behind it."""
+def test_a_long_name_is_shortened_when_the_file_moves(settings: Settings, lake: Lake) -> None:
+    """A file that cannot be moved would block the files after it."""
     drop(settings, "é" * 125 + ".csv", f"{HEADER}\n1,2024-01-01T00:00:00Z,1,1,1\n")
     drop(settings, "b" * 250 + ".csv", "none")
     drop(settings, "c" * 255, "none")
@@ -170,7 +172,7 @@ def test_a_long_name_is_cut_where_the_file_goes(settings: Settings, lake: Lake) 
     assert sum(name.startswith("é" * 50) and name.endswith(".csv") for name in kept) == 1
 
 
-def test_a_name_that_is_not_utf8(settings: Settings, lake: Lake) -> None:
+def test_a_file_name_that_is_not_utf8_is_escaped_or_refused(settings: Settings, lake: Lake) -> None:
     settings.incoming.mkdir(parents=True)
     for name in (b"a\xff.csv", b"b\xff.jsonl", b"c.\xff"):
         Path(os.fsdecode(os.fsencode(settings.incoming) + b"/" + name)).write_bytes(b"{}\n")
@@ -182,9 +184,8 @@ def test_a_name_that_is_not_utf8(settings: Settings, lake: Lake) -> None:
     assert rows_of(lake, raw_transactions)[0]["topic"] == r"file:b\xff.jsonl"
 
 
-def test_a_line_without_end_does_not_fill_the_memory(
-    settings: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_line_over_the_size_limit_is_refused(settings: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line without an end would otherwise fill the memory."""
     monkeypatch.setattr(json_lines, "LARGEST_ROW", 1_000)
     drop(settings, "a.jsonl", b"{}\n" + b" " * 1_001)
     drop(settings, "b.jsonl", b"{}\n" + b"x" * 999 + b"\n{}\n")
@@ -193,7 +194,7 @@ def test_a_line_without_end_does_not_fill_the_memory(
     assert landed.rows == 3
 
 
-def test_parquet_keeps_long_ids_and_makes_times_text(settings: Settings, lake: Lake) -> None:
+def test_parquet_keeps_long_ids_and_converts_times_to_text(settings: Settings, lake: Lake) -> None:
     settings.incoming.mkdir(parents=True)
     moment = datetime(2024, 1, 1, 5, 6, 7, tzinfo=UTC)
     table = pa.table(
@@ -215,7 +216,7 @@ def test_parquet_keeps_long_ids_and_makes_times_text(settings: Settings, lake: L
     assert datetime.fromisoformat(first["tx_datetime"]) == moment
     good, rejected = parse_transactions(open_dataset(lake.open(raw_transactions)).to_table(), settings.contract)
     assert good["transaction_id"].to_pylist() == [str(LONG_ID)]
-    # NaN and infinity are no JSON; such a row ends in quarantine with its bytes.
+    # NaN and infinity are not valid JSON. Such a row goes to quarantine with its bytes.
     assert rejected.num_rows == 2
     assert good["tx_datetime"].to_pylist() == [moment]
 
@@ -223,12 +224,12 @@ def test_parquet_keeps_long_ids_and_makes_times_text(settings: Settings, lake: L
 def test_labels_land_before_the_transactions(settings: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
 
-    def noted(lake: Lake, table: Table, *rest: Any, **more: Any) -> int:
+    def record_order(lake: Lake, table: Table, *rest: Any, **more: Any) -> int:
         order.append(table.name)
         return append_landed(lake, table, *rest, **more)
 
-    monkeypatch.setattr(files, "append_landed", noted)
-    monkeypatch.setattr(landing, "append_landed", noted)
+    monkeypatch.setattr(files, "append_landed", record_order)
+    monkeypatch.setattr(landing, "append_landed", record_order)
     drop(
         settings, "a.csv", f"{HEADER},TX_FRAUD\n1,2024-01-01T02:00:00+02:00,1,1,1,0\n2,2024-01-02,1,1,1,1\n3,,1,1,1,\n"
     )
@@ -244,12 +245,12 @@ def test_labels_land_before_the_transactions(settings: Settings, lake: Lake, mon
         "is_fraud": False,
         "labelled_at": "2024-01-08T00:00:00.000000Z",
     }
-    # 2024-01-02 has no time of day: transaction and label both say so.
-    (refused,) = rows_of(lake, quarantined_transactions)
-    assert (refused["reason"], refused["offset"]) == ("label_invalid_time", 1)
+    # 2024-01-02 has no time of day, which makes both the transaction and the label invalid.
+    (quarantined,) = rows_of(lake, quarantined_transactions)
+    assert (quarantined["reason"], quarantined["offset"]) == ("label_invalid_time", 1)
 
 
-def test_labels_of_json_lines(settings: Settings, lake: Lake) -> None:
+def test_json_lines_can_contain_labels(settings: Settings, lake: Lake) -> None:
     lines = [
         transaction(LONG_ID, is_fraud=True, labelled_at="2024-02-01T00:00:00Z"),
         transaction(2, is_fraud=False),
@@ -259,11 +260,11 @@ def test_labels_of_json_lines(settings: Settings, lake: Lake) -> None:
     drop(settings, "a.json", "".join(json.dumps(line) + "\n" for line in lines))
     report = land(lake, settings)[0]
     assert (report.rows, report.labels, report.quarantined_labels) == (4, 2, 0)
-    found = [(row["transaction_id"], row["is_fraud"], row["labelled_at"].day) for row in rows_of(lake, fraud_labels)]
-    assert found == [(str(LONG_ID), True, 1), ("2", False, 8)]
+    labels = [(row["transaction_id"], row["is_fraud"], row["labelled_at"].day) for row in rows_of(lake, fraud_labels)]
+    assert labels == [(str(LONG_ID), True, 1), ("2", False, 8)]
 
 
-def test_float_labels_of_parquet(settings: Settings, lake: Lake) -> None:
+def test_parquet_labels_can_be_floats(settings: Settings, lake: Lake) -> None:
     settings.incoming.mkdir(parents=True)
     columns = {name.lower(): ["2024-01-01T00:00:00"] * 4 for name in HEADER.split(",")}
     pq.write_table(pa.table({**columns, "is_fraud": [0.0, 1.0, None, 0.5]}), settings.incoming / "a.parquet")
@@ -271,14 +272,14 @@ def test_float_labels_of_parquet(settings: Settings, lake: Lake) -> None:
     assert (report.rows, report.labels, report.quarantined_labels) == (4, 2, 1)
 
 
-def test_a_file_of_labels_alone(settings: Settings, lake: Lake) -> None:
+def test_a_file_can_contain_only_labels(settings: Settings, lake: Lake) -> None:
     drop(settings, "a.csv", "transaction_id,is_fraud,labelled_at\n1,1,2024-01-01T00:00:00Z\n")
     report = land(lake, settings)[0]
     assert (report.rows, report.labels) == (0, 1)
     assert not lake.exists(raw_transactions)
 
 
-def test_mapped_names(make_settings: Callable[..., Settings], lake: Lake) -> None:
+def test_the_field_mapping_applies_to_files(make_settings: Callable[..., Settings], lake: Lake) -> None:
     settings = make_settings(field_mapping="transaction_id=trans_num,tx_amount=amt,is_fraud=bad")
     drop(settings, "a.csv", "Trans_Num,TX_DATETIME,CUSTOMER_ID,TERMINAL_ID,AMT,BAD\n1,2024-01-01T00:00:00Z,1,1,2,1\n")
     assert land(lake, settings)[0].labels == 1
@@ -311,17 +312,17 @@ def test_unusable_files_fail_with_a_reason(
     for suffix in ("", ".1"):
         drop(settings, name, content)
         (report,) = land(lake, settings)
-        stem, dot, end = name.rpartition(".")
-        moved = settings.failed / f"{stem}{suffix}{dot}{end}"
-        assert report.moved_to == moved
-        assert moved.read_bytes().decode() == content
-        told = moved.with_name(f"{moved.name}.reason.txt").read_text()
-        assert re.search(reason, told)
-        assert report.reason in told
+        stem, dot, extension = name.rpartition(".")
+        expected_path = settings.failed / f"{stem}{suffix}{dot}{extension}"
+        assert report.moved_to == expected_path
+        assert expected_path.read_bytes().decode() == content
+        reason_text = expected_path.with_name(f"{expected_path.name}.reason.txt").read_text()
+        assert re.search(reason, reason_text)
+        assert report.reason in reason_text
     assert not lake.exists(raw_transactions)
 
 
-def test_only_quiet_files_are_taken(make_settings: Callable[..., Settings]) -> None:
+def test_recent_hidden_and_partial_files_are_skipped(make_settings: Callable[..., Settings]) -> None:
     settings = make_settings(file_quiet_seconds=60)
     old = time.time() - 120
     for name in ("b.csv", "a.csv", ".hidden.csv", "c.csv.part"):
@@ -332,7 +333,7 @@ def test_only_quiet_files_are_taken(make_settings: Callable[..., Settings]) -> N
 
 
 @pytest.mark.parametrize("table", [fraud_labels, raw_transactions])
-def test_a_killed_landing_goes_on_and_repeats_nothing(
+def test_a_landing_after_a_kill_repeats_no_row(
     make_settings: Callable[..., Settings], lake: Lake, monkeypatch: pytest.MonkeyPatch, table: Table
 ) -> None:
     settings = make_settings(land_batch_rows=100)
@@ -340,7 +341,7 @@ def test_a_killed_landing_goes_on_and_repeats_nothing(
     drop(settings, "a.csv", f"{HEADER},TX_FRAUD\n{rows}")
     commits = 0
 
-    def killed(lake: Lake, into: Table, *rest: Any, **more: Any) -> int:
+    def interrupt_fourth_commit(lake: Lake, into: Table, *rest: Any, **more: Any) -> int:
         nonlocal commits
         commits += into is table
         if commits == 4:
@@ -348,21 +349,21 @@ def test_a_killed_landing_goes_on_and_repeats_nothing(
         return append_landed(lake, into, *rest, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "append_landed", killed)
-        patch.setattr(landing, "append_landed", killed)
+        patch.setattr(files, "append_landed", interrupt_fourth_commit)
+        patch.setattr(landing, "append_landed", interrupt_fourth_commit)
         with pytest.raises(KeyboardInterrupt):
             land(lake, settings)
-    # Another batch size and another name do not matter: offsets are rows of the content.
+    # The batch size and the file name may change, because offsets are row numbers of the content.
     (settings.incoming / "a.csv").rename(settings.incoming / "renamed.csv")
-    again = make_settings(land_batch_rows=70)
-    land(lake, again)
+    other_settings = make_settings(land_batch_rows=70)
+    land(lake, other_settings)
     for landed in (raw_transactions, fraud_labels):
         assert sorted(row["offset"] for row in rows_of(lake, landed)) == list(range(1000))
     ids = {row["offset"]: json.loads(row["value"])["transaction_id"] for row in rows_of(lake, raw_transactions)}
     assert all(ids[n] == str(n) for n in range(1000))
 
 
-def test_large_files_are_converted_in_passes_with_the_same_rows(
+def test_a_large_file_lands_in_several_passes_with_the_same_rows(
     make_settings: Callable[..., Settings], lake: Lake
 ) -> None:
     settings = make_settings(land_batch_bytes=20_000)

@@ -1,4 +1,4 @@
-"""Any message or file: nothing crashes, hangs or is lost, and each message ends in exactly one table."""
+"""Fuzz tests: no message or file causes a crash, a hang or a loss, and each message ends in exactly one table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from hypothesis import given
-from hypothesis import settings as effort
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from fraud_assets.core.bodies import WITHHELD, Rejected, parse_json_object
@@ -52,7 +52,7 @@ NOW = datetime(2024, 3, 1, tzinfo=UTC)
 
 
 def assert_split(raw: pa.Table, good: pa.Table, bad: pa.Table) -> None:
-    """Each message is once in one of the two, the bad ones with their bytes and a reason that has a sentence."""
+    """Check that each message is in one table, and that each bad one has its bytes, a known reason and a detail."""
     assert sorted(good["offset"].to_pylist() + bad["offset"].to_pylist()) == list(range(raw.num_rows))
     assert set(bad["reason"].to_pylist()) <= set(REASONS)
     details = bad["detail"].to_pylist()
@@ -63,7 +63,7 @@ def assert_split(raw: pa.Table, good: pa.Table, bad: pa.Table) -> None:
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_a_message_is_judged_among_others_as_alone(dialect: str) -> None:
+def test_a_message_has_the_same_result_in_any_batch(dialect: str) -> None:
     settings = load_settings(_env_file=None, field_mapping=DIALECTS[dialect].mapping)
     bodies = [message.value for message in fuzz.messages(3_000, 11, DIALECTS[dialect])]
     raw = raw_table(bodies, NOW)
@@ -74,13 +74,13 @@ def test_a_message_is_judged_among_others_as_alone(dialect: str) -> None:
     for row in valid.to_pylist():
         assert_meant(bodies[row["offset"]] or b"", row, settings)
     for start in range(0, 600, 5):
-        few = parse_transactions(raw.slice(start, 5), settings.contract)
-        for found, table in zip(few, (valid, rejected), strict=True):
-            mine = pc.and_(pc.greater_equal(table["offset"], start), pc.less(table["offset"], start + 5))
-            assert found.to_pylist() == table.filter(mine).to_pylist()
+        parsed = parse_transactions(raw.slice(start, 5), settings.contract)
+        for found, table in zip(parsed, (valid, rejected), strict=True):
+            in_slice = pc.and_(pc.greater_equal(table["offset"], start), pc.less(table["offset"], start + 5))
+            assert found.to_pylist() == table.filter(in_slice).to_pylist()
 
 
-def test_labels_are_good_or_have_a_reason() -> None:
+def test_each_label_is_good_or_has_a_reason() -> None:
     raw = label_table([message.value for message in fuzz.messages(2_000, 12, fuzz.LABELS)])
     good, bad = parse_labels(raw, load_settings(_env_file=None).contract)
     assert_split(raw, good, bad)
@@ -88,14 +88,14 @@ def test_labels_are_good_or_have_a_reason() -> None:
 
 
 def decoder(kind: Any) -> Decoder:
-    """Of a registry with a good schema, one that holds itself, one with endless arrays, one that is none."""
+    """Return a decoder. The Avro schemas are one valid, one recursive, one with endless arrays and one invalid."""
     texts = [fuzz.AVRO, fuzz.RECURSIVE, fuzz.ENDLESS, '{"type": "rekord"}'] if kind == "AVRO" else ["{}"]
     known: dict[SchemaId, WriterSchema] = {number: WriterSchema(kind, text) for number, text in enumerate(texts, 1)}
     return Decoder(kind, known.get)
 
 
 @pytest.mark.parametrize(("kind", "wire"), [("AVRO", fuzz.avro_wire), ("JSON", fuzz.json_schema_wire)])
-def test_framed_messages_are_good_or_have_a_reason(kind: str, wire: Callable[[fuzz.SchemaIds], fuzz.Wire]) -> None:
+def test_each_framed_message_is_good_or_has_a_reason(kind: str, wire: Callable[[fuzz.SchemaIds], fuzz.Wire]) -> None:
     sent = list(fuzz.messages(2_000, 13, fuzz.HANDBOOK, wire(fuzz.SchemaIds(1, (2, 3, 4)))))
     headers = [[{"key": key, "value": value} for key, value in message.headers] or None for message in sent]
     raw = raw_table([message.value for message in sent], NOW)
@@ -108,38 +108,38 @@ def test_framed_messages_are_good_or_have_a_reason(kind: str, wire: Callable[[fu
     assert rejected["reason"].to_pylist().count("unknown_schema") > 50
 
 
-@effort(max_examples=300)
+@hypothesis_settings(max_examples=300)
 @given(
     st.binary(max_size=60) | st.sampled_from([b"\2", b"\x7f", b"\xff"]).map(lambda byte: byte * 5_000),
     st.sampled_from([1, 2, 3]),
 )
 def test_any_payload_follows_its_schema_or_is_rejected(payload: bytes, schema: int) -> None:
-    """Whatever fastavro makes of it, its result is an object for the one parser."""
+    """If fastavro decodes the payload, the result is a JSON object, which the parser reads."""
     with suppress(Rejected):
         assert isinstance(json.loads(decoder("AVRO").json_body(b"\0" + schema.to_bytes(4, "big") + payload)), dict)
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_a_treated_message_is_judged_as_the_message(dialect: str) -> None:
-    """Fields that the contract does not need are treated, so that nothing may change but for what is withheld."""
+def test_pseudonyms_do_not_change_the_result_of_a_message(dialect: str) -> None:
+    """The contract does not need the fields with pseudonyms, so only withheld bodies may have another result."""
     settings = load_settings(
         _env_file=None, field_mapping=DIALECTS[dialect].mapping, pseudonymise="card.number,note", pseudonym_key=KEY
     )
     bodies = [message.value for message in fuzz.messages(2_500, 14, DIALECTS[dialect])]
     raw = raw_table(bodies, NOW)
-    after = pseudonymise(raw, settings.pseudonym_policy)
-    verdicts = []
-    for messages in (raw, after):
+    pseudonymized = pseudonymise(raw, settings.pseudonym_policy)
+    results = []
+    for messages in (raw, pseudonymized):
         valid, rejected = parse_transactions(messages, settings.contract)
         good: dict[int, Any] = {
             row["offset"]: {**row, "tx_datetime": str(row["tx_datetime"])} for row in valid.to_pylist()
         }
-        verdicts.append(good | dict(zip(rejected["offset"].to_pylist(), rejected["reason"].to_pylist(), strict=True)))
-    before, now = verdicts
-    for offset, (body, value) in enumerate(zip(bodies, after["value"].to_pylist(), strict=True)):
-        # What Python cannot convert cannot be written again, whatever field it is in.
-        if now[offset] != before[offset]:
-            assert now[offset] == "wrong_type"
+        results.append(good | dict(zip(rejected["offset"].to_pylist(), rejected["reason"].to_pylist(), strict=True)))
+    before, after = results
+    for offset, (body, value) in enumerate(zip(bodies, pseudonymized["value"].to_pylist(), strict=True)):
+        # Python does not convert integers of more than 4,300 digits, so such a body cannot be written again.
+        if after[offset] != before[offset]:
+            assert after[offset] == "wrong_type"
             assert b"9" * 4301 in (body or b"") or b"9" * 5000 in (body or b"")
         if value and not value.startswith(WITHHELD):
             assert isinstance(parse_json_object(value, 10**7), dict)
@@ -149,7 +149,7 @@ def test_a_treated_message_is_judged_as_the_message(dialect: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["json", "avro"])
-def test_mutated_messages_find_their_place(make_settings: Make, kind: str) -> None:
+def test_each_mutated_message_ends_in_the_expected_table(make_settings: Make, kind: str) -> None:
     settings = make_settings(transactions_format=kind, schema_registry_url=f"mock://{uuid4().hex}")
     with embedded_broker(settings):
         counts, _ = flow(settings, fuzz.HANDBOOK, 800, 400, seed=21, partitions=4, scored=False)
@@ -157,11 +157,13 @@ def test_mutated_messages_find_their_place(make_settings: Make, kind: str) -> No
     assert min(counts["duplicates"], counts["labels"], counts["quarantined_labels"]) > 0
 
 
-# --- What the client cannot give --------------------------------------------------------------------------------------
+# --- Messages that the Kafka client cannot represent ------------------------------------------------------------------
 
 
-def test_times_beyond_the_calendar_land_without_time(settings: Settings, lake: Lake, broker: Broker) -> None:
-    """A producer may take nanoseconds for milliseconds."""
+def test_a_message_with_a_time_after_the_year_9999_lands_without_time(
+    settings: Settings, lake: Lake, broker: Broker
+) -> None:
+    """A producer may send nanoseconds in place of milliseconds."""
     times = [1_704_067_200_000, 253_402_300_799_999, 253_402_300_800_000, 1_704_067_200_000_000_000, 2**63 - 1]
     produce(broker, "transactions", [Sent(b"{}", time=time) for time in times], 1)
     produce(broker, "fraud-labels", [Sent(b"{}")], 1)
@@ -173,7 +175,7 @@ def test_times_beyond_the_calendar_land_without_time(settings: Settings, lake: L
 
 
 def produce_with_header(broker: Broker, topic: str, name: bytes) -> None:
-    """A message whose header has these bytes for a name, by the client's own library: its Python takes text only."""
+    """Produce a message with this header name through librdkafka, because the Python client accepts only text."""
     import confluent_kafka
 
     packages = Path(confluent_kafka.__file__).parents[1]
@@ -181,7 +183,7 @@ def produce_with_header(broker: Broker, topic: str, name: bytes) -> None:
         packages.glob("*/.dylibs/librdkafka*"), None
     )
     if found is None:
-        pytest.skip("the client's library is not where its wheel has it")
+        pytest.skip("librdkafka is not in the usual folder of the wheel")
     library, pointer = ctypes.CDLL(str(found)), ctypes.c_void_p
     for function in ("rd_kafka_conf_new", "rd_kafka_new", "rd_kafka_headers_new"):
         getattr(library, function).restype = pointer
@@ -191,16 +193,16 @@ def produce_with_header(broker: Broker, topic: str, name: bytes) -> None:
     producer = pointer(library.rd_kafka_new(0, config, error, 512))
     headers = pointer(library.rd_kafka_headers_new(1))
     library.rd_kafka_header_add(headers, name, ctypes.c_ssize_t(len(name)), b"v", ctypes.c_ssize_t(1))
-    number = ctypes.c_int
-    # Pairs of a tag and its values, then 0: topic, value and its length, flag "copy", headers.
-    tagged = (number(1), ctypes.c_char_p(topic.encode()), number(4), ctypes.c_char_p(b"{}"), ctypes.c_size_t(2))
-    assert library.rd_kafka_producev(producer, *tagged, number(7), number(2), number(10), headers, number(0)) == 0
+    integer = ctypes.c_int
+    # Tags, each with its values, end with 0: topic; value and its length; the flag "copy"; headers.
+    tagged = (integer(1), ctypes.c_char_p(topic.encode()), integer(4), ctypes.c_char_p(b"{}"), ctypes.c_size_t(2))
+    assert library.rd_kafka_producev(producer, *tagged, integer(7), integer(2), integer(10), headers, integer(0)) == 0
     assert library.rd_kafka_flush(producer, 10_000) == 0
     library.rd_kafka_destroy(producer)
 
 
-def test_a_header_that_cannot_be_read_stops_nothing(settings: Settings, lake: Lake, broker: Broker, send: Send) -> None:
-    """The client raises of its name; the message lands with its body and says that its headers are not to be had."""
+def test_a_message_with_an_unreadable_header_lands(settings: Settings, lake: Lake, broker: Broker, send: Send) -> None:
+    """The client raises an error for the name. The message lands with its body and a marker in place of its headers."""
     send("transactions", [b"{}"] * 200, headers=[("a", b"1")])
     produce_with_header(broker, "transactions", b"\xff\xfe")
     send("transactions", [b"{}"] * 200, headers=[("a", b"1")])
@@ -215,7 +217,7 @@ def test_a_header_that_cannot_be_read_stops_nothing(settings: Settings, lake: La
 # --- Dropped files ----------------------------------------------------------------------------------------------------
 
 
-def test_mutated_files_land_whole_or_fail_with_a_reason(settings: Settings) -> None:
+def test_each_mutated_file_lands_completely_or_fails_with_a_reason(settings: Settings) -> None:
     dropped = drop(settings, fuzz.files(90, 41))
     land_in_a_process(settings, 100)
     assert min(assert_files_are_in_their_place(settings, dropped)) > 15

@@ -53,12 +53,12 @@ def expire(admin: AdminClient, topic: str, partition: int, before: int) -> None:
     done(admin.delete_records([TopicPartition(topic, partition, before)]))
 
 
-def lines_of_doctor(settings: Settings) -> str:
+def doctor_report(settings: Settings) -> str:
     return " ".join(str(finding) for finding in check_broker(settings))
 
 
 @apache_only
-def test_messages_that_expire_before_anything_of_their_partition_landed_are_lost(
+def test_messages_that_expire_before_the_first_landing_of_their_partition_are_lost(
     settings: Settings, lake: Lake, admin: AdminClient, start: Start
 ) -> None:
     topic = settings.transactions_topic
@@ -77,19 +77,19 @@ def test_messages_that_expire_before_anything_of_their_partition_landed_are_lost
     assert process.returncode == 1
     assert f"Up to 60 messages of partition 1 of topic {topic!r} are lost: the lake holds no message of it" in errors
     assert f"FRAUD_ACCEPT_LOST={topic}/1=60" in errors
-    assert "60 of partition 1" in lines_of_doctor(settings)
+    assert "60 of partition 1" in doctor_report(settings)
     accepting = settings.model_copy(update={"accept_lost": {f"{topic}/1": 60}})
     assert land(lake, accepting) == 20
     assert land(lake, settings) == 0
 
 
 @apache_only
-def test_what_expired_before_the_first_sight_of_a_topic_is_not_lost(
+def test_messages_that_expired_before_the_topic_was_recorded_are_not_lost(
     settings: Settings, lake: Lake, admin: AdminClient
 ) -> None:
     produce(settings, numbers(0, 10), partition=1)
     expire(admin, settings.transactions_topic, 1, 4)
-    assert "gone" not in lines_of_doctor(settings)
+    assert "gone" not in doctor_report(settings)
     assert land(lake, settings) == 6
 
 
@@ -111,7 +111,7 @@ def test_added_partitions_and_recreated_topics_start_at_0(settings: Settings, la
     expire(admin, topic, 0, 7)
     with pytest.raises(MessagesLostError, match="Up to 7 messages of partition 0"):
         land(lake, settings)
-    assert "7 of partition 0" in lines_of_doctor(settings)
+    assert "7 of partition 0" in doctor_report(settings)
     assert land(lake, settings.model_copy(update={"accept_lost": {f"{topic}/0": 7}})) == 3
 
 
@@ -125,8 +125,8 @@ def test_lost_labels_stop_landing(settings: Settings, lake: Lake, admin: AdminCl
         land(lake, settings, fraud_labels)
 
 
-def transaction(settings: Settings, values: Sequence[bytes], partition: int, *, commit: bool = True) -> None:
-    """Values in one transaction of Kafka."""
+def produce_transaction(settings: Settings, values: Sequence[bytes], partition: int, *, commit: bool = True) -> None:
+    """Produces values in one Kafka transaction, then commits or aborts it."""
     producer = Producer(
         {"bootstrap.servers": settings.kafka_bootstrap_servers, "transactional.id": "t", "log_level": 0}
     )
@@ -140,33 +140,33 @@ def transaction(settings: Settings, values: Sequence[bytes], partition: int, *, 
 
 @apache_only
 @pytest.mark.parametrize("is_always_on", [False, True])
-def test_markers_and_aborted_messages_that_expire_are_not_lost(
+def test_expired_transaction_markers_and_aborted_messages_are_not_lost(
     settings: Settings, lake: Lake, admin: AdminClient, is_always_on: bool
 ) -> None:
     topic = settings.transactions_topic
     land(lake, settings)
-    transaction(settings, numbers(0, 5), 0)
-    transaction(settings, numbers(5, 9), 1, commit=False)
-    places = [
+    produce_transaction(settings, numbers(0, 5), 0)
+    produce_transaction(settings, numbers(5, 9), 1, commit=False)
+    partitions = [
         SourcePartition(topic, find_topic_id(find_broker(settings), topic, settings), number) for number in range(2)
     ]
 
-    def positions() -> list[int]:
-        return [committed_offset(lake.open(raw_transactions), place) for place in places]
+    def offsets() -> list[int]:
+        return [committed_offset(lake.open(raw_transactions), partition) for partition in partitions]
 
     if is_always_on:
         with always_on(partial(land_forever, lake, settings.model_copy(update={"land_interval_seconds": 0.05}))):
-            until(lambda: positions() == [5, 4])
+            until(lambda: offsets() == [5, 4])
     else:
         assert land(lake, settings) == 5
-        assert positions() == [5, 4]
+        assert offsets() == [5, 4]
     version = lake.open(raw_transactions).version()
     assert land(lake, settings) == 0
     assert lake.open(raw_transactions).version() == version
-    assert "2 partitions, 0 messages to land" in lines_of_doctor(settings)
+    assert "2 partitions, 0 messages to land" in doctor_report(settings)
     expire(admin, topic, 0, 6)
     expire(admin, topic, 1, 5)
-    assert "gone" not in lines_of_doctor(settings)
+    assert "gone" not in doctor_report(settings)
     produce(settings, numbers(10, 13), partition=0)
     assert land(lake, settings) == 3
     assert process_landed(lake, settings).quarantined == 8
@@ -174,7 +174,7 @@ def test_markers_and_aborted_messages_that_expire_are_not_lost(
 
 @apache_only
 @pytest.mark.parametrize("is_always_on", [False, True])
-def test_what_is_given_up_is_noted_once_although_nothing_follows_it(
+def test_an_accepted_loss_is_recorded_once_even_if_no_message_follows(
     settings: Settings, lake: Lake, admin: AdminClient, is_always_on: bool
 ) -> None:
     topic = settings.transactions_topic
@@ -183,31 +183,29 @@ def test_what_is_given_up_is_noted_once_although_nothing_follows_it(
     expire(admin, topic, 1, 6)
     accepting = settings.model_copy(update={"accept_lost": {f"{topic}/1": 6}, "land_interval_seconds": 0.05})
 
-    def notes() -> list[str]:
-        return [note for commit in lake.open(raw_transactions).history() if (note := commit.get("accepted_lost"))]
+    def accepted_losses() -> list[str]:
+        return [loss for commit in lake.open(raw_transactions).history() if (loss := commit.get("accepted_lost"))]
 
     if is_always_on:
         with always_on(partial(land_forever, lake, accepting)):
-            until(lambda: bool(notes()))
+            until(lambda: bool(accepted_losses()))
     else:
         assert land(lake, accepting) == 0
-    assert notes() == [f"{topic}/1: 0 to 5"]
+    assert accepted_losses() == [f"{topic}/1: 0 to 5"]
     assert land(lake, settings) == 0
 
 
 @apache_only
 @pytest.mark.parametrize("field", ["transactions_topic", "labels_topic"])
-def test_a_missing_topic_is_an_error_of_landing_once_and_of_the_asset(
-    settings: Settings, lake: Lake, field: str
-) -> None:
+def test_landing_once_fails_if_a_topic_is_missing(settings: Settings, lake: Lake, field: str) -> None:
     missing = settings.model_copy(update={field: "no-such-topic"})
     with pytest.raises(BrokerError, match=f"'no-such-topic' does not exist.*FRAUD_{field.upper()}"):
         land_once(lake, missing)
 
 
 @pytest.fixture
-def own_lake(make_settings: Callable[..., Settings]) -> Lake:
-    """A lake without a broker."""
+def lake_without_broker(make_settings: Callable[..., Settings]) -> Lake:
+    """A lake whose settings name no broker."""
     return Lake.of(make_settings())
 
 
@@ -217,32 +215,32 @@ def messages(topic_id: str, offsets: Sequence[int]) -> pa.Table:
     return pa.Table.from_pylist(rows, pa.schema([raw_transactions.schema.field(name) for name in names]))
 
 
-def test_log_starts_are_recorded_once_and_without_rows(own_lake: Lake) -> None:
-    streams = [FIRST, SECOND, THIRD]
-    lows = {FIRST: 0, SECOND: 60, THIRD: 1}
+def test_log_starts_are_recorded_once_and_without_rows(lake_without_broker: Lake) -> None:
+    partitions = [FIRST, SECOND, THIRD]
+    log_starts = {FIRST: 0, SECOND: 60, THIRD: 1}
     expected = {FIRST: NOTHING, SECOND: 59, THIRD: 0}
-    assert find_positions(own_lake, raw_transactions, streams, lambda: lows) == expected
-    version = own_lake.open(raw_transactions).version()
-    assert find_positions(own_lake, raw_transactions, streams, lambda: {FIRST: 99}) == expected
-    handle = own_lake.open(raw_transactions)
+    assert find_positions(lake_without_broker, raw_transactions, partitions, lambda: log_starts) == expected
+    version = lake_without_broker.open(raw_transactions).version()
+    assert find_positions(lake_without_broker, raw_transactions, partitions, lambda: {FIRST: 99}) == expected
+    handle = lake_without_broker.open(raw_transactions)
     assert (handle.version(), read_row_count(handle)) == (version, 0)
     assert is_known(handle, "t", [])
     assert not is_known(handle, "tt", [])
 
 
-def test_landers_that_see_a_topic_at_once_agree(own_lake: Lake) -> None:
-    own_lake.open(raw_transactions)
-    both = threading.Barrier(2)
+def test_concurrent_landers_record_the_same_log_start(lake_without_broker: Lake) -> None:
+    lake_without_broker.open(raw_transactions)
+    barrier = threading.Barrier(2)
     found: list[dict[SourcePartition, int]] = []
 
-    def see(low: int) -> None:
-        def lows() -> dict[SourcePartition, int]:
-            both.wait(30)
-            return {FIRST: low}
+    def find(log_start: int) -> None:
+        def log_starts() -> dict[SourcePartition, int]:
+            barrier.wait(30)
+            return {FIRST: log_start}
 
-        found.append(find_positions(own_lake, raw_transactions, [FIRST], lows))
+        found.append(find_positions(lake_without_broker, raw_transactions, [FIRST], log_starts))
 
-    threads = [threading.Thread(target=see, args=(low,)) for low in (5, 9)]
+    threads = [threading.Thread(target=find, args=(log_start,)) for log_start in (5, 9)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -252,13 +250,14 @@ def test_landers_that_see_a_topic_at_once_agree(own_lake: Lake) -> None:
 
 
 @pytest.mark.parametrize(
-    ("topic_id", "is_old"), [(FIRST.topic_id, True), ("life of before", True), ("0123456789abcdef" * 2, False)]
+    ("topic_id", "is_topic_known"), [(FIRST.topic_id, True), ("life of before", True), ("0123456789abcdef" * 2, False)]
 )
-def test_a_lake_of_before_knows_a_topic_by_its_rows_unless_they_came_from_an_embedded_broker(
-    own_lake: Lake, topic_id: str, is_old: bool
+def test_rows_of_an_earlier_version_make_a_topic_known_unless_an_embedded_broker_had_it(
+    lake_without_broker: Lake, topic_id: str, is_topic_known: bool
 ) -> None:
-    append_landed(own_lake, raw_transactions, messages(topic_id, range(3)))
-    assert is_known(own_lake.open(raw_transactions), "t", [FIRST]) is is_old
-    landed = find_positions(own_lake, raw_transactions, [FIRST, SECOND], lambda: {FIRST: 0, SECOND: 7})
-    assert landed[SECOND] == (NOTHING if is_old else 6)
-    assert is_known(own_lake.open(raw_transactions), "t", [])
+    """Earlier versions of the platform did not record topics."""
+    append_landed(lake_without_broker, raw_transactions, messages(topic_id, range(3)))
+    assert is_known(lake_without_broker.open(raw_transactions), "t", [FIRST]) is is_topic_known
+    landed = find_positions(lake_without_broker, raw_transactions, [FIRST, SECOND], lambda: {FIRST: 0, SECOND: 7})
+    assert landed[SECOND] == (NOTHING if is_topic_known else 6)
+    assert is_known(lake_without_broker.open(raw_transactions), "t", [])

@@ -1,4 +1,4 @@
-"""`fraud-assets land` and `fraud-assets broker` as processes: signals, kills, outages."""
+"""`fraud-assets land` and `fraud-assets broker` run as processes and survive signals, kills and outages."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ from fraud_assets_tests.support.waiting import until
 Send = Callable[..., None]
 
 
-def version(lake: Lake) -> int:
+def table_version(lake: Lake) -> int:
     return DeltaTable(lake.uri(raw_transactions)).version() if lake.exists(raw_transactions) else -1
 
 
-def count(lake: Lake) -> int:
+def row_count(lake: Lake) -> int:
     return read_row_count(lake.open(raw_transactions)) if lake.exists(raw_transactions) else 0
 
 
-def test_lands_topics_and_files_waits_for_brokers_and_ends_on_sigterm(
+def test_the_lander_lands_topics_and_files_waits_for_brokers_and_stops_on_sigterm(
     settings: Settings, lake: Lake, start: Start
 ) -> None:
     lander = start("land")
     until(lambda: is_lander_running(settings))
-    # Without a broker the drop folder lands all the same.
+    # The drop folder lands without a broker.
     until(settings.incoming.exists)
     part = settings.incoming / "a.jsonl.part"
     part.write_text('{"n": 1}\n')
     part.rename(part.with_suffix(""))
-    until(lambda: count(lake) == 1)
+    until(lambda: row_count(lake) == 1)
     for expected in (11, 21):
 
         def landed(expected: int = expected) -> bool:
-            return count(lake) == expected
+            return row_count(lake) == expected
 
         with embedded_broker(settings) as broker:
             sender(broker)("transactions", [b"%d" % n for n in range(10)])
@@ -65,15 +65,15 @@ def test_lands_topics_and_files_waits_for_brokers_and_ends_on_sigterm(
     assert len(lines.splitlines()) < 20
 
 
-def test_sigkill_between_commits_loses_and_repeats_nothing(
+def test_a_kill_between_commits_loses_and_repeats_no_message(
     settings: Settings, lake: Lake, send: Send, start: Start
 ) -> None:
     send("transactions", [b"%d" % n for n in range(5000)])
     lander = start("land", FRAUD_LAND_BATCH_ROWS="50")
-    until(lambda: version(lake) >= 3)
+    until(lambda: table_version(lake) >= 3)
     lander.kill()
     lander.wait()
-    landed = count(lake)
+    landed = row_count(lake)
     assert 0 < landed < 5000
     assert not is_lander_running(settings)
     assert land_topics(lake, settings)["raw_transactions"].rows == 5000 - landed
@@ -81,7 +81,9 @@ def test_sigkill_between_commits_loses_and_repeats_nothing(
     assert sorted(map(int, values)) == list(range(5000))
 
 
-def test_broker_process_serves_others_and_ends_cleanly(settings: Settings, lake: Lake, start: Start) -> None:
+def test_the_broker_process_serves_other_processes_and_stops_cleanly(
+    settings: Settings, lake: Lake, start: Start
+) -> None:
     broker = start("broker")
     until(settings.broker_file.exists)
     once = start("land", "--once", "--json")
@@ -99,7 +101,7 @@ def test_broker_process_serves_others_and_ends_cleanly(settings: Settings, lake:
     assert not settings.broker_file.exists()
 
 
-def test_once_without_a_broker_is_one_sentence(start: Start) -> None:
+def test_land_once_without_a_broker_reports_one_sentence(start: Start) -> None:
     once = start("land", "--once")
     _, errors = once.communicate(timeout=30)
     assert once.returncode == 1
@@ -107,7 +109,7 @@ def test_once_without_a_broker_is_one_sentence(start: Start) -> None:
     assert len(errors.splitlines()) == 1
 
 
-def test_once_says_which_topic_the_embedded_broker_did_not_have(
+def test_a_missing_topic_of_the_embedded_broker_is_reported_once(
     settings: Settings, lake: Lake, broker: Broker, send: Send
 ) -> None:
     misspelled = settings.model_copy(update={"transactions_topic": "transactoins"})
@@ -121,28 +123,28 @@ def test_once_says_which_topic_the_embedded_broker_did_not_have(
     assert not any("did not exist" in line for line in lines)
 
 
-def test_landers_are_seen_while_they_run(settings: Settings) -> None:
+def test_a_lander_is_found_only_while_it_runs(settings: Settings) -> None:
     assert not is_lander_running(settings)
     with register_lander(settings, "http://127.0.0.1:1"):
         assert find_running_landers(settings) == {os.getpid(): "http://127.0.0.1:1"}
     assert not is_lander_running(settings)
-    # What a lander leaves that was killed.
+    # A killed lander leaves such a file.
     left = settings.home_path / "landers" / "4194304.lander"
     left.write_text("http://127.0.0.1:1\n")
     assert find_running_landers(settings) == {}
     assert not left.exists()
 
 
-def test_dagster_is_told_what_landed(start: Start, settings: Settings, lake: Lake, send: Send) -> None:
-    """The asset graph shows landing alive: events without a run, whose rows add up to what landed."""
+def test_landed_rows_are_reported_to_dagster(start: Start, settings: Settings, lake: Lake, send: Send) -> None:
+    """The lander reports materializations without a run. Their rows add up to the landed rows."""
     prepare_home(settings)
     bodies = [json.dumps({"transaction_id": number}).encode() for number in range(30)]
     send(settings.transactions_topic, bodies)
     (settings.incoming / "loop.csv").symlink_to("loop.csv")
-    process = start("land", DAGSTER_HOME=str(settings.home_path / "dagster"))
-    until(lambda: count(lake) == 30 and (settings.failed / "loop.csv").is_symlink())
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0
+    lander = start("land", DAGSTER_HOME=str(settings.home_path / "dagster"))
+    until(lambda: row_count(lake) == 30 and (settings.failed / "loop.csv").is_symlink())
+    lander.send_signal(signal.SIGTERM)
+    assert lander.wait(30) == 0
     with dg.DagsterInstance.from_config(str(settings.home_path / "dagster")) as instance:
         records = instance.fetch_materializations(dg.AssetKey("raw_transactions"), limit=100).records
     materializations = [record.asset_materialization for record in records]

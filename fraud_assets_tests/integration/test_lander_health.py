@@ -1,4 +1,4 @@
-"""The drop folder in a lander's HTTP responses; neither clients nor open files can end a lander."""
+"""The drop folder in a lander's HTTP responses. Neither connections nor open files stop a lander."""
 
 from __future__ import annotations
 
@@ -40,24 +40,24 @@ from fraud_assets_tests.support.topics import always_on
 from fraud_assets_tests.support.waiting import until
 
 
-def ask(url: str) -> tuple[int, str]:
+def fetch(url: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            return answer.status, answer.read().decode()
+        with urllib.request.urlopen(url, timeout=10) as response:
+            return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
 
 
-def health(url: str) -> dict[str, Any]:
-    return json.loads(ask(f"{url}/health")[1])
+def fetch_health(url: str) -> dict[str, Any]:
+    return json.loads(fetch(f"{url}/health")[1])
 
 
-def rows(lake: Lake) -> int:
+def count_rows(lake: Lake) -> int:
     return read_row_count(lake.open(raw_transactions)) if lake.exists(raw_transactions) else 0
 
 
 class Panic(BaseException):
-    """As delta-rs raises it."""
+    """A panic of delta-rs, which is not an `Exception`."""
 
 
 # --- The drop folder ------------------------------------------------------------------------------------------------
@@ -71,36 +71,36 @@ def test_health_and_metrics_show_the_drop_folder_while_topics_land(
     (settings.incoming / "loop.csv").symlink_to("loop.csv")
     (settings.incoming / "folder").mkdir()
     send("transactions", [b"1"])
-    metrics, told = LandingMetrics(), list[dict[str, LandingReport]]()
+    metrics, all_reports = LandingMetrics(), list[dict[str, LandingReport]]()
     with (
         serve_metrics(metrics, "127.0.0.1:0") as url,
-        always_on(partial(land_forever, lake, settings, metrics=metrics, on_report=told.append)) as said,
+        always_on(partial(land_forever, lake, settings, metrics=metrics, on_report=all_reports.append)) as log_lines,
     ):
-        until(lambda: rows(lake) == 2 and health(url)["files"]["failed"] == 1)
-        until(lambda: "fraud_files_landed_total 1.0" in ask(f"{url}/metrics")[1])
-        code, body = ask(f"{url}/health")
-        shown = json.loads(body)
-        # Messages land, so that a supervisor has no reason to start another.
+        until(lambda: count_rows(lake) == 2 and fetch_health(url)["files"]["failed"] == 1)
+        until(lambda: "fraud_files_landed_total 1.0" in fetch(f"{url}/metrics")[1])
+        code, body = fetch(f"{url}/health")
+        health_report = json.loads(body)
+        # Messages land, so a supervisor has no reason to restart the lander.
         assert code == 200
-        assert shown["status"] == "degraded"
-        assert "Move the files out of the folder" in shown["reason"]
-        assert shown["files"]["last_failed"]["file"] == "loop.csv"
-        assert "symbolic link" in shown["files"]["last_failed"]["reason"]
-        assert list(shown["files"]["stuck"]) == ["folder"]
-        numbers = ask(f"{url}/metrics")[1]
+        assert health_report["status"] == "degraded"
+        assert "Move the files out of the folder" in health_report["reason"]
+        assert health_report["files"]["last_failed"]["file"] == "loop.csv"
+        assert "symbolic link" in health_report["files"]["last_failed"]["reason"]
+        assert list(health_report["files"]["stuck"]) == ["folder"]
+        metrics_text = fetch(f"{url}/metrics")[1]
         for line in ("fraud_files_failed_total 1.0", "fraud_files_stuck 1.0", "fraud_files_failing 0.0"):
-            assert line in numbers
+            assert line in metrics_text
         (settings.incoming / "folder").rmdir()
-        until(lambda: health(url)["status"] == "ok")
-    assert sum("folder is a folder" in line for line in said) == 1
-    # Dagster hears of it too.
-    assert {name for reports in told for name in reports["raw_transactions"].failed} == {"loop.csv"}
+        until(lambda: fetch_health(url)["status"] == "ok")
+    assert sum("folder is a folder" in line for line in log_lines) == 1
+    # The reports for Dagster contain the failed file too.
+    assert {name for reports in all_reports for name in reports["raw_transactions"].failed} == {"loop.csv"}
 
 
 @pytest.mark.parametrize(
     "error", [OSError(24, "Too many open files"), RuntimeError("a fault of ours"), Panic("panicked")]
 )
-def test_a_drop_folder_that_fails_ends_no_lander(
+def test_an_error_in_the_drop_folder_does_not_stop_the_lander(
     make_settings: Callable[..., Settings],
     lake: Lake,
     send: Send,
@@ -111,31 +111,31 @@ def test_a_drop_folder_that_fails_ends_no_lander(
     monkeypatch.setattr(outages, "_LONGEST_PAUSE_SECONDS", 0.05)
     broken = [True]
 
-    def failing(*arguments: Any) -> Any:
+    def land_or_fail(*arguments: Any) -> Any:
         if broken:
             raise error
         return land_files(*arguments)
 
-    monkeypatch.setattr(outages, "land_files", failing)
+    monkeypatch.setattr(outages, "land_files", land_or_fail)
     drop(settings, "z.jsonl", '{"n": 1}\n')
     metrics = LandingMetrics()
-    with always_on(partial(land_forever, lake, settings, metrics=metrics)) as said:
+    with always_on(partial(land_forever, lake, settings, metrics=metrics)) as log_lines:
         until(lambda: bool(metrics.health()["files"]["failing"]))
         send("transactions", [b"1"])
-        until(lambda: rows(lake) == 1)
-        shown = metrics.health()
-        assert shown["status"] == "degraded"
-        assert str(error.args[-1]) in shown["reason"]
+        until(lambda: count_rows(lake) == 1)
+        health_report = metrics.health()
+        assert health_report["status"] == "degraded"
+        assert str(error.args[-1]) in health_report["reason"]
         broken.clear()
-        until(lambda: rows(lake) == 2 and metrics.health()["status"] == "ok")
-    assert "Landing of files works again." in said
+        until(lambda: count_rows(lake) == 2 and metrics.health()["status"] == "ok")
+    assert "Landing of files works again." in log_lines
 
 
 # --- Connections ----------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def serving(monkeypatch: pytest.MonkeyPatch, **limits: float) -> Iterator[tuple[str, int]]:
+def metrics_server(monkeypatch: pytest.MonkeyPatch, **limits: float) -> Iterator[tuple[str, int]]:
     for name, value in limits.items():
         monkeypatch.setattr(BoundedServer, name, value)
     with serve_metrics(LandingMetrics(), "127.0.0.1:0") as url:
@@ -150,28 +150,28 @@ def is_closed(connection: socket.socket) -> bool:
         return True
 
 
-def test_the_oldest_connection_makes_room_for_the_next(
+def test_the_oldest_connection_is_closed_for_a_new_one(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with serving(monkeypatch, max_connections=4, connection_seconds=600) as (url, port), ExitStack() as opened:
+    with metrics_server(monkeypatch, max_connections=4, connection_seconds=600) as (url, port), ExitStack() as opened:
         idle = [opened.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(20)]
-        assert ask(f"{url}/health")[0] == 200
-        # Three of the idle ones are left at most.
+        assert fetch(f"{url}/health")[0] == 200
+        # At most three idle connections stay open.
         assert all(map(is_closed, idle[:17]))
-        served_by = [thread for thread in threading.enumerate() if "process_request_thread" in thread.name]
-        assert len(served_by) <= 4
+        handlers = [thread for thread in threading.enumerate() if "process_request_thread" in thread.name]
+        assert len(handlers) <= 4
     assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /metrics HTTP/1.1\r\nHost: a\r\n"])
 def test_a_connection_has_a_time_limit(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
-    """Also for a client that sends a byte now and then."""
-    with serving(monkeypatch, connection_seconds=0.2) as (url, port):
+    """The limit also applies to a client that sends single bytes."""
+    with metrics_server(monkeypatch, connection_seconds=0.2) as (url, port):
         with socket.create_connection(("127.0.0.1", port)) as slow:
-            begun = time.monotonic()
+            started_at = time.monotonic()
             slow.settimeout(0.05)
             closed = False
-            while not closed and time.monotonic() - begun < 10:
+            while not closed and time.monotonic() - started_at < 10:
                 try:
                     slow.sendall(sent[:1] or b"")
                     closed = slow.recv(1) == b""
@@ -180,48 +180,50 @@ def test_a_connection_has_a_time_limit(monkeypatch: pytest.MonkeyPatch, sent: by
                 except ConnectionError:
                     closed = True
             assert closed
-        assert ask(f"{url}/health")[0] == 200
+        assert fetch(f"{url}/health")[0] == 200
 
 
 # --- Open files -----------------------------------------------------------------------------------------------------
 
 
-def test_neither_connections_nor_open_files_end_a_lander(settings: Settings, lake: Lake, start: Start) -> None:
+def test_neither_connections_nor_open_files_stop_a_lander(settings: Settings, lake: Lake, start: Start) -> None:
     with embedded_broker(settings) as broker:
         lander = start("land")
         until(lambda: bool(find_running_landers(settings).get(lander.pid)))
         url = find_running_landers(settings)[lander.pid]
         sender(broker)("transactions", [b"1"])
-        until(lambda: rows(lake) == 1)
+        until(lambda: count_rows(lake) == 1)
         limits = resource.prlimit(lander.pid, resource.RLIMIT_NOFILE)
-        # More idle connections than it may have files open. It lands and answers while they are there, and after.
+        # There are more idle connections than the process may have open files. The lander still lands and responds.
         resource.prlimit(lander.pid, resource.RLIMIT_NOFILE, (100, limits[1]))
         with ExitStack() as opened:
             for _ in range(150):
                 opened.enter_context(socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=20))
             sender(broker)("transactions", [b"2"])
             drop(settings, "y.jsonl", '{"n": 1}\n')
-            until(lambda: rows(lake) == 3)
-            assert ask(f"{url}/health")[0] == 200
-        assert health(url)["status"] == "ok"
+            until(lambda: count_rows(lake) == 3)
+            assert fetch(f"{url}/health")[0] == 200
+        assert fetch_health(url)["status"] == "ok"
         resource.prlimit(lander.pid, resource.RLIMIT_NOFILE, (1, limits[1]))
-    # Not one more: for the next broker, the lake and the drop folder. What is dropped is not taken for bad.
+    # The process can open no more files: no broker, table or dropped file. The dropped file does not count as bad.
     drop(settings, "z.jsonl", '{"n": 2}\n')
     with embedded_broker(settings) as broker:
         sender(broker)("transactions", [b"3"])
         assert lander.stderr
-        said = next(line for line in lander.stderr if "ulimit -n" in line)
-        assert rows(lake) == 3
+        log_line = next(line for line in lander.stderr if "ulimit -n" in line)
+        assert count_rows(lake) == 3
         resource.prlimit(lander.pid, resource.RLIMIT_NOFILE, limits)
-        until(lambda: rows(lake) == 5)
+        until(lambda: count_rows(lake) == 5)
     lander.send_signal(signal.SIGTERM)
-    _, rest = lander.communicate(timeout=20)
+    _, remaining_log = lander.communicate(timeout=20)
     assert lander.returncode == 0
-    assert "Traceback" not in said + rest
+    assert "Traceback" not in log_line + remaining_log
     assert not settings.failed.exists()
 
 
-def test_too_many_open_files_say_nothing_about_the_broker(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_open_files_are_not_reported_as_a_missing_broker(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def exhausted(*_: Any, **__: Any) -> None:
         raise OSError(24, "Too many open files")
 
@@ -234,10 +236,10 @@ def test_too_many_open_files_say_nothing_about_the_broker(settings: Settings, mo
         assert find_broker(settings).embedded
 
 
-def test_too_many_open_files_are_no_wrong_setting_of_kafka(
+def test_too_many_open_files_are_not_reported_as_a_wrong_kafka_setting(
     make_settings: Callable[..., Settings], tmp_path: Path
 ) -> None:
-    """A certificate that cannot be opened now is not a wrong one: an error of a setting would end the lander."""
+    """A certificate that cannot be opened at the moment is not a wrong setting, which would stop the lander."""
     properties = tmp_path / "client.properties"
     properties.write_text("bootstrap.servers=127.0.0.1:1\n")
     authority = tmp_path / "ca.pem"
@@ -256,17 +258,17 @@ def test_too_many_open_files_are_no_wrong_setting_of_kafka(
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
-def test_stuck_entries_are_shown_until_they_are_gone(settings: Settings, lake: Lake) -> None:
+def test_stuck_entries_are_shown_until_they_are_removed(settings: Settings, lake: Lake) -> None:
     metrics, stuck = LandingMetrics(), StuckEntries()
     drop(settings, "a.xlsx", "x")
     settings.failed.write_text("no folder")
 
-    def look() -> dict[str, Any]:
+    def land_and_get_health() -> dict[str, Any]:
         metrics.files.record_pass(land_files(lake, settings, stuck=stuck), stuck.reasons)
         return metrics.health()
 
-    assert look()["status"] == "degraded"
-    assert "cannot be moved" in look()["reason"]
+    assert land_and_get_health()["status"] == "degraded"
+    assert "cannot be moved" in land_and_get_health()["reason"]
     assert metrics.health()["files"]["failed"] == 0
     (settings.incoming / "a.xlsx").unlink()
-    assert look()["status"] == "ok"
+    assert land_and_get_health()["status"] == "ok"

@@ -1,4 +1,4 @@
-"""Topics to landing tables: exactly once, labels first."""
+"""Landing from topics: every message lands exactly once, and fraud labels land first."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ def label(number: int, **changes: Any) -> dict[str, Any]:
     return {"transaction_id": number, "is_fraud": True, "labelled_at": "2024-01-08T00:00:00Z", **changes}
 
 
-def places(lake: Lake, table: Table) -> list[tuple[str, int, int]]:
+def positions(lake: Lake, table: Table) -> list[tuple[str, int, int]]:
     rows = open_dataset(lake.open(table)).to_table(["topic_id", "partition", "offset"]).to_pylist()
     return sorted((row["topic_id"], row["partition"], row["offset"]) for row in rows)
 
 
-def test_lands_exactly_once_on_repeat(settings: Settings, lake: Lake, send: Send) -> None:
+def test_a_second_landing_repeats_no_message(settings: Settings, lake: Lake, send: Send) -> None:
     bodies = [b'{"n": %d}' % n for n in range(500)]
     send("transactions", bodies)
     send("fraud-labels", [label(1), label(2)])
     first = land_topics(lake, settings)
-    again = land_topics(lake, settings)
+    second = land_topics(lake, settings)
     assert (first["raw_transactions"].rows, first["fraud_labels"].rows) == (500, 2)
-    assert (again["raw_transactions"].rows, again["fraud_labels"].rows) == (0, 0)
+    assert (second["raw_transactions"].rows, second["fraud_labels"].rows) == (0, 0)
     landed = open_dataset(lake.open(raw_transactions)).to_table()
     assert sorted(landed["value"].to_pylist()) == sorted(bodies)
-    assert len(set(places(lake, raw_transactions))) == 500
+    assert len(set(positions(lake, raw_transactions))) == 500
     assert sum(first["raw_transactions"].lag.values()) == 0
-    assert sum(offset + 1 for offset in again["raw_transactions"].offsets.values()) == 500
+    assert sum(offset + 1 for offset in second["raw_transactions"].offsets.values()) == 500
 
 
 def test_bad_labels_go_to_quarantine(settings: Settings, lake: Lake, send: Send) -> None:
@@ -52,53 +52,53 @@ def test_bad_labels_go_to_quarantine(settings: Settings, lake: Lake, send: Send)
     reports = land_topics(lake, settings)
     assert (reports["fraud_labels"].rows, reports["fraud_labels"].quarantined) == (1, 2)
     assert reports["fraud_labels"].metadata()["quarantined_labels"] == 2
-    refused = open_dataset(lake.open(quarantined_transactions)).to_table().to_pylist()
-    assert all(row["reason"].startswith("label_") for row in refused)
-    assert sorted(row["offset"] for row in refused) == [1, 2]
+    quarantined = open_dataset(lake.open(quarantined_transactions)).to_table().to_pylist()
+    assert all(row["reason"].startswith("label_") for row in quarantined)
+    assert sorted(row["offset"] for row in quarantined) == [1, 2]
     assert land_topics(lake, settings)["fraud_labels"].quarantined == 0
 
 
-def test_only_bad_labels_move_the_position(settings: Settings, lake: Lake, send: Send) -> None:
+def test_a_batch_of_only_bad_labels_moves_the_position(settings: Settings, lake: Lake, send: Send) -> None:
     send("fraud-labels", [b"no json"] * 3)
     land_topics(lake, settings)
-    again = land_topics(lake, settings)
-    assert sum(again["fraud_labels"].lag.values()) == 0
-    assert len(places(lake, quarantined_transactions)) == 3
+    second = land_topics(lake, settings)
+    assert sum(second["fraud_labels"].lag.values()) == 0
+    assert len(positions(lake, quarantined_transactions)) == 3
 
 
-def test_a_kill_between_quarantine_and_labels_repeats_nothing(
+def test_a_kill_between_quarantine_and_labels_repeats_no_message(
     settings: Settings, lake: Lake, send: Send, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     send("fraud-labels", [label(1), b"bad", label(3)], partition=0)
-    real = landing.append_landed
+    original = landing.append_landed
 
-    def killed(lake: Lake, table: Table, *rest: Any, **more: Any) -> int:
+    def interrupt_labels(lake: Lake, table: Table, *rest: Any, **more: Any) -> int:
         if table is fraud_labels:
             raise KeyboardInterrupt
-        return real(lake, table, *rest, **more)
+        return original(lake, table, *rest, **more)
 
-    monkeypatch.setattr(landing, "append_landed", killed)
+    monkeypatch.setattr(landing, "append_landed", interrupt_labels)
     with pytest.raises(KeyboardInterrupt):
         land_topics(lake, settings)
-    monkeypatch.setattr(landing, "append_landed", real)
-    # More arrives, so that the batch of the second attempt is another one.
+    monkeypatch.setattr(landing, "append_landed", original)
+    # More messages arrive, so the second attempt reads a different batch.
     send("fraud-labels", [b"bad too", label(5)], partition=0)
     land_topics(lake, settings)
-    assert [place[2] for place in places(lake, quarantined_transactions)] == [1, 3]
-    assert [place[2] for place in places(lake, fraud_labels)] == [0, 2, 4]
+    assert [position[2] for position in positions(lake, quarantined_transactions)] == [1, 3]
+    assert [position[2] for position in positions(lake, fraud_labels)] == [0, 2, 4]
 
 
-def test_two_landers_at_once_land_each_message_once(
+def test_two_concurrent_landers_land_each_message_once(
     make_settings: Callable[..., Settings], lake: Lake, send: Send
 ) -> None:
     settings = make_settings(land_batch_rows=300)
     send("transactions", [b"%d" % n for n in range(3000)])
-    start = threading.Barrier(2)
+    barrier = threading.Barrier(2)
     counts: list[int] = []
 
     def run() -> None:
         with TopicReaders.of(settings) as readers:
-            start.wait()
+            barrier.wait()
             counts.append(land_topics(lake, settings, readers=readers)["raw_transactions"].rows)
 
     threads = [threading.Thread(target=run) for _ in range(2)]
@@ -106,11 +106,11 @@ def test_two_landers_at_once_land_each_message_once(
         thread.start()
     for thread in threads:
         thread.join()
-    landed = places(lake, raw_transactions)
+    landed = positions(lake, raw_transactions)
     assert len(landed) == len(set(landed)) == 3000 == sum(counts)
 
 
-def test_a_restarted_broker_is_a_new_stream(settings: Settings, lake: Lake) -> None:
+def test_messages_of_a_restarted_embedded_broker_are_new(settings: Settings, lake: Lake) -> None:
     for text in (b"old", b"new"):
         with embedded_broker(settings) as broker:
             sender(broker)("transactions", [text] * 5, partition=0)
@@ -119,16 +119,16 @@ def test_a_restarted_broker_is_a_new_stream(settings: Settings, lake: Lake) -> N
     assert sorted(landed) == [b"new"] * 5 + [b"old"] * 5
 
 
-def test_forgotten_messages_stop_the_landing(settings: Settings, lake: Lake, send: Send) -> None:
+def test_expired_messages_stop_landing(settings: Settings, lake: Lake, send: Send) -> None:
     send("transactions", [b"first"], partition=0)
     land_topics(lake, settings)
     send("transactions", [b"x" * 50_000] * 200, partition=0)
     with pytest.raises(MessagesLostError, match="partition 0 of topic 'transactions' are lost"):
         land_topics(lake, settings)
-    assert len(places(lake, raw_transactions)) == 1
+    assert len(positions(lake, raw_transactions)) == 1
 
 
-def test_a_stop_keeps_what_is_committed(make_settings: Callable[..., Settings], lake: Lake, send: Send) -> None:
+def test_a_stopped_landing_keeps_its_commits(make_settings: Callable[..., Settings], lake: Lake, send: Send) -> None:
     settings = make_settings(land_batch_rows=100)
     send("transactions", [b"%d" % n for n in range(1000)])
     with logged() as lines:
@@ -138,7 +138,7 @@ def test_a_stop_keeps_what_is_committed(make_settings: Callable[..., Settings], 
     assert land_topics(lake, settings)["raw_transactions"].rows == 800
 
 
-def test_labels_alone_leave_transactions_waiting(settings: Settings, lake: Lake, send: Send) -> None:
+def test_landing_without_transactions_lands_only_labels(settings: Settings, lake: Lake, send: Send) -> None:
     send("transactions", [b"1"])
     send("fraud-labels", [label(1)])
     reports = land_once(lake, settings, transactions=False)
@@ -157,7 +157,7 @@ def test_files_land_without_a_broker(settings: Settings, lake: Lake) -> None:
     assert land_once(lake, settings, topics=False)["raw_transactions"].rows == 0
 
 
-def test_rate_is_reported(settings: Settings, lake: Lake, broker: Broker, send: Send) -> None:
+def test_the_report_counts_rows_bytes_and_seconds(settings: Settings, lake: Lake, broker: Broker, send: Send) -> None:
     send("transactions", [b'{"transaction_id": %d}' % n for n in range(20_000)])
     report = land_topics(lake, settings)["raw_transactions"]
     assert report.rows == 20_000

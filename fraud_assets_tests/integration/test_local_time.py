@@ -1,4 +1,4 @@
-"""Local times from `zoneinfo`, with and without a time zone database of the system."""
+"""Local times come from `zoneinfo`, with or without a time zone database of the system."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ FIRST, LAST = (int((datetime(year, 1, 1, tzinfo=UTC) - EPOCH).total_seconds()) f
     [
         "UTC",
         "Europe/Brussels",
-        "Asia/Kolkata",  # half an hour
+        "Asia/Kolkata",  # an offset with half an hour
         "America/St_Johns",  # changed at one minute past midnight
         "Australia/Lord_Howe",  # changes by half an hour
-        "Pacific/Apia",  # left out a day
+        "Pacific/Apia",  # skipped a day
         "Europe/Amsterdam",  # offsets in seconds before 1937
         "Africa/Casablanca",
     ],
 )
-def test_every_time_as_zoneinfo_has_it(zone: str) -> None:
+def test_local_times_equal_those_of_zoneinfo(zone: str) -> None:
     seconds = np.random.default_rng(1).integers(FIRST, LAST, 2_000)
-    # And each second around the changes of two years, one of them after 2037, where Arrow forgets summer time.
+    # Add the seconds around each offset change of two years. After 2037, Arrow ignores daylight saving time.
     for year in (2026, 2040):
         start = int((datetime(year, 1, 1, tzinfo=UTC) - EPOCH).total_seconds())
         offsets = [_offset(zone, start + 900 * k) for k in range(4 * 24 * 366)]
         changes = [start + 900 * k for k in range(1, len(offsets)) if offsets[k] != offsets[k - 1]]
-        seconds = np.concatenate([seconds, [change + near for change in changes for near in (-1, 0, 1)]])
+        seconds = np.concatenate([seconds, [change + shift for change in changes for shift in (-1, 0, 1)]])
     times = pa.array(seconds.astype(np.int64) * 1_000_000).cast(pa.timestamp("us", tz="UTC"))
     local = to_local_times(pa.chunked_array([times[:1_000], times[1_000:]]), zone).cast(pa.int64()).to_numpy()
     assert local.tolist() == [(second + _offset(zone, second)) * 1_000_000 for second in seconds.tolist()]
@@ -50,12 +50,12 @@ def _offset(zone: str, second: int) -> int:
     return round(offset.total_seconds())
 
 
-def test_no_times() -> None:
+def test_an_empty_column_is_converted() -> None:
     times = pa.chunked_array([], pa.timestamp("us", tz="UTC"))
     assert to_local_times(times, "Europe/Brussels").type == pa.timestamp("us")
 
 
-def test_text_of_times() -> None:
+def test_times_are_formatted_as_iso_text() -> None:
     assert format_iso(pa.array([0, None], pa.timestamp("ms", "Europe/Brussels"))).to_pylist() == [
         "1970-01-01T00:00:00.000000Z",
         None,
@@ -63,7 +63,7 @@ def test_text_of_times() -> None:
     assert format_iso(pa.array([1_500], pa.timestamp("ns"))).to_pylist() == ["1970-01-01T00:00:00.000001"]
 
 
-SLIM = """
+SCRIPT = """
 import pyarrow as pa
 from datetime import datetime, UTC
 import pyarrow.compute as pc
@@ -98,18 +98,18 @@ print("flags", rows["tx_during_weekend"].to_pylist(), rows["tx_during_night"].to
 """
 
 
-def test_land_and_features_without_a_database_of_the_system(tmp_path: Path) -> None:
-    hidden = "mount -t tmpfs tmpfs /usr/share/zoneinfo"
-    if subprocess.run(["unshare", "-m", "sh", "-c", hidden], capture_output=True, check=False).returncode:
+def test_landing_and_features_work_without_a_time_zone_database_of_the_system(tmp_path: Path) -> None:
+    hide_database = "mount -t tmpfs tmpfs /usr/share/zoneinfo"
+    if subprocess.run(["unshare", "-m", "sh", "-c", hide_database], capture_output=True, check=False).returncode:
         pytest.skip("the time zone database cannot be hidden here (needs root)")
-    (tmp_path / "slim.py").write_text(SLIM)
+    (tmp_path / "slim.py").write_text(SCRIPT)
     result = subprocess.run(
         [
             "unshare",
             "-m",
             "sh",
             "-c",
-            f'{hidden} && exec "$@"',
+            f'{hide_database} && exec "$@"',
             "sh",
             sys.executable,
             "slim.py",

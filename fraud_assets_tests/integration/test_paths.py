@@ -25,13 +25,15 @@ from fraud_assets_tests.support.odd_paths import WORKS
 REFUSED = "?[\\]^|" + "\n\t\r\x01\x7f\x85\u2028\u2029\udcff"
 
 
-def test_every_printable_ascii_character_is_in_one_of_the_lists() -> None:
+def test_every_printable_ascii_character_is_allowed_or_refused() -> None:
     printable = {chr(code) for code in range(32, 127)}
     assert {c for c in printable if not c.isalnum() and c != "/"} == {c for c in WORKS + REFUSED if c in printable}
 
 
 @pytest.mark.parametrize("name", [*WORKS, "100% sure", "%4", "~", " a", "a ", "tx_date=2026-01-01", 'it\'s "so"'])
-def test_a_home_that_works(make_settings: Callable[..., Settings], tmp_path: Path, name: str) -> None:
+def test_a_home_with_unusual_characters_works(
+    make_settings: Callable[..., Settings], tmp_path: Path, name: str
+) -> None:
     settings = make_settings(home=tmp_path / f"a{name}z")
     lake = Lake.of(settings)
     land(lake, bodies(3))
@@ -44,10 +46,10 @@ def test_a_home_that_works(make_settings: Callable[..., Settings], tmp_path: Pat
     assert dotenv_values(tmp_path / ".env") == {"DAGSTER_HOME": f"{tmp_path}/a{name}z/dagster"}
 
 
-def test_land_and_features_under_every_character_that_works(
+def test_landing_and_features_work_with_every_allowed_character(
     make_settings: Callable[..., Settings], tmp_path: Path
 ) -> None:
-    """Training and scoring under the same name: `test_scoring_pipeline`."""
+    """`test_scoring_pipeline` covers training and scoring in such a folder."""
     settings = make_settings(home=tmp_path / f"a{WORKS}")
     lake = Lake.of(settings)
     settings.incoming.mkdir(parents=True)
@@ -60,7 +62,7 @@ def test_land_and_features_under_every_character_that_works(
 
 @pytest.mark.parametrize("setting", ["home", "lake_uri", "dagster_home"])
 @pytest.mark.parametrize("part", [*REFUSED, "%41", "%2f", "${HOME}"])
-def test_a_path_that_would_lead_elsewhere_is_refused(
+def test_a_path_with_an_unsafe_part_is_refused(
     make_settings: Callable[..., Settings], tmp_path: Path, setting: str, part: str
 ) -> None:
     with pytest.raises(SettingError) as refused:
@@ -68,19 +70,21 @@ def test_a_path_that_would_lead_elsewhere_is_refused(
     variable = {"home": "FRAUD_HOME", "lake_uri": "FRAUD_LAKE_URI", "dagster_home": "DAGSTER_HOME"}[setting]
     message = str(refused.value)
     assert message.startswith(f"Setting {variable} is ")
-    shown = part if part.startswith("%") else part[:2]
-    assert repr(shown) in message
+    shown_part = part if part.startswith("%") else part[:2]
+    assert repr(shown_part) in message
     assert message.isprintable()
     assert "choose a path without" in message
 
 
 @pytest.mark.parametrize("part", ["?", "#", "[", "^", "\n", "%41"])
-def test_a_prefix_that_would_lead_elsewhere_is_refused(make_settings: Callable[..., Settings], part: str) -> None:
+def test_an_object_store_prefix_with_an_unsafe_part_is_refused(
+    make_settings: Callable[..., Settings], part: str
+) -> None:
     with pytest.raises(SettingError, match=r"^Setting FRAUD_LAKE_URI is 's3://bucket/a"):
         make_settings(lake_uri=f"s3://bucket/a{part}b")
 
 
-def test_the_current_folder_counts_for_a_relative_home(
+def test_a_relative_home_is_checked_with_the_current_folder(
     make_settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a?b").mkdir()
@@ -91,7 +95,7 @@ def test_the_current_folder_counts_for_a_relative_home(
         load_settings(_env_file=None)
 
 
-def test_a_user_who_does_not_exist(make_settings: Callable[..., Settings]) -> None:
+def test_a_home_of_an_unknown_user_is_refused(make_settings: Callable[..., Settings]) -> None:
     with pytest.raises(SettingError, match="FRAUD_HOME is '~nobody-here/x': ~nobody-here is not a user"):
         make_settings(home="~nobody-here/x")
 
@@ -99,7 +103,7 @@ def test_a_user_who_does_not_exist(make_settings: Callable[..., Settings]) -> No
 @pytest.mark.parametrize(
     ("uri", "folder"), [("~/lake", "lake"), ("file://{}/my%20lake", "my lake"), ("data:1/lake", "data:1/lake")]
 )
-def test_a_lake_in_a_folder_is_an_absolute_path(
+def test_the_path_of_a_lake_in_a_folder_is_absolute(
     make_settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, folder: str
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -22,34 +22,34 @@ def messages(settings, count, size=100, start=0):
         yield Message(settings.transactions_topic, b"%d" % (number % 7), value)
 
 
-def test_messages_of_a_key_stay_in_order(settings, lake, broker):
+def test_messages_with_the_same_key_stay_in_order(settings, lake, broker):
     assert produce(messages(settings, 3_000), broker, settings) == 3_000
     land_topics(lake, settings)
     rows = lake.open(raw_transactions).to_pyarrow_dataset().to_table(columns=["key", "partition", "offset", "value"])
     by_key: dict[bytes, list[tuple[int, int, int]]] = {}
     for row in rows.to_pylist():
-        place = (row["partition"], row["offset"], json.loads(row["value"])["transaction_id"])
-        by_key.setdefault(row["key"], []).append(place)
+        position = (row["partition"], row["offset"], json.loads(row["value"])["transaction_id"])
+        by_key.setdefault(row["key"], []).append(position)
     assert len(by_key) == 7
-    for places in by_key.values():
-        assert len({partition for partition, _, _ in places}) == 1
-        numbers = [number for _, _, number in sorted(places)]
+    for positions in by_key.values():
+        assert len({partition for partition, _, _ in positions}) == 1
+        numbers = [number for _, _, number in sorted(positions)]
         assert numbers == sorted(numbers)
 
 
-def test_no_broker(settings):
+def test_an_unavailable_broker_is_reported(settings):
     quick = settings.model_copy(update={"kafka_timeout_seconds": 1.0})
     with pytest.raises(BrokerError, match=r"127\.0\.0\.1:1\b"):
         produce([], Broker("127.0.0.1:1", embedded=False, topic_id=None), quick)
 
 
-def test_a_message_that_is_too_large(settings, broker):
+def test_a_message_that_is_too_large_is_reported(settings, broker):
     huge = Message(settings.transactions_topic, None, b"x" * 2_000_000)
     with pytest.raises(BrokerError, match="refused a message of 2,000,000 bytes"):
         produce([huge], broker, settings)
 
 
-def test_waits_for_the_lander_and_says_so_once(settings, lake, broker, monkeypatch):
+def test_the_producer_waits_for_the_lander_and_logs_it_once(settings, lake, broker, monkeypatch):
     monkeypatch.setattr(embedded_backlog, "HELD_BYTES", 50_000)
     monkeypatch.setattr(embedded_backlog, "CHECK_BYTES", 10_000)
     monkeypatch.setattr("fraud_assets.kafka.producer.WARNING_SECONDS", 0.0)
@@ -61,16 +61,16 @@ def test_waits_for_the_lander_and_says_so_once(settings, lake, broker, monkeypat
         if waits % 3 == 0:
             land_topics(lake, settings)
 
-    with logged() as said, Producer(broker, settings, on_wait=land_late) as producer:
+    with logged() as lines, Producer(broker, settings, on_wait=land_late) as producer:
         for message in messages(settings, 3_000):
             producer.send(message)
     assert producer.delivered == 3_000
-    (line,) = [line for line in said if "waiting for the lander: " in line]
+    (line,) = [line for line in lines if "waiting for the lander: " in line]
     assert "fraud-assets land" in line
     assert waits > 3
 
 
-def test_what_an_earlier_producer_left_counts(settings, broker, monkeypatch):
+def test_pending_messages_of_an_earlier_producer_count(settings, broker, monkeypatch):
     monkeypatch.setattr(embedded_backlog, "HELD_BYTES", 100_000)
     monkeypatch.setattr(embedded_backlog, "CHECK_BYTES", 10_000)
 
@@ -80,15 +80,15 @@ def test_what_an_earlier_producer_left_counts(settings, broker, monkeypatch):
     def wait() -> None:
         raise Waited
 
-    # 70,000 bytes for one partition: the first of two such producers never waits, the second has to.
-    some = [message._replace(key=b"one") for message in messages(settings, 300)]
-    produce(some, broker, settings, on_wait=wait)
+    # Each producer sends 70,000 bytes to one partition. The first never waits; the second must wait.
+    one_partition = [message._replace(key=b"one") for message in messages(settings, 300)]
+    produce(one_partition, broker, settings, on_wait=wait)
     with pytest.raises(Waited):
-        produce(some, broker, settings, on_wait=wait)
+        produce(one_partition, broker, settings, on_wait=wait)
 
 
-def test_lost_messages_are_told_instead_of_waited_for(settings, broker, monkeypatch):
+def test_the_producer_reports_lost_messages_and_does_not_wait(settings, broker, monkeypatch):
     monkeypatch.setattr(embedded_backlog, "HELD_BYTES", 1e12)
-    flood = (Message(settings.transactions_topic, b"one", b"x" * 50_000) for _ in range(400))
+    too_many = (Message(settings.transactions_topic, b"one", b"x" * 50_000) for _ in range(400))
     with pytest.raises(MessagesLostError, match="has dropped"):
-        produce(flood, broker, settings)
+        produce(too_many, broker, settings)

@@ -1,4 +1,7 @@
-"""The README matches settings, commands, targets and files. Run as a module, this file writes the settings table."""
+"""The README matches settings, commands, make targets and files.
+
+If it is run as a module, this file writes the settings table of the README.
+"""
 
 from __future__ import annotations
 
@@ -25,31 +28,31 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
-ROOMS = "|".join(path.parent.name for path in (ROOT / "fraud_assets").glob("*/__init__.py"))
+PACKAGES = "|".join(path.parent.name for path in (ROOT / "fraud_assets").glob("*/__init__.py"))
 REGENERATE = "python -m fraud_assets_tests.integration.test_readme"
 BEGIN, END = f"<!-- settings: {REGENERATE} -->\n", "<!-- /settings -->"
 
 
 def settings_table() -> str:
-    """The README's table: a row per setting, in the order of `settings.py`."""
+    """Returns the settings table of the README: one row per setting, in the order of `Settings`."""
     rows = ["| variable | default | meaning |", "| --- | --- | --- |"]
     for name, field in Settings.model_fields.items():
-        default = shown(field.get_default(call_default_factory=True))
+        default = format_default(field.get_default(call_default_factory=True))
         meaning = (field.description or "").replace("|", "\\|")
         rows.append(f"| `{environment_name(name)}` | {default} | {meaning} |")
     return "\n".join(rows) + "\n"
 
 
-def shown(default: Any) -> str:
-    """A default as one writes it in the environment."""
+def format_default(default: Any) -> str:
+    """Formats a default as it is written in the environment."""
     if isinstance(default, float):
         default = f"{default:g}"
     text = "" if default in ({}, ()) else str(default)
     return f"`{text}`" if text else "empty"
 
 
-def parts(text: str) -> tuple[str, str, str]:
-    """What is before, in and after the settings table."""
+def split_readme(text: str) -> tuple[str, str, str]:
+    """Returns the text before, in and after the settings table."""
     before, begin, rest = text.partition(BEGIN)
     table, end, after = rest.partition(END)
     assert "" not in (begin, end), f"README.md has not the line {BEGIN!r} and, below it, {END!r}"
@@ -57,39 +60,39 @@ def parts(text: str) -> tuple[str, str, str]:
 
 
 def code(text: str) -> str:
-    """All code of a page: blocks and what is in backticks."""
+    """Returns all code of a page: code blocks and code spans."""
     blocks = re.findall(r"^```.*?^```", text, re.MULTILINE | re.DOTALL)
     spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
     return "\n".join([*blocks, *spans]).replace("\\\n", " ")
 
 
 def fraud_assets_calls(text: str) -> list[list[str]]:
-    """The words after each `fraud-assets` in the code of a page."""
+    """Returns the words after each `fraud-assets` in the code of a page."""
     calls = re.findall(r"^(?:\$ |.*[;&] ?|.*\$\()?fraud-assets ([^\n#|;&)]+)", code(text), re.MULTILINE)
     return [call.split() for call in calls]
 
 
 def blocks(text: str, language: str) -> list[str]:
-    """The code blocks of a language, in order."""
+    """Returns the code blocks of a language, in order."""
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 def console_commands(text: str) -> list[str]:
-    """What a page has a user type, with continued lines in one."""
+    """Returns the commands in the console blocks of a page, with continued lines joined."""
     lines = "".join(blocks(text, "console")).replace("\\\n", " ").splitlines()
     return [line[2:] for line in lines if line.startswith("$ ")]
 
 
-def test_settings_table() -> None:
-    table = parts(README.read_text(encoding="utf-8"))[1]
+def test_the_settings_table_matches_the_settings() -> None:
+    table = split_readme(README.read_text(encoding="utf-8"))[1]
     assert table == settings_table(), f"README.md and settings.py differ; write the table anew: {REGENERATE}"
 
 
-def test_every_setting_has_a_meaning() -> None:
+def test_every_setting_has_a_description() -> None:
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
 
 
-def test_every_command_is_mentioned() -> None:
+def test_the_readme_mentions_every_command() -> None:
     mentioned = {call[0] for call in fraud_assets_calls(README.read_text(encoding="utf-8"))}
     assert set(COMMANDS) - mentioned == set()
 
@@ -117,7 +120,7 @@ def test_make_targets_exist(page: Path) -> None:
     assert used <= targets
 
 
-def test_every_target_is_mentioned() -> None:
+def test_the_readme_mentions_every_make_target() -> None:
     targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     used = set(re.findall(r"\bmake ([a-z-]+)", code(README.read_text(encoding="utf-8"))))
     assert targets - used == {"help"}
@@ -130,7 +133,7 @@ def test_selected_assets_exist() -> None:
         assert set(selection.split(",")) <= known
 
 
-def test_run_config_fits_its_assets() -> None:
+def test_run_config_is_valid_for_its_assets() -> None:
     job = defs.resolve_implicit_global_asset_job_def()
     seen = set()
     for command in console_commands(README.read_text(encoding="utf-8")):
@@ -144,7 +147,7 @@ def test_run_config_fits_its_assets() -> None:
     assert seen == {"model", "features", "fraud_predictions"}
 
 
-def test_no_command_names_a_day_that_goes_by() -> None:
+def test_no_command_contains_a_fixed_date() -> None:
     dated = [line for line in console_commands(README.read_text(encoding="utf-8")) if re.search(r"\b20\d\d-\d", line)]
     assert dated == [], "compute the date, as with `date -u -d yesterday +%F`"
 
@@ -173,7 +176,7 @@ def test_linked_and_named_files_exist(page: Path) -> None:
     links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
     assert [link for link in links if not (page.parent / link).exists()] == []
     named = re.findall(r"`((?:fraud_assets|fraud_assets_tests|docs|benchmarks)/[\w./]*)`", text)
-    named += [f"fraud_assets/{name}" for name in re.findall(rf"`((?:{ROOMS})/[\w/]+\.py)`", text)]
+    named += [f"fraud_assets/{name}" for name in re.findall(rf"`((?:{PACKAGES})/[\w/]+\.py)`", text)]
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
@@ -185,7 +188,7 @@ def test_named_tests_exist(page: Path) -> None:
 
 
 def main() -> None:
-    before, _, after = parts(README.read_text(encoding="utf-8"))
+    before, _, after = split_readme(README.read_text(encoding="utf-8"))
     README.write_text(f"{before}{BEGIN}{settings_table()}{END}{after}", encoding="utf-8")
 
 

@@ -33,11 +33,11 @@ from fraud_assets_tests.support.starting import Send, Start
 
 
 class _KilledError(BaseException):
-    """Stands for a kill."""
+    """Simulates a kill."""
 
 
 def mixed(count: int, first_id: int) -> list[bytes]:
-    """Valid messages, the third of them broken, the fourth a repetition of the one before it."""
+    """Return valid messages, except that the third is broken and the fourth repeats the second."""
     values = bodies(count, first_id=first_id)
     values[2] = b"{broken"
     values[3] = values[1]
@@ -45,106 +45,106 @@ def mixed(count: int, first_id: int) -> list[bytes]:
 
 
 def score(lake: Lake, settings: Settings) -> None:
-    """Predictions of all features, with any score."""
+    """Commit predictions of all pending features, with a constant score."""
     features, handle = lake.open(transaction_features), lake.open(fraud_predictions)
-    work = find_pending(features, lambda stream: committed_offset(handle, stream), settings)
-    if not work.target:
+    pending = find_pending(features, lambda partition: committed_offset(handle, partition), settings)
+    if not pending.target:
         return
-    rows = read_rows_within(work, Bounds(work.start, work.target), settings)
-    made: dict[str, Any] = {"score": 0.5, "threshold": 0.6, "is_alert": False, "model_version": 1}
+    rows = read_rows_within(pending, Bounds(pending.start, pending.target), settings)
+    constants: dict[str, Any] = {"score": 0.5, "threshold": 0.6, "is_alert": False, "model_version": 1}
     columns = [
         rows[field.name]
         if field.name in rows.column_names
-        else pa.repeat(pa.scalar(made[field.name]), rows.num_rows)
-        if field.name in made
+        else pa.repeat(pa.scalar(constants[field.name]), rows.num_rows)
+        if field.name in constants
         else rows["ingested_at"]
         for field in FRAUD_PREDICTIONS
     ]
-    commit_append(handle, fraud_predictions, pa.table(columns, names=FRAUD_PREDICTIONS.names), work.target)
+    commit_append(handle, fraud_predictions, pa.table(columns, names=FRAUD_PREDICTIONS.names), pending.target)
 
 
-def worst(settings: Settings) -> Finding:
-    """The doctor's finding about reconciliation."""
-    return max(check_reconciliation(settings), key=lambda found: ("OK", "WARN", "SKIP", "FAIL").index(found.state))
+def worst_finding(settings: Settings) -> Finding:
+    """Return the doctor's worst finding about reconciliation."""
+    return max(check_reconciliation(settings), key=lambda finding: ("OK", "WARN", "SKIP", "FAIL").index(finding.state))
 
 
-def test_commits_between_the_looks_at_two_tables(
+def test_totals_reconcile_despite_commits_between_two_table_reads(
     settings: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before each table is opened more lands, and the stages commit: some batches whole, some to quarantine only."""
+    """Before each table is opened, messages land and the stages commit. Some batches reach only the quarantine."""
     land(lake, mixed(10, 0))
     process_landed(lake, settings)
     lake.open(fraud_predictions)
     steps = 0
-    looking = False
+    checking = False
     open_table, real_commit = Lake.find, commit_append
 
-    def killed_before_features(handle: Any, table: Table, *rest: Any, **named: Any) -> None:
+    def kill_before_features(handle: Any, table: Table, *rest: Any, **named: Any) -> None:
         if table is transaction_features:
             raise _KilledError
         real_commit(handle, table, *rest, **named)
 
-    def busy(self: Lake, table: Table) -> Any:
-        nonlocal steps, looking
-        if looking:
-            looking = False
+    def commit_before_find(self: Lake, table: Table) -> Any:
+        nonlocal steps, checking
+        if checking:
+            checking = False
             steps += 1
             land(lake, mixed(5, 10 * steps), first_offset=10 * steps)
-            monkeypatch.setattr(stage, "commit_append", killed_before_features if steps % 3 else real_commit)
+            monkeypatch.setattr(stage, "commit_append", kill_before_features if steps % 3 else real_commit)
             try:
                 process_landed(lake, settings)
                 score(lake, settings)
             except _KilledError:
                 pass
-            looking = True
+            checking = True
         return open_table(self, table)
 
-    monkeypatch.setattr(Lake, "find", busy)
+    monkeypatch.setattr(Lake, "find", commit_before_find)
     texts = []
     for _ in range(2):
-        looking = True
-        found = worst(settings)
-        looking = False
-        assert found.state in ("OK", "WARN"), found
+        checking = True
+        finding = worst_finding(settings)
+        checking = False
+        assert finding.state in ("OK", "WARN"), finding
         texts += [line.text for line in check_reconciliation(settings) if line.name == "reconciliation"]
     assert steps == 10
     assert any(" + 0 waiting" not in text for text in texts)
 
 
-def test_a_running_lander_and_feature_runs(
+def test_totals_reconcile_while_a_lander_and_stages_run(
     settings: Settings, lake: Lake, broker: Broker, send: Send, start: Start
 ) -> None:
     for table in (raw_transactions, quarantined_transactions, transaction_features, fraud_predictions):
         lake.open(table)
     start("land", FRAUD_LAND_BATCH_ROWS="40")
-    ended = threading.Event()
+    stop = threading.Event()
     batches: list[str] = []
     failures: list[BaseException] = []
 
-    def run() -> None:
+    def run_stages() -> None:
         try:
-            while not ended.is_set():
+            while not stop.is_set():
                 with logged(batches.append):
                     process_landed(lake, settings.model_copy(update={"batch_rows": 50}))
                 score(lake, settings)
         except BaseException as error:
             failures.append(error)
 
-    stages = threading.Thread(target=run)
+    stages = threading.Thread(target=run_stages)
     stages.start()
     try:
-        looks, deadline = 0, time.monotonic() + 60
-        while time.monotonic() < deadline and not failures and (looks < 20 or len(batches) < 5):
-            if looks < 20:
-                send(settings.transactions_topic, mixed(20, 20 * looks))
-            found = worst(settings)
-            assert found.state in ("OK", "WARN"), found
-            looks += 1
+        checks, deadline = 0, time.monotonic() + 60
+        while time.monotonic() < deadline and not failures and (checks < 20 or len(batches) < 5):
+            if checks < 20:
+                send(settings.transactions_topic, mixed(20, 20 * checks))
+            finding = worst_finding(settings)
+            assert finding.state in ("OK", "WARN"), finding
+            checks += 1
     finally:
-        ended.set()
+        stop.set()
         stages.join(30)
     assert not failures
-    assert looks >= 20
+    assert checks >= 20
     assert len(batches) >= 5
 
 
@@ -157,14 +157,16 @@ def test_a_running_lander_and_feature_runs(
         (fraud_predictions, "transaction_id = '5'", "8 features, but 7 scored and 0 waiting"),
     ],
 )
-def test_a_missing_row(settings: Settings, lake: Lake, table: Table, predicate: str, words: str) -> None:
+def test_a_missing_row_fails_the_reconciliation(
+    settings: Settings, lake: Lake, table: Table, predicate: str, words: str
+) -> None:
     land(lake, mixed(10, 0))
     process_landed(lake, settings)
     score(lake, settings)
     land(lake, bodies(5, first_id=10), first_offset=10)
-    assert worst(settings).state == "OK"
+    assert worst_finding(settings).state == "OK"
     lake.open(table).delete(predicate)
-    found = worst(settings)
-    assert found.state == "FAIL"
-    assert words in found.text
-    assert "docs/restore.md" in found.fix
+    finding = worst_finding(settings)
+    assert finding.state == "FAIL"
+    assert words in finding.text
+    assert "docs/restore.md" in finding.fix

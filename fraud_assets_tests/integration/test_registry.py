@@ -1,3 +1,5 @@
+"""The registry registers models, reads the champion and rejects damaged files."""
+
 from __future__ import annotations
 
 import json
@@ -20,50 +22,54 @@ from fraud_assets_tests.support.models import assert_first_trainings_are_quiet, 
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    """A registry whose folder needs quoting, with versions 1 and 2; 2 is the champion."""
+    """A registry in a folder whose name needs quoting. It has versions 1 and 2, and version 2 is the champion."""
     settings = load_settings(home=tmp_path_factory.mktemp("a registry #1 äöü 20% "), mlflow_tracking_uri="")
     forest = fit(facts().example, 3)
     for version in (1, 2):
         assert register_model(forest, facts(), settings).version == version
         with pytest.raises(NoChampionError):
-            read_champion(settings)  # registering alone moves no alias
+            read_champion(settings)  # registering a version does not set the alias
     set_champion(2, settings)
     return settings
 
 
-def test_sqlite_and_client_agree(settings, monkeypatch):
+def test_the_database_and_the_mlflow_client_give_the_same_champion(settings, monkeypatch):
     by_file, by_client = registry._resolve(settings), registry._resolve_by_client(settings)
     assert by_file[1]
     assert by_file[:2] == by_client[:2]
-    cheap = read_champion(settings)
+    by_database = read_champion(settings)
     monkeypatch.setattr(registry, "find_sqlite_path", lambda uri: None)
-    thorough = read_champion(settings)
-    assert (cheap.version, cheap.feature_version) == (thorough.version, thorough.feature_version) == (2, "1")
-    assert cheap.run_id == thorough.run_id == by_file[1]
-    assert cheap.model is not thorough.model
-    assert cheap.model.serialize_bytes() == thorough.model.serialize_bytes()
+    through_client = read_champion(settings)
+    assert (
+        (by_database.version, by_database.feature_version)
+        == (through_client.version, through_client.feature_version)
+        == (2, "1")
+    )
+    assert by_database.run_id == through_client.run_id == by_file[1]
+    assert by_database.model is not through_client.model
+    assert by_database.model.serialize_bytes() == through_client.model.serialize_bytes()
 
 
-def test_the_alias_moves_and_both_ways_follow(settings):
+def test_both_lookups_follow_the_alias(settings):
     set_champion(1, settings)
     assert find_champion_version(settings) == registry._resolve_by_client(settings)[0] == 1
     set_champion(2, settings)
     assert read_champion(settings).version == 2
 
 
-def test_no_champion_yet(settings, tmp_path):
-    fresh = load_settings(home=tmp_path, mlflow_tracking_uri="")
+def test_a_missing_champion_is_reported(settings, tmp_path):
+    empty = load_settings(home=tmp_path, mlflow_tracking_uri="")
     for call in (read_champion, find_champion_version):
         with pytest.raises(NoChampionError, match="FRAUD_TRAIN_MIN_ROWS"):
-            call(fresh)
-    assert not list(tmp_path.iterdir())  # asking creates nothing
+            call(empty)
+    assert not list(tmp_path.iterdir())  # the lookup creates no files
     other = settings.model_copy(update={"model_name": "another"})
     with pytest.raises(NoChampionError, match="another"):
         read_champion(other)
     assert registry._resolve_by_client(other) is None
 
 
-def test_a_database_that_is_being_created_or_is_none(tmp_path):
+def test_an_empty_database_has_no_champion_and_an_invalid_database_is_reported(tmp_path):
     settings = load_settings(home=tmp_path, mlflow_tracking_uri="")
     path = find_sqlite_path(settings.mlflow_uri)
     path.parent.mkdir()
@@ -75,7 +81,7 @@ def test_a_database_that_is_being_created_or_is_none(tmp_path):
         find_champion_version(settings)
 
 
-def test_another_feature_version_names_the_remedy(settings, monkeypatch):
+def test_an_error_about_another_feature_version_names_the_fix(settings, monkeypatch):
     monkeypatch.setattr(registry, "FEATURE_VERSION", "2")
     with pytest.raises(FeatureVersionError, match=r"Version 2 .*feature version 1, .*have version 2. Train a new"):
         read_champion(settings)
@@ -84,33 +90,33 @@ def test_another_feature_version_names_the_remedy(settings, monkeypatch):
 
 @pytest.fixture
 def copied(settings, tmp_path):
-    """The files of the champion in a folder of the test's own, and what its run recorded of them."""
+    """A copy of the champion's files, and the facts about them that its run recorded."""
     _, run_id, artifacts = registry._resolve(settings)
     folder = tmp_path / "treelite"
     shutil.copytree(find_local_path(artifacts) / "treelite", folder)
     return folder, registry._load(settings.mlflow_uri, run_id, artifacts)[1]
 
 
-def test_a_flipped_byte_is_refused_before_treelite_sees_it(copied, monkeypatch):
-    """Treelite scores wrongly or hangs on damaged bytes."""
+def test_a_flipped_byte_is_rejected_before_treelite_reads_the_model(copied, monkeypatch):
+    """Treelite computes wrong scores or hangs if the bytes are damaged."""
     import treelite
 
     folder, recorded = copied
-    whole = (folder / "model.tl").read_bytes()
-    assert read_model(folder, recorded).serialize_bytes() == whole
+    original = (folder / "model.tl").read_bytes()
+    assert read_model(folder, recorded).serialize_bytes() == original
     monkeypatch.setattr(treelite.Model, "deserialize_bytes", lambda _: pytest.fail("treelite saw damaged bytes"))
-    for place in (0, len(whole) // 3, len(whole) - 1):
-        damaged = bytearray(whole)
-        damaged[place] ^= 4
+    for index in (0, len(original) // 3, len(original) - 1):
+        damaged = bytearray(original)
+        damaged[index] ^= 4
         (folder / "model.tl").write_bytes(damaged)
         with pytest.raises(ModelRegistryError, match=r"model\.tl is damaged or was changed.*backup.*isolation_forest"):
             read_model(folder, recorded)
-    (folder / "model.tl").write_bytes(whole[:-1])
+    (folder / "model.tl").write_bytes(original[:-1])
     with pytest.raises(ModelRegistryError, match="damaged"):
         read_model(folder, recorded)
 
 
-def test_facts_that_differ_from_the_registry_are_refused(copied):
+def test_model_facts_that_differ_from_the_registry_are_rejected(copied):
     folder, recorded = copied
     described = json.loads((folder / "model.json").read_text())
     assert described["model_sha256"] == recorded.sha256
@@ -121,23 +127,23 @@ def test_facts_that_differ_from_the_registry_are_refused(copied):
             read_model(folder, recorded)
 
 
-def test_missing_and_cut_files(copied, tmp_path):
+def test_missing_and_truncated_files_are_reported(copied, tmp_path):
     folder, recorded = copied
     (folder / "model.json").write_text("{")
-    for place in (folder, tmp_path / "nowhere"):
+    for path in (folder, tmp_path / "nowhere"):
         with pytest.raises(ModelRegistryError, match=r"cannot be read.*alias champion"):
-            read_model(place, recorded)
+            read_model(path, recorded)
 
 
-def test_a_model_without_a_recorded_hash_is_refused(copied):
+def test_a_model_without_a_recorded_hash_is_rejected(copied):
     folder, _ = copied
     with pytest.raises(ModelRegistryError, match=r"no SHA-256 .*model_sha256.*train a new champion"):
         read_model(folder, ModelRecord.of({"feature_version": "1"}))
 
 
 @pytest.mark.parametrize("name", ["model.tl", "model.json"])
-def test_the_champion_of_a_damaged_registry(settings, tmp_path, name):
-    """By the cheap way, which starts at the registry's database."""
+def test_damaged_champion_files_are_reported(settings, tmp_path, name):
+    """The lookup reads the SQLite database of the registry, without the MLflow client."""
     home = tmp_path / "damaged"
     shutil.copytree(settings.home_path, home)
     damaged = load_settings(home=home, mlflow_tracking_uri="")
@@ -150,7 +156,7 @@ def test_the_champion_of_a_damaged_registry(settings, tmp_path, name):
     assert read_champion(settings).version == 2
 
 
-def test_an_unreachable_server_is_one_sentence_without_its_password(monkeypatch):
+def test_an_error_about_an_unreachable_server_does_not_contain_its_password(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     settings = load_settings(mlflow_tracking_uri="http://me:geheim@127.0.0.1:9")
     with pytest.raises(ModelRegistryError, match="MLFLOW_TRACKING_URI") as caught:
@@ -158,14 +164,14 @@ def test_an_unreachable_server_is_one_sentence_without_its_password(monkeypatch)
     assert "geheim" not in str(caught.value)
 
 
-def test_a_failed_registration_is_marked_and_registers_nothing(settings, monkeypatch):
+def test_a_failed_registration_marks_its_run_as_failed_and_registers_no_version(settings, monkeypatch):
     from mlflow import MlflowClient
 
-    def lost(*_):
+    def fail(*_):
         raise OSError("the connection is gone")
 
     client = MlflowClient(settings.mlflow_uri, settings.mlflow_uri)
-    monkeypatch.setattr(registry, "_registered_model", lost)
+    monkeypatch.setattr(registry, "_registered_model", fail)
     with pytest.raises(ModelRegistryError, match=r"the connection is gone.*MLFLOW_TRACKING_URI"):
         register_model(fit(facts().example, 3), facts(), settings)
     experiment = client.get_experiment_by_name(settings.model_name)
@@ -178,26 +184,26 @@ def test_a_failed_registration_is_marked_and_registers_nothing(settings, monkeyp
     [
         (None, "custom_model_development"),
         ("genai_development_inferred", "custom_model_development"),
-        ("genai_development", "genai_development"),  # a person chose it
+        ("genai_development", "genai_development"),  # chosen by a user
     ],
 )
-def test_the_experiment_is_one_of_machine_learning(settings, before, after):
-    """MLflow knows the kind of an experiment by a tag; an experiment that exists already gets it too."""
+def test_the_experiment_has_the_kind_for_machine_learning(settings, before, after):
+    """MLflow stores the kind of an experiment in a tag. An existing experiment gets the tag too."""
     client = registry._client(settings)
-    made = client.get_experiment_by_name(settings.model_name)
-    assert made.tags["mlflow.experimentKind"] == "custom_model_development"
+    experiment = client.get_experiment_by_name(settings.model_name)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     if before is None:
-        client.delete_experiment_tag(made.experiment_id, "mlflow.experimentKind")
+        client.delete_experiment_tag(experiment.experiment_id, "mlflow.experimentKind")
     else:
-        client.set_experiment_tag(made.experiment_id, "mlflow.experimentKind", before)
+        client.set_experiment_tag(experiment.experiment_id, "mlflow.experimentKind", before)
     try:
-        assert registry._experiment(client, settings) == made.experiment_id
-        assert client.get_experiment(made.experiment_id).tags["mlflow.experimentKind"] == after
+        assert registry._experiment(client, settings) == experiment.experiment_id
+        assert client.get_experiment(experiment.experiment_id).tags["mlflow.experimentKind"] == after
     finally:
-        client.set_experiment_tag(made.experiment_id, "mlflow.experimentKind", "custom_model_development")
+        client.set_experiment_tag(experiment.experiment_id, "mlflow.experimentKind", "custom_model_development")
 
 
-def test_the_cheap_way_imports_neither_mlflow_nor_scikit_learn(settings):
+def test_reading_the_champion_imports_neither_mlflow_nor_scikit_learn(settings):
     code = (
         "import json, sys, time\n"
         "from fraud_assets.registry.models import find_champion_version, read_champion\n"
@@ -208,13 +214,13 @@ def test_the_cheap_way_imports_neither_mlflow_nor_scikit_learn(settings):
     result = run(code, settings)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout) == []
-    began = time.monotonic()
+    started_at = time.monotonic()
     for _ in range(20):
         read_champion(settings)
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - started_at < 2.0
 
 
-def test_nothing_leaks_into_the_environment(settings):
+def test_the_tracking_uri_does_not_leak_into_the_environment(settings):
     assert os.environ.get("MLFLOW_TRACKING_URI") != settings.mlflow_uri
     import mlflow
 

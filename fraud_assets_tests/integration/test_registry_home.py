@@ -1,4 +1,4 @@
-"""A moved or copied home: its registry reads and writes only below the current home."""
+"""The model registry of a moved or copied home reads and writes only in the current home."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from fraud_assets.settings import Settings, load_settings
 from fraud_assets_tests.support.models import facts
 
 
-def home_at(path: Path) -> Settings:
+def load_home(path: Path) -> Settings:
     return load_settings(home=path, mlflow_tracking_uri="")
 
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """A home with a champion, in a folder whose name needs quoting."""
-    settings = home_at(tmp_path_factory.mktemp("homes") / "the first 41% ä#")
+    settings = load_home(tmp_path_factory.mktemp("homes") / "the first 41% ä#")
     set_champion(register_model(fit(facts().example, 3), facts(), settings).version, settings)
     return settings
 
 
 @pytest.fixture
 def copy(original: Settings, tmp_path: Path) -> Settings:
-    """A copy of that home, with another such name."""
+    """A copy of the original home, in another folder whose name needs quoting."""
     shutil.copytree(original.home_path, tmp_path / "a copy 20% ü")
-    return home_at(tmp_path / "a copy 20% ü")
+    return load_home(tmp_path / "a copy 20% ü")
 
 
-def content(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def locations(settings: Settings) -> list[str]:
-    """Every location that the registry stores for the platform's experiment and models."""
+def stored_locations(settings: Settings) -> list[str]:
+    """Returns every location that the registry stores for the platform's experiment and models."""
     with sqlite3.connect(settings.mlflow_database) as connection:
         queries = [
             f"select {column} from {table}" for table, column in registry_home._LOCATIONS if table != "experiments"
@@ -52,41 +52,41 @@ def locations(settings: Settings) -> list[str]:
         return [value for query in queries for (value,) in connection.execute(query) if value]
 
 
-def test_the_database_is_where_the_settings_say(original: Settings) -> None:
-    """Neither below a folder whose name was decoded, nor cut at a question mark."""
+def test_the_database_is_at_the_path_of_the_settings(original: Settings) -> None:
+    """MLflow does not decode the percent sign of the path, and does not cut the path at a special character."""
     assert original.mlflow_database.is_file()
     assert [path.name for path in original.home_path.parent.iterdir()] == [original.home_path.name]
     assert find_other_homes(original) == []
 
 
-def test_a_copy_reads_and_writes_below_itself_and_leaves_the_original_alone(original: Settings, copy: Settings) -> None:
-    before = content(original.home_path)
+def test_a_copy_reads_and_writes_only_in_its_own_home(original: Settings, copy: Settings) -> None:
+    before = read_files(original.home_path)
     _, run_id, artifacts = _resolve(copy)
     folder = find_local_path(artifacts)
     assert folder is not None
     assert folder.is_relative_to(copy.home_path)
     assert (folder / "treelite" / "model.tl").is_file()
     assert read_champion(copy).run_id == run_id == read_champion(original).run_id
-    assert content(copy.home_path).keys() == before.keys()  # reading writes nothing
+    assert read_files(copy.home_path).keys() == before.keys()  # Reading writes no file.
 
-    made = register_model(fit(facts().example, 3, seed=7), facts(), copy)
-    set_champion(made.version, copy)
-    assert (made.version, read_champion(copy).run_id) == (2, made.run_id)
-    assert content(original.home_path) == before
+    registered = register_model(fit(facts().example, 3, seed=7), facts(), copy)
+    set_champion(registered.version, copy)
+    assert (registered.version, read_champion(copy).run_id) == (2, registered.run_id)
+    assert read_files(original.home_path) == before
     root = copy.mlflow_artifacts.as_uri()
-    assert all(location.startswith((f"{root}/", "models:/")) or location == root for location in locations(copy))
-    assert (copy.mlflow_artifacts / made.run_id / "artifacts" / "treelite" / "model.tl").is_file()
+    assert all(location.startswith((f"{root}/", "models:/")) or location == root for location in stored_locations(copy))
+    assert (copy.mlflow_artifacts / registered.run_id / "artifacts" / "treelite" / "model.tl").is_file()
 
 
 def test_a_moved_home_works_for_the_platform_and_for_mlflow(
     copy: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No training is needed: `make setup` changes what MLflow stores."""
+    """`make setup` updates the locations that MLflow stores, so no training is needed."""
     import mlflow
 
     relocate_registry(copy)
     before = read_champion(copy)
-    moved = home_at(tmp_path / "moved away ß")
+    moved = load_home(tmp_path / "moved away ß")
     copy.home_path.rename(moved.home_path)
     assert read_champion(moved).model is not before.model
     assert read_champion(moved).model.serialize_bytes() == before.model.serialize_bytes()
@@ -94,7 +94,7 @@ def test_a_moved_home_works_for_the_platform_and_for_mlflow(
     assert copy.mlflow_artifacts.as_uri() in finding.text
     assert "make setup" in finding.fix
 
-    assert any(copy.mlflow_artifacts.as_uri() in sentence for sentence in prepare_home(moved))
+    assert any(copy.mlflow_artifacts.as_uri() in message for message in prepare_home(moved))
     assert prepare_home(moved) == []
     assert [finding.state for finding in check_registry(moved)] == ["OK"]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", moved.mlflow_uri)
@@ -102,7 +102,7 @@ def test_a_moved_home_works_for_the_platform_and_for_mlflow(
     assert forest.predict(facts().example.select(MODEL_INPUTS).to_pandas()).shape == (20,)
 
 
-def test_locations_that_a_person_chose_stay(copy: Settings) -> None:
+def test_locations_that_a_user_chose_do_not_change(copy: Settings) -> None:
     chosen = ["s3://bucket/mlflow/artifacts", "file:///elsewhere/models", "/elsewhere/models"]
     with sqlite3.connect(copy.mlflow_database) as connection:
         for number, location in enumerate(chosen):
@@ -116,17 +116,17 @@ def test_locations_that_a_person_chose_stay(copy: Settings) -> None:
         assert [location for (location,) in kept] == sorted(chosen)
 
 
-def test_a_link_to_the_home_is_the_same_home(original: Settings, tmp_path: Path) -> None:
+def test_a_symbolic_link_to_a_home_is_the_same_home(original: Settings, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(original.home_path)
-    linked = home_at(tmp_path / "link")
+    linked = load_home(tmp_path / "link")
     assert find_other_homes(linked) == []
     assert read_champion(linked).run_id == read_champion(original).run_id
 
 
-def test_another_registry_is_never_changed(copy: Settings, tmp_path: Path) -> None:
+def test_a_registry_outside_the_home_is_not_changed(copy: Settings, tmp_path: Path) -> None:
     database = tmp_path / "shared.db"
     shutil.copy(copy.mlflow_database, database)
     before = database.read_bytes()
-    named = load_settings(home=copy.home_path, mlflow_tracking_uri=f"sqlite:///{database}")
-    assert find_other_homes(named) == relocate_registry(named) == []
+    settings = load_settings(home=copy.home_path, mlflow_tracking_uri=f"sqlite:///{database}")
+    assert find_other_homes(settings) == relocate_registry(settings) == []
     assert database.read_bytes() == before

@@ -1,4 +1,4 @@
-"""Old successful runs of the sensors are deleted from Dagster's history; databases of ended runs are shrunk."""
+"""Run retention deletes old successful runs of the sensors and shrinks the databases of finished runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fraud_assets.run_history import delete_old_runs, shrink_databases
 from fraud_assets.sensors import SENSOR_TAG
 from fraud_assets.settings import Settings
 
-BY_SENSOR = {SENSOR_TAG: "new_files_sensor"}
+SENSOR_TAGS = {SENSOR_TAG: "new_files_sensor"}
 LATER = datetime.now(UTC) + timedelta(days=2)
 
 
@@ -25,7 +25,7 @@ def table() -> dg.MaterializeResult[None]:
 
 @dg.asset
 def broken() -> None:
-    raise dg.Failure("as meant")
+    raise dg.Failure("expected failure")
 
 
 @pytest.fixture
@@ -49,9 +49,13 @@ def files_of(settings: Settings, run_id: str) -> list[Path]:
     return [path for path in (settings.home_path / "dagster").rglob("*") if run_id in str(path)]
 
 
-def test_only_old_successful_runs_of_the_sensors_go(instance: dg.DagsterInstance, settings: Settings) -> None:
-    old = [run(instance, table, BY_SENSOR) for _ in range(2)]
-    by_hand, failed, last = run(instance, table, {}), run(instance, broken, BY_SENSOR), run(instance, table, BY_SENSOR)
+def test_only_old_successful_runs_of_the_sensors_are_deleted(instance: dg.DagsterInstance, settings: Settings) -> None:
+    old = [run(instance, table, SENSOR_TAGS) for _ in range(2)]
+    by_hand, failed, last = (
+        run(instance, table, {}),
+        run(instance, broken, SENSOR_TAGS),
+        run(instance, table, SENSOR_TAGS),
+    )
     assert all(files_of(settings, run_id) for run_id in old)
     assert delete_old_runs(instance, days=3, now=LATER) == 0
     assert delete_old_runs(instance, days=1, now=LATER, most=1) == 1
@@ -59,7 +63,7 @@ def test_only_old_successful_runs_of_the_sensors_go(instance: dg.DagsterInstance
     assert delete_old_runs(instance, days=1, now=LATER) == 1
     assert {entry.run_id for entry in instance.get_runs()} == {by_hand, failed, last}
     assert [files_of(settings, run_id) for run_id in old] == [[], []]
-    # What is left can be read, and the asset knows its last materialization.
+    # The remaining history is readable, and the asset keeps its last materialization.
     latest = instance.get_latest_materialization_event(table.key)
     assert latest is not None
     assert latest.run_id == last
@@ -68,21 +72,23 @@ def test_only_old_successful_runs_of_the_sensors_go(instance: dg.DagsterInstance
     assert delete_old_runs(instance, days=1, now=LATER) == 0
 
 
-def test_databases_of_ended_runs_shrink_and_read_the_same(instance: dg.DagsterInstance, settings: Settings) -> None:
-    ended = run(instance, table, BY_SENSOR)
-    events = [record.event_log_entry for record in instance.get_records_for_run(ended).records]
-    under_way = instance.create_run_for_job(dg.Definitions([table]).resolve_implicit_global_asset_job_def())
-    instance.report_engine_event("started", under_way)
-    size = database(settings, ended).stat().st_size
-    waiting = database(settings, under_way.run_id).stat().st_size
+def test_databases_of_finished_runs_shrink_and_keep_their_events(
+    instance: dg.DagsterInstance, settings: Settings
+) -> None:
+    finished = run(instance, table, SENSOR_TAGS)
+    events = [record.event_log_entry for record in instance.get_records_for_run(finished).records]
+    running = instance.create_run_for_job(dg.Definitions([table]).resolve_implicit_global_asset_job_def())
+    instance.report_engine_event("started", running)
+    finished_size = database_of(settings, finished).stat().st_size
+    running_size = database_of(settings, running.run_id).stat().st_size
     assert shrink_databases(instance) == 1
-    assert database(settings, ended).stat().st_size < 0.55 * size
-    assert database(settings, under_way.run_id).stat().st_size == waiting
-    assert [record.event_log_entry for record in instance.get_records_for_run(ended).records] == events
-    instance.report_engine_event("one more", instance.get_run_by_id(ended))
-    assert len(instance.get_records_for_run(ended).records) == len(events) + 1
+    assert database_of(settings, finished).stat().st_size < 0.55 * finished_size
+    assert database_of(settings, running.run_id).stat().st_size == running_size
+    assert [record.event_log_entry for record in instance.get_records_for_run(finished).records] == events
+    instance.report_engine_event("one more", instance.get_run_by_id(finished))
+    assert len(instance.get_records_for_run(finished).records) == len(events) + 1
     assert shrink_databases(instance) == 0
 
 
-def database(settings: Settings, run_id: str) -> Path:
+def database_of(settings: Settings, run_id: str) -> Path:
     return settings.home_path / "dagster" / "history" / "runs" / f"{run_id}.db"

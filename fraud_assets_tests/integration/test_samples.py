@@ -20,7 +20,9 @@ from fraud_assets.stages.features import process_landed
 
 
 @pytest.mark.parametrize("fields", ["", "cc_num"])
-def test_sparkov_lands_whole_with_every_digit(make_settings: Callable[..., Settings], fields: str) -> None:
+def test_the_sparkov_sample_lands_completely_with_every_digit(
+    make_settings: Callable[..., Settings], fields: str
+) -> None:
     settings = make_settings(
         field_mapping=FIELD_MAPPINGS["sparkov"], pseudonymise=fields, pseudonym_key="k" * 32 if fields else ""
     )
@@ -42,7 +44,7 @@ def test_sparkov_lands_whole_with_every_digit(make_settings: Callable[..., Setti
     assert pc.sum(labels["is_fraud"]).as_py() == 22
 
 
-def test_a_sample_and_files_do_not_go_together() -> None:
+def test_a_sample_and_files_cannot_be_combined() -> None:
     result = CliRunner().invoke(cli, ["demo", "--sample", "sparkov", "--data", str(sample_file("sparkov"))])
     assert result.exit_code == 2
     assert "--sample" in result.output

@@ -23,16 +23,16 @@ def read(handle, settings, files=None) -> pa.Table:
 
 
 @pytest.mark.parametrize(
-    ("folder", "direct"), [("lake", True), ("it's a lake", True), ("it's", True), ("env=test", False)]
+    ("folder", "reads_directly"), [("lake", True), ("it's a lake", True), ("it's", True), ("env=test", False)]
 )
-def test_rows_are_the_same_whoever_reads_them(tmp_path, folder, direct):
+def test_both_readers_return_the_same_rows(tmp_path, folder, reads_directly):
     settings = load_settings(home=tmp_path)
     lake = Lake(str(tmp_path / folder))
     commit_features(lake, features(300))
     handle = lake.open(transaction_features)
     with engine.connect(settings) as connection:
         parquet = scan._parquet_source(connection, handle, handle_files(handle), TRANSACTION_FEATURES)
-    assert (parquet is not None) == direct
+    assert (parquet is not None) == reads_directly
     expected = open_dataset(handle).to_table().sort_by([("offset", "ascending"), ("partition", "ascending")])
     assert read(handle, settings).equals(expected.select(TRANSACTION_FEATURES.names).cast(TRANSACTION_FEATURES))
 
@@ -41,7 +41,7 @@ def handle_files(handle):
     return add_actions(handle)["path"].to_pylist()
 
 
-def test_an_empty_table_and_no_files_have_the_columns(tmp_path):
+def test_an_empty_table_and_an_empty_list_of_files_have_all_columns(tmp_path):
     settings = load_settings(home=tmp_path)
     lake = Lake(str(tmp_path / "lake"))
     assert read(lake.open(transaction_features), settings).num_rows == 0
@@ -49,7 +49,7 @@ def test_an_empty_table_and_no_files_have_the_columns(tmp_path):
     assert read(lake.open(transaction_features), settings, []).num_rows == 0
 
 
-def test_files_are_left_out_by_partition_and_by_statistics(tmp_path):
+def test_files_are_skipped_by_partition_and_by_statistics(tmp_path):
     lake = Lake(str(tmp_path / "lake"))
     commit_features(lake, features(300, days=10))
     handle = lake.open(transaction_features)
@@ -61,12 +61,12 @@ def test_files_are_left_out_by_partition_and_by_statistics(tmp_path):
     assert find_files_within(handle, {"tx_datetime": (FIRST + timedelta(days=30), None)}) == []
 
 
-def test_a_file_is_kept_though_its_statistics_are_cut_to_milliseconds(tmp_path):
+def test_a_file_is_not_skipped_although_its_statistics_are_truncated_to_milliseconds(tmp_path):
     lake = Lake(str(tmp_path / "lake"))
     moment = FIRST + timedelta(microseconds=1_999)
     rows = features(1)
-    place = rows.column_names.index("tx_datetime")
+    index = rows.column_names.index("tx_datetime")
     commit_features(
-        lake, rows.set_column(place, rows.schema.field(place), pa.array([moment], rows.schema.field(place).type))
+        lake, rows.set_column(index, rows.schema.field(index), pa.array([moment], rows.schema.field(index).type))
     )
     assert len(find_files_within(lake.open(transaction_features), {"tx_datetime": (moment, moment)})) == 1

@@ -54,7 +54,7 @@ def settings(registry, tmp_path):
 
 @pytest.fixture
 def lake(settings):
-    """A lake of its own with features that are not scored, and a threshold of the champion."""
+    """A separate lake with unscored features and an alert threshold of the champion."""
     lake = Lake.of(settings)
     commit_features(lake, features(ROWS))
     recalibrate(lake, settings)
@@ -70,7 +70,7 @@ def positions(lake, table):
     return read(lake, table, *POSITION_COLUMNS).to_pylist()
 
 
-def test_every_feature_row_once_in_bounded_batches(lake, settings):
+def test_each_feature_row_is_scored_once_in_bounded_batches(lake, settings):
     with logged() as lines:
         report = score_pending(lake, settings)
     assert (report.rows, report.batches, report.model.version) == (ROWS, 3, 1)
@@ -80,23 +80,23 @@ def test_every_feature_row_once_in_bounded_batches(lake, settings):
     assert 0 < report.alert_rate <= settings.alert_max_rate
     assert lines[0].startswith("scored 500 of 1,200 ")
     assert positions(lake, fraud_predictions) == positions(lake, transaction_features)
-    again = score_pending(lake, settings)
-    # What a run without rows does not know is left out: a plot shows no point then, and no zero.
-    assert {**again.metadata(), "seconds": 0} == {"rows": 0, "alerts": 0, "batches": 0, "seconds": 0}
+    second = score_pending(lake, settings)
+    # A run without rows omits unknown values, so a plot shows no point instead of a zero.
+    assert {**second.metadata(), "seconds": 0} == {"rows": 0, "alerts": 0, "batches": 0, "seconds": 0}
     commit_features(lake, features(30, first_offset=ROWS))
-    little = score_pending(lake, settings)
-    assert little.rows == 30
-    # Of the days that the run touched the alerts of all runs are counted.
+    third = score_pending(lake, settings)
+    assert third.rows == 30
+    # For each day of this run, the alerts of all runs count.
     alerts = read(lake, fraud_predictions, "tx_date", "is_alert", *POSITION_COLUMNS).filter(pc.field("is_alert"))
-    newest = sorted(little.days)[-7:]
-    counts = [pc.sum(pc.equal(alerts["tx_date"], pa.scalar(day))).as_py() or 0 for day in newest]
-    metadata = little.metadata()
-    assert metadata["alerts_on_busiest_day"] == max(counts) > little.alerts
+    newest_days = sorted(third.days)[-7:]
+    counts = [pc.sum(pc.equal(alerts["tx_date"], pa.scalar(day))).as_py() or 0 for day in newest_days]
+    metadata = third.metadata()
+    assert metadata["alerts_on_busiest_day"] == max(counts) > third.alerts
     assert metadata["alert_limit_per_day"] == 3 * settings.alert_budget_per_day
     assert positions(lake, fraud_predictions) == positions(lake, transaction_features)
 
 
-def test_predictions_say_what_the_champion_says(lake, settings):
+def test_predictions_hold_the_scores_of_the_champion(lake, settings):
     score_pending(lake, settings)
     rows, scored = read(lake, transaction_features), read(lake, fraud_predictions)
     assert scored.schema.equals(fraud_predictions.schema)
@@ -106,14 +106,14 @@ def test_predictions_say_what_the_champion_says(lake, settings):
     assert scored["tx_datetime"].equals(rows["tx_datetime"])
 
 
-def test_racing_runs_score_each_row_once(lake, settings):
+def test_concurrent_runs_score_each_row_once(lake, settings):
     barrier, totals = Barrier(3), []
 
-    def race():
+    def score_with_others():
         barrier.wait()
         totals.append(score_pending(lake, settings.model_copy(update={"batch_rows": 100})).rows)
 
-    threads = [Thread(target=race) for _ in range(3)]
+    threads = [Thread(target=score_with_others) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -122,22 +122,22 @@ def test_racing_runs_score_each_row_once(lake, settings):
     assert positions(lake, fraud_predictions) == positions(lake, transaction_features)
 
 
-def test_a_conflict_starts_over_from_the_stored_positions(lake, settings, monkeypatch):
-    real, calls = scoring.commit_append, []
+def test_a_commit_conflict_starts_over_from_the_committed_offsets(lake, settings, monkeypatch):
+    real_commit, calls = scoring.commit_append, []
 
-    def contested(*arguments, **named):
+    def commit_after_another_run(*arguments, **named):
         calls.append(1)
         if len(calls) == 1:
-            monkeypatch.setattr(scoring, "commit_append", real)
-            score_pending(lake, settings.model_copy(update={"batch_rows": 200}))  # the other run takes it all
-        return real(*arguments, **named)
+            monkeypatch.setattr(scoring, "commit_append", real_commit)
+            score_pending(lake, settings.model_copy(update={"batch_rows": 200}))  # the other run scores all rows
+        return real_commit(*arguments, **named)
 
-    monkeypatch.setattr(scoring, "commit_append", contested)
+    monkeypatch.setattr(scoring, "commit_append", commit_after_another_run)
     assert score_pending(lake, settings).rows == 0
     assert positions(lake, fraud_predictions) == positions(lake, transaction_features)
 
 
-def test_without_champion_nothing_is_scored(lake, settings):
+def test_without_a_champion_nothing_is_scored(lake, settings):
     other = settings.model_copy(update={"model_name": "never_trained"})
     with pytest.raises(NoChampionError, match="never_trained"):
         score_pending(lake, other)
@@ -147,12 +147,12 @@ def test_without_champion_nothing_is_scored(lake, settings):
         score_range(lake, other, FIRST, FIRST + timedelta(days=1))
 
 
-def test_without_features_nothing_is_asked_of_the_registry(settings, tmp_path):
+def test_without_features_the_registry_is_not_read(settings, tmp_path):
     other = settings.model_copy(update={"model_name": "never_trained"})
     assert score_pending(Lake(str(tmp_path / "empty")), other).rows == 0
 
 
-def test_features_of_another_version_stop_the_chain(lake, settings):
+def test_features_of_another_version_are_not_scored(lake, settings):
     rows = features(10, first_offset=ROWS)
     index = rows.column_names.index("feature_version")
     commit_features(lake, rows.set_column(index, rows.schema.field(index), pa.array(["0"] * 10)))
@@ -161,7 +161,7 @@ def test_features_of_another_version_stop_the_chain(lake, settings):
     assert read_row_count(lake.open(fraud_predictions)) == 0
 
 
-def test_a_range_again_takes_the_threshold_of_now_and_leaves_the_rest(lake, settings):
+def test_scoring_a_range_again_uses_the_current_threshold_and_changes_no_other_row(lake, settings):
     score_pending(lake, settings)
     before = read(lake, fraud_predictions)
     generous = settings.model_copy(update={"alert_max_rate": 0.5, "alert_budget_per_day": 1e6})
@@ -179,8 +179,8 @@ def test_a_range_again_takes_the_threshold_of_now_and_leaves_the_rest(lake, sett
     assert score_pending(lake, settings).rows == 0
 
 
-def test_a_range_leaves_unscored_rows_to_their_first_score(lake, settings):
-    """Otherwise they would be there twice once they are scored."""
+def test_scoring_a_range_again_skips_unscored_rows(lake, settings):
+    """Otherwise, these rows would have two predictions after their first scoring."""
     score_pending(lake, settings)
     commit_features(lake, features(100, first_offset=ROWS))
     assert score_range(lake, settings, FIRST, FIRST + timedelta(days=400)).rows == ROWS
@@ -189,41 +189,41 @@ def test_a_range_leaves_unscored_rows_to_their_first_score(lake, settings):
     assert positions(lake, fraud_predictions) == positions(lake, transaction_features)
 
 
-def test_a_range_meets_a_run_and_a_compaction(lake, settings, monkeypatch):
+def test_scoring_a_range_again_tolerates_a_concurrent_run_and_compaction(lake, settings, monkeypatch):
     score_pending(lake, settings)
     commit_features(lake, features(100, first_offset=ROWS))
-    real, calls = scoring.commit_range, []
+    real_commit, calls = scoring.commit_range, []
 
-    def contested(*arguments, **named):
+    def commit_after_another_run(*arguments, **named):
         calls.append(1)
         if len(calls) == 1:
             lake.open(fraud_predictions).optimize.compact()
-            monkeypatch.setattr(scoring, "commit_range", real)
+            monkeypatch.setattr(scoring, "commit_range", real_commit)
             score_pending(lake, settings)
-            monkeypatch.setattr(scoring, "commit_range", contested)
-        return real(*arguments, **named)
+            monkeypatch.setattr(scoring, "commit_range", commit_after_another_run)
+        return real_commit(*arguments, **named)
 
-    monkeypatch.setattr(scoring, "commit_range", contested)
+    monkeypatch.setattr(scoring, "commit_range", commit_after_another_run)
     score_range(lake, settings, FIRST, FIRST + timedelta(days=1))
     assert positions(lake, fraud_predictions) == positions(lake, transaction_features)
 
 
-def test_a_conflict_of_a_range_starts_over(lake, settings, monkeypatch):
+def test_scoring_a_range_again_starts_over_after_a_commit_conflict(lake, settings, monkeypatch):
     score_pending(lake, settings)
-    real, calls = scoring.commit_range, []
+    real_commit, calls = scoring.commit_range, []
 
-    def once(*arguments, **named):
+    def conflict_once(*arguments, **named):
         calls.append(1)
         if len(calls) == 1:
             raise CommitConflictError("another writer")
-        return real(*arguments, **named)
+        return real_commit(*arguments, **named)
 
-    monkeypatch.setattr(scoring, "commit_range", once)
+    monkeypatch.setattr(scoring, "commit_range", conflict_once)
     assert score_range(lake, settings, FIRST, FIRST + timedelta(days=1)).rows == ROWS / 10
     assert len(calls) == 2
 
 
-def test_bad_ranges(lake, settings):
+def test_an_invalid_range_is_refused(lake, settings):
     for low, high in ((FIRST, FIRST), (FIRST.replace(tzinfo=None), FIRST)):
         with pytest.raises(SettingError, match="Give start < end"):
             score_range(lake, settings, low, high)
@@ -233,40 +233,40 @@ def test_bad_ranges(lake, settings):
 
 
 @pytest.fixture
-def labelled(lake, settings):
-    """Frauds on days 4 and 5; of t500 and t520 the later label withdraws the earlier, of t540 it confirms it."""
+def labeled_lake(lake, settings):
+    """A lake with frauds on days 4 and 5. Later labels withdraw t500 and t520; an older label of t540 has no effect."""
     late, later = FIRST + timedelta(days=12), FIRST + timedelta(days=13)
     labels = [(f"t{n}", True, late) for n in range(500, 700, 20)]
     commit_labels(lake, labels)
     commit_labels(lake, [("t500", False, later), ("t520", False, later), ("nobody", True, later)], len(labels))
-    commit_labels(lake, [("t540", False, FIRST)], len(labels) + 3)  # landed last, but older
+    commit_labels(lake, [("t540", False, FIRST)], len(labels) + 3)  # lands last, but is older
     return lake
 
 
 PROTOCOL = Protocol(FIRST.date(), train_days=3, delay_days=1, test_days=3)
 
 
-def test_the_latest_label_counts_and_no_label_is_genuine(labelled, settings):
-    few = settings.model_copy(update={"train_min_rows": 300})
-    result = evaluate_lake(labelled, few, PROTOCOL, "platform")
+def test_the_latest_label_counts_and_a_missing_label_means_genuine(labeled_lake, settings):
+    small = settings.model_copy(update={"train_min_rows": 300})
+    result = evaluate_lake(labeled_lake, small, PROTOCOL, "platform")
     assert (result.train_rows, result.train_frauds) == (360, 0)
     assert (result.test_rows + result.test_rows_of_compromised_cards, result.test_frauds) == (360, 8)
-    assert evaluate_lake(labelled, few, PROTOCOL, "book").test_rows == result.test_rows
+    assert evaluate_lake(labeled_lake, small, PROTOCOL, "book").test_rows == result.test_rows
 
 
-def test_the_default_days_are_old_enough_for_their_labels(labelled, settings):
-    assert find_latest_start(labelled, settings, 1, 1, 1) == date(2025, 12, 31)
-    assert find_latest_start(labelled, settings.model_copy(update={"feedback_delay_days": 2}), 3, 1, 3) == date(
+def test_the_default_days_are_old_enough_to_have_labels(labeled_lake, settings):
+    assert find_latest_start(labeled_lake, settings, 1, 1, 1) == date(2025, 12, 31)
+    assert find_latest_start(labeled_lake, settings.model_copy(update={"feedback_delay_days": 2}), 3, 1, 3) == date(
         2026, 1, 1
     )
 
 
-def test_too_little_to_evaluate(labelled, settings):
+def test_too_few_rows_or_frauds_are_not_evaluated(labeled_lake, settings):
     with pytest.raises(NotEnoughDataError, match=r"needs 1,000 .*FRAUD_TRAIN_MIN_ROWS.* holds 360 .*--train-start"):
-        evaluate_lake(labelled, settings, PROTOCOL, "platform")
-    few = settings.model_copy(update={"train_min_rows": 10})
+        evaluate_lake(labeled_lake, settings, PROTOCOL, "platform")
+    small = settings.model_copy(update={"train_min_rows": 10})
     with pytest.raises(NotEnoughDataError, match="0 of them fraud"):
-        evaluate_lake(labelled, few, Protocol(FIRST.date(), 1, 1, 1), "platform")
+        evaluate_lake(labeled_lake, small, Protocol(FIRST.date(), 1, 1, 1), "platform")
     empty = Lake(settings.lake + "-empty")
     with pytest.raises(NotEnoughDataError, match="no features at all"):
         evaluate_lake(empty, settings, PROTOCOL, "platform")
@@ -274,7 +274,7 @@ def test_too_little_to_evaluate(labelled, settings):
         find_latest_start(empty, settings, 1, 1, 1)
 
 
-def command(monkeypatch, capsys, settings, *arguments):
+def run_evaluate(monkeypatch, capsys, settings, *arguments):
     monkeypatch.setenv("FRAUD_HOME", str(settings.home_path))
     monkeypatch.setenv("FRAUD_LAKE_URI", settings.lake)
     monkeypatch.setenv("FRAUD_TRAIN_MIN_ROWS", "100")
@@ -290,25 +290,25 @@ def command(monkeypatch, capsys, settings, *arguments):
 DAYS = ("--train-start", "2026-01-01", "--train-days", "3", "--delay-days", "1", "--test-days", "3")
 
 
-def test_the_command_prints_one_flat_json_object_and_registers_nothing(labelled, settings, monkeypatch, capsys):
-    thresholds = read_row_count(labelled.open(alert_thresholds))
-    status, out, err = command(monkeypatch, capsys, settings, *DAYS, "--model", "book", "--json")
+def test_the_command_prints_one_flat_json_object_and_registers_nothing(labeled_lake, settings, monkeypatch, capsys):
+    thresholds = read_row_count(labeled_lake.open(alert_thresholds))
+    status, out, err = run_evaluate(monkeypatch, capsys, settings, *DAYS, "--model", "book", "--json")
     assert status == 0
-    facts = json.loads(out)
+    summary = json.loads(out)
     assert out.count("\n") == 1
-    assert 0 <= facts["auc_roc"] <= 1
-    assert {"average_precision", "card_precision_at_100", "train_rows", "test_frauds"} <= set(facts)
-    assert not any(isinstance(value, (dict, list)) for value in facts.values())
+    assert 0 <= summary["auc_roc"] <= 1
+    assert {"average_precision", "card_precision_at_100", "train_rows", "test_frauds"} <= set(summary)
+    assert not any(isinstance(value, (dict, list)) for value in summary.values())
     assert "training 10 trees" in err
-    assert read_row_count(labelled.open(alert_thresholds)) == thresholds
+    assert read_row_count(labeled_lake.open(alert_thresholds)) == thresholds
     assert read_champion(settings).version == 1
 
 
-def test_the_command_for_people(labelled, settings, monkeypatch, capsys):
-    status, out, _ = command(monkeypatch, capsys, settings, *DAYS)
+def test_the_command_prints_text_and_reports_missing_data(labeled_lake, settings, monkeypatch, capsys):
+    status, out, _ = run_evaluate(monkeypatch, capsys, settings, *DAYS)
     assert status == 0
     assert "Card precision@100" in out
-    status, out, err = command(monkeypatch, capsys, settings, "--train-start", "2031-01-01")
+    status, out, err = run_evaluate(monkeypatch, capsys, settings, "--train-start", "2031-01-01")
     assert (status, out) == (1, "")
     assert "(FRAUD_TRAIN_MIN_ROWS) from 2031-01-01" in err
     assert "Traceback" not in err

@@ -31,7 +31,7 @@ PREDICTIONS = {"fraud_predictions"}
 ATTEMPTS = 3
 
 
-def assets(request: dg.RunRequest) -> set[str]:
+def requested_assets(request: dg.RunRequest) -> set[str]:
     """The names of the requested assets."""
     assert request.asset_selection
     return {key.to_user_string() for key in request.asset_selection}
@@ -39,31 +39,30 @@ def assets(request: dg.RunRequest) -> set[str]:
 
 @pytest.fixture
 def settings(make_settings: Callable[..., Settings]) -> Settings:
-    """A first model takes 50 transactions."""
+    """Settings with which a first model needs 50 transactions."""
     return make_settings(train_min_rows=50, train_trees=5)
 
 
 @pytest.fixture
 def daemon(settings: Settings) -> Daemon:
-    """The daemon of those settings."""
     return Daemon(settings)
 
 
 @pytest.fixture
 def with_champion(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
-    """`with_champion(False)` takes the champion away that the sensor sees, `with_champion(True)` gives it back."""
+    """`with_champion(False)` hides the champion from the sensor, and `with_champion(True)` shows it again."""
 
-    def version(settings: Settings) -> int:
-        if not there["champion"]:
+    def find_version(settings: Settings) -> int:
+        if not state["champion"]:
             raise NoChampionError("None yet.")
         return 1
 
-    there = {"champion": True}
-    monkeypatch.setattr("fraud_assets.stages.backlog.find_champion_version", version)
-    return lambda is_there: there.update(champion=is_there)
+    state = {"champion": True}
+    monkeypatch.setattr("fraud_assets.stages.backlog.find_champion_version", find_version)
+    return lambda exists: state.update(champion=exists)
 
 
-def test_nothing_landed_requests_nothing_and_makes_no_table(daemon: Daemon, lake: Lake) -> None:
+def test_an_empty_lake_requests_nothing_and_no_table_is_created(daemon: Daemon, lake: Lake) -> None:
     assert daemon.skipped() == "Nothing has landed yet."
     assert lake.versions() == {}
 
@@ -78,22 +77,24 @@ def test_labels_alone_request_nothing(daemon: Daemon, lake: Lake) -> None:
     assert "wait for the first model" in daemon.skipped()
 
 
-def test_from_landing_to_predictions_and_quiet_afterwards(daemon: Daemon, settings: Settings, lake: Lake) -> None:
+def test_the_sensor_requests_each_step_up_to_predictions_and_then_skips(
+    daemon: Daemon, settings: Settings, lake: Lake
+) -> None:
     land(lake, bodies(30))
-    first = daemon.requested()
-    assert assets(first) == FEATURES
-    assert not first.run_config
-    assert daemon.run(first).success
+    features_request = daemon.requested()
+    assert requested_assets(features_request) == FEATURES
+    assert not features_request.run_config
+    assert daemon.run(features_request).success
     assert (
         "30 transactions wait for the first model. It needs 50 transactions (FRAUD_TRAIN_MIN_ROWS)" in daemon.skipped()
     )
     assert daemon.skipped() == "No table has changed since the last evaluation."
 
     land(lake, bodies(30, first_id=30), first_offset=30)
-    enough = daemon.requested()
-    assert assets(enough) == FEATURES | MODEL | PREDICTIONS
-    assert enough.run_config == {"ops": {"model": {"config": {"skip_too_little_data": True}}}}
-    assert daemon.run(enough).success
+    training_request = daemon.requested()
+    assert requested_assets(training_request) == FEATURES | MODEL | PREDICTIONS
+    assert training_request.run_config == {"ops": {"model": {"config": {"skip_too_little_data": True}}}}
+    assert daemon.run(training_request).success
     assert read_row_count(lake.open(fraud_predictions)) == 60
     assert daemon.skipped() == "Everything that landed is scored."
     assert daemon.skipped() == "No table has changed since the last evaluation."
@@ -102,28 +103,28 @@ def test_from_landing_to_predictions_and_quiet_afterwards(daemon: Daemon, settin
     assert daemon.skipped() == "Everything that landed is scored."
 
     land(lake, bodies(5, first_id=60), first_offset=60)
-    more = daemon.requested()
-    assert assets(more) == FEATURES | PREDICTIONS
-    assert not more.run_config
-    assert daemon.run(more).success
+    later_request = daemon.requested()
+    assert requested_assets(later_request) == FEATURES | PREDICTIONS
+    assert not later_request.run_config
+    assert daemon.run(later_request).success
     assert read_row_count(lake.open(fraud_predictions)) == 65
 
     daemon.wipe()
     assert daemon.skipped() == "Everything that landed is scored."
     land(lake, bodies(5, first_id=65), first_offset=65)
     daemon.wipe()
-    assert assets(daemon.requested()) == FEATURES | PREDICTIONS
+    assert requested_assets(daemon.requested()) == FEATURES | PREDICTIONS
 
 
-def test_features_without_a_score_request_predictions_alone(
+def test_features_without_a_score_request_only_predictions(
     daemon: Daemon, settings: Settings, lake: Lake, with_champion: Callable[[bool], None]
 ) -> None:
     land(lake, bodies(10))
     process_landed(lake, settings)
-    assert assets(daemon.requested()) == PREDICTIONS
+    assert requested_assets(daemon.requested()) == PREDICTIONS
 
 
-def test_a_champion_by_hand_is_noticed_though_no_table_changed(
+def test_a_new_champion_is_noticed_although_no_table_changed(
     daemon: Daemon, lake: Lake, with_champion: Callable[[bool], None]
 ) -> None:
     with_champion(False)
@@ -132,31 +133,33 @@ def test_a_champion_by_hand_is_noticed_though_no_table_changed(
     daemon.skipped()
     assert daemon.skipped() == "No table has changed since the last evaluation."
     with_champion(True)
-    assert assets(daemon.requested()) == PREDICTIONS
+    assert requested_assets(daemon.requested()) == PREDICTIONS
 
 
-def test_a_lower_limit_of_training_is_noticed_though_no_table_changed(
+def test_a_lower_training_minimum_is_noticed_although_no_table_changed(
     daemon: Daemon, make_settings: Callable[..., Settings], lake: Lake
 ) -> None:
     land(lake, bodies(10))
     daemon.run(daemon.requested())
     daemon.skipped()
-    lower = Daemon(make_settings(train_min_rows=10))
-    lower.cursor = daemon.cursor
-    assert assets(lower.requested()) == MODEL | PREDICTIONS
+    daemon_with_lower_limit = Daemon(make_settings(train_min_rows=10))
+    daemon_with_lower_limit.cursor = daemon.cursor
+    assert requested_assets(daemon_with_lower_limit.requested()) == MODEL | PREDICTIONS
 
 
-def test_rows_outside_the_training_window_request_no_training(daemon: Daemon, lake: Lake) -> None:
+def test_rows_outside_the_training_window_request_no_second_training(daemon: Daemon, lake: Lake) -> None:
     early, late = bodies(40), bodies(40, first_id=72 * 60)
     land(lake, early + late)
     request = daemon.requested()
-    assert assets(request) == FEATURES | MODEL | PREDICTIONS
+    assert requested_assets(request) == FEATURES | MODEL | PREDICTIONS
     assert daemon.run(request).success
     assert "80 transactions wait for the first model. It needs 50 " in daemon.skipped()
 
 
 @pytest.mark.parametrize("status", [s for s in dg.DagsterRunStatus if s.value in ("QUEUED", "NOT_STARTED", "STARTED")])
-def test_one_run_at_a_time(daemon: Daemon, lake: Lake, status: dg.DagsterRunStatus) -> None:
+def test_no_run_is_requested_while_another_is_in_progress(
+    daemon: Daemon, lake: Lake, status: dg.DagsterRunStatus
+) -> None:
     land(lake, bodies(10))
     daemon.start(daemon.requested(), status)
     land(lake, bodies(10, first_id=10), first_offset=10)
@@ -164,8 +167,8 @@ def test_one_run_at_a_time(daemon: Daemon, lake: Lake, status: dg.DagsterRunStat
 
 
 def test_maintenance_requests_nothing(daemon: Daemon, settings: Settings, lake: Lake) -> None:
-    for part in range(3):
-        land(lake, bodies(5, first_id=5 * part), first_offset=5 * part)
+    for batch in range(3):
+        land(lake, bodies(5, first_id=5 * batch), first_offset=5 * batch)
         daemon.run(daemon.requested())
     daemon.skipped()
     reports = maintain_lake(lake, settings.model_copy(update={"vacuum_hours": 0}))
@@ -173,7 +176,7 @@ def test_maintenance_requests_nothing(daemon: Daemon, settings: Settings, lake: 
     assert "wait for the first model" in daemon.skipped()
 
 
-def test_stuck_features_call_for_a_person(
+def test_repeated_failures_of_features_require_manual_action(
     daemon: Daemon, settings: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     land(lake, bodies(10))
@@ -184,11 +187,13 @@ def test_stuck_features_call_for_a_person(
             request = daemon.requested()
             keys.add(request.run_key)
             assert not daemon.run(request).success
-            # More lands all the time, also from a new partition; this does not reset the count.
+            # New messages keep landing, also from new partitions. They do not reset the count of failures.
             land(lake, bodies(5, first_id=100 + 5 * attempt), partition=1 + attempt)
     assert len(keys) == ATTEMPTS
-    last = daemon.instance.get_runs(limit=1)[0].run_id
-    with pytest.raises(StuckError, match=rf"3 runs failed .* the last one is run {last}.*FRAUD_SENSOR_ATTEMPTS is 3"):
+    last_run_id = daemon.instance.get_runs(limit=1)[0].run_id
+    with pytest.raises(
+        StuckError, match=rf"3 runs failed .* the last one is run {last_run_id}.*FRAUD_SENSOR_ATTEMPTS is 3"
+    ):
         daemon.look()
     land(lake, bodies(100, first_id=1_000), first_offset=10)
     with pytest.raises(StuckError):
@@ -198,7 +203,7 @@ def test_stuck_features_call_for_a_person(
     assert daemon.run(daemon.requested()).success
 
 
-def test_stuck_predictions_call_for_a_person_though_features_go_on(
+def test_repeated_failures_of_predictions_require_manual_action_although_features_progress(
     daemon: Daemon, lake: Lake, with_champion: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fraud_assets.stages.scoring.score_pending", fails)
@@ -212,8 +217,8 @@ def test_stuck_predictions_call_for_a_person_though_features_go_on(
 
 
 def test_progress_resets_the_count_of_failures(daemon: Daemon, lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
-    for part in range(3):
-        land(lake, bodies(5, first_id=5 * part), first_offset=5 * part)
+    for batch in range(3):
+        land(lake, bodies(5, first_id=5 * batch), first_offset=5 * batch)
         with monkeypatch.context() as broken:
             broken.setattr("fraud_assets.stages.features.process_landed", fails)
             for _ in range(ATTEMPTS - 1):
@@ -224,14 +229,14 @@ def test_progress_resets_the_count_of_failures(daemon: Daemon, lake: Lake, monke
 def test_runs_that_a_restart_interrupts_do_not_count_as_failed(
     daemon: Daemon, lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C in `make dev` during a run, as often as it happens, never stops the sensor."""
+    """Any number of interruptions with Ctrl-C in `make dev` does not stop the sensor."""
     land(lake, bodies(10))
 
-    def stopped(*_: Any, **__: Any) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
         raise DagsterExecutionInterruptedError
 
     with monkeypatch.context() as restarting:
-        restarting.setattr("fraud_assets.stages.features.process_landed", stopped)
+        restarting.setattr("fraud_assets.stages.features.process_landed", interrupt)
         for _ in range(ATTEMPTS + 1):
             with suppress(DagsterExecutionInterruptedError):
                 daemon.run(daemon.requested())
@@ -247,22 +252,22 @@ def test_canceled_runs_count_as_failed(daemon: Daemon, lake: Lake) -> None:
         daemon.look()
 
 
-def test_a_recreated_lake_has_no_failures_and_new_run_keys(
+def test_a_recreated_lake_starts_without_failures_and_with_new_run_keys(
     daemon: Daemon, make_settings: Callable[..., Settings], lake: Lake, tmp_path: Any
 ) -> None:
     land(lake, bodies(5))
     for _ in range(ATTEMPTS):
         daemon.start(daemon.requested(), dg.DagsterRunStatus.FAILURE)
-    anew = Daemon(make_settings(home=tmp_path / "anew"))
-    anew.instance = daemon.instance
-    land(anew.platform.lake(), bodies(5))
-    assert anew.run(anew.requested()).success
+    recreated = Daemon(make_settings(home=tmp_path / "recreated"))
+    recreated.instance = daemon.instance
+    land(recreated.platform.lake(), bodies(5))
+    assert recreated.run(recreated.requested()).success
 
 
-def test_a_run_that_did_nothing_is_told_of(
+def test_a_run_without_effect_is_reported(
     daemon: Daemon, settings: Settings, lake: Lake, with_champion: Callable[[bool], None]
 ) -> None:
-    """Dagster drops a request whose key has run without a word; here the sensor sees a champion that is none."""
+    """Dagster silently drops a request whose run key was used. Here the champion exists only for the sensor."""
     land(lake, bodies(5))
     process_landed(lake, settings)
     result = daemon.run(daemon.requested())
@@ -277,22 +282,22 @@ def test_a_run_that_did_nothing_is_told_of(
 
 @pytest.fixture
 def file_daemon(settings: Settings) -> Daemon:
-    """The daemon that looks into the drop folder."""
+    """The daemon with the sensor of the drop folder."""
     return Daemon(settings, dropped_files_sensor)
 
 
 def drop(settings: Settings, name: str, values: list[bytes]) -> None:
-    """Puts a file into the drop folder; its time of change is always the same, as of a copy that keeps it."""
+    """Writes a file into the drop folder. Its modification time is always the same, as if a copy preserved it."""
     settings.incoming.mkdir(parents=True, exist_ok=True)
     path = settings.incoming / name
     path.write_bytes(b"\n".join(values) + b"\n")
     os.utime(path, (FIRST.timestamp(), FIRST.timestamp()))
 
 
-def test_a_dropped_file_is_landed_without_any_broker(file_daemon: Daemon, settings: Settings, lake: Lake) -> None:
+def test_a_dropped_file_lands_without_a_broker(file_daemon: Daemon, settings: Settings, lake: Lake) -> None:
     assert file_daemon.skipped() == f"No files are waiting in {settings.incoming}."
     drop(settings, "day.jsonl", bodies(7))
-    # A broker that is gone must not fail a run that is about files.
+    # A stale broker file must not fail a run that lands files.
     settings.broker_file.write_text('{"bootstrap_servers": "127.0.0.1:1", "topic_id": "gone", "pid": 0}')
     request = file_daemon.requested()
     assert request.run_config == {"ops": {"landing": {"config": {"topics": False}}}}
@@ -301,7 +306,7 @@ def test_a_dropped_file_is_landed_without_any_broker(file_daemon: Daemon, settin
     assert "No files are waiting" in file_daemon.skipped()
 
 
-def test_the_same_file_dropped_again_is_taken_again(file_daemon: Daemon, settings: Settings, lake: Lake) -> None:
+def test_a_file_that_is_dropped_again_is_requested_again(file_daemon: Daemon, settings: Settings, lake: Lake) -> None:
     for _ in range(2):
         drop(settings, "day.jsonl", bodies(7))
         assert file_daemon.run(file_daemon.requested()).success
@@ -309,7 +314,9 @@ def test_the_same_file_dropped_again_is_taken_again(file_daemon: Daemon, setting
     assert read_row_count(lake.open(raw_transactions)) == 7
 
 
-def test_what_is_no_file_stops_no_sensor(file_daemon: Daemon, settings: Settings, lake: Lake) -> None:
+def test_an_entry_that_is_not_a_file_does_not_stop_the_sensor(
+    file_daemon: Daemon, settings: Settings, lake: Lake
+) -> None:
     drop(settings, "day.jsonl", bodies(7))
     (settings.incoming / "loop.csv").symlink_to("loop.csv")
     (settings.incoming / "folder").mkdir()
@@ -325,18 +332,18 @@ def test_what_is_no_file_stops_no_sensor(file_daemon: Daemon, settings: Settings
     assert set(metadata["stuck_files"].value) == {"folder"}
 
 
-def test_a_drop_folder_that_cannot_be_read_breaks_no_sensor(file_daemon: Daemon, settings: Settings) -> None:
+def test_an_unreadable_drop_folder_does_not_fail_the_sensor(file_daemon: Daemon, settings: Settings) -> None:
     settings.home_path.mkdir(exist_ok=True)
     settings.incoming.symlink_to("incoming")
     assert "cannot be read: Too many levels of symbolic links" in file_daemon.skipped()
 
 
-def test_a_file_that_stays_is_tried_again_and_stops_no_other(
+def test_a_file_that_cannot_be_moved_is_retried_and_does_not_stop_the_others(
     file_daemon: Daemon, settings: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drop(settings, "day.xlsx", bodies(7))
     settings.failed.write_text("no folder")
-    # As often as it likes: no other file waits for it.
+    # The file is retried without a limit, and the other files land.
     for attempt in range(ATTEMPTS + 1):
         assert file_daemon.run(file_daemon.requested()).success
         assert "but the work is still pending" in file_daemon.skipped()
@@ -352,7 +359,7 @@ def test_a_file_that_stays_is_tried_again_and_stops_no_other(
 def test_a_run_whose_process_was_killed_is_marked_failed(
     daemon: Daemon, lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It stays "started" for Dagster. After ten minutes without events it is marked failed, and the next run starts."""
+    """Dagster still shows it as started. After ten minutes without events it is marked failed, and a new run starts."""
     land(lake, bodies(10))
     daemon.start(daemon.requested(), dg.DagsterRunStatus.STARTED)
     assert "A run is in progress" in daemon.skipped()
@@ -363,14 +370,14 @@ def test_a_run_whose_process_was_killed_is_marked_failed(
     assert killed.status is dg.DagsterRunStatus.FAILURE
 
 
-def test_a_lander_takes_the_files_itself(file_daemon: Daemon, settings: Settings) -> None:
+def test_no_run_is_requested_while_a_lander_lands_the_files(file_daemon: Daemon, settings: Settings) -> None:
     drop(settings, "day.jsonl", bodies(7))
     with register_lander(settings):
         assert file_daemon.skipped() == "`fraud-assets land` is running and lands the files."
     file_daemon.requested()
 
 
-def test_one_landing_run_at_a_time(file_daemon: Daemon, settings: Settings) -> None:
+def test_no_landing_run_is_requested_while_another_is_in_progress(file_daemon: Daemon, settings: Settings) -> None:
     drop(settings, "day.jsonl", bodies(7))
     request = file_daemon.requested()
     file_daemon.start(request, dg.DagsterRunStatus.QUEUED)
@@ -378,7 +385,7 @@ def test_one_landing_run_at_a_time(file_daemon: Daemon, settings: Settings) -> N
     assert file_daemon.skipped() == "A landing run is in progress."
 
 
-def test_stuck_files_call_for_a_person(
+def test_repeated_failures_of_file_landing_require_manual_action(
     file_daemon: Daemon, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drop(settings, "day.jsonl", bodies(7))

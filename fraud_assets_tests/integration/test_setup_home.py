@@ -1,3 +1,5 @@
+"""`make setup`: it creates the folders of the home and sets DAGSTER_HOME in `.env`."""
+
 import os
 import subprocess
 import sys
@@ -15,24 +17,24 @@ def set_up(tmp_path, home="home"):
     return set_up_home(load_settings(home=tmp_path / home), tmp_path / ".env")
 
 
-def test_makes_folders_dagster_yaml_and_env(tmp_path):
+def test_setup_creates_folders_dagster_yaml_and_env_file(tmp_path):
     assert len(set_up(tmp_path)) == 3
     assert all((tmp_path / "home" / name).is_dir() for name in FOLDERS)
     assert dotenv_values(tmp_path / ".env") == {"DAGSTER_HOME": str(tmp_path / "home" / "dagster")}
 
 
-def test_prepare_home_leaves_env_alone(tmp_path):
+def test_prepare_home_does_not_write_the_env_file(tmp_path):
     assert len(prepare_home(load_settings(home=tmp_path / "home"))) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
 
 
-def test_unusable_env_is_one_sentence(tmp_path):
+def test_an_env_file_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / ".env").mkdir()
     with pytest.raises(SettingError, match=r"Cannot set DAGSTER_HOME in .*\.env"):
         set_up(tmp_path)
 
 
-def test_second_run_changes_nothing(tmp_path):
+def test_a_second_setup_changes_nothing(tmp_path):
     set_up(tmp_path)
     (tmp_path / "home/dagster/dagster.yaml").write_text("telemetry: {enabled: true}\n")
     before = (tmp_path / ".env").stat().st_mtime_ns
@@ -41,16 +43,16 @@ def test_second_run_changes_nothing(tmp_path):
     assert (tmp_path / ".env").stat().st_mtime_ns == before
 
 
-def test_other_lines_of_env_stay(tmp_path):
+def test_setup_keeps_other_lines_of_the_env_file(tmp_path):
     env = tmp_path / ".env"
     env.write_text("# mine\nFRAUD_TRAIN_TREES=7\nexport DAGSTER_HOME=/old\nKAFKA_X='a b'\nDAGSTER_HOME=/older\n# end")
     set_up(tmp_path)
-    wanted = f"DAGSTER_HOME={tmp_path}/home/dagster"
-    assert env.read_text().splitlines() == ["# mine", "FRAUD_TRAIN_TREES=7", wanted, "KAFKA_X='a b'", "# end"]
+    expected = f"DAGSTER_HOME={tmp_path}/home/dagster"
+    assert env.read_text().splitlines() == ["# mine", "FRAUD_TRAIN_TREES=7", expected, "KAFKA_X='a b'", "# end"]
 
 
 @pytest.mark.parametrize("name", ["plain", "with space", "it's", "hash #1", "ü"])
-def test_home_reads_back_in_every_reader(tmp_path, name):
+def test_every_parser_reads_the_same_home(tmp_path, name):
     honcho = pytest.importorskip("honcho.environ")
     set_up(tmp_path, name)
     expected = {"DAGSTER_HOME": str(tmp_path / name / "dagster")}
@@ -58,7 +60,7 @@ def test_home_reads_back_in_every_reader(tmp_path, name):
     assert honcho.parse((tmp_path / ".env").read_text()) == expected
 
 
-def test_dagster_takes_the_yaml(tmp_path):
+def test_dagster_accepts_the_dagster_yaml(tmp_path):
     from dagster import DagsterInstance
 
     set_up(tmp_path)
@@ -70,13 +72,13 @@ def test_dagster_takes_the_yaml(tmp_path):
         assert instance.get_settings("sensors")["use_threads"]
 
 
-def test_unusable_home_is_one_sentence(tmp_path):
+def test_a_home_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingError, match=r"FRAUD_HOME is .*file.*cannot write"):
         set_up(tmp_path, "file/home")
 
 
-def test_runs_as_module_and_is_quiet_on_stdout(tmp_path):
+def test_setup_as_a_module_writes_nothing_to_stdout(tmp_path):
     root = Path(__file__).parents[2]
     env = {**os.environ, "FRAUD_HOME": "state", "PYTHONPATH": str(root)}
     command = [sys.executable, "-m", "fraud_assets.operations.setup_home"]

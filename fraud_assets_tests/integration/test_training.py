@@ -23,8 +23,8 @@ ROWS = 4_000
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """A lake with forty days of features and one champion, trained with the defaults but for its size."""
+def trained(tmp_path_factory):
+    """Settings, a lake with 40 days of features, and the report of one training with few trees."""
     settings = load_settings(
         home=tmp_path_factory.mktemp("trained"), mlflow_tracking_uri="", train_trees=10, alert_budget_per_day=2.0
     )
@@ -33,8 +33,8 @@ def home(tmp_path_factory):
     return settings, lake, train(lake, settings)
 
 
-def test_the_window_is_the_last_days_of_the_lake(home):
-    settings, _, report = home
+def test_the_default_window_is_the_last_days_of_the_lake(trained):
+    settings, _, report = trained
     newest = FIRST + timedelta(days=40) * ((ROWS - 1) / ROWS)
     assert report.window_end == newest + timedelta(microseconds=1)
     assert report.window_start == report.window_end - timedelta(days=settings.train_days)
@@ -42,23 +42,23 @@ def test_the_window_is_the_last_days_of_the_lake(home):
     assert report.metadata()["model_version"] == report.version == 1
 
 
-def test_the_champion_has_its_threshold_and_keeps_to_the_budget(home):
-    settings, lake, report = home
+def test_the_champion_has_a_threshold_within_the_alert_budget(trained):
+    settings, lake, report = trained
     assert find_champion_version(settings) == report.version
     threshold = read_threshold(lake, read_champion(settings), settings)
     assert threshold == report.calibration.threshold
     week = read_features(lake, report.calibration.window_start, report.calibration.window_end, training._COLUMNS)
     assert week.num_rows == report.calibration.rows == 700
     alerts = (score(read_champion(settings).model, week) >= threshold).sum()
-    assert alerts == 13  # seven days less a moment, at two a day
+    assert alerts == 13  # almost seven days, with at most two alerts a day
     assert report.calibration.alerts_per_day <= 2.0
 
 
-def test_people_find_the_model_in_mlflow(home, monkeypatch):
-    """The scikit-learn form, by alias, gives the platform's scores; run, signature and example tell the rest."""
+def test_users_can_load_the_model_from_mlflow(trained, monkeypatch):
+    """The scikit-learn form, loaded by alias, gives the platform's scores. It has a signature, an example and a run."""
     import mlflow
 
-    settings, lake, report = home
+    settings, lake, report = trained
     monkeypatch.setenv("MLFLOW_TRACKING_URI", settings.mlflow_uri)
     uri = f"models:/{settings.model_name}@champion"
     forest = mlflow.sklearn.load_model(uri)
@@ -77,30 +77,30 @@ def test_people_find_the_model_in_mlflow(home, monkeypatch):
     assert run.data.metrics["threshold"] == report.calibration.threshold
 
 
-def test_the_same_data_gives_the_same_forest(home):
-    settings, lake, report = home
-    again = training.fit(
+def test_the_same_data_gives_the_same_forest(trained):
+    settings, lake, report = trained
+    second_forest = training.fit(
         read_features(lake, report.window_start, report.window_end, training._COLUMNS), settings.train_trees, 42
     )
     rows = features(50, seed=9)
     np.testing.assert_allclose(
-        score_samples(again, rows), score(read_champion(settings).model, rows), rtol=0, atol=1e-8
+        score_samples(second_forest, rows), score(read_champion(settings).model, rows), rtol=0, atol=1e-8
     )
 
 
-def test_recalibrating_moves_the_threshold_but_not_the_model(home):
-    settings, lake, report = home
+def test_recalibration_changes_the_threshold_but_not_the_model(trained):
+    settings, lake, report = trained
     generous = settings.model_copy(update={"alert_budget_per_day": 4.0})
-    new = recalibrate(lake, generous)
-    assert new.model_version == find_champion_version(settings) == report.version
-    assert new.threshold < report.calibration.threshold
-    assert read_threshold(lake, read_champion(settings), settings) == new.threshold
+    calibration = recalibrate(lake, generous)
+    assert calibration.model_version == find_champion_version(settings) == report.version
+    assert calibration.threshold < report.calibration.threshold
+    assert read_threshold(lake, read_champion(settings), settings) == calibration.threshold
     recalibrate(lake, settings)
     assert read_threshold(lake, read_champion(settings), settings) == report.calibration.threshold
     assert read_row_count(lake.open(alert_thresholds)) == 3
 
 
-def test_a_short_window_is_calibrated_on_its_own_days_and_says_so(tmp_path):
+def test_a_short_window_is_calibrated_on_its_own_days_and_records_them(tmp_path):
     settings = load_settings(home=tmp_path, mlflow_tracking_uri="", train_min_rows=10, train_trees=3)
     lake = Lake.of(settings)
     commit_features(lake, features(400, days=10))
@@ -110,14 +110,14 @@ def test_a_short_window_is_calibrated_on_its_own_days_and_says_so(tmp_path):
     assert read(lake.open(alert_thresholds), ["window_start"])["window_start"].to_pylist() == [start]
 
 
-def test_too_few_rows_says_how_many_and_registers_nothing(home):
-    settings, lake, report = home
+def test_too_few_rows_are_reported_and_register_no_model(trained):
+    settings, lake, report = trained
     with pytest.raises(NotEnoughDataError, match=r"1,000 .*FRAUD_TRAIN_MIN_ROWS.* 100 "):
         train(lake, settings, FIRST, FIRST + timedelta(days=1))
     assert find_champion_version(settings) == report.version
 
 
-def test_an_empty_lake(tmp_path):
+def test_training_and_calibration_need_data(tmp_path):
     settings = load_settings(home=tmp_path, mlflow_tracking_uri="")
     with pytest.raises(NotEnoughDataError, match=r"1,000 .*FRAUD_TRAIN_MIN_ROWS"):
         train(Lake.of(settings), settings)
@@ -126,8 +126,8 @@ def test_an_empty_lake(tmp_path):
     assert not (tmp_path / "mlflow").exists()
 
 
-def test_bad_windows(home):
-    settings, lake, _ = home
+def test_an_invalid_window_is_refused(trained):
+    settings, lake, _ = trained
     with pytest.raises(SettingError, match="empty"):
         train(lake, settings, FIRST, FIRST)
     with pytest.raises(SettingError, match="zone"):
@@ -138,31 +138,31 @@ def test_rows_of_another_feature_version_are_not_trained_on(tmp_path):
     settings = load_settings(home=tmp_path, mlflow_tracking_uri="")
     lake = Lake.of(settings)
     rows = features(1_500)
-    name = rows.column_names.index("feature_version")
-    commit_features(lake, rows.set_column(name, rows.schema.field(name), pa.array(["0"] * 1_500)))
+    index = rows.column_names.index("feature_version")
+    commit_features(lake, rows.set_column(index, rows.schema.field(index), pa.array(["0"] * 1_500)))
     with pytest.raises(NotEnoughDataError, match=r"holds 0 of feature version 1"):
         train(lake, settings)
 
 
-def test_a_version_without_threshold_says_what_to_do(home):
-    settings, lake, _ = home
+def test_a_version_without_a_threshold_is_reported_with_the_fix(trained):
+    settings, lake, _ = trained
     with pytest.raises(LakeError, match=r"Version 99 .*\(MLflow run r\) has no .* Materialize only alert_thresholds"):
         read_threshold(lake, ModelVersion(99, "r"), settings)
 
 
-def test_the_alias_stays_where_it_is_if_the_threshold_cannot_be_stored(home, monkeypatch):
-    settings, lake, report = home
+def test_the_alias_does_not_change_if_the_threshold_cannot_be_stored(trained, monkeypatch):
+    settings, lake, report = trained
 
-    def full(*_):
+    def fail_with_full_disk(*_):
         raise LakeError("The disk is full")
 
-    monkeypatch.setattr(training, "commit_append", full)
+    monkeypatch.setattr(training, "commit_append", fail_with_full_disk)
     with pytest.raises(LakeError):
         train(lake, settings)
     assert find_champion_version(settings) == report.version
 
 
-def test_a_registry_that_cannot_be_written(tmp_path):
+def test_a_registry_that_cannot_be_written_is_reported(tmp_path):
     (tmp_path / "mlflow").write_text("a file where the folder should be")
     settings = load_settings(home=tmp_path, mlflow_tracking_uri="", train_trees=2)
     lake = Lake.of(settings)

@@ -24,7 +24,7 @@ from fraud_assets_tests.support.waiting import until
 BLANKS = b" " * 900_000
 
 
-def values(lake: Lake) -> set[bytes]:
+def read_values(lake: Lake) -> set[bytes]:
     return set(read(lake.open(raw_transactions), ["value"])["value"].to_pylist())
 
 
@@ -36,7 +36,7 @@ def values(lake: Lake) -> set[bytes]:
         pytest.param(record_batch(b"?", codec=0, crc=1), "CRC32C", id="wrong checksum"),
     ],
 )
-def test_landing_once_lands_the_others_and_names_partition_and_offset(
+def test_landing_once_lands_the_other_partitions_and_reports_partition_and_offset(
     settings: Settings, lake: Lake, broker: Broker, send: Send, batch: bytes, words: str
 ) -> None:
     send("transactions", numbers(0, 5), partition=0)
@@ -48,11 +48,11 @@ def test_landing_once_lands_the_others_and_names_partition_and_offset(
     ):
         land_topics(lake, settings)
     assert UnreadableError.exit_code == 1
-    # What comes after the batch would hide that it is missing.
-    assert values(lake) == {*numbers(0, 5), *numbers(8, 20)}
+    # Later messages of the partition do not land, because they would hide the missing batch.
+    assert read_values(lake) == {*numbers(0, 5), *numbers(8, 20)}
 
 
-def test_a_label_that_cannot_be_read_keeps_transactions_waiting(
+def test_transactions_do_not_land_while_a_label_is_unreadable(
     settings: Settings, lake: Lake, broker: Broker, send: Send
 ) -> None:
     send("fraud-labels", [{"transaction_id": 1, "is_fraud": 1, "labelled_at": "2026-01-01T00:00:00Z"}], partition=1)
@@ -60,11 +60,11 @@ def test_a_label_that_cannot_be_read_keeps_transactions_waiting(
     send("transactions", numbers(0, 5))
     with pytest.raises(UnreadableError, match="Partition 0 of topic 'fraud-labels' cannot be read at offset 0"):
         land_topics(lake, settings)
-    assert values(lake) == set()
+    assert read_values(lake) == set()
 
 
 @pytest.mark.xdist_group("apache")
-def test_a_batch_damaged_at_the_broker_stops_its_partition_until_it_is_repaired(
+def test_a_damaged_batch_stops_only_its_partition_until_it_is_repaired(
     apache: Cluster, apache_settings: Settings, lake: Lake
 ) -> None:
     settings = apache_settings.model_copy(update={"land_interval_seconds": 0.05})
@@ -74,24 +74,24 @@ def test_a_batch_damaged_at_the_broker_stops_its_partition_until_it_is_repaired(
     damage(apache.folder, topic, 0, b"000007")
     metrics = LandingMetrics()
     with always_on(partial(land_forever, lake, settings, metrics=metrics)) as lines:
-        # The first member of a group on a fresh broker waits for the broker's own topic of offsets.
+        # The first member of a group on a new broker waits until the broker has created its topic of offsets.
         until(lambda: metrics.health()["status"] == "failing", 90)
         produce(settings, numbers(20, 30), partition=1)
-        until(lambda: values(lake) == {*numbers(0, 5), *numbers(20, 30)})
+        until(lambda: read_values(lake) == {*numbers(0, 5), *numbers(20, 30)})
         health = metrics.health()
         assert f"Partition 0 of topic {topic!r} cannot be read at offset 5" in health["reason"]
         labels = {"topic": topic, "partition": "0"}
         assert metrics.registry.get_sample_value("fraud_landing_partition_unreadable", labels) == 1
         damage(apache.folder, topic, 0, b"00000?", b"7")
         until(lambda: metrics.health()["status"] == "ok")
-        until(lambda: values(lake) == {*numbers(0, 15), *numbers(20, 30)})
+        until(lambda: read_values(lake) == {*numbers(0, 15), *numbers(20, 30)})
         assert metrics.registry.get_sample_value("fraud_landing_partition_unreadable", labels) is None
     assert len([line for line in lines if "cannot be read at offset 5" in line]) == 1
     assert f"Landing of {topic}/0 works again." in lines
 
 
 @pytest.mark.xdist_group("apache")
-def test_a_sound_batch_that_unpacks_to_more_than_100_mb_lands(apache_settings: Settings, lake: Lake) -> None:
+def test_a_valid_batch_that_decompresses_to_more_than_100_mb_lands(apache_settings: Settings, lake: Lake) -> None:
     producer = Producer(
         {
             "bootstrap.servers": apache_settings.kafka_bootstrap_servers,

@@ -1,4 +1,4 @@
-"""The web server with the workspace file: users see the designed pages."""
+"""The web server loads the workspace file and shows the expected assets, jobs, sensors and schedules."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ Query = Callable[[str], dict[str, Any]]
 
 @pytest.fixture
 def query(settings: Settings) -> Iterator[Query]:
-    """`query(text)`: what a webserver of the test's own answers by GraphQL.
+    """`query(text)` sends a GraphQL query to a web server that runs only for the test, and returns the data.
 
-    Not in the repository's folder: Dagster puts the `.env` of the folder above the environment.
+    The server does not run in the repository's folder, because there the `.env` would override the environment.
     """
     prepare_home(settings)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     environment = {
         **os.environ,
         "FRAUD_HOME": str(settings.home_path),
@@ -62,32 +62,32 @@ def query(settings: Settings) -> Iterator[Query]:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        # Until it listens: a new try every quarter of a second, for a minute at most.
+        # Retry every quarter of a second, for at most a minute, until the server listens.
         session.mount("http://", HTTPAdapter(max_retries=Retry(240, backoff_factor=0.25, backoff_max=0.25)))
 
-        def ask(text: str) -> dict[str, Any]:
+        def send_query(text: str) -> dict[str, Any]:
             answer = session.post(f"http://127.0.0.1:{port}/graphql", json={"query": text}, timeout=60).json()
             assert "errors" not in answer, answer
             return answer["data"]
 
         try:
-            yield ask
+            yield send_query
         finally:
             server.terminate()
             try:
                 server.wait(20)
             finally:
-                # The server of the code location is its child.
+                # The code server is a child process of the web server.
                 kill_group(server.pid)
 
 
 def kill_group(leader: int) -> None:
-    """Ends what is left of a process group."""
+    """Kill the remaining processes of a process group."""
     with suppress(ProcessLookupError):
         os.killpg(leader, signal.SIGKILL)
 
 
-def test_asset_graph_sensors_and_schedules(query: Query) -> None:
+def test_the_asset_graph_sensors_schedules_and_jobs_are_shown(query: Query) -> None:
     nodes = query("{ assetNodes { assetKey { path } dependencyKeys { path } groupName isExecutable } }")["assetNodes"]
     graph = {node["assetKey"]["path"][-1]: {key["path"][-1] for key in node["dependencyKeys"]} for node in nodes}
     assert graph == DEPENDENCIES

@@ -1,4 +1,4 @@
-"""Three nodes of Apache Kafka, one of which is lost."""
+"""An Apache Kafka cluster of three nodes loses one node."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fraud_assets_tests.support.starting import topic_maker
 
 
 @pytest.mark.usefixtures("kafka_jars")
-def test_three_nodes_lose_one_and_no_message(tmp_path: Path, make_settings) -> None:
+def test_the_loss_of_one_of_three_nodes_loses_no_message(tmp_path: Path, make_settings) -> None:
     with apache_kafka(tmp_path, 3) as cluster:
         topic = topic_maker(cluster.bootstrap)("transactions", partitions=3)
         settings = make_settings(

@@ -1,4 +1,4 @@
-"""Large numbers of mutated messages and files, through every stage."""
+"""Large numbers of mutated messages and files pass through every stage."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from fraud_assets_tests.support.fuzz_flow import (
         ("avro", "handbook", "customer_id", 5_000),
     ],
 )
-def test_a_hundred_thousand_mutated_messages_find_their_place(
+def test_a_hundred_thousand_mutated_messages_reach_the_right_tables(
     request: pytest.FixtureRequest,
     make_settings: Make,
     capsys: pytest.CaptureFixture[str],
@@ -65,13 +65,13 @@ def test_a_hundred_thousand_mutated_messages_find_their_place(
 
 
 @pytest.mark.timeout(1_200)
-def test_a_thousand_mutated_files_land_whole_or_fail_with_a_reason(
+def test_a_thousand_mutated_files_land_completely_or_fail_with_a_reason(
     settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dropped = drop(settings, fuzz.files(1_000, 42))
-    begun = monotonic()
+    started = monotonic()
     land_in_a_process(settings, 1_000)
-    seconds = monotonic() - begun
+    seconds = monotonic() - started
     landed, failed = assert_files_are_in_their_place(settings, dropped)
     with capsys.disabled():
         print(f"\n{len(dropped):,} files: {landed:,} landed, {failed:,} failed, {len(dropped) / seconds:,.0f}/s")
@@ -79,7 +79,7 @@ def test_a_thousand_mutated_files_land_whole_or_fail_with_a_reason(
 
 
 @pytest.mark.timeout(600)
-def test_mutated_files_leave_a_receipt_where_none_may_be_kept(settings: Settings) -> None:
+def test_only_receipts_of_mutated_files_are_kept_if_fields_become_pseudonyms(settings: Settings) -> None:
     drop(settings, fuzz.files(300, 43))
     land_in_a_process(settings, 500, FRAUD_PSEUDONYMISE="customer_id", FRAUD_PSEUDONYM_KEY=KEY)
     kept = [*settings.processed.iterdir(), *settings.failed.iterdir()]

@@ -1,4 +1,4 @@
-"""The handbook's data set on Spark, and day by day to its end."""
+"""The features of the handbook's data set, computed on Spark and computed day by day."""
 
 from __future__ import annotations
 
@@ -23,25 +23,27 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("handbook")]
 
 
-def test_on_spark(handbook: tuple[Settings, Lake], book: pa.Table, spark: SparkSession, tmp_path: Path) -> None:
-    """Of all rows the same as by the other engine, to 1e-9, in batches that are each other's history."""
+def test_features_on_spark_equal_the_handbook(
+    handbook: tuple[Settings, Lake], book: pa.Table, spark: SparkSession, tmp_path: Path
+) -> None:
+    """Spark also computes the same features as DuckDB, to 1e-9, in several batches that use each other as history."""
     settings, lake = handbook
-    other = Lake(str(tmp_path / "lake"))
+    spark_lake = Lake(str(tmp_path / "lake"))
     for table in (raw_transactions, fraud_labels):
-        shutil.copytree(lake.uri(table), other.uri(table))
-    process_landed(other, settings, SparkEngine(settings, lambda: spark))
+        shutil.copytree(lake.uri(table), spark_lake.uri(table))
+    process_landed(spark_lake, settings, SparkEngine(settings, lambda: spark))
     columns = ["transaction_id", *DERIVED_FEATURES]
-    mine, theirs = (
-        open_dataset(each.open(transaction_features)).to_table(columns=columns).sort_by("transaction_id")
-        for each in (other, lake)
+    spark_features, duckdb_features = (
+        open_dataset(computed.open(transaction_features)).to_table(columns=columns).sort_by("transaction_id")
+        for computed in (spark_lake, lake)
     )
-    assert mine["transaction_id"].equals(theirs["transaction_id"])
+    assert spark_features["transaction_id"].equals(duckdb_features["transaction_id"])
     for name in DERIVED_FEATURES:
-        difference = pc.subtract(mine[name].cast(pa.float64()), theirs[name].cast(pa.float64()))
+        difference = pc.subtract(spark_features[name].cast(pa.float64()), duckdb_features[name].cast(pa.float64()))
         assert pc.max(pc.abs(difference)).as_py() < 1e-9, name
-    assert_every_cell(mine, book)
+    assert_every_cell(spark_features, book)
 
 
-def test_every_day_by_day(handbook: tuple[Settings, Lake], book: pa.Table) -> None:
-    """Each day is a batch of its own, with only the history and the labels of the days before it."""
+def test_all_days_computed_day_by_day_equal_the_handbook(handbook: tuple[Settings, Lake], book: pa.Table) -> None:
+    """Each day is a separate batch, with only the history and the labels that are known by then."""
     assert_day_by_day(handbook, book, (LAST_DAY - FIRST_DAY).days + 1)

@@ -1,4 +1,4 @@
-"""The long form of test_object_store.py: thousands of races for a key, and random kills for minutes."""
+"""The long form of cluster/test_object_store.py: thousands of races for a key, and minutes of random kills."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PROCESSES = 3
 KEYS = 150
 MESSAGES = 20_000
 SECONDS = 240
-FOR_EVER = """
+RUN_FOREVER = """
 import sys, time
 from fraud_assets.errors import FraudAssetsError
 from fraud_assets.lake.tables import Lake
@@ -70,8 +70,8 @@ print(json.dumps(race_for_keys(client(ObjectStore(Path(), ports), prefix), keys,
 """
 
 
-def test_thousands_of_races_for_a_key(tmp_path: Path) -> None:
-    """Threads of several processes put the same new keys; each has one winner, who was told so."""
+def test_every_race_for_a_key_has_one_winner(tmp_path: Path) -> None:
+    """Threads of several processes put the same new keys. Exactly one writer of each key succeeds."""
     keys, prefix = [f"{number:020}.json" for number in range(KEYS)], uuid4().hex
     with object_store(tmp_path / "s3") as store:
         racers = [
@@ -82,15 +82,17 @@ def test_thousands_of_races_for_a_key(tmp_path: Path) -> None:
             )
             for number in range(PROCESSES)
         ]
-        told = [json.loads(racer.communicate(timeout=1500)[0]) for racer in racers]
-        won = {place: body for part in told for place, body in part.items()}
-        assert len(won) == sum(map(len, told)) == KEYS
+        results = [json.loads(racer.communicate(timeout=1500)[0]) for racer in racers]
+        won = {key_and_body: body for result in results for key_and_body, body in result.items()}
+        assert len(won) == sum(map(len, results)) == KEYS
         assert_one_winner_each(client(store, prefix), keys, won)
 
 
-def test_minutes_of_kills(tmp_path: Path, make_settings: Callable[..., Settings]) -> None:
+def test_minutes_of_random_kills_lose_and_repeat_no_message(
+    tmp_path: Path, make_settings: Callable[..., Settings]
+) -> None:
     """Two landers and two feature runs race while one of them or the store itself is killed every few seconds."""
-    chance = random.Random(7)
+    rng = random.Random(7)
     with object_store(tmp_path / "s3") as store:
         settings = make_settings(**store.settings("proof"), lake_timeout_seconds=30)
         environment = {**os.environ, **store.environment("proof"), "FRAUD_HOME": str(settings.home_path)}
@@ -99,31 +101,33 @@ def test_minutes_of_kills(tmp_path: Path, make_settings: Callable[..., Settings]
             producer = Producer({"bootstrap.servers": broker.bootstrap, "log_level": 0})
             log = (tmp_path / "processes.log").open("a")
 
-            def begin(stage: str) -> subprocess.Popen[bytes]:
-                command = [sys.executable, "-c", FOR_EVER, stage]
+            def start_process(stage: str) -> subprocess.Popen[bytes]:
+                command = [sys.executable, "-c", RUN_FOREVER, stage]
                 return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
-            running = {place: begin(place.split("-")[0]) for place in ("land-1", "land-2", "features-1", "features-2")}
+            running = {
+                name: start_process(name.split("-")[0]) for name in ("land-1", "land-2", "features-1", "features-2")
+            }
             kills = {"store": 0, "process": 0}
-            began, sent = time.monotonic(), 0
+            started, sent = time.monotonic(), 0
             try:
-                while (passed := time.monotonic() - began) < SECONDS or sent < MESSAGES:
-                    due = min(MESSAGES, int(MESSAGES * passed / SECONDS) + 1)
+                while (elapsed := time.monotonic() - started) < SECONDS or sent < MESSAGES:
+                    due = min(MESSAGES, int(MESSAGES * elapsed / SECONDS) + 1)
                     for number in range(sent, due):
                         producer.produce(settings.transactions_topic, message(number), key=str(number % 17).encode())
                     assert producer.flush(30) == 0
                     sent = due
-                    time.sleep(chance.uniform(1, 4))
-                    if chance.random() < 0.15:
+                    time.sleep(rng.uniform(1, 4))
+                    if rng.random() < 0.15:
                         store.kill()
                         store.start()
                         kills["store"] += 1
                     else:
-                        place = chance.choice(sorted(running))
-                        assert running[place].poll() is None, "a process ended by itself"
-                        running[place].send_signal(signal.SIGKILL)
-                        running[place].wait()
-                        running[place] = begin(place.split("-")[0])
+                        name = rng.choice(sorted(running))
+                        assert running[name].poll() is None, "a process ended by itself"
+                        running[name].send_signal(signal.SIGKILL)
+                        running[name].wait()
+                        running[name] = start_process(name.split("-")[0])
                         kills["process"] += 1
             finally:
                 for process in running.values():

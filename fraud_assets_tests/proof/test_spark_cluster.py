@@ -1,4 +1,4 @@
-"""Working drivers and workers of a Spark cluster are killed; no row is lost or repeated."""
+"""Drivers and workers of a Spark cluster are killed while they work; no row is lost or repeated."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from fraud_assets_tests.support.spark_cluster_runs import (
     make_old,
     on_disk,
     processes_in,
-    told,
+    read_result,
 )
 from fraud_assets_tests.support.starting import Start
 from fraud_assets_tests.support.topics import numbers, produce
@@ -41,19 +41,19 @@ from fraud_assets_tests.support.waiting import until
 pytestmark = pytest.mark.xdist_group("spark")
 
 
-def test_a_driver_that_dies_before_it_commits_leaves_nothing_behind(
+def test_a_driver_killed_before_its_commit_adds_no_row(
     drive: Drive, copied: Lake, settings: Settings, spark_cluster: StandaloneCluster
 ) -> None:
-    assert told(drive("--die"))[0] == -signal.SIGKILL
+    assert read_result(drive("--die"))[0] == -signal.SIGKILL
     assert len(on_disk(copied)) == FILES
     assert not in_log(copied)
     until(lambda: not spark_cluster.state()["activeapps"])
-    assert told(drive()) == (0, "", "")
+    assert read_result(drive()) == (0, "", "")
     assert_each_once(copied)
     assert_maintenance_removes_orphans(copied, settings)
 
 
-def test_a_worker_that_dies_at_work_costs_no_row(
+def test_a_worker_killed_during_a_task_loses_no_row(
     drive: Drive, copied: Lake, settings: Settings, spark_cluster: StandaloneCluster, tmp_path: Path
 ) -> None:
     workers = {"worker-1", "worker-2"}
@@ -63,12 +63,12 @@ def test_a_worker_that_dies_at_work_costs_no_row(
     spark_cluster.kill_worker(1)
     assert not processes_in(spark_cluster.folder / "worker-1")
     (tmp_path / "open").touch()
-    assert told(driver) == (0, "", "")
+    assert read_result(driver) == (0, "", "")
     assert_each_once(copied)
     assert_maintenance_removes_orphans(copied, settings)
 
 
-def test_a_task_that_runs_twice_counts_once(drive: Drive, copied: Lake, tmp_path: Path) -> None:
+def test_a_task_that_runs_twice_adds_its_rows_once(drive: Drive, copied: Lake, tmp_path: Path) -> None:
     driver = drive(
         "--late",
         str(tmp_path),
@@ -78,12 +78,12 @@ def test_a_task_that_runs_twice_counts_once(drive: Drive, copied: Lake, tmp_path
         spark_speculation_multiplier="1",
         spark_task_maxFailures="1",
     )
-    assert told(driver) == (0, "", "")
+    assert read_result(driver) == (0, "", "")
     assert (tmp_path / "overtaken").exists()
     assert_each_once(copied)
 
 
-def test_no_process_outlives_the_block(tmp_path: Path) -> None:
+def test_no_process_of_a_cluster_is_left_after_an_interrupt(tmp_path: Path) -> None:
     def interrupted() -> None:
         with standalone(tmp_path, workers=1):
             assert len(processes_in(tmp_path)) == 2
@@ -94,7 +94,7 @@ def test_no_process_outlives_the_block(tmp_path: Path) -> None:
     assert not processes_in(tmp_path)
 
 
-def test_a_lander_without_workers_says_so_and_ends_when_told(
+def test_a_lander_without_workers_logs_it_and_stops_on_sigterm(
     spark_cluster: StandaloneCluster, apache_settings: Settings, start: Start
 ) -> None:
     produce(apache_settings, numbers(0, 10))
@@ -107,9 +107,9 @@ def test_a_lander_without_workers_says_so_and_ends_when_told(
         FRAUD_SPARK_CONF="spark.executor.memory=900g",
     )
     assert process.stderr is not None
-    said = next(line for line in process.stderr if "No worker" in line)
-    assert spark_cluster.master in said
-    assert "900g" in said
+    warning = next(line for line in process.stderr if "No worker" in line)
+    assert spark_cluster.master in warning
+    assert "900g" in warning
     until(lambda: any((apache_settings.home_path / "spark").glob("landing-*/offsets/0")), 60)
     process.send_signal(signal.SIGTERM)
     _, lines = process.communicate(timeout=60)
@@ -119,7 +119,7 @@ def test_a_lander_without_workers_says_so_and_ends_when_told(
 
 
 @pytest.mark.timeout(1200)
-def test_the_whole_chain_outlives_workers_and_a_driver(
+def test_all_stages_survive_the_loss_of_workers_and_a_driver(
     materialize: Materialize, spark_cluster: StandaloneCluster, apache_settings: Settings, tmp_path: Path
 ) -> None:
     settings, lake = apache_settings, Lake.of(apache_settings)
@@ -146,10 +146,10 @@ def test_the_whole_chain_outlives_workers_and_a_driver(
     finished(scoring, tmp_path)
     assert_exactly_once(lake, settings, traffic)
 
-    # What comes next is taken up where the last run ended, by the workers that are there.
+    # The next run continues where the last one ended, on the remaining workers.
     traffic.burst(1_000)
-    again = materialize(settings, "raw_transactions", "fraud_labels", "transaction_features", "fraud_predictions")
-    finished(again, tmp_path)
+    next_run = materialize(settings, "raw_transactions", "fraud_labels", "transaction_features", "fraud_predictions")
+    finished(next_run, tmp_path)
     assert_exactly_once(lake, settings, traffic)
     tables = (raw_transactions, transaction_features, fraud_predictions, quarantined_transactions)
     orphans = {table: on_disk(lake, table) - in_log(lake, table) for table in tables}

@@ -1,4 +1,4 @@
-"""Both engines give the same features for any messages."""
+"""Both engines compute the same features from any messages."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.xdist_group("spark")
     delay=st.integers(0, 10),
     zone=st.sampled_from(["UTC", "Europe/Brussels", "Asia/Kolkata"]),
 )
-def test_engines_agree_on_any_stream(
+def test_both_engines_compute_the_same_features_from_any_messages(
     spark: SparkSession,
     make_settings: Callable[..., Settings],
     tmp_path_factory: pytest.TempPathFactory,
@@ -48,7 +48,7 @@ def test_engines_agree_on_any_stream(
         land(lake, settings, seed, part, count, days)
         if part == 0:
             process_landed(lake, settings)
-    other = copy_of(lake, home / "other")
+    duckdb_lake = copy_of(lake, home / "other")
     process_landed(lake, settings, SparkEngine(settings, lambda: spark))
-    process_landed(other, settings)
-    assert_equal(lake, other)
+    process_landed(duckdb_lake, settings)
+    assert_equal(lake, duckdb_lake)

@@ -1,4 +1,4 @@
-"""Landing by Spark through outages and kills."""
+"""Landing on Spark survives outages and kills."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ pytestmark = pytest.mark.xdist_group("spark")
 
 @pytest.fixture
 def settings(apache_settings: Settings) -> Settings:
-    """Settings of the test's own topics at Apache Kafka, that tell of an outage soon."""
+    """Settings with the test's own topics on Apache Kafka and a timeout of five seconds."""
     return apache_settings.model_copy(update={"kafka_timeout_seconds": 5.0, "land_interval_seconds": 0.1})
 
 
-def test_a_process_that_is_killed_loses_and_repeats_nothing(settings: Settings, lake: Lake, start: Start) -> None:
+def test_a_killed_process_loses_and_repeats_no_message(settings: Settings, lake: Lake, start: Start) -> None:
     produce(settings, numbers(0, 20_000))
     for commits in (1, 2, 3):
         target = lake.open(raw_transactions).version() + commits
@@ -41,18 +41,18 @@ def test_a_process_that_is_killed_loses_and_repeats_nothing(settings: Settings, 
         process.wait()
     count = len(landed(lake))
     assert count < 20_000
-    last = start("land", **process_environment(settings, FRAUD_ENGINE="spark"))
+    last_process = start("land", **process_environment(settings, FRAUD_ENGINE="spark"))
     until(lambda: len(landed(lake)) >= 20_000, 90)
-    last.send_signal(signal.SIGTERM)
-    _, lines = last.communicate(timeout=60)
-    assert last.returncode == 0, lines
+    last_process.send_signal(signal.SIGTERM)
+    _, lines = last_process.communicate(timeout=60)
+    assert last_process.returncode == 0, lines
     assert "Stopped" in lines.splitlines()[-1]
     assert "Traceback" not in lines
     assert landed(lake) == numbers(0, 20_000)
     assert [path.name for path in (settings.home_path / "spark").iterdir()] == ["driver.log"]
 
 
-def test_an_outage_is_said_once_and_waited_for(
+def test_an_outage_is_logged_once_and_the_lander_waits_for_its_end(
     spark: SparkSession, kafka_jars: None, tmp_path: Path, make_settings: MakeSettings
 ) -> None:
     with apache_kafka(tmp_path / "kafka") as cluster:
@@ -75,7 +75,7 @@ def test_an_outage_is_said_once_and_waited_for(
                     until(lambda: metrics.health()["status"] == "failing", 60)
                     assert "No answer from the broker" in metrics.health()["reason"]
                     cluster.start()
-            # Told to stop while the broker is away, it does not wait for it.
+            # A lander that is stopped during an outage does not wait for the broker.
             cluster.kill()
     assert sum("No answer" in line for line in lines) == 2
     assert lines.count("Landing of topics works again.") == 2

@@ -14,7 +14,7 @@ from fraud_assets_tests.support.synthetic import FIRST, features
 
 
 def commit_alerts(lake: Lake, alerts: Mapping[date, int], per_day: int = 100) -> None:
-    """Predictions of ten days, `per_day` of each; so many of a day alert."""
+    """Commits predictions of ten days, `per_day` for each day; `alerts` has the number of alerts per day."""
     rows = features(10 * per_day)
     left = dict(alerts)
     flags = []

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def run(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`fraud-assets …` in a process of its own."""
+    """Runs `fraud-assets …` in a separate process."""
     return subprocess.run(
         [sys.executable, "-m", "fraud_assets.cli", *arguments],
         env={
@@ -27,7 +27,7 @@ def run(home: Path, *arguments: str, **environment: str) -> subprocess.Completed
 
 
 def assert_one_sentence(result: subprocess.CompletedProcess[str], *words: str) -> None:
-    """Failed, in one line without a stack trace, with all the words."""
+    """Asserts that the command failed without a stack trace and that its last line contains all the words."""
     assert result.returncode not in (0, -9), result.stderr
     assert "Traceback" not in result.stderr
     line = result.stderr.strip().splitlines()[-1]

@@ -16,7 +16,7 @@ from fraud_assets.settings import Settings
 
 
 class Daemon:
-    """Looks by a sensor and runs what it requests, as Dagster's daemon does, on one instance and cursor."""
+    """Evaluates a sensor and runs its requests, as Dagster's daemon does, with one instance and one cursor."""
 
     def __init__(self, settings: Settings, sensor: dg.SensorDefinition = new_files_sensor) -> None:
         shared = ("home", "file_quiet_seconds", "train_min_rows", "train_trees")
@@ -27,12 +27,12 @@ class Daemon:
         self.wipe()
 
     def wipe(self) -> None:
-        """A Dagster home recreated: no run, no cursor."""
+        """Starts with a new Dagster instance, without runs and without a cursor."""
         self.instance = dg.DagsterInstance.ephemeral()
         self.cursor: str | None = None
 
     def look(self) -> dg.RunRequest | dg.SkipReason:
-        """One evaluation of the sensor; its cursor is kept where it did not fail."""
+        """Evaluates the sensor once and keeps its cursor, unless the evaluation fails."""
         with dg.build_sensor_context(
             instance=self.instance, cursor=self.cursor, resources={"platform": self.platform}
         ) as context:
@@ -42,14 +42,14 @@ class Daemon:
         return result
 
     def requested(self) -> dg.RunRequest:
-        """What the sensor requests; under a key that no run has, or Dagster would drop it."""
+        """The run that the sensor requests. No run has its run key yet; otherwise Dagster would drop the request."""
         result = self.look()
         assert isinstance(result, dg.RunRequest), result.skip_message
         assert result.run_key not in {run.tags.get(RUN_KEY_TAG) for run in self.instance.get_runs()}
         return result
 
     def skipped(self) -> str:
-        """Why the sensor requests nothing."""
+        """The reason for which the sensor requests no run."""
         result = self.look()
         assert isinstance(result, dg.SkipReason), result
         return result.skip_message or ""
@@ -65,7 +65,7 @@ class Daemon:
         )
 
     def start(self, request: dg.RunRequest, status: dg.DagsterRunStatus) -> None:
-        """Leaves a request's run in a status, without executing it."""
+        """Creates the run of a request in the given status, without executing it."""
         module = LoadableTargetOrigin(module_name="fraud_assets.definitions")
         repository = RemoteRepositoryOrigin(ManagedGrpcPythonEnvCodeLocationOrigin(module), "__repository__")
         self.instance.create_run_for_job(

@@ -1,6 +1,6 @@
-"""A user of Delta's own Spark connector: copies tables to Parquet files, and appends to one.
+"""A program that uses Delta's own Spark connector: it copies tables to Parquet files and appends to one table.
 
-Run as `python delta_spark_driver.py OUT APPEND_TO TABLE…`, with the connector named by FRAUD_SPARK_CONF.
+Run as `python delta_spark_driver.py OUT APPEND_TO TABLE…`, where FRAUD_SPARK_CONF names the connector.
 """
 
 from __future__ import annotations

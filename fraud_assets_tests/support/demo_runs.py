@@ -11,7 +11,7 @@ from typing import Any
 
 
 def demo(home: Path, *arguments: str) -> dict[str, Any]:
-    """The last line of a demo in a process of its own."""
+    """Runs a demo in a separate process and returns the summary in its last line."""
     result = subprocess.run(
         [sys.executable, "-m", "fraud_assets.cli", "demo", "--home", str(home), *arguments],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Drops files into the drop folder, and reads their landed rows."""
+"""Writes files to the drop folder and reads their landed rows."""
 
 from __future__ import annotations
 

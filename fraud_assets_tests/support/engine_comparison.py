@@ -1,4 +1,4 @@
-"""Lakes of the same messages, computed by both engines."""
+"""Lakes with the same messages, which both engines compute."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import random
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -28,9 +27,6 @@ from fraud_assets.lake.append import append_landed
 from fraud_assets.lake.tables import Lake, read
 from fraud_assets.settings import Settings
 
-if TYPE_CHECKING:
-    pass
-
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -42,7 +38,7 @@ def messages(bodies: list[bytes | None], first: int = 0, partition: int = 0, top
     return pa.table(
         {
             "topic": pa.repeat(topic, count),
-            "topic_id": pa.repeat("life", count),
+            "topic_id": pa.repeat("topic-id", count),
             "partition": pa.array([partition] * count, pa.int32()),
             "offset": range(first, first + count),
             "timestamp": pa.nulls(count, TIME),
@@ -53,8 +49,8 @@ def messages(bodies: list[bytes | None], first: int = 0, partition: int = 0, top
     ).cast(MESSAGES)
 
 
-def stream(chance: random.Random, count: int, days: int, ids: int) -> list[bytes | None]:
-    """Bodies with ties, late events, repeated ids, nulls and what is no transaction."""
+def draw_bodies(chance: random.Random, count: int, days: int, ids: int) -> list[bytes | None]:
+    """Bodies with equal times, late events, repeated ids and nulls; some are no transactions."""
     bodies: list[bytes | None] = []
     for _ in range(count):
         transaction = {
@@ -93,7 +89,7 @@ def land(lake: Lake, settings: Settings, seed: int, part: int, count: int = 300,
     chance = random.Random(seed * 1000 + part)
     ids = count * 4
     for partition in (0, 1):
-        append_landed(lake, raw_transactions, messages(stream(chance, count, days, ids), part * count, partition))
+        append_landed(lake, raw_transactions, messages(draw_bodies(chance, count, days, ids), part * count, partition))
     late = messages(list(labels(chance, count, days, ids)), part * count, topic="fraud-labels")
     append_labels(lake, settings, late)
 

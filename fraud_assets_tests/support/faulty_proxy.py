@@ -1,4 +1,4 @@
-"""A proxy on 127.0.0.1 that forwards HTTP requests and disturbs some of them like a faulty network."""
+"""A proxy on 127.0.0.1 that forwards HTTP requests and injects faults of a network into some of them."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 Fault = Literal["unavailable", "answer lost"] | None
-Judge = Callable[[str, str], Fault]
+FaultChoice = Callable[[str, str], Fault]
 
 
 @dataclass
 class FaultyProxy:
-    """Where it listens, what it does to a request (by method and path), and what it has done so far."""
+    """The proxy's address, the function that chooses a fault by method and path, and the faults so far."""
 
     endpoint: str = ""
-    judge: Judge = lambda method, path: None
+    choose_fault: FaultChoice = lambda method, path: None
     done: list[tuple[str, str, str]] = field(default_factory=list)
 
 
 @contextmanager
 def faulty_proxy(target: str) -> Iterator[FaultyProxy]:
-    """Forwards to `target` until the block ends."""
+    """Runs a proxy that forwards to `target` until the block ends."""
     proxy = FaultyProxy()
-    place = urlsplit(target).netloc
+    address = urlsplit(target).netloc
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def handle_one(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            fault = proxy.judge(self.command, self.path)
+            fault = proxy.choose_fault(self.command, self.path)
             if fault is not None:
                 proxy.done.append((fault, self.command, self.path))
             if fault == "unavailable":
@@ -43,8 +43,8 @@ def faulty_proxy(target: str) -> Iterator[FaultyProxy]:
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
-            onward = http.client.HTTPConnection(place, timeout=30)
-            # The Host header is part of the signature and stays what the client meant.
+            onward = http.client.HTTPConnection(address, timeout=30)
+            # The Host header is part of the signature, so it stays as the client sent it.
             onward.request(self.command, self.path, body, dict(self.headers.items()))
             answer = onward.getresponse()
             content = answer.read()
@@ -64,14 +64,14 @@ def faulty_proxy(target: str) -> Iterator[FaultyProxy]:
         do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_one
 
         def log_message(self, *arguments: object) -> None:
-            """Nothing is printed."""
+            """Prints nothing."""
 
     class Server(ThreadingHTTPServer):
-        # With the 5 of the standard library, connections beyond them wait for seconds.
+        # The standard library's queue of 5 makes further connections wait for seconds.
         request_queue_size = 128
 
         def handle_error(self, request: object, client_address: object) -> None:
-            """A client that gave up is no news."""
+            """Ignores clients that closed their connection."""
 
     server = Server(("127.0.0.1", 0), Handler)
     server.daemon_threads = True

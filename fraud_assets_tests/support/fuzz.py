@@ -1,6 +1,6 @@
-"""Seeded mutations of messages and files, as broken, careless and hostile producers may send them.
+"""Seeded mutations of messages and files, as faulty or hostile producers may send them.
 
-The same seed gives the same messages. About a third of them are valid, so that bad messages have neighbors to harm.
+The same seed gives the same messages. About a third of them are valid, so that bad messages can damage valid neighbors.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from fraud_assets.samples import FIELD_MAPPINGS
 
 FIRST = datetime(2024, 1, 1, tzinfo=UTC)
 LONGEST = 300_000
-"""Bytes of a body, at most: what a broker takes by default is a megabyte."""
+"""The maximum length of a body in bytes. By default, a broker accepts one megabyte."""
 
 Pairs = list[tuple[str, str]]
-"""A JSON object as the texts of its keys and values: so a key may be there twice, and a value be no JSON."""
+"""A JSON object as the texts of its keys and values, so that a key can occur twice and a value can be invalid JSON."""
 
 
 @dataclass(frozen=True)
 class Sent:
-    """A message as it is given to the producer; `time` in milliseconds, 0 for now."""
+    """A message as the producer gets it; `time` is in milliseconds, 0 for now."""
 
     value: bytes | None
     key: bytes | None = None
@@ -37,7 +37,7 @@ class Sent:
 
 @dataclass(frozen=True)
 class Dialect:
-    """A kind of feed: its objects, and which of their keys are the contract's."""
+    """A kind of feed: its objects, and the keys that belong to the contract."""
 
     make: Callable[[int, Random], dict[str, Any]]
     ids: tuple[str, ...]
@@ -47,7 +47,7 @@ class Dialect:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Good objects.
+# Valid objects.
 
 
 def _moment(random: Random) -> datetime:
@@ -98,7 +98,7 @@ LABELS = Dialect(_label, ("transaction_id",), ("is_fraud",), ("labelled_at",))
 
 
 def labels_of(dialect: Dialect) -> Dialect:
-    """Labels of a dialect's transactions."""
+    """The labels for transactions of a dialect."""
     name = dialect.ids[0]
 
     def make(number: int, random: Random) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def labels_of(dialect: Dialect) -> Dialect:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Odd values, as JSON texts (or as texts that are none).
+# Unusual values, as JSON texts or as invalid JSON.
 
 NUMBERS = (
     "0", "-0", "-0.0", "-0.01", "1e308", "1.7976931348623157e308", "1e309", "-1e309", "1e-400", "5e-324", "3.5e38",
@@ -193,9 +193,9 @@ def _other_spelling(pairs: Pairs, dialect: Dialect, random: Random) -> None:
     change = random.choice(
         [_escaped, str.upper, lambda key: key.replace('"', '" ', 1), lambda key: key[:-1] + '\\u0000"']
     )
-    place = random.randrange(len(pairs)) if pairs else None
-    if place is not None:
-        pairs[place] = (change(pairs[place][0]), pairs[place][1])
+    index = random.randrange(len(pairs)) if pairs else None
+    if index is not None:
+        pairs[index] = (change(pairs[index][0]), pairs[index][1])
 
 
 def _extra(pairs: Pairs, dialect: Dialect, random: Random) -> None:
@@ -215,7 +215,7 @@ _OF_OBJECTS = (_odd_field, _odd_field, _odd_field, _missing, _twice, _other_spel
 
 
 def json_text(number: int, dialect: Dialect, random: Random, mutations: int) -> bytes:
-    """An object of the dialect with so many of its pairs mutated."""
+    """An object of the dialect with the given number of mutations."""
     pairs = [(json.dumps(key), json.dumps(value)) for key, value in dialect.make(number, random).items()]
     for _ in range(mutations):
         random.choice(_OF_OBJECTS)(pairs, dialect, random)
@@ -229,28 +229,28 @@ def json_text(number: int, dialect: Dialect, random: Random, mutations: int) -> 
 
 
 def mutated(body: bytes, other: bytes, random: Random) -> bytes:
-    """The bytes with one to four mutations: flips, cuts, splices with `other`, repetitions, odd pieces."""
+    """The bytes with one to four mutations: bit flips, cuts, splices with `other`, repetitions, unusual pieces."""
     data = bytearray(body)
     for _ in range(random.choice([1, 1, 2, 4])):
-        place = random.randrange(len(data) + 1)
+        index = random.randrange(len(data) + 1)
         width = random.choice([1, 1, 2, 8, 40])
         match random.randrange(8):
             case 0 if data:
-                data[place % len(data)] ^= 1 << random.randrange(8)
+                data[index % len(data)] ^= 1 << random.randrange(8)
             case 1:
-                del data[place:]
+                del data[index:]
             case 2:
-                data[place:] = other[random.randrange(len(other) + 1) :]
+                data[index:] = other[random.randrange(len(other) + 1) :]
             case 3:
-                del data[place : place + width]
+                del data[index : index + width]
             case 4:
-                data[place:place] = data[place : place + width] * random.choice([1, 2, 100])
+                data[index:index] = data[index : index + width] * random.choice([1, 2, 100])
             case 5:
-                data[place:place] = random.randbytes(width)
+                data[index:index] = random.randbytes(width)
             case 6:
                 data += random.choice([bytes(data), other, b" " * 1_000])
             case _:
-                data[place : place + random.randrange(3)] = random.choice(PIECES)
+                data[index : index + random.randrange(3)] = random.choice(PIECES)
     return bytes(data[:LONGEST])
 
 
@@ -259,14 +259,14 @@ def mutated(body: bytes, other: bytes, random: Random) -> bytes:
 
 
 def messages(count: int, seed: int, dialect: Dialect, wire: Wire | None = None, times: bool = True) -> Iterator[Sent]:
-    """Messages of a dialect; with `wire` framed as a schema registry's serializer does, and that mutated too.
+    """Generates messages of a dialect. With `wire`, bodies have the frame of a schema registry's serializer.
 
     Args:
-        count: how many.
-        seed: of all that is random.
+        count: the number of messages.
+        seed: the seed of all random choices.
         dialect: the kind of feed.
-        wire: how good objects become framed bodies.
-        times: whether some messages say that they are of another time.
+        wire: makes framed bodies from objects; mutations apply to frames too.
+        times: whether some messages have another timestamp.
     """
     random = Random(seed)
     other = b"{}"
@@ -311,7 +311,7 @@ def _key(random: Random) -> bytes | None:
 
 def _headers(random: Random) -> Headers:
     values = [None, b"", b"\0", b"\xff\xfe", b"1", b"x" * 3_000, b"\0\0\0\0\1", b"\1" + b"g" * 16]
-    # Names without NUL, where Kafka's client in C would cut them.
+    # Names contain no NUL, because Kafka's client in C would cut them there.
     names = ["", "a", "é\u2028", "x" * 500, ID_HEADER, "traceparent", "\x01", "😀"]
     return [(random.choice(names), random.choice(values)) for _ in range(random.choice([1, 2, 40]))]
 
@@ -324,7 +324,7 @@ def _time(random: Random) -> int:
 
 @dataclass(frozen=True)
 class SchemaIds:
-    """What a registry knows: the ids of the feed's schema and of others, and the GUID of the first."""
+    """The ids of a registry: those of the feed's schema and of other schemas, and the GUID of the feed's schema."""
 
     good: int
     others: Sequence[int] = ()
@@ -351,7 +351,7 @@ ENDLESS = '{"type": "record", "name": "Many", "fields": [{"name": "a", "type": {
 
 
 def avro_wire(ids: SchemaIds) -> Wire:
-    """Bodies in Avro: numbers at their limits within, then frames with wrong ids, ids in headers, no frame at all."""
+    """Bodies in Avro: some have numbers at their limits, frames with wrong ids, ids in headers, or no frame."""
     from decimal import Decimal
 
     from fastavro import parse_schema, schemaless_writer
@@ -390,15 +390,15 @@ def avro_wire(ids: SchemaIds) -> Wire:
             else round(random.expovariate(0.02), 2),
             "tags": {"k" * random.randrange(3): ["v"] * random.randrange(5)} if odd else {},
         }
-        stream = BytesIO()
-        schemaless_writer(stream, schema, fields)
-        return _framed(stream.getvalue(), ids, random)
+        buffer = BytesIO()
+        schemaless_writer(buffer, schema, fields)
+        return _framed(buffer.getvalue(), ids, random)
 
     return wire
 
 
 def json_schema_wire(ids: SchemaIds) -> Wire:
-    """JSON behind a frame."""
+    """JSON bodies after a frame."""
     return lambda body, random: _framed(body, ids, random)
 
 
@@ -444,24 +444,24 @@ def files(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
 
 
 def mutated_file(content: bytes, other: bytes, random: Random) -> bytes:
-    """As `mutated`, but one place at a time, and often near the end, where a Parquet file has its footer."""
+    """Mutates one position, often near the end, where a Parquet file has its footer."""
     data = bytearray(content)
-    place = random.randrange(len(data) + 1) if random.random() < 0.5 else max(0, len(data) - random.randrange(1, 1_500))
+    index = random.randrange(len(data) + 1) if random.random() < 0.5 else max(0, len(data) - random.randrange(1, 1_500))
     match random.randrange(9):
         case 0 | 1 | 2 if data:
-            data[place % len(data)] ^= 1 << random.randrange(8)
+            data[index % len(data)] ^= 1 << random.randrange(8)
         case 3:
-            data[place : place + random.randrange(1, 9)] = random.randbytes(random.randrange(9))
+            data[index : index + random.randrange(1, 9)] = random.randbytes(random.randrange(9))
         case 4:
-            del data[place:]
+            del data[index:]
         case 5:
-            data[place:place] = random.choice(PIECES)
+            data[index:index] = random.choice(PIECES)
         case 6:
             data += other
         case 7:
             data[: random.randrange(30)] = b""
         case _:
-            data[place : place + 4] = struct.pack("<i", random.choice([-1, 0, 2**31 - 1, -(2**31), 1 << 20]))
+            data[index : index + 4] = struct.pack("<i", random.choice([-1, 0, 2**31 - 1, -(2**31), 1 << 20]))
     return bytes(data)
 
 
@@ -537,19 +537,19 @@ def _parquet(number: int, random: Random) -> bytes:
         columns[random.choice([*HEADER, "extra", "is_fraud", "labelled_at", "TX_AMOUNT", ""])] = _odd_column(
             count, random
         )
-    stream = BytesIO()
+    buffer = BytesIO()
     plain: dict[str, Any] = {"use_dictionary": False, "column_encoding": {"transaction_id": "DELTA_BINARY_PACKED"}}
     try:
         pq.write_table(
             pa.table(columns),
-            stream,
+            buffer,
             compression=random.choice(["snappy", "zstd", "gzip", "none", "lz4", "brotli"]),
             data_page_version=random.choice(["1.0", "2.0"]),
             **random.choice([{}, {"use_dictionary": False}, plain]),
         )
-    except (pa.ArrowException, OSError):  # a type that Parquet has not, or that the encoding does not take
+    except (pa.ArrowException, OSError):  # Parquet or the encoding does not support the type
         return b"PAR1"
-    return stream.getvalue()
+    return buffer.getvalue()
 
 
 def _odd_column(count: int, random: Random) -> Any:

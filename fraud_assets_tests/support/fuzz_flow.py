@@ -1,4 +1,4 @@
-"""Sends mutated messages and files through every stage, and checks the final table of each of them."""
+"""Sends mutated messages and files through every stage, and checks the table or folder that each of them reaches."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ from fraud_assets_tests.support.starting import ROOT, topic_maker
 Make = Callable[..., Settings]
 
 
-Place = tuple[int, int]
+Position = tuple[int, int]
 """Partition and offset."""
 
 
@@ -62,7 +62,7 @@ DIALECTS = {"handbook": fuzz.HANDBOOK, "sparkov": fuzz.SPARKOV}
 
 
 def assert_meant(body: bytes, row: dict[str, Any], settings: Settings) -> None:
-    """A good row holds what its body says, as Python's own reader of JSON reads it."""
+    """Asserts that a feature row has the values that Python's JSON parser reads from its body."""
     payload = json.loads(body, parse_int=lambda digits: int(digits) if len(digits) <= 4_300 else digits)
     for name in ("transaction_id", "customer_id", "terminal_id"):
         assert row[name] == str(payload[settings.contract.payload_field(name)])
@@ -73,13 +73,13 @@ def assert_meant(body: bytes, row: dict[str, Any], settings: Settings) -> None:
     assert 1900 <= row["tx_datetime"].year < 2200
 
 
-def produce(broker: Broker, topic: str, sent: Iterable[Sent], partitions: int) -> dict[Place, Sent]:
-    """Produces all, dealt out to the partitions; gives where each message is."""
-    places: dict[Place, Sent] = {}
+def produce(broker: Broker, topic: str, sent: Iterable[Sent], partitions: int) -> dict[Position, Sent]:
+    """Produces all messages to the partitions in turn; returns them by partition and offset."""
+    positions: dict[Position, Sent] = {}
 
     def delivered(message: Sent, error: Any, at: Any) -> None:
         assert error is None, (error, message)
-        places[at.partition(), at.offset()] = message
+        positions[at.partition(), at.offset()] = message
 
     producer = Producer(
         {
@@ -101,19 +101,19 @@ def produce(broker: Broker, topic: str, sent: Iterable[Sent], partitions: int) -
         )
         producer.poll(0)
     assert producer.flush(60) == 0
-    return places
+    return positions
 
 
 def rows_of(lake: Lake, table: Table, *columns: str) -> list[dict[str, Any]]:
     return open_dataset(lake.open(table)).to_table(columns=list(columns) or None).to_pylist()
 
 
-def at(row: dict[str, Any]) -> Place:
+def at(row: dict[str, Any]) -> Position:
     return row["partition"], row["offset"]
 
 
 def assert_bytes(row: dict[str, Any], sent: Sent, settings: Settings) -> None:
-    """A stored message is the one that was sent, or its treated form."""
+    """Asserts that a stored message equals the one that was sent, or its form with pseudonyms."""
     headers = [(header["key"], header["value"]) for header in row["headers"] or ()]
     if not settings.pseudonymise:
         assert (row["value"], row["key"], headers) == (sent.value, sent.key, list(sent.headers))
@@ -124,13 +124,13 @@ def assert_bytes(row: dict[str, Any], sent: Sent, settings: Settings) -> None:
 
 
 def assert_everything_has_its_place(
-    lake: Lake, settings: Settings, transactions: dict[Place, Sent], labels: dict[Place, Sent], scored: bool
+    lake: Lake, settings: Settings, transactions: dict[Position, Sent], labels: dict[Position, Sent], scored: bool
 ) -> dict[str, int]:
-    """Checks the lake against what was sent; returns the counts of the tables."""
+    """Checks the lake against the messages that were sent; returns the counts of the tables."""
     landed = {at(row): row for row in rows_of(lake, raw_transactions)}
     assert landed.keys() == transactions.keys()
-    for place, row in landed.items():
-        assert_bytes(row, transactions[place], settings)
+    for position, row in landed.items():
+        assert_bytes(row, transactions[position], settings)
     quarantined = rows_of(lake, quarantined_transactions)
     assert {row["reason"] for row in quarantined} <= set(REASONS)
     assert all(row["detail"] for row in quarantined)
@@ -161,7 +161,7 @@ def assert_everything_has_its_place(
 
 
 def wire_of(settings: Settings) -> fuzz.Wire | None:
-    """What frames bodies with the ids of the settings' registry, which is filled here."""
+    """Registers the schemas in the settings' registry and returns the function that frames bodies with their ids."""
     if settings.transactions_format == "json":
         return None
     client = get_registry_client(settings)
@@ -185,7 +185,7 @@ def flow(
     lake, broker = Lake.of(settings), find_broker(settings)
     messages = fuzz.messages(count, seed, dialect, wire_of(settings))
     labels = fuzz.messages(max(count // 10, 20), seed + 1, fuzz.labels_of(dialect))
-    sent: tuple[dict[Place, Sent], dict[Place, Sent]] = {}, {}
+    sent: tuple[dict[Position, Sent], dict[Position, Sent]] = {}, {}
     seconds, trained = 0.0, False
     while len(sent[0]) < count:
         sent[1].update(produce(broker, settings.labels_topic, islice(labels, max(each // 10, 20)), partitions))
@@ -206,10 +206,10 @@ def flow(
 
 @contextmanager
 def any_broker(request: pytest.FixtureRequest, make_settings: Make, **overrides: Any) -> Iterator[Settings]:
-    """Settings with topics of two partitions at Apache Kafka, or with an embedded broker where there is none."""
+    """Settings with topics of two partitions on Apache Kafka, or with an embedded broker if it cannot start."""
     if describe_obstacle() is None:
         make = topic_maker(request.getfixturevalue("apache").bootstrap)
-        # Else the broker refuses the times that some messages carry, or forgets these messages.
+        # With other limits, the broker refuses the timestamps of some messages or deletes these messages.
         limits = {"message_timestamp_after_max_ms": 2**63 - 1, "retention_ms": -1, "max_message_bytes": 2_000_000}
         yield make_settings(
             kafka_bootstrap_servers=request.getfixturevalue("apache").bootstrap,
@@ -231,7 +231,7 @@ from fraud_assets.settings import load_settings
 settings = load_settings(_env_file=None)
 land_files(Lake.of(settings), settings)
 """
-"""In a process of its own, so that a crash of native code is seen and ends no other test."""
+"""This program runs in a separate process, so that a crash of native code is detected and ends no other test."""
 
 
 def drop(settings: Settings, files: Iterable[tuple[str, bytes]]) -> dict[str, bytes]:
@@ -266,7 +266,7 @@ def digest_of(path: Path) -> str:
 
 
 def rows_expected(path: Path) -> list[bytes] | int | None:
-    """What a landed file holds by another reader: the lines, or a number of rows; None where readers differ."""
+    """The content of a landed file by another reader: lines, or a number of rows; None if readers may differ."""
     suffix = path.suffix.lower()
     content = path.read_bytes()
     if suffix in JSON_LINES:
@@ -281,7 +281,7 @@ def rows_expected(path: Path) -> list[bytes] | int | None:
 
 
 def is_line(landed: bytes, line: bytes) -> bool:
-    """Whether a body is the line, but for the capital letters of its names."""
+    """Returns whether a body equals the line, except for upper case in field names."""
     if landed == line:
         return True
     body, written = (json.loads(text.decode("utf-8-sig")) for text in (landed, line))
@@ -291,7 +291,7 @@ def is_line(landed: bytes, line: bytes) -> bool:
 
 
 def assert_files_are_in_their_place(settings: Settings, dropped: dict[str, bytes]) -> tuple[int, int]:
-    """Every file is in `processed/` with all of its rows, or in `failed/` with a reason; gives the files of each."""
+    """Asserts that every file is processed with all rows or failed with a reason; returns the number of each."""
     lake = Lake.of(settings)
     rows: dict[str, list[bytes]] = {}
     for row in sorted(rows_of(lake, raw_transactions, "topic_id", "offset", "value"), key=lambda row: row["offset"]):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from datetime import date, timedelta
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,15 +18,12 @@ from fraud_assets.lake.tables import Lake, open_dataset
 from fraud_assets.settings import Settings, load_settings
 from fraud_assets.stages.features import process_landed
 
-if TYPE_CHECKING:
-    pass
-
 FIRST_DAY, LAST_DAY = date(2018, 7, 11), date(2018, 8, 7)
 
 
 @pytest.fixture(scope="module")
 def handbook(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Settings, Lake]]:
-    """A lake into which the five transaction files were dropped, with features."""
+    """A lake with the rows and features of the five transaction files."""
     data = load_settings().handbook_data
     files = sorted(data.glob("transactions_*.parquet"))
     if not files:
@@ -46,13 +42,13 @@ def handbook(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Setting
 
 @pytest.fixture(scope="module")
 def book(handbook: tuple[Settings, Lake]) -> pa.Table:
-    """The book's own feature tables, by transaction id."""
+    """The feature tables that the handbook publishes, sorted by transaction id."""
     table = pq.read_table(handbook[0].handbook_data / f"book_features_{FIRST_DAY}_{LAST_DAY}.parquet")
     return table.append_column("id", table["TRANSACTION_ID"].cast(pa.string())).sort_by("id")
 
 
 def assert_every_cell(mine: pa.Table, book: pa.Table) -> None:
-    """Equal to the book in all fourteen derived features, to 1e-6."""
+    """Asserts that all fourteen derived features equal those of the handbook, to 1e-6."""
     mine = mine.filter(pc.is_in(mine["transaction_id"], book["id"])).sort_by("transaction_id")
     assert mine["transaction_id"].equals(book["id"])
     for name in DERIVED_FEATURES:
@@ -61,7 +57,7 @@ def assert_every_cell(mine: pa.Table, book: pa.Table) -> None:
 
 
 def assert_day_by_day(handbook: tuple[Settings, Lake], book: pa.Table, count: int) -> None:
-    """Computes the last `count` days as batches of their own and compares each cell with the book."""
+    """Computes each of the last `count` days as a separate batch and compares each cell with the handbook."""
     settings, lake = handbook
     first = LAST_DAY - timedelta(days=count - 1)
     rows = (
@@ -70,7 +66,7 @@ def assert_day_by_day(handbook: tuple[Settings, Lake], book: pa.Table, count: in
         .sort_by([("ingested_at", "ascending"), ("offset", "ascending")])
     )
     labels = open_dataset(lake.open(fraud_labels)).to_table(filter=pc.field("is_fraud"))
-    verdicts = pa.table(
+    labels = pa.table(
         {
             "transaction_id": labels["transaction_id"],
             "is_fraud": labels["is_fraud"],
@@ -93,7 +89,7 @@ def assert_day_by_day(handbook: tuple[Settings, Lake], book: pa.Table, count: in
             }
         )
         end_of_day = pa.scalar(day + timedelta(days=1)).cast(pa.timestamp("us")).cast(pa.int64())
-        arrived = verdicts.filter(pc.less(verdicts["labelled_us"], end_of_day))
+        arrived = labels.filter(pc.less(labels["labelled_us"], end_of_day))
         windows = compute_windows(known, arrived, settings)
         today = near.filter(new).select(["transaction_id", *DERIVED_FEATURES[:2]])
         for name in DERIVED_FEATURES[2:]:

@@ -57,7 +57,7 @@ SCORE = "from fraud_assets.stages import scoring\n{}\nscoring.score_pending(lake
 
 
 def start(settings: Settings, code: str) -> subprocess.Popen[str]:
-    """A process of its own on the same lake and broker."""
+    """Starts a process on the same lake and broker."""
     environment = {**os.environ, "FRAUD_HOME": str(settings.home_path)}
     return subprocess.Popen(
         [sys.executable, "-c", START + code], env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -65,14 +65,14 @@ def start(settings: Settings, code: str) -> subprocess.Popen[str]:
 
 
 def killed(settings: Settings, code: str) -> None:
-    """Runs the code in a process that must die of SIGKILL."""
+    """Runs the code in a process that SIGKILL must end."""
     process = start(settings, code)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL, errors
 
 
 def message(number: int) -> bytes:
-    """Every 10th body is broken, every 15th repeats an earlier id."""
+    """A message body: every 10th one is invalid, every 15th one repeats an earlier id."""
     if number % 10 == 3:
         return b'{"transaction_id": ' + str(number).encode()
     body = {
@@ -94,7 +94,7 @@ def positions(lake: Lake, *tables: Any) -> list[tuple[Any, ...]]:
 
 
 def assert_balanced(lake: Lake, settings: Settings) -> None:
-    """Every message landed once, is in exactly one of features and quarantine, and reports agree."""
+    """Asserts that every message landed once and is in either features or quarantine, also by the reconciliation."""
     landed = positions(lake, raw_transactions)
     assert len(landed) == len(set(landed)) == MESSAGES
     assert positions(lake, transaction_features, quarantined_transactions) == landed

@@ -32,12 +32,12 @@ def bodies(count: int, *, first_id: int = 0) -> list[bytes]:
 
 
 def land(lake: Lake, values: Sequence[bytes], *, first_offset: int = 0, partition: int = 0) -> None:
-    """Appends bodies to `raw_transactions` at the offsets from `first_offset` on."""
+    """Appends bodies to `raw_transactions`, at offsets that start with `first_offset`."""
     count = len(values)
     rows = pa.table(
         {
             "topic": pa.repeat("transactions", count),
-            "topic_id": pa.repeat("life", count),
+            "topic_id": pa.repeat("topic-id", count),
             "partition": pa.array([partition] * count, pa.int32()),
             "offset": pa.array(range(first_offset, first_offset + count), pa.int64()),
             "timestamp": pa.nulls(count, TIME),

@@ -24,7 +24,7 @@ class _Lines(logging.Handler):
 
 @contextmanager
 def logged(add: Callable[[str], None] | None = None) -> Iterator[list[str]]:
-    """Collects the messages of level INFO and above; `add` gets each as it comes."""
+    """Collects log messages of level INFO and above; calls `add` with each of them."""
     lines: list[str] = []
 
     def keep(line: str) -> None:
@@ -43,7 +43,9 @@ def logged(add: Callable[[str], None] | None = None) -> Iterator[list[str]]:
         platform.setLevel(level)
 
 
-def land_logged(lake: Lake, settings: Settings, said: list[str], stuck: StuckEntries | None = None) -> list[FileReport]:
-    """Lands the drop folder; `said` gets what is logged."""
-    with logged(said.append):
+def land_logged(
+    lake: Lake, settings: Settings, messages: list[str], stuck: StuckEntries | None = None
+) -> list[FileReport]:
+    """Lands the drop folder and appends the log messages to `messages`."""
+    with logged(messages.append):
         return land_files(lake, settings, stuck=stuck)

@@ -51,17 +51,17 @@ def label_table(bodies: Sequence[bytes | None]) -> pa.Table:
 
 
 def body(**changes: Any) -> bytes:
-    """A good transaction with changes; `...` takes a field away."""
+    """A valid transaction with changes; the value `...` removes a field."""
     return json.dumps({key: value for key, value in {**GOOD, **changes}.items() if value is not ...}).encode()
 
 
 def label(**changes: Any) -> bytes:
-    """A good label with changes; `...` takes a field away."""
+    """A valid label with changes; the value `...` removes a field."""
     return json.dumps({key: value for key, value in {**GOOD_LABEL, **changes}.items() if value is not ...}).encode()
 
 
 def text(field: str, value: str) -> bytes:
-    """A good transaction with a field written as this JSON text."""
+    """A valid transaction in which this JSON text is the value of a field."""
     return body(**{field: "@"}).replace(b'"@"', value.encode())
 
 

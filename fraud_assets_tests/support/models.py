@@ -1,4 +1,4 @@
-"""The properties of a small model."""
+"""A small model, and processes that register it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run(code, settings):
 
 
 def assert_first_trainings_are_quiet(home, processes):
-    """On a fresh registry one process creates the database, all register, and none prints anything."""
+    """Asserts that processes which share a new registry all register their models and print nothing."""
     settings = load_settings(home=home, mlflow_tracking_uri="")
     started = [start(REGISTER, settings) for _ in range(processes)]
     for process in started:

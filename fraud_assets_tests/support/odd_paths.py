@@ -1,4 +1,4 @@
-"""Unusual folder names that work."""
+"""Unusual folder names that the platform supports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quarantined messages and labels."""
+"""Messages and labels that go to quarantine."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from fraud_assets_tests.support.landed import bodies
 
 
 def other_names(count: int, first_id: int) -> list[bytes]:
-    """Transactions whose amount goes by the name `amt`."""
+    """Transactions whose field for the amount is named `amt`."""
     return [body.replace(b"tx_amount", b"amt") for body in bodies(count, first_id=first_id)]
 
 
 def label_rows(values: list[bytes]) -> pa.Table:
-    """Labels as they come from the topic."""
+    """Labels as landing reads them from the topic."""
     count = len(values)
     columns: dict[str, Any] = {
         "topic": ["fraud-labels"] * count,
-        "topic_id": ["life"] * count,
+        "topic_id": ["topic-id"] * count,
         "partition": [0] * count,
         "offset": list(range(count)),
         "timestamp": [None] * count,

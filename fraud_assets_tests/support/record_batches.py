@@ -1,4 +1,4 @@
-"""Record batches as brokers store them, made by hand so that tests can damage them."""
+"""Record batches as brokers store them, built byte by byte so that tests can damage them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ZSTD = 4
 
 
 def crc32c(data: bytes) -> int:
-    """Checksum of a batch."""
+    """The checksum of a batch."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc ^= byte
@@ -20,14 +20,14 @@ def crc32c(data: bytes) -> int:
 
 
 def record_batch(payload: bytes, records: int = 1, codec: int = ZSTD, crc: int | None = None) -> bytes:
-    """A batch (magic 2) of so many records, whose packed `payload` is not looked at; with its checksum or another."""
+    """A batch (magic 2) that claims `records` records; `payload` is not checked, and `crc` replaces the checksum."""
     checked = struct.pack(">hiqqqhii", codec, records - 1, 0, 0, -1, -1, -1, records) + payload
     crc = crc32c(checked) if crc is None else crc
     return struct.pack(">qiibI", 0, 4 + 1 + 4 + len(checked), -1, 2, crc) + checked
 
 
 def produce_batch(bootstrap: str, topic: str, partition: int, batch: bytes) -> None:
-    """Sends a batch to the embedded broker, which keeps it as it is."""
+    """Sends a batch to the embedded broker, which stores it unchanged."""
 
     def text(value: str) -> bytes:
         return struct.pack(">h", len(value)) + value.encode()
@@ -42,9 +42,9 @@ def produce_batch(bootstrap: str, topic: str, partition: int, batch: bytes) -> N
 
 
 def damage(folder: Path, topic: str, partition: int, text: bytes, other: bytes = b"?") -> None:
-    """Changes a byte of what Apache Kafka keeps of a partition: the last one of `text`, to another."""
+    """Changes a byte in the log file of a partition of Apache Kafka: the last byte of `text`, to `other`."""
     path = next(folder.glob(f"node-*/data/{topic}-{partition}/00000000000000000000.log"))
     with path.open("r+b") as log:
-        place = log.read().index(text) + len(text) - 1
-        log.seek(place)
+        position = log.read().index(text) + len(text) - 1
+        log.seek(position)
         log.write(other)

@@ -25,13 +25,13 @@ Answer = tuple[int, dict[str, str], str]
 
 @dataclass
 class RestServer:
-    """The requests it received and the answers it gives.
+    """The requests that the server received and the responses that it sends.
 
     Attributes:
-        answers: whole responses (status, headers, body) to the next requests, before any record is taken.
-        codes: by number of the record, from 0 since the start, the error code that it gets once.
-        largest: bytes of a request that is taken.
-        cut_after: so many records of the next request are taken and reported, then the connection breaks.
+        answers: responses (status, headers, body) to the next requests, which produce no record.
+        codes: the error code that a record gets once, by the number of the record since the start.
+        largest: the maximum size of an accepted request in bytes.
+        cut_after: the number of records of the next request that are produced before the connection breaks.
     """
 
     url: str
@@ -57,13 +57,13 @@ class _Handler(BaseHTTPRequestHandler):
         state = self.server.state
         body = self._chunks()
         expected = base64.b64encode(f"{KEY}:{SECRET}".encode()).decode()
-        place = self.path.split("/")
-        topic = unquote(place[6])
+        parts = self.path.split("/")
+        topic = unquote(parts[6])
         if state.answers:
             self._answer(*state.answers.popleft())
         elif self.headers["Authorization"] != f"Basic {expected}":
             self._error(401, 40101, "Authentication failed")
-        elif place[:5] != ["", "kafka", "v3", "clusters", CLUSTER] or place[7:] != ["records"]:
+        elif parts[:5] != ["", "kafka", "v3", "clusters", CLUSTER] or parts[7:] != ["records"]:
             self._error(404, 404, "HTTP 404 Not Found")
         elif len(body) > state.largest:
             self._error(413, 413, "Request too large")
@@ -89,7 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(f"{len(text):x}\r\n{text}\r\n".encode())
 
     def _produce(self, topic: str, record: dict[str, Any]) -> dict[str, Any]:
-        """The record's report, to be read once the producer is flushed."""
+        """Produces a record and returns its report, which is complete after a flush of the producer."""
         state = self.server.state
         code = state.codes.pop(state.records, 200)
         state.records += 1
@@ -97,7 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
             return {"error_code": code, "message": f"code {code} was asked for"}
         report: dict[str, Any] = {"error_code": 500, "message": "not delivered"}
 
-        def told(error: Any, message: Any) -> None:
+        def report_delivery(error: Any, message: Any) -> None:
             if error is None:
                 report.update(error_code=200, partition_id=message.partition(), offset=message.offset())
 
@@ -107,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
             topic,
             base64.b64decode(record["value"]["data"]),
             None if key is None else base64.b64decode(key["data"]),
-            on_delivery=told,
+            on_delivery=report_delivery,
         )
         return report
 
@@ -136,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def rest_server(bootstrap: str, certificate: Path | None = None) -> Iterator[RestServer]:
-    """Runs until the block ends; with TLS where a certificate (PEM, key included) is given."""
+    """Runs a server until the block ends, with TLS if `certificate` is given (PEM, including the key)."""
     listening = _Listening(("127.0.0.1", 0), _Handler)
     listening.producer = Producer(
         {"bootstrap.servers": bootstrap, "log_level": 0, "linger.ms": 5, "partitioner": "murmur2_random"}

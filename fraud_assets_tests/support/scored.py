@@ -1,4 +1,4 @@
-"""Scores all landed messages."""
+"""Commits predictions without a model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fraud_assets.lake.tables import Lake, open_dataset
 
 
 def score_all(lake: Lake) -> None:
-    """A prediction per feature row, as the scoring stage would append it."""
+    """Commits a prediction for each feature row, as the scoring stage does."""
     features = open_dataset(lake.open(transaction_features)).to_table()
     constants = {"score": 0.5, "threshold": 0.6, "is_alert": False, "model_version": 1, "model_run_id": "a" * 32}
     columns: dict[str, Any] = {

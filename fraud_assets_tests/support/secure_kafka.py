@@ -1,4 +1,4 @@
-"""One node of Apache Kafka with a listener for every log-in method, and certificates for it."""
+"""One node of Apache Kafka with a listener for every login method, and its certificates."""
 
 from __future__ import annotations
 
@@ -26,39 +26,39 @@ KEY_PASSWORD = "key-pass-2718"
 
 @dataclass(frozen=True)
 class SecureKafka:
-    """Addresses by way to log in, and the PEM files of who is who."""
+    """The address for each login method, and the PEM files."""
 
     cluster: Cluster
     folder: Path
 
     @property
     def sasl(self) -> str:
-        """Takes PLAIN and SCRAM-SHA-512 over TLS."""
+        """The address that accepts PLAIN and SCRAM-SHA-512 over TLS."""
         return self.cluster.address("SASL")
 
     @property
     def mtls(self) -> str:
-        """Takes clients with a certificate of its authority."""
+        """The address that accepts clients with a certificate of its authority."""
         return self.cluster.address("MTLS")
 
     @property
     def misnamed(self) -> str:
-        """Shows a certificate for another host."""
+        """The address whose certificate is for another host."""
         return self.cluster.address("MISNAMED")
 
     @property
     def plain(self) -> str:
-        """Does not encrypt."""
+        """The address without encryption."""
         return self.cluster.bootstrap
 
     def pem(self, name: str) -> str:
-        """`ca`, `client`, `client-key` (with a password), `stranger`, or `other-ca`."""
+        """The path of `ca`, `client`, `client-key` (with a password), `stranger` or `other-ca`."""
         return str(self.folder / f"{name}.pem")
 
 
 @contextmanager
 def secure_kafka(folder: Path) -> Iterator[SecureKafka]:
-    """Runs until the block ends."""
+    """Runs the node until the block ends."""
     ours, others = trustme.CA(), trustme.CA()
     ours.cert_pem.write_to_path(folder / "ca.pem")
     others.cert_pem.write_to_path(folder / "other-ca.pem")
@@ -96,13 +96,13 @@ def _write(path: Path, certificate: trustme.LeafCert) -> None:
 
 
 def _key(certificate: trustme.LeafCert, protection: NoEncryption | BestAvailableEncryption) -> bytes:
-    """As PKCS 8, which is what Java reads."""
+    """The key as PKCS 8, because Java reads no other form."""
     key = load_pem_private_key(certificate.private_key_pem.bytes(), None)
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, protection)
 
 
 def by_password(kafka: SecureKafka) -> dict[str, Any]:
-    """Overrides of settings that log in by PLAIN."""
+    """Overrides of settings for login with PLAIN."""
     return {
         "kafka_bootstrap_servers": kafka.sasl,
         "kafka_sasl_username": PLAIN_USER,
@@ -112,7 +112,7 @@ def by_password(kafka: SecureKafka) -> dict[str, Any]:
 
 
 def by_certificate(kafka: SecureKafka) -> dict[str, Any]:
-    """Overrides of settings that log in by mutual TLS."""
+    """Overrides of settings for login with mutual TLS."""
     return {
         "kafka_bootstrap_servers": kafka.mtls,
         "kafka_ssl_ca_location": kafka.pem("ca"),

@@ -35,7 +35,7 @@ Drive = Callable[..., "subprocess.Popen[str]"]
 
 
 def environment(cluster: StandaloneCluster, settings: Settings, **conf: str) -> dict[str, str]:
-    """Of a process that works with these settings on that cluster; `conf` are settings of Spark, `_` for `.`."""
+    """The environment of a process on the cluster; `conf` are settings of Spark with `_` for `.`."""
     spark_conf = {
         "spark.executor.extraJavaOptions": QUICK_JAVA,
         "spark.ui.enabled": "false",
@@ -56,13 +56,13 @@ def environment(cluster: StandaloneCluster, settings: Settings, **conf: str) -> 
 
 @pytest.fixture
 def copied(tmp_path: Path) -> Lake:
-    """Where the driver copies to."""
+    """The lake to which the driver copies."""
     return Lake(str(tmp_path / "copy"))
 
 
 @pytest.fixture
 def drive(spark_cluster: StandaloneCluster, settings: Settings, lake: Lake, copied: Lake) -> Iterator[Drive]:
-    """`drive("--die", spark_…=…)`: a driver that copies what `lake` holds to `copied`; ended with the test."""
+    """`drive("--die", spark_…=…)`: starts a driver that copies `lake` to `copied`; the driver ends with the test."""
     spark_cluster.start_worker()
     for number in range(FILES):
         land(lake, bodies(ROWS, first_id=number * ROWS), first_offset=number * ROWS)
@@ -70,7 +70,7 @@ def drive(spark_cluster: StandaloneCluster, settings: Settings, lake: Lake, copi
 
     def begin(*arguments: str, **conf: str) -> subprocess.Popen[str]:
         driver = Path(__file__).with_name("spark_driver.py")
-        # Some rows are written while their task is still reading: they go from process to process in small batches.
+        # Small batches between processes: a task writes its first rows while it still reads.
         conf = {"spark_sql_execution_arrow_maxRecordsPerBatch": "10", "spark_buffer_size": "512", **conf}
         process = subprocess.Popen(
             [sys.executable, str(driver), copied.root, *arguments],
@@ -86,13 +86,13 @@ def drive(spark_cluster: StandaloneCluster, settings: Settings, lake: Lake, copi
     end_processes(running)
 
 
-def told(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+def read_result(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     output, errors = process.communicate(timeout=100)
     return process.returncode, output, errors
 
 
 def on_disk(lake: Lake, table: Table = raw_transactions) -> set[str]:
-    """Names of the data files that are in the table's folder."""
+    """The names of the data files in the folder of the table."""
     return {file.name for file in Path(lake.uri(table)).rglob("part-*")}
 
 
@@ -101,13 +101,13 @@ def in_log(lake: Lake, table: Table = raw_transactions) -> set[str]:
 
 
 def make_old(lake: Lake) -> None:
-    """Makes all data files older than what maintenance spares."""
+    """Makes all data files so old that maintenance deletes those that no table uses."""
     for file in Path(lake.root).rglob("part-*"):
         os.utime(file, (0, 0))
 
 
 def processes_in(folder: Path) -> set[str]:
-    """Processes that work in the folder."""
+    """The processes whose working directory is in the folder."""
     found = set()
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -123,9 +123,7 @@ def assert_each_once(lake: Lake) -> None:
 def assert_maintenance_removes_orphans(lake: Lake, settings: Settings) -> None:
     orphans = on_disk(lake) - in_log(lake)
     assert orphans
-    assert not maintain_table(
-        lake, raw_transactions, settings
-    ).files_removed  # they could be another writer's, not committed yet
+    assert not maintain_table(lake, raw_transactions, settings).files_removed  # another writer could still commit them
     make_old(lake)
     assert maintain_table(lake, raw_transactions, settings).files_removed
     assert not orphans & on_disk(lake)
@@ -137,9 +135,9 @@ Materialize = Callable[..., "subprocess.Popen[bytes]"]
 
 @pytest.fixture
 def materialize(spark_cluster: StandaloneCluster, tmp_path: Path) -> Iterator[Materialize]:
-    """`materialize(settings, "fraud_labels", …)`: `dagster asset materialize` on the cluster, ended with the test.
+    """`materialize(settings, "fraud_labels", …)`: `dagster asset materialize` on the cluster; it ends with the test.
 
-    The first run uses batches of 2,000, so that it can be killed in the middle; later ones use `batch_rows`.
+    Batches have 2,000 rows by default, so that a test can kill a run in the middle.
     """
     running: list[subprocess.Popen[bytes]] = []
 
@@ -149,7 +147,7 @@ def materialize(spark_cluster: StandaloneCluster, tmp_path: Path) -> Iterator[Ma
         with log_of(tmp_path).open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "dagster", *command],
-                # Not in the repository's folder: Dagster puts the `.env` of the folder above the environment.
+                # Not in the folder of the repository: Dagster lets the `.env` of the folder override the environment.
                 cwd=settings.home_path,
                 env={
                     **environment(spark_cluster, settings),
@@ -176,19 +174,19 @@ def materialize(spark_cluster: StandaloneCluster, tmp_path: Path) -> Iterator[Ma
 
 
 def log_of(tmp_path: Path) -> Path:
-    """What Dagster told."""
+    """The log file of Dagster."""
     return tmp_path / "dagster.log"
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL of Dagster, its steps and their drivers."""
+    """Kills Dagster, its steps and their drivers with SIGKILL."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def in_the_middle(process: subprocess.Popen[bytes], lake: Lake, table: Table, tmp_path: Path) -> None:
-    """Waits until something of the table is committed, and the rest is still to come."""
+    """Waits until a part of the table is committed, and asserts that the run has not ended."""
     until(lambda: process.poll() is not None or read_row_count(lake.open(table)) > 0, 300)
     assert process.poll() is None, log_of(tmp_path).read_text()
 

@@ -26,7 +26,7 @@ from fraud_assets.lake.positions import SourcePartition, committed_offset
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import load_settings
 
-STREAM = SourcePartition("transactions", "life", 0)
+PARTITION = SourcePartition("transactions", "topic-id", 0)
 PATIENCE = 60
 HALFWAY = 5
 
@@ -42,7 +42,7 @@ def appears(file: Path) -> None:
 
 
 def through(gate: Path) -> Callable[[Batches], Batches]:
-    """Every task tells by a file where it runs, with its first rows already written, and waits for `gate/open`."""
+    """Each task writes its first rows, creates a file with the name of its worker and waits for `gate/open`."""
 
     def run(batches: Batches) -> Batches:
         for number, batch in enumerate(batches):
@@ -56,7 +56,7 @@ def through(gate: Path) -> Callable[[Batches], Batches]:
 
 
 def late(folder: Path) -> Callable[[Batches], Batches]:
-    """The first attempt at one task is held up until another attempt has read all of it."""
+    """The first attempt at one task waits until another attempt has read all rows of the task."""
 
     def run(batches: Batches) -> Batches:
         from pyspark import TaskContext
@@ -84,7 +84,7 @@ def main() -> None:
     source, target = Lake.of(settings), Lake(asked.copy)
     handle = target.open(raw_transactions)
     origin = source.open(raw_transactions)
-    new = ds.field("offset") > committed_offset(handle, STREAM)
+    new = ds.field("offset") > committed_offset(handle, PARTITION)
     with spark_session(settings) as spark, convert_spark_errors(settings):
         files = add_actions(origin)["path"].to_pylist()
         frame = scan(spark, source, raw_transactions, origin, files, where=new)
@@ -94,7 +94,7 @@ def main() -> None:
         written = write(frame, target, raw_transactions)
         if asked.die:
             os.kill(os.getpid(), signal.SIGKILL)
-        commit_append(handle, raw_transactions, written, {STREAM: committed_offset(origin, STREAM)})
+        commit_append(handle, raw_transactions, written, {PARTITION: committed_offset(origin, PARTITION)})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Lands by Spark, once or always on."""
+"""Helpers for landing on Spark."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MakeSettings = Callable[..., Settings]
 
 
 def landed(lake: Lake) -> list[bytes]:
-    """Bodies in the landing table, sorted."""
+    """The bodies in the landing table, sorted."""
     if not lake.exists(raw_transactions):
         return []
     return sorted(read(lake.open(raw_transactions), ["value"])["value"].drop_null().to_pylist())
@@ -30,7 +30,7 @@ def landed(lake: Lake) -> list[bytes]:
 def following(
     spark: SparkSession, lake: Lake, settings: Settings, metrics: LandingMetrics | None = None
 ) -> AbstractContextManager[list[str]]:
-    """A lander on Spark in a thread; gives the lines that it says."""
+    """Runs a lander on Spark in a thread; returns the lines that it logs."""
     return always_on(lambda stop: land_forever(lake, settings, stop, spark=spark, metrics=metrics))
 
 

@@ -1,4 +1,4 @@
-"""Definitions that tests share: root folders, types of fixtures, producers and topic makers."""
+"""Definitions that tests share: the root folder, types of fixtures, producers and topic makers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ QUICK_JAVA = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"
 
 
 def topic_maker(bootstrap: str) -> MakeTopic:
-    """What the fixture `make_topic` is, for another cluster."""
+    """The function that the fixture `make_topic` gives, for another cluster."""
 
     def make(name: str = "t", partitions: int = 1, **config: Any) -> str:
         from confluent_kafka.admin import AdminClient, NewTopic
@@ -42,7 +42,7 @@ def topic_maker(bootstrap: str) -> MakeTopic:
 
 
 def sender(broker: Broker) -> Send:
-    """What the fixture `send` is, for another broker."""
+    """The function that the fixture `send` gives, for another broker."""
 
     def produce(
         topic: str,
@@ -56,17 +56,17 @@ def sender(broker: Broker) -> Send:
         producer = Producer(
             {"bootstrap.servers": broker.bootstrap, "log_level": 0, "queue.buffering.max.messages": 1_000_000}
         )
-        place: dict[str, Any] = {} if partition is None else {"partition": partition}
+        target: dict[str, Any] = {} if partition is None else {"partition": partition}
         for value in values:
             body = json.dumps(value).encode() if isinstance(value, dict) else value
-            producer.produce(topic, body, key, headers=headers, **place)
+            producer.produce(topic, body, key, headers=headers, **target)
         assert producer.flush(20) == 0
 
     return produce
 
 
 def end_processes(processes: Iterable[subprocess.Popen[Any]]) -> None:
-    """Kills those that still run, and reads what they left in their pipes."""
+    """Kills the processes that still run, and reads the rest of their output."""
     for process in processes:
         if process.poll() is None:
             process.kill()

@@ -15,7 +15,7 @@ WRITERS = 8
 
 
 def client(store: ObjectStore, prefix: str) -> S3Store:
-    """The prefix for obstore, whose core is delta-rs's own client. Nothing is tried twice."""
+    """A client of obstore, which uses the same library as delta-rs. It retries nothing."""
     return S3Store(
         BUCKET,
         prefix=prefix,
@@ -32,7 +32,7 @@ def client(store: ObjectStore, prefix: str) -> S3Store:
 
 
 def race_for_keys(bucket: S3Store, keys: list[str], writer: str) -> dict[str, str]:
-    """Puts each key if it is not there yet, each as one of `WRITERS` at the same moment; gives whose body won."""
+    """Makes `WRITERS` threads put each key at the same moment, if it does not exist; returns the bodies that won."""
     won: dict[str, str] = {}
 
     def put(number: int) -> None:
@@ -43,7 +43,7 @@ def race_for_keys(bucket: S3Store, keys: list[str], writer: str) -> dict[str, st
                 obstore.put(bucket, key, body.encode(), mode="create")
             except AlreadyExistsError:
                 continue
-            # Two winners would both be told, and one of them would be overwritten here.
+            # The body is a part of this key. Otherwise a second winner would replace the first.
             won[f"{key} {body}"] = body
 
     barrier = threading.Barrier(WRITERS)
@@ -56,7 +56,7 @@ def race_for_keys(bucket: S3Store, keys: list[str], writer: str) -> dict[str, st
 
 
 def assert_one_winner_each(bucket: S3Store, keys: list[str], won: dict[str, str]) -> None:
-    """Exactly one writer of each key was told that it won, and its body is what is stored."""
-    assert Counter(place.split(" ")[0] for place in won) == Counter(keys)
-    for place, body in won.items():
-        assert bytes(obstore.get(bucket, place.split(" ")[0]).bytes()).decode() == body
+    """Asserts that exactly one writer of each key succeeded and that its body is stored."""
+    assert Counter(name.split(" ")[0] for name in won) == Counter(keys)
+    for name, body in won.items():
+        assert bytes(obstore.get(bucket, name.split(" ")[0]).bytes()).decode() == body

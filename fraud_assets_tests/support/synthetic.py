@@ -1,4 +1,4 @@
-"""Feature rows and labels made by hand, for tests of the stages after features."""
+"""Synthetic feature rows and labels, for tests of the stages after features."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FIRST = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def features(rows: int, *, days: float = 10.0, first_offset: int = 0, partitions: int = 2, seed: int = 0) -> pa.Table:
-    """Random rows in TRANSACTION_FEATURES, evenly spread over the days; transaction ids are `t0`, `t1`, …"""
+    """Random rows of TRANSACTION_FEATURES, spread evenly over the days; transaction ids are `t0`, `t1`, …"""
     rng = np.random.default_rng(seed + first_offset)
     numbers = np.arange(first_offset, first_offset + rows)
     times = [FIRST + timedelta(days=days) * (k / rows) for k in range(rows)]
@@ -40,7 +40,7 @@ def features(rows: int, *, days: float = 10.0, first_offset: int = 0, partitions
         },
         "feature_version": [FEATURE_VERSION] * rows,
         "topic": ["transactions"] * rows,
-        "topic_id": ["life"] * rows,
+        "topic_id": ["topic-id"] * rows,
         "partition": numbers % partitions,
         "offset": numbers // partitions,
         "ingested_at": [FIRST + timedelta(days=20, milliseconds=int(n)) for n in numbers],
@@ -51,18 +51,18 @@ def features(rows: int, *, days: float = 10.0, first_offset: int = 0, partitions
 
 
 def commit_features(lake: Lake, rows: pa.Table) -> None:
-    """Append rows to `transaction_features`, positions too."""
+    """Appends rows to `transaction_features` and commits their offsets."""
     commit_append(lake.open(transaction_features), transaction_features, rows, find_largest_positions(rows))
 
 
 def commit_labels(lake: Lake, labels: Sequence[tuple[str, bool, datetime]], first_offset: int = 0) -> None:
-    """Append (transaction_id, is_fraud, labelled_at) to `fraud_labels`."""
+    """Appends labels (transaction_id, is_fraud, labelled_at) to `fraud_labels`."""
     count = len(labels)
     ids, frauds, times = zip(*labels, strict=True)
     rows = pa.table(
         {
             "topic": pa.repeat("fraud-labels", count),
-            "topic_id": pa.repeat("life", count),
+            "topic_id": pa.repeat("topic-id", count),
             "partition": pa.array([0] * count, pa.int32()),
             "offset": pa.array(range(first_offset, first_offset + count), pa.int64()),
             "transaction_id": pa.array(ids),

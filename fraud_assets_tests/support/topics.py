@@ -16,7 +16,7 @@ from fraud_assets_tests.support.logged import logged
 
 
 def produce(settings: Settings, values: list[Any], partition: int = -1, topic: str = "", **more: Any) -> None:
-    """Produces to the transactions topic or another and waits; a dict goes as JSON; `more` is of every message."""
+    """Produces to the transactions topic or to `topic` and waits. A dict is sent as JSON; `more` is per message."""
     producer = Producer({"bootstrap.servers": settings.kafka_bootstrap_servers, "log_level": 0})
     for value in values:
         body = json.dumps(value).encode() if isinstance(value, dict) else value
@@ -25,19 +25,19 @@ def produce(settings: Settings, values: list[Any], partition: int = -1, topic: s
 
 
 def done(futures: dict[Any, Future[Any]]) -> None:
-    """Waits for what the broker's administration was asked for."""
+    """Waits for the results of requests to the admin client."""
     for future in futures.values():
         future.result(timeout=30)
 
 
 def numbers(first: int, last: int) -> list[bytes]:
-    """Bodies that sort as they were numbered."""
+    """Bodies whose sort order is the order of their numbers."""
     return [b"%06d" % number for number in range(first, last)]
 
 
 @contextmanager
 def always_on(land: Callable[[threading.Event], None]) -> Iterator[list[str]]:
-    """A lander in a thread, `land(stop)`; gives the lines that are logged. Told to stop with the block."""
+    """Runs a lander, `land(stop)`, in a thread until the block ends; returns the lines that are logged."""
     failed: list[BaseException] = []
     stop = threading.Event()
 
@@ -55,7 +55,7 @@ def always_on(land: Callable[[threading.Event], None]) -> Iterator[list[str]]:
         finally:
             stop.set()
             thread.join(60)
-            # Here, so that the lander's own error is shown if the test waited for it in vain.
+            # The error is raised here, so that pytest shows it if the test waited for the lander in vain.
             if failed:
                 raise failed[0]
     assert not thread.is_alive()

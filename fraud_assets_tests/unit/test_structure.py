@@ -1,4 +1,4 @@
-"""The size and the names of modules and functions, which import-linter and ruff do not check."""
+"""Checks the size and the names of modules and functions, which import-linter and ruff do not check."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def test_no_module_has_a_vague_name() -> None:
     assert [name_of(module) for module in MODULES if set(module.with_suffix("").parts) & VAGUE_NAMES] == []
 
 
-def test_tests_import_from_support_alone() -> None:
-    """A test module is not a library: what two of them need is in `support`."""
+def test_tests_import_only_from_support() -> None:
+    """A test module is not a library. Code that two of them need is in `support`."""
     tests = Path(__file__).parents[1]
     wrong = [
         f"{path.relative_to(tests)}: {node.module}"

@@ -27,8 +27,8 @@ def handbook():
     return rows.append_column("is_fraud", pc.equal(rows["tx_fraud"], 1)).drop_columns(["tx_fraud", "tx_fraud_scenario"])
 
 
-def test_the_published_row_of_the_handbook(handbook):
-    """Chapter 7, Isolation Forest: AUC ROC 0.808, average precision 0.164, card precision@100 0.190."""
+def test_evaluation_reproduces_the_published_figures(handbook):
+    """The handbook, chapter 7, isolation forest: AUC ROC 0.808, average precision 0.164, card precision@100 0.190."""
     result = evaluate(handbook, Protocol(date(2018, 7, 11)), trees=10, seed=42, scaled=True)
     assert (result.train_rows, result.train_frauds) == (66_928, 633)
     assert (result.test_rows, result.test_frauds) == (58_505, 374)
@@ -36,55 +36,60 @@ def test_the_published_row_of_the_handbook(handbook):
     assert [round(figure, 3) for figure in figures] == [0.808, 0.164, 0.190]
 
 
-def test_the_platform_model_is_not_worse(handbook):
+def test_the_platform_model_is_at_least_as_good(handbook):
     result = evaluate(handbook, Protocol(date(2018, 7, 11)), trees=100, seed=42)
     assert result.auc_roc >= 0.808
     assert result.average_precision >= 0.164
     assert result.card_precision_at_100 >= 0.190
 
 
-def labelled(fraud_rows, rows=2_000):
+def labeled_rows(fraud_rows, rows=2_000):
     fraud = np.isin(np.arange(rows), list(fraud_rows))
     return features(rows, days=4).append_column("is_fraud", pa.array(fraud))
 
 
 def row_of(day, card, rows=2_000):
-    """A row number of a card (0 to 49) on a day (0 to 3) of `labelled`."""
+    """A row number of a card (0 to 49) on a day (0 to 3) of `labeled_rows`."""
     return int(day * rows / 4) + card
 
 
 PROTOCOL = Protocol(FIRST.date(), train_days=1, delay_days=1, test_days=2)
 
 
-def test_the_order_of_the_rows_does_not_matter():
-    table = labelled({5, row_of(2, 7), row_of(3, 9)})
+def test_the_order_of_the_rows_does_not_change_the_result():
+    table = labeled_rows({5, row_of(2, 7), row_of(3, 9)})
     mixed = table.take(np.random.default_rng(0).permutation(table.num_rows))
     assert evaluate(mixed, PROTOCOL, 10, 1) == evaluate(table, PROTOCOL, 10, 1)
 
 
-def test_cards_leave_the_test_when_their_fraud_becomes_known():
-    """Of training: all test days. Of the day after: from the second test day. Of the day after that: never."""
+def test_a_card_leaves_the_test_when_its_fraud_becomes_known():
+    """A card leaves the test one day after its fraud, because labels are delayed by one day.
+
+    A fraud in training excludes its card on all test days, a fraud on the next day from the second test day on. A later
+    fraud excludes no row.
+    """
     fraud = {row_of(0, 1), row_of(1, 2), row_of(2, 3), row_of(3, 4)}
-    result = evaluate(labelled(fraud), PROTOCOL, 10, 1)
-    per_day = 10  # of each of the fifty cards
+    result = evaluate(labeled_rows(fraud), PROTOCOL, 10, 1)
+    per_day = 10  # transactions of each of the fifty cards
     assert result.test_rows_of_compromised_cards == 2 * per_day + per_day
     assert result.test_rows == 1_000 - 3 * per_day
     assert (result.train_frauds, result.test_frauds) == (1, 2)
 
 
-def test_a_window_without_frauds_or_rows_says_so():
+def test_a_window_without_frauds_or_without_rows_is_refused():
     with pytest.raises(NotEnoughDataError, match="0 of them fraud"):
-        evaluate(labelled({3}), PROTOCOL, 10, 1)
+        evaluate(labeled_rows({3}), PROTOCOL, 10, 1)
     with pytest.raises(NotEnoughDataError, match="--train-start"):
-        evaluate(labelled({3}), Protocol(FIRST.date() - timedelta(days=300)), 10, 1)
+        evaluate(labeled_rows({3}), Protocol(FIRST.date() - timedelta(days=300)), 10, 1)
 
 
-def test_card_precision_by_hand():
+def test_card_precision_equals_a_result_computed_by_hand():
     days = np.array(["2026-01-01"] * 5 + ["2026-01-02"] * 4, "datetime64[D]")
     cards = np.array(["a", "a", "b", "c", "d", "a", "b", "c", "d"])
     scores = np.array([0.1, 0.9, 0.8, 0.2, 0.1, 0.99, 0.3, 0.7, 0.6])
     fraud = np.array([1, 0, 0, 0, 1, 1, 0, 1, 1], bool)
-    # Day 1: a (found: it has a fraud that day, if not in its highest row) and b. Day 2 without a: c and d, both found.
+    # Day 1 selects the cards a and b. Card a is found: it has a fraud on that day, though not in its highest row.
+    # Day 2 excludes card a and selects the cards c and d, which are both found.
     assert compute_card_precision(scores, fraud, cards, days, test_days=2, cards_per_day=2) == pytest.approx(1.5 / 2)
     # A test day without transactions counts as zero.
     assert compute_card_precision(scores, fraud, cards, days, test_days=3, cards_per_day=2) == pytest.approx(1.5 / 3)
@@ -96,6 +101,6 @@ def test_ranking_metrics_of_a_perfect_and_a_reversed_order():
     assert compute_ranking_metrics(np.array([0.3, 0.2, 0.1]), truth) == (0.0, pytest.approx(1 / 3))
 
 
-def test_protocol_days():
+def test_the_protocol_computes_its_test_days():
     protocol = Protocol(date(2018, 7, 11))
     assert (protocol.test_start, protocol.test_end) == (date(2018, 7, 25), date(2018, 8, 1))

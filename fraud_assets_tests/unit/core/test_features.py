@@ -1,4 +1,4 @@
-"""Windows compared with a simple reference that follows the contract literally, and with the handbook's tables."""
+"""Windows equal those of a simple reference implementation and those of the handbook's tables."""
 
 from __future__ import annotations
 
@@ -21,45 +21,56 @@ DELAY = 7 * DAY
 WINDOWED = DERIVED_FEATURES[2:]
 
 
-def naive(transactions: list[dict[str, Any]], labels: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """Every window by looking at every row: an instant is (microsecond, rank of landing within its tie)."""
+def compute_naively(transactions: list[dict[str, Any]], labels: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Computes every window with a scan of all rows.
+
+    An instant is a pair: the microsecond, and the rank in landing order among the rows of the same microsecond.
+    """
 
     def instant(row: dict[str, Any], side: str) -> tuple[int, int]:
-        ties = [o for o in transactions if o[side] == row[side] and o["event_us"] == row["event_us"]]
-        return row["event_us"], sum(o["arrival"] < row["arrival"] for o in ties)
+        ties = [other for other in transactions if other[side] == row[side] and other["event_us"] == row["event_us"]]
+        return row["event_us"], sum(other["arrival"] < row["arrival"] for other in ties)
 
     def is_known_fraud(row: dict[str, Any], at: int) -> bool:
-        known = [v for v in labels if v["transaction_id"] == row["transaction_id"] and v["labelled_us"] <= at]
-        return bool(known) and max(known, key=lambda v: (v["labelled_us"], v["arrival"]))["is_fraud"]
+        known = [
+            label for label in labels if label["transaction_id"] == row["transaction_id"] and label["labelled_us"] <= at
+        ]
+        return bool(known) and max(known, key=lambda label: (label["labelled_us"], label["arrival"]))["is_fraud"]
 
     rows = []
-    for row in (r for r in transactions if r["is_new"]):
-        out: dict[str, float] = {}
-        t, rank = instant(row, "customer_id")
-        u, place = instant(row, "terminal_id")
+    for row in (transaction for transaction in transactions if transaction["is_new"]):
+        windows_of_row: dict[str, float] = {}
+        customer_us, customer_rank = instant(row, "customer_id")
+        terminal_us, terminal_rank = instant(row, "terminal_id")
         for days in WINDOW_DAYS:
-            mine = [
-                o
-                for o in transactions
-                if o["customer_id"] == row["customer_id"]
-                and (t - days * DAY, rank) < instant(o, "customer_id") <= (t, rank)
+            of_customer = [
+                other
+                for other in transactions
+                if other["customer_id"] == row["customer_id"]
+                and (customer_us - days * DAY, customer_rank)
+                < instant(other, "customer_id")
+                <= (customer_us, customer_rank)
             ]
-            out[f"customer_id_nb_tx_{days}day_window"] = len(mine)
-            out[f"customer_id_avg_amount_{days}day_window"] = sum(o["tx_amount"] for o in mine) / len(mine)
-            there = [
-                o
-                for o in transactions
-                if o["terminal_id"] == row["terminal_id"]
-                and (u - DELAY - days * DAY, place) < instant(o, "terminal_id") <= (u - DELAY, place)
+            windows_of_row[f"customer_id_nb_tx_{days}day_window"] = len(of_customer)
+            windows_of_row[f"customer_id_avg_amount_{days}day_window"] = sum(
+                other["tx_amount"] for other in of_customer
+            ) / len(of_customer)
+            at_terminal = [
+                other
+                for other in transactions
+                if other["terminal_id"] == row["terminal_id"]
+                and (terminal_us - DELAY - days * DAY, terminal_rank)
+                < instant(other, "terminal_id")
+                <= (terminal_us - DELAY, terminal_rank)
             ]
-            frauds = sum(is_known_fraud(o, row["event_us"]) for o in there)
-            out[f"terminal_id_nb_tx_{days}day_window"] = len(there)
-            out[f"terminal_id_risk_{days}day_window"] = frauds / len(there) if there else 0.0
-        rows.append(out)
+            frauds = sum(is_known_fraud(other, row["event_us"]) for other in at_terminal)
+            windows_of_row[f"terminal_id_nb_tx_{days}day_window"] = len(at_terminal)
+            windows_of_row[f"terminal_id_risk_{days}day_window"] = frauds / len(at_terminal) if at_terminal else 0.0
+        rows.append(windows_of_row)
     return rows
 
 
-# Few distinct instants, many of them exactly a window's length or the delay apart, so that ties and ends are common.
+# There are few distinct instants, and many are exactly one window or the delay apart: ties and window ends are common.
 instants = st.builds(
     lambda days, part: days * DAY + part, st.integers(0, 45), st.sampled_from([0, 1, SECOND, SECOND + 1, DAY // 2])
 )
@@ -72,9 +83,9 @@ labels_strategy = st.lists(st.tuples(st.integers(0, 24), st.booleans(), instants
 
 
 @settings(max_examples=150)
-@given(rows=transactions_strategy, verdicts=labels_strategy)
-def test_windows_equal_the_naive_reference(rows: list, verdicts: list) -> None:
-    """Ties, sub-second times, window ends, late, early, repeated and revised labels."""
+@given(rows=transactions_strategy, label_rows=labels_strategy)
+def test_windows_equal_the_naive_reference(rows: list, label_rows: list) -> None:
+    """The examples have ties, sub-second times, times at window ends, and late, early, repeated and revised labels."""
     transactions = [
         {
             "transaction_id": str(number),
@@ -89,19 +100,19 @@ def test_windows_equal_the_naive_reference(rows: list, verdicts: list) -> None:
     ]
     labels = [
         {"transaction_id": str(which), "is_fraud": fraud, "labelled_us": at, "arrival": number}
-        for number, (which, fraud, at) in enumerate(verdicts)
+        for number, (which, fraud, at) in enumerate(label_rows)
     ]
     kinds = {"transaction_id": pa.string(), "is_fraud": pa.bool_(), "labelled_us": pa.int64(), "arrival": pa.int64()}
     label_schema = pa.schema(kinds.items())
     windows = compute_windows(
         pa.Table.from_pylist(transactions), pa.Table.from_pylist(labels, label_schema), load_settings()
     ).to_pylist()
-    for got, wanted in zip(windows, naive(transactions, labels), strict=True):
-        assert {name: got[name] for name in WINDOWED} == pytest.approx(wanted, abs=1e-9)
+    for found, expected in zip(windows, compute_naively(transactions, labels), strict=True):
+        assert {name: found[name] for name in WINDOWED} == pytest.approx(expected, abs=1e-9)
 
 
 def test_a_late_label_is_not_counted_before_it_arrived() -> None:
-    """The fraud of day 0 is labelled on day 20: unknown on day 10, known to the microsecond from day 20 on."""
+    """The fraud of day 0 is labeled on day 20. It is unknown one microsecond earlier, and known from then on."""
     at = [0, 10 * DAY, 20 * DAY - 1, 20 * DAY, 36 * DAY, 37 * DAY]
     transactions = pa.table(
         {
@@ -119,8 +130,8 @@ def test_a_late_label_is_not_counted_before_it_arrived() -> None:
     assert risk == [0.0, 0.0, 0.0, 0.5, 0.25, 0.0]
 
 
-def test_the_handbook_is_met_in_every_cell() -> None:
-    """267,967 x 12 windowed features of the book to 1e-6, computed from its transactions and labels."""
+def test_every_windowed_feature_equals_the_handbook() -> None:
+    """The 267,967 x 12 published values equal those computed from the published transactions and labels, to 1e-6."""
     folder = load_settings().handbook_data
     files = sorted(folder.glob("transactions_*.parquet"))
     if not files:
@@ -146,8 +157,8 @@ def test_the_handbook_is_met_in_every_cell() -> None:
     ).filter(frauds)
     windows = compute_windows(transactions, labels, load_settings()).append_column("ID", raw["TRANSACTION_ID"])
     book = pq.read_table(folder / "book_features_2018-07-11_2018-08-07.parquet").sort_by("TRANSACTION_ID")
-    mine = windows.filter(pc.is_in(windows["ID"], book["TRANSACTION_ID"])).sort_by("ID")
-    assert mine["ID"].equals(book["TRANSACTION_ID"].cast(mine["ID"].type))
+    computed = windows.filter(pc.is_in(windows["ID"], book["TRANSACTION_ID"])).sort_by("ID")
+    assert computed["ID"].equals(book["TRANSACTION_ID"].cast(computed["ID"].type))
     for name in WINDOWED:
-        difference = pc.subtract(mine[name].cast(pa.float64()), book[name.upper()].cast(pa.float64()))
+        difference = pc.subtract(computed[name].cast(pa.float64()), book[name.upper()].cast(pa.float64()))
         assert pc.max(pc.abs(difference)).as_py() < 1e-6, name

@@ -56,7 +56,7 @@ def framed(identity: int) -> bytes:
 
 
 def decoder(*schemas: WriterSchema | str, kind: Any = "AVRO") -> Decoder:
-    """Of a registry that holds the schemas under the ids 1, 2, …, and the first under a GUID as well."""
+    """A decoder for a registry that has the schemas under the ids 1, 2, …, and the first one also under a GUID."""
     known: dict[SchemaId, WriterSchema] = {
         number: schema if isinstance(schema, WriterSchema) else WriterSchema(kind, schema)
         for number, schema in enumerate(schemas, 1)
@@ -125,14 +125,14 @@ def as_json(schema: str, datum: dict[str, Any], *references: str) -> Any:
     ],
     ids=str,
 )
-def test_a_value_becomes_what_the_contract_takes(kind: Any, value: Any, expected: Any) -> None:
+def test_a_value_becomes_json_that_the_contract_accepts(kind: Any, value: Any, expected: Any) -> None:
     wanted = {"x": value if expected is ... else expected}
     assert repr(as_json(record(x=kind), {"x": value})) == repr(wanted)
-    # Whichever way it is written: that of schemas with bytes is another.
+    # A schema with bytes takes another code path, which gives the same value.
     assert repr(as_json(record(x=kind, y="bytes"), {"x": value, "y": b""})) == repr({**wanted, "y": ""})
 
 
-def test_schemas_that_refer_to_others() -> None:
+def test_a_schema_can_refer_to_another_schema() -> None:
     card = json.dumps({"type": "record", "name": "Card", "fields": [{"name": "number", "type": "string"}]})
     text = record(card="Card")
     stream = BytesIO()
@@ -146,7 +146,7 @@ def test_schemas_that_refer_to_others() -> None:
 def test_transactions_and_labels_are_the_same_in_every_format() -> None:
     plain = json.dumps(transaction(1, tx_datetime=MOMENT.isoformat(), tx_amount="12.34"), default=str).encode()
     micros = TRANSACTION.replace("millis", "micros")
-    bodies = {
+    results = {
         "json": parse_transactions(landed([plain]), SETTINGS.contract),
         "avro": parse_transactions(landed([avro(micros, transaction(1))]), SETTINGS.contract, decoder(micros)),
         "header": parse_transactions(
@@ -156,9 +156,9 @@ def test_transactions_and_labels_are_the_same_in_every_format() -> None:
         ),
         "json_schema": parse_transactions(landed([framed(1) + plain]), SETTINGS.contract, decoder("{}", kind="JSON")),
     }
-    for name, (valid, rejected) in bodies.items():
+    for name, (valid, rejected) in results.items():
         assert rejected.num_rows == 0, (name, rejected.to_pylist())
-        assert valid.equals(bodies["json"][0]), name
+        assert valid.equals(results["json"][0]), name
     label = avro(LABEL, {"transaction_id": "1", "is_fraud": True, "labelled_at": MOMENT})
     good, _ = parse_labels(landed([label]), SETTINGS.contract, decoder(LABEL))
     assert good.select(["transaction_id", "is_fraud", "labelled_at"]).to_pylist() == [
@@ -167,7 +167,7 @@ def test_transactions_and_labels_are_the_same_in_every_format() -> None:
     assert good["value"].to_pylist() == [label]
 
 
-def test_a_new_optional_field_with_a_new_schema_stops_nothing() -> None:
+def test_bodies_of_a_new_schema_with_an_optional_field_are_valid() -> None:
     wider = json.loads(TRANSACTION)
     wider["fields"].insert(0, {"name": "channel", "type": ["null", "string"], "default": None})
     wide = json.dumps(wider)
@@ -177,7 +177,7 @@ def test_a_new_optional_field_with_a_new_schema_stops_nothing() -> None:
     assert valid["transaction_id"].to_pylist() == ["1", "2"]
 
 
-def test_what_has_no_frame_is_json_whatever_the_format() -> None:
+def test_a_body_without_a_frame_is_read_as_json() -> None:
     plain = json.dumps(transaction(1, tx_datetime=MOMENT.isoformat(), tx_amount=1), default=str).encode()
     bodies: list[bytes | None] = [plain, avro(TRANSACTION, transaction(2))]
     valid, _ = parse_transactions(landed(bodies), SETTINGS.contract, decoder(TRANSACTION))
@@ -202,16 +202,16 @@ def test_each_bad_body_is_quarantined_with_its_reason_and_its_bytes() -> None:
         b"": "empty_body",
     }
     bodies: list[bytes | None] = [good, *bad, good]
-    wanted = decoder(TRANSACTION, WriterSchema("PROTOBUF", "syntax"), WriterSchema("AVRO", '{"type": "rekord"}'))
-    valid, rejected = parse_transactions(landed(bodies), SETTINGS.contract, wanted)
+    reader = decoder(TRANSACTION, WriterSchema("PROTOBUF", "syntax"), WriterSchema("AVRO", '{"type": "rekord"}'))
+    valid, rejected = parse_transactions(landed(bodies), SETTINGS.contract, reader)
     assert valid["offset"].to_pylist() == [0, len(bad) + 1]
     assert rejected["reason"].to_pylist() == list(bad.values())
     assert rejected["value"].to_pylist() == list(bad)
     assert all(rejected["detail"].to_pylist())
 
 
-def test_the_limit_is_one_of_what_came() -> None:
-    """JSON is longer than Avro."""
+def test_the_size_limit_applies_to_the_received_body() -> None:
+    """The JSON form of an Avro body can exceed the limit."""
     schema = record(**{field["name"]: field["type"] for field in json.loads(TRANSACTION)["fields"]}, note="string")
     body = avro(schema, transaction(1, note="\n" * 99_900))
     assert len(body) < SETTINGS.max_body_bytes
@@ -220,32 +220,32 @@ def test_the_limit_is_one_of_what_came() -> None:
     assert valid.num_rows == 1
 
 
-def test_an_id_that_the_registry_does_not_know_is_asked_for_once() -> None:
-    asked: list[SchemaId] = []
+def test_an_id_that_the_registry_does_not_have_is_requested_once() -> None:
+    requested: list[SchemaId] = []
 
     def unknown(identity: SchemaId) -> None:
-        asked.append(identity)
+        requested.append(identity)
 
     reader = Decoder("AVRO", unknown)
     for _ in range(3):
         with pytest.raises(Rejected, match="no schema 7"):
             reader.json_body(framed(7) + b"x")
-    assert asked == [7]
+    assert requested == [7]
 
 
 NODE: dict[str, Any] = {"type": "record", "name": "Node"}
 
 
 @pytest.mark.parametrize("next_node", [["null", "Node"], "Node", {"type": "array", "items": "Node"}], ids=str)
-def test_a_record_within_itself_cannot_end_the_process(next_node: Any) -> None:
-    """Compiled code would overflow the stack: each level takes the body one byte."""
+def test_a_recursive_record_cannot_overflow_the_stack(next_node: Any) -> None:
+    """Each level needs only one byte of the body, so compiled code would overflow the stack and end the process."""
     reader = decoder(json.dumps({**NODE, "fields": [{"name": "next", "type": next_node}]}))
     with pytest.raises(Rejected, match="RecursionError") as rejected:
         reader.json_body(framed(1) + b"\x02" * 99_000)
     assert rejected.value.reason == "invalid_avro"
 
 
-def test_a_record_within_itself_is_read() -> None:
+def test_a_recursive_record_is_read() -> None:
     moment = {"name": "at", "type": logical("long", "timestamp-nanos")}
     tree = json.dumps({**NODE, "fields": [moment, {"name": "next", "type": ["null", "Node"]}]})
     text = record(a={"type": "array", "items": "int"}, tree=json.loads(tree), again="Node")
@@ -260,7 +260,7 @@ def test_a_record_within_itself_is_read() -> None:
      {"type": "fixed", "name": "Nothing", "size": 0}],
     ids=str,
 )  # fmt: skip
-def test_an_array_of_items_without_bytes_cannot_be_made_endless(items: Any) -> None:
+def test_an_array_of_items_without_bytes_is_rejected(items: Any) -> None:
     schema = record(first=["null", {"type": "map", "values": {"type": "array", "items": items}}])
     with pytest.raises(Rejected, match="items without bytes") as rejected:
         decoder(schema).json_body(framed(1) + b"\x02\x02\x02a\xfe\xff\xff\xff\xff\xff\xff\xff\x7f\0\0")

@@ -1,4 +1,4 @@
-"""One value has one pseudonym in every notation; an unreadable body leaves no trace."""
+"""A value has the same pseudonym in every notation; no byte of an unreadable body is kept."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def messages(bodies: list[bytes | None], keys: list[Any] | None = None, headers:
     )
 
 
-def treated(body: bytes, fields: str = "card", **more: Any) -> bytes:
+def replace_fields(body: bytes, fields: str = "card", **more: Any) -> bytes:
     return pseudonymise(messages([body]), settings(fields, **more).pseudonym_policy)["value"][0].as_py()
 
 
@@ -68,13 +68,13 @@ def treated(body: bytes, fields: str = "card", **more: Any) -> bytes:
     ],
 )
 def test_named_fields_become_pseudonyms(body: str, fields: str, expected: Any) -> None:
-    result = treated(body.encode(), fields)
+    result = replace_fields(body.encode(), fields)
     assert str(CARD).encode() not in result
     assert_like(json.loads(result), json.loads(body) if expected is ... else expected, body)
 
 
 def assert_like(found: Any, expected: Any, body: str) -> None:
-    """Equal, but for what is `...`, and for a card where all of a body is meant to stay."""
+    """Asserts that the values are equal. `...` equals anything, and the card number equals its pseudonym."""
     if expected is ...:
         return
     if isinstance(expected, dict):
@@ -106,26 +106,24 @@ def test_keys_and_headers_have_the_pseudonym_of_the_same_value() -> None:
     assert found["value"].to_pylist()[1:] == [None, b""]
 
 
-def test_a_contract_field_may_be_named_by_either_name() -> None:
-    by_contract = treated(b'{"cc_num": 4111111111111111}', "customer_id", field_mapping="customer_id=cc_num")
+def test_a_mapped_field_can_be_named_by_its_name_in_the_contract() -> None:
+    by_contract = replace_fields(b'{"cc_num": 4111111111111111}', "customer_id", field_mapping="customer_id=cc_num")
     assert json.loads(by_contract) == {"cc_num": PSEUDONYM}
 
 
-def test_without_names_nothing_is_touched() -> None:
+def test_messages_stay_unchanged_if_no_field_is_named() -> None:
     rows = messages([b"anything \xff"], [b"k"])
     assert pseudonymise(rows, load_settings(_env_file=None).pseudonym_policy) is rows
 
 
 @pytest.mark.parametrize(("body", "reason", "words"), REJECTED)
-def test_the_parser_says_of_a_treated_body_what_it_says_of_the_body(
-    body: bytes | None, reason: str, words: str
-) -> None:
-    """And of one that cannot be read neither the body nor the detail keeps anything."""
+def test_a_body_with_pseudonyms_is_rejected_for_the_same_reason(body: bytes | None, reason: str, words: str) -> None:
+    """Of an unreadable body, neither the value nor the detail keeps any content."""
     chosen = settings("card")
     raw = raw_table([body])
     after = pseudonymise(raw, chosen.pseudonym_policy)
     _, rejected = parse_transactions(after, chosen.contract)
-    # An integer that Python cannot convert cannot be written again either, whatever field it is in.
+    # Python can neither convert nor write such a long integer, so the body is rejected whatever field it is in.
     reason = "wrong_type" if b"0" * 5000 in (body or b"") else reason
     assert rejected["reason"].to_pylist() == [reason]
     value, detail = after["value"][0].as_py(), rejected["detail"][0].as_py()
@@ -141,9 +139,9 @@ def test_the_parser_says_of_a_treated_body_what_it_says_of_the_body(
             assert f"{len(body)} bytes were withheld" in detail
 
 
-def test_a_marker_from_outside_is_not_believed() -> None:
+def test_a_forged_marker_is_not_trusted() -> None:
     forged = b'withheld {"reason": "tombstone", "bytes": 4111111111111111, "hmac_sha256": "4111111111111111"}'
-    result = treated(forged)
+    result = replace_fields(forged)
     assert str(CARD).encode() not in result
     assert json.loads(result.removeprefix(b"withheld "))["reason"] == "invalid_json"
 
@@ -156,11 +154,11 @@ def test_a_marker_from_outside_is_not_believed() -> None:
     ),
     st.sampled_from(["card", "a.card", "a.b.card"]),
 )
-def test_the_fast_way_gives_what_the_careful_one_gives(value: Any, path: str) -> None:
-    """And all that no path names stays as it was."""
+def test_the_fast_path_and_the_careful_path_agree(value: Any, path: str) -> None:
+    """Values that no path names stay unchanged."""
     payload: dict[str, Any] = {"card": CARD, "a": {"card": CARD, "b": [{"card": CARD}]}, "other": value}
     body = json.dumps(payload).encode()
-    fast = json.loads(treated(body, path))
+    fast = json.loads(replace_fields(body, path))
     careful = json.loads(
         pseudonyms._replace_carefully(body, 10**6, pseudonyms._Pseudonyms.of(settings(path).pseudonym_policy))
     )
@@ -183,15 +181,17 @@ def test_a_missing_or_short_key_is_refused_and_not_shown(key: str) -> None:
 
 
 @pytest.mark.parametrize("field", ["tx_amount", "amt", "labelled_at"])
-def test_what_the_features_need_cannot_be_named(field: str) -> None:
+def test_a_field_that_the_features_need_cannot_be_named(field: str) -> None:
     with pytest.raises(SettingError, match="FRAUD_PSEUDONYMISE"):
         settings(field, field_mapping="tx_amount=amt")
 
 
-def test_an_identifier_joins_by_its_pseudonym_and_a_bad_one_stays_bad() -> None:
+def test_equal_identifiers_have_equal_pseudonyms_and_bad_ones_stay_bad() -> None:
     chosen = settings("customer_id")
     spellings: list[Any] = [CARD, str(CARD), "", None, 4.5, [1], True]
-    raw = raw_table([transaction(transaction_id=number, customer_id=c) for number, c in enumerate(spellings)])
+    raw = raw_table(
+        [transaction(transaction_id=number, customer_id=spelling) for number, spelling in enumerate(spellings)]
+    )
     valid, rejected = parse_transactions(pseudonymise(raw, chosen.pseudonym_policy), chosen.contract)
     assert valid["customer_id"].to_pylist() == [PSEUDONYM, PSEUDONYM]
     _, before = parse_transactions(raw, chosen.contract)

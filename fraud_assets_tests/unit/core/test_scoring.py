@@ -28,19 +28,19 @@ def model(forest):
     return to_treelite(forest)
 
 
-def test_equal_to_scikit_learn_and_higher_is_more_suspicious(forest, model, rows):
-    odd = rows.slice(0, 1).set_column(
+def test_scores_equal_scikit_learn_and_are_higher_for_outliers(forest, model, rows):
+    outlier = rows.slice(0, 1).set_column(
         rows.column_names.index("tx_amount"), rows.schema.field("tx_amount"), pa.array([9_999.0])
     )
-    both = pa.concat_tables([rows, odd])
-    scores = score(model, both)
+    all_rows = pa.concat_tables([rows, outlier])
+    scores = score(model, all_rows)
     assert scores.dtype == np.float64
     assert scores.shape == (3_001,)
-    np.testing.assert_allclose(scores, score_samples(forest, both), rtol=0, atol=1e-8)
+    np.testing.assert_allclose(scores, score_samples(forest, all_rows), rtol=0, atol=1e-8)
     assert scores[-1] > scores[0]
 
 
-def test_the_same_bits_for_one_row_many_rows_and_any_chunk(model, rows, monkeypatch):
+def test_scores_are_identical_for_one_row_many_rows_and_any_chunk(model, rows, monkeypatch):
     many = score(model, rows)
     assert [score(model, rows.slice(k, 1))[0] for k in range(20)] == many[:20].tolist()
     monkeypatch.setattr(scoring, "CHUNK_ROWS", 700)
@@ -48,7 +48,7 @@ def test_the_same_bits_for_one_row_many_rows_and_any_chunk(model, rows, monkeypa
     assert (score(model, rows) == many).all()
 
 
-def test_inputs_are_found_by_name_in_the_order_of_the_model(model, rows):
+def test_inputs_are_found_by_name_whatever_the_order_of_columns(model, rows):
     shuffled = rows.select(rows.column_names[::-1])
     assert (score(model, shuffled) == score(model, rows)).all()
     assert to_matrix(rows).dtype == np.float32
@@ -63,7 +63,7 @@ def test_an_amount_beyond_float32_trains_and_scores(rows):
     np.testing.assert_allclose(score(to_treelite(forest), huge), score_samples(forest, huge), rtol=0, atol=1e-8)
 
 
-def test_no_rows(model, rows):
+def test_no_rows_give_no_scores_and_an_empty_table(model, rows):
     assert score(model, rows.slice(0, 0)).shape == (0,)
     assert predict(rows.slice(0, 0), model, 0.5, 1, "run", datetime.now(UTC)).schema == FRAUD_PREDICTIONS
 

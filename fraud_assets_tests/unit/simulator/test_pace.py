@@ -1,4 +1,4 @@
-"""The progress lines of a stream without a terminal."""
+"""The progress lines of live traffic if the output is not a terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fraud_assets.simulator import pace
     ("sent", "seconds", "line"),
     [(2, 60.0, "live: 2 messages, 2.0 a minute"), (120, 60.0, "live: 120 messages, 2 a second")],
 )
-def test_a_slow_stream_tells_its_rate_per_minute(
+def test_slow_traffic_shows_its_rate_per_minute(
     sent: int, seconds: float, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = 0.0
