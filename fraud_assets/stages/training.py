@@ -168,9 +168,7 @@ def train(
     calibration = replace(calibration, model_version=registered.version, model_run_id=registered.run_id)
     _store_threshold(lake, settings, calibration)
     set_champion(registered.version, settings)
-    logger.info(
-        f"version {registered.version} is the champion; it alerts {calibration.alerts_per_day:.1f} times per day"
-    )
+    logger.info(f"version {registered.version} is the champion; {calibration.alerts_per_day:.1f} alerts per day")
     return TrainingReport(
         version=registered.version,
         rows=features.num_rows,
