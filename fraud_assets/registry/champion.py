@@ -8,13 +8,13 @@ from fraud_assets.core.schema import fraud_predictions
 from fraud_assets.errors import LostRegistryError, NoChampionError
 from fraud_assets.lake.log import add_actions
 from fraud_assets.lake.tables import Lake, open_dataset
+from fraud_assets.registry.client import mask_credentials
 from fraud_assets.registry.files import TRAIN
 from fraud_assets.registry.models import (
     ALIAS,
     Champion,
     ModelVersion,
     find_champion_version,
-    mask_credentials,
     read_champion,
 )
 from fraud_assets.settings import Settings

@@ -30,14 +30,6 @@ class BusiestDay:
         """Whether the day has more alerts than the limit."""
         return self.alerts > self.limit
 
-    def metadata(self) -> dict[str, str | int | float]:
-        """Returns plain values, for plots in the web UI."""
-        return {
-            "busiest_day": self.day.isoformat(),
-            "alerts_on_busiest_day": self.alerts,
-            "alert_limit_per_day": self.limit,
-        }
-
 
 def find_busiest_day(
     predictions: DeltaTable, settings: Settings, days: Iterable[date] | None = None

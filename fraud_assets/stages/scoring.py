@@ -34,7 +34,7 @@ from fraud_assets.lake.tables import Lake, read
 from fraud_assets.registry.champion import load_champion
 from fraud_assets.settings import Settings
 from fraud_assets.stages.alert_days import BusiestDay, find_busiest_day
-from fraud_assets.stages.training import read_threshold
+from fraud_assets.stages.calibration import read_threshold
 
 logger = logging.getLogger(__name__)
 
@@ -81,23 +81,6 @@ class ScoringReport:
         """Returns the report of a finished run, with the busiest of its days."""
         busiest = find_busiest_day(lake.open(fraud_predictions), settings, self.days) if self.days else None
         return replace(self, seconds=seconds, busiest=busiest)
-
-    def metadata(self) -> dict[str, str | int | float]:
-        """Returns plain values, for plots in the web UI.
-
-        A run without rows omits the rate, the model and the days, so plots show no point instead of a zero.
-        """
-        values: dict[str, str | int | float] = {
-            "rows": self.rows,
-            "alerts": self.alerts,
-            "batches": self.batches,
-            "seconds": round(self.seconds, 3),
-        }
-        if self.rows:
-            values["alert_rate"] = round(self.alert_rate, 6)
-        if self.model:
-            values |= {"model_version": self.model.version, "model_run_id": self.model.run_id}
-        return values | self.busiest.metadata() if self.busiest else values
 
 
 def score_pending(lake: Lake, settings: Settings, engine: Engine | None = None) -> ScoringReport:

@@ -30,8 +30,9 @@ from fraud_assets.registry.models import read_champion
 from fraud_assets.resources import EngineResource, PlatformResource
 from fraud_assets.settings import BatchLimits, Settings, load_settings
 from fraud_assets.stages import scoring
+from fraud_assets.stages.calibration import recalibrate
 from fraud_assets.stages.scoring import score_pending
-from fraud_assets.stages.training import read_training_rows, recalibrate, train
+from fraud_assets.stages.training import read_training_rows, train
 from fraud_assets_tests.support.logged import logged
 from fraud_assets_tests.support.synthetic import FIRST, commit_features, features
 
@@ -278,7 +279,7 @@ def test_the_sample_is_recorded_and_calibration_uses_all_traffic(
 
     report = train(lake, settings, engine=SparkEngine(settings, lambda: spark))
     assert (report.rows, report.window_rows, report.seed) == (600, ROWS, 3)
-    assert {"rows": 600, "window_rows": ROWS, "seed": 3}.items() <= report.metadata().items()
+    assert (report.rows, report.window_rows, report.seed) == (600, ROWS, 3)
     client = MlflowClient(settings.mlflow_uri, settings.mlflow_uri)
     run = client.get_run(client.get_model_version(settings.model_name, str(report.version)).run_id)
     assert {"rows": "600", "window_rows": str(ROWS), "seed": "3"}.items() <= run.data.params.items()
@@ -310,8 +311,8 @@ def test_the_engine_setting_runs_the_assets_on_spark(spark: SparkSession, lake: 
         event.asset_key.to_user_string(): {name: value.value for name, value in event.materialization.metadata.items()}
         for event in result.filter_events(lambda event: event.is_step_materialization)
     }
-    assert (reported["isolation_forest"]["rows"], reported["isolation_forest"]["window_rows"]) == (500, ROWS)
-    assert (reported["fraud_predictions"]["rows"], reported["fraud_predictions"]["batches"]) == (ROWS, 1)
+    assert (reported["isolation_forest"]["rows"], reported["isolation_forest"]["rows_in_window"]) == (500, ROWS)
+    assert reported["fraud_predictions"]["rows_added"] == ROWS
     # File names of executors contain no number.
     assert all(file.name.count("-") == 5 for file in committed_files(lake))
     assert spark.range(1).count() == 1  # a session that existed before is not stopped

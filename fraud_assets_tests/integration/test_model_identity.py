@@ -27,8 +27,9 @@ from fraud_assets.lake.tables import Lake, open_dataset
 from fraud_assets.registry.models import read_champion
 from fraud_assets.settings import Settings, load_settings
 from fraud_assets.stages.backlog import find_backlog
+from fraud_assets.stages.calibration import recalibrate
 from fraud_assets.stages.scoring import score_pending, score_range
-from fraud_assets.stages.training import recalibrate, train
+from fraud_assets.stages.training import train
 from fraud_assets_tests.support.synthetic import FIRST, commit_features, features
 
 ROWS = 1_200
@@ -77,7 +78,7 @@ def test_each_registry_scores_with_its_own_threshold_and_records_its_run(homes: 
     first = score_pending(lake, one)
     commit_features(lake, features(300, first_offset=ROWS))
     second = score_pending(lake, two)
-    assert (first.metadata()["model_run_id"], second.metadata()["model_run_id"]) == runs
+    assert (first.model.run_id, second.model.run_id) == runs
     assert read_columns(lake, fraud_predictions, "model_version", "model_run_id", "threshold") == {
         (1, run, thresholds[run]) for run in runs
     }

@@ -13,9 +13,12 @@ import pytest
 from fraud_assets.core.training import fit
 from fraud_assets.errors import FeatureVersionError, ModelRegistryError, NoChampionError
 from fraud_assets.registry import models as registry
+from fraud_assets.registry import registration
+from fraud_assets.registry.client import open_client
 from fraud_assets.registry.files import ModelRecord, read_model
 from fraud_assets.registry.home import find_local_path, find_sqlite_path
-from fraud_assets.registry.models import find_champion_version, read_champion, register_model, set_champion
+from fraud_assets.registry.models import find_champion_version, read_champion
+from fraud_assets.registry.registration import register_model, set_champion
 from fraud_assets.settings import load_settings
 from fraud_assets_tests.support.models import assert_first_trainings_are_quiet, facts, run
 
@@ -171,7 +174,7 @@ def test_a_failed_registration_marks_its_run_as_failed_and_registers_no_version(
         raise OSError("the connection is gone")
 
     client = MlflowClient(settings.mlflow_uri, settings.mlflow_uri)
-    monkeypatch.setattr(registry, "_registered_model", fail)
+    monkeypatch.setattr(registration, "_registered_model", fail)
     with pytest.raises(ModelRegistryError, match=r"the connection is gone.*MLFLOW_TRACKING_URI"):
         register_model(fit(facts().example, 3), facts(), settings)
     experiment = client.get_experiment_by_name(settings.model_name)
@@ -189,7 +192,7 @@ def test_a_failed_registration_marks_its_run_as_failed_and_registers_no_version(
 )
 def test_the_experiment_has_the_kind_for_machine_learning(settings, before, after):
     """MLflow stores the kind of an experiment in a tag. An existing experiment gets the tag too."""
-    client = registry._client(settings)
+    client = open_client(settings)
     experiment = client.get_experiment_by_name(settings.model_name)
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     if before is None:
@@ -197,7 +200,7 @@ def test_the_experiment_has_the_kind_for_machine_learning(settings, before, afte
     else:
         client.set_experiment_tag(experiment.experiment_id, "mlflow.experimentKind", before)
     try:
-        assert registry._experiment(client, settings) == experiment.experiment_id
+        assert registration._experiment(client, settings) == experiment.experiment_id
         assert client.get_experiment(experiment.experiment_id).tags["mlflow.experimentKind"] == after
     finally:
         client.set_experiment_tag(experiment.experiment_id, "mlflow.experimentKind", "custom_model_development")

@@ -14,7 +14,8 @@ from fraud_assets.doctor.lake import check_registry
 from fraud_assets.operations.setup_home import prepare_home
 from fraud_assets.registry import home as registry_home
 from fraud_assets.registry.home import find_local_path, find_other_homes, relocate_registry
-from fraud_assets.registry.models import _resolve, read_champion, register_model, set_champion
+from fraud_assets.registry.models import _resolve, read_champion
+from fraud_assets.registry.registration import register_model, set_champion
 from fraud_assets.settings import Settings, load_settings
 from fraud_assets_tests.support.models import facts
 

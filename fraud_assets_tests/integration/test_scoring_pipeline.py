@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import date, timedelta
 from threading import Barrier, Thread
 
@@ -8,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from fraud_assets.asset_metadata import describe_scoring
 from fraud_assets.cli import main
 from fraud_assets.core.evaluation import Protocol
 from fraud_assets.core.schema import (
@@ -23,9 +25,10 @@ from fraud_assets.lake.tables import Lake, open_dataset
 from fraud_assets.registry.models import read_champion
 from fraud_assets.settings import load_settings
 from fraud_assets.stages import scoring
+from fraud_assets.stages.calibration import recalibrate
 from fraud_assets.stages.evaluation import evaluate_lake, find_latest_start
-from fraud_assets.stages.scoring import score_pending, score_range
-from fraud_assets.stages.training import recalibrate, train
+from fraud_assets.stages.scoring import ScoringReport, score_pending, score_range
+from fraud_assets.stages.training import train
 from fraud_assets_tests.support.logged import logged
 from fraud_assets_tests.support.odd_paths import WORKS
 from fraud_assets_tests.support.synthetic import FIRST, commit_features, commit_labels, features
@@ -74,15 +77,15 @@ def test_each_feature_row_is_scored_once_in_bounded_batches(lake, settings):
     with logged() as lines:
         report = score_pending(lake, settings)
     assert (report.rows, report.batches, report.model.version) == (ROWS, 3, 1)
-    metadata = report.metadata()
-    assert metadata["alert_rate"] == round(report.alerts / ROWS, 6)
-    assert (metadata["model_version"], metadata["model_run_id"]) == (1, read_champion(settings).run_id)
+    assert report.alert_rate == report.alerts / ROWS
+    assert report.model.run_id == read_champion(settings).run_id
     assert 0 < report.alert_rate <= settings.alert_max_rate
     assert lines[0].startswith("scored 500 of 1,200 ")
     assert positions(lake, fraud_predictions) == positions(lake, transaction_features)
     second = score_pending(lake, settings)
+    assert replace(second, seconds=0.0) == ScoringReport()
     # A run without rows omits unknown values, so a plot shows no point instead of a zero.
-    assert {**second.metadata(), "seconds": 0} == {"rows": 0, "alerts": 0, "batches": 0, "seconds": 0}
+    assert describe_scoring(second, None).keys() == {"rows_added", "alerts", "seconds"}
     commit_features(lake, features(30, first_offset=ROWS))
     third = score_pending(lake, settings)
     assert third.rows == 30
@@ -90,9 +93,8 @@ def test_each_feature_row_is_scored_once_in_bounded_batches(lake, settings):
     alerts = read(lake, fraud_predictions, "tx_date", "is_alert", *POSITION_COLUMNS).filter(pc.field("is_alert"))
     newest_days = sorted(third.days)[-7:]
     counts = [pc.sum(pc.equal(alerts["tx_date"], pa.scalar(day))).as_py() or 0 for day in newest_days]
-    metadata = third.metadata()
-    assert metadata["alerts_on_busiest_day"] == max(counts) > third.alerts
-    assert metadata["alert_limit_per_day"] == 3 * settings.alert_budget_per_day
+    assert third.busiest.alerts == max(counts) > third.alerts
+    assert third.busiest.limit == 3 * settings.alert_budget_per_day
     assert positions(lake, fraud_predictions) == positions(lake, transaction_features)
 
 

@@ -14,8 +14,9 @@ from fraud_assets.lake.log import read_row_count
 from fraud_assets.lake.tables import Lake, open_dataset, read
 from fraud_assets.registry.models import ModelVersion, find_champion_version, read_champion
 from fraud_assets.settings import load_settings
-from fraud_assets.stages import training
-from fraud_assets.stages.training import read_threshold, recalibrate, train
+from fraud_assets.stages import calibration, training
+from fraud_assets.stages.calibration import read_threshold, recalibrate
+from fraud_assets.stages.training import train
 from fraud_assets.stages.training_window import read_features
 from fraud_assets_tests.support.synthetic import FIRST, commit_features, features
 
@@ -39,7 +40,7 @@ def test_the_default_window_is_the_last_days_of_the_lake(trained):
     assert report.window_end == newest + timedelta(microseconds=1)
     assert report.window_start == report.window_end - timedelta(days=settings.train_days)
     assert report.rows == 2_800
-    assert report.metadata()["model_version"] == report.version == 1
+    assert report.version == report.calibration.model_version == 1
 
 
 def test_the_champion_has_a_threshold_within_the_alert_budget(trained):
@@ -156,7 +157,7 @@ def test_the_alias_does_not_change_if_the_threshold_cannot_be_stored(trained, mo
     def fail_with_full_disk(*_):
         raise LakeError("The disk is full")
 
-    monkeypatch.setattr(training, "commit_append", fail_with_full_disk)
+    monkeypatch.setattr(calibration, "commit_append", fail_with_full_disk)
     with pytest.raises(LakeError):
         train(lake, settings)
     assert find_champion_version(settings) == report.version

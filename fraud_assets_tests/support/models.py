@@ -9,7 +9,8 @@ import sys
 from datetime import timedelta
 
 from fraud_assets.registry.home import find_sqlite_path
-from fraud_assets.registry.models import TrainingFacts, find_champion_version
+from fraud_assets.registry.models import find_champion_version
+from fraud_assets.registry.registration import TrainingFacts
 from fraud_assets.settings import load_settings
 from fraud_assets_tests.support.synthetic import FIRST, features
 
@@ -21,7 +22,7 @@ def facts():
 REGISTER = """
 from fraud_assets_tests.support.models import facts
 from fraud_assets.core.training import fit
-from fraud_assets.registry.models import register_model, set_champion
+from fraud_assets.registry.registration import register_model, set_champion
 from fraud_assets.settings import load_settings
 settings = load_settings()
 for _ in range(2):

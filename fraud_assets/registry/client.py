@@ -1,0 +1,70 @@
+"""Opens MLflow's client and translates its errors.
+
+This module does not change MLflow's global state, which would leak MLFLOW_TRACKING_URI into the process.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from fraud_assets.errors import ModelRegistryError, SettingError
+from fraud_assets.registry.home import remove_misnamed_folder
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from fraud_assets.settings import Settings
+
+
+def mask_credentials(uri: str) -> str:
+    """Returns the URI of a registry without user name and password, for messages."""
+    parts = urlsplit(uri)
+    return f"{parts.scheme}://…@{parts.hostname}{parts.path}" if parts.username or parts.password else uri
+
+
+def open_client(settings: Settings) -> MlflowClient:
+    """Returns MLflow's client of the registry. Importing MLflow takes about 3 s."""
+    silence_mlflow()
+    from mlflow import MlflowClient
+
+    return MlflowClient(settings.mlflow_uri, settings.mlflow_uri)
+
+
+def silence_mlflow() -> None:
+    """Disables progress bars, migration messages, git hints and usage reports, before MLflow is imported."""
+    for name, value in {
+        "GIT_PYTHON_REFRESH": "quiet",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
+    }.items():
+        os.environ.setdefault(name, value)
+    for logger in ("alembic", "mlflow"):
+        logging.getLogger(logger).setLevel(logging.WARNING)
+
+
+@contextmanager
+def translate_errors(uri: str) -> Iterator[None]:
+    """Translates failures of MLflow to errors whose messages never contain the password of the URI."""
+    silence_mlflow()
+    from mlflow.exceptions import MlflowException
+
+    password = urlsplit(uri).password
+    try:
+        yield
+    except (MlflowException, OSError, ImportError) as error:
+        cause = " ".join(str(error).split())[:300]
+        if password:
+            cause = cause.replace(password, "…")
+        kind = SettingError if isinstance(error, ImportError) else ModelRegistryError
+        raise kind(
+            f"The model registry {mask_credentials(uri)} failed: {cause}. Check MLFLOW_TRACKING_URI and FRAUD_HOME."
+        ) from error
+    finally:
+        remove_misnamed_folder(uri)
