@@ -55,7 +55,7 @@ bench: setup ## The benchmarks, each as ratios (BENCH=name for one)
 	@shopt -s nullglob; for file in benchmarks/$(or $(BENCH),[a-z]*).py; do $(BIN)/python "$$file"; done
 
 dev: setup ## Live traffic, landing, web UI and daemon; Ctrl-C ends all
-	@PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONUNBUFFERED=1 $(BIN)/honcho start || test $$? -eq 130 # Ctrl-C
+	@$(BIN)/fraud-assets dev
 
 format: setup ## Format and fix what can be fixed
 	@$(BIN)/ruff check --fix-only --quiet $(SOURCES)

@@ -11,10 +11,12 @@ import click
 from fraud_assets.errors import FraudAssetsError, convert_disk_error
 
 COMMANDS = {
+    "dev": "Run the whole platform on this machine with live traffic, until Ctrl-C.",
     "broker": "Run a Kafka broker for demos and development: the embedded one, or Apache Kafka.",
     "simulate": "Produce simulated card transactions and their fraud labels.",
     "replay": "Produce the transactions and fraud labels of files.",
     "land": "Land the Kafka topics and the drop folder into the lake until stopped.",
+    "status": "Show what landed, waits and is scored, today's alerts, the champion and failed checks.",
     "evaluate": "Train and test a model on the lake, without registering it.",
     "quarantine": "List quarantined messages, show one, and retry them after a fix.",
     "erase": "Remove a customer from every table and from the kept files.",

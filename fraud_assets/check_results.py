@@ -1,0 +1,60 @@
+"""Reads the last result of each asset check from Dagster's event log."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fraud_assets.dagster_events import find_dagster_home
+from fraud_assets.settings import Settings
+
+
+@dataclass(frozen=True)
+class FailedCheck:
+    """An asset check whose last evaluation failed.
+
+    Attributes:
+        name: `asset:check`.
+        severity: `WARN` or `ERROR`.
+        description: What the check found; empty if it gave no description.
+    """
+
+    name: str
+    severity: str
+    description: str
+
+
+def find_failed_checks(settings: Settings) -> list[FailedCheck]:
+    """Returns the checks whose last evaluation failed, sorted by name; empty if Dagster is not set up.
+
+    Raises:
+        Exception: Dagster's storage cannot be read; it raises the exceptions of its database driver.
+    """
+    home = find_dagster_home(settings)
+    if home is None:
+        return []
+    import dagster as dg
+
+    from fraud_assets.checks import CHECKS
+
+    keys = [key for check in CHECKS for key in check.check_keys]
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        summaries = instance.event_log_storage.get_asset_check_summary_records(keys)
+        results = [
+            record.event.dagster_event.asset_check_evaluation_data
+            for summary in summaries.values()
+            if (record := summary.last_check_execution_record) is not None
+            and record.event is not None
+            and record.event.dagster_event is not None
+        ]
+    failed = [result for result in results if not result.passed]
+    return sorted(
+        (
+            FailedCheck(
+                f"{result.asset_key.to_user_string()}:{result.check_name}",
+                result.severity.value,
+                result.description or "",
+            )
+            for result in failed
+        ),
+        key=lambda check: check.name,
+    )

@@ -1,0 +1,79 @@
+"""`fraud-assets status`: shows on one screen what landed, waits and is scored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import click
+
+from fraud_assets.settings import load_settings
+
+if TYPE_CHECKING:
+    from fraud_assets.check_results import FailedCheck
+    from fraud_assets.operations.status import Status
+
+
+@click.command("status", context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--json", "as_json", is_flag=True, help="Print the status as one JSON object.")
+def command(as_json: bool) -> None:
+    """Show what landed, waits and is scored, today's alerts against the budget, the champion and failed checks.
+
+    It reads the lake, the model registry and Dagster's event log, and changes nothing. `fraud-assets doctor` looks for
+    causes and names fixes.
+
+    \b
+    Example: fraud-assets status
+             fraud-assets status --json
+    """
+    from fraud_assets.check_results import find_failed_checks
+    from fraud_assets.lake.tables import Lake
+    from fraud_assets.operations.status import read_status
+
+    settings = load_settings()
+    lake = Lake.of(settings)
+    status, failed = read_status(lake, settings), find_failed_checks(settings)
+    if as_json:
+        click.echo(json.dumps({**asdict(status), "failed_checks": [asdict(check) for check in failed]}, default=str))
+        return
+    click.echo(f"Lake {lake.root}\n")
+    for name, text in _describe(status, datetime.now(UTC)):
+        click.echo(f"  {name:<15}{text}")
+    click.echo(f"  {'Checks':<15}{_describe_checks(failed)}")
+    for check in failed:
+        click.echo(f"  {'':<15}{check.severity} {check.name} {check.description}".rstrip())
+
+
+def _describe(status: Status, now: datetime) -> Iterator[tuple[str, str]]:
+    totals = status.totals
+    yield "Landed", f"{totals['landed']:,} messages{_describe_age(status.newest_landing, now, 'the newest')}"
+    yield "Features", f"{totals['features']:,} transactions, {totals['waiting']:,} messages wait"
+    yield "Quarantined", f"{totals['quarantined']:,} messages, {totals['duplicates']:,} duplicates"
+    yield "Labels", f"{totals['labels']:,}, {totals['quarantined_labels']:,} quarantined"
+    scored = _describe_age(status.newest_scoring, now, "the last")
+    yield "Scored", f"{totals['scored']:,} transactions, {totals['unscored']:,} wait{scored}"
+    if status.newest_transaction:
+        yield "Newest data", f"transaction of {status.newest_transaction:%Y-%m-%d %H:%M:%S} UTC"
+    if status.day:
+        yield "Alerts", f"{status.alerts:,} on {status.day}; the budget is {status.budget:g} per day"
+    yield "Champion", "none yet" if status.champion is None else f"version {status.champion}"
+
+
+def _describe_age(moment: datetime | None, now: datetime, what: str) -> str:
+    if moment is None:
+        return ""
+    seconds = max((now - moment).total_seconds(), 0)
+    for unit, size in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+        if seconds >= size:
+            count = int(seconds // size)
+            return f", {what} {count} {unit}{'s' * (count > 1)} ago"
+    return f", {what} {seconds:.0f} s ago"
+
+
+def _describe_checks(failed: list[FailedCheck]) -> str:
+    if not failed:
+        return "no asset check failed"
+    return f"{len(failed)} asset check{'s' * (len(failed) > 1)} failed"
