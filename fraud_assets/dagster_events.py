@@ -29,10 +29,15 @@ def report_landed(settings: Settings, reports: Mapping[str, LandingReport]) -> N
         return
     import dagster as dg
 
+    from fraud_assets.asset_metadata import count_table_rows, describe_landing
+    from fraud_assets.lake.tables import Lake
+
     try:
+        lake = Lake.of(settings)
         with dg.DagsterInstance.from_config(str(home)) as instance:
             for table, report in landed.items():
-                instance.report_runless_asset_event(dg.AssetMaterialization(table, metadata=report.metadata()))
+                metadata = {**describe_landing(report), **count_table_rows(lake, table)}
+                instance.report_runless_asset_event(dg.AssetMaterialization(table, metadata=metadata))
     except Exception as error:  # noqa: BLE001 - Dagster's storage can raise anything, and landing must continue.
         logger.warning(
             f"The last landed rows could not be reported to Dagster at {home} ({type(error).__name__}: {error})."

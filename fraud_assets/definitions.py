@@ -10,11 +10,13 @@ from typing import Any
 
 import dagster as dg
 
+from fraud_assets.assets.external import EXTERNAL_ASSETS
 from fraud_assets.assets.features import features
 from fraud_assets.assets.landing import landing
 from fraud_assets.assets.maintenance import lake_maintenance
 from fraud_assets.assets.model import model
 from fraud_assets.assets.predictions import fraud_predictions
+from fraud_assets.checks import CHECKS
 from fraud_assets.resources import EngineResource, PlatformResource
 from fraud_assets.schedules import JOBS, SCHEDULES
 from fraud_assets.sensors import SENSORS
@@ -29,7 +31,9 @@ def build_defs(resource_overrides: dict[str, Any] | None = None) -> dg.Definitio
             model,  # isolation_forest, alert_thresholds
             fraud_predictions,
             lake_maintenance,
+            *EXTERNAL_ASSETS,
         ],
+        asset_checks=CHECKS,
         jobs=JOBS,
         sensors=SENSORS,
         schedules=SCHEDULES,

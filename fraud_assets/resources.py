@@ -4,6 +4,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import dagster as dg
+from dagster_deltalake.config import AzureConfig, GcsConfig, LocalConfig, S3Config
 from pydantic import Field, PrivateAttr
 
 from fraud_assets.settings import Settings, load_settings
@@ -20,13 +21,15 @@ class PlatformResource(dg.ConfigurableResource):
 
     Attributes:
         overrides: values by setting name that replace those of the environment, for tests and embedded use.
-        storage_options: options of the lake's object store. They take precedence over the settings and have the form of
-            dagster-deltalake's storage configs, for example `S3Config(region="eu-west-1").str_dict()`. Landers do not
-            run in Dagster, so they need the same options in the settings.
+        storage: dagster-deltalake's configuration of the lake's object store, for example
+            `S3Config(region="eu-west-1")`. Its options take precedence over the settings. Landers do not run in
+            Dagster, so they need the same options in the settings.
     """
 
     overrides: dict[str, str] = Field(default_factory=dict)
-    storage_options: dict[str, str] = Field(default_factory=dict)
+    storage: LocalConfig | S3Config | AzureConfig | GcsConfig = Field(
+        default_factory=LocalConfig, discriminator="provider"
+    )
 
     def settings(self) -> Settings:
         """Returns the settings. Raises `SettingError`."""
@@ -36,7 +39,8 @@ class PlatformResource(dg.ConfigurableResource):
         """Returns the lake of these settings. Raises `SettingError`."""
         from fraud_assets.lake.tables import Lake
 
-        return Lake.of(self.settings(), self.storage_options)
+        options = {name: value for name, value in self.storage.str_dict().items() if name != "provider"}
+        return Lake.of(self.settings(), options)
 
 
 class EngineResource(dg.ConfigurableResource):

@@ -12,35 +12,25 @@ from typing import Any
 
 import dagster as dg
 
-from fraud_assets.errors import SettingError
 from fraud_assets.ingest.files.drop_folder import describe_folder
 from fraud_assets.resources import PlatformResource
 from fraud_assets.schedules import land_files, score_new_transactions
-from fraud_assets.settings import Settings, load_settings
+from fraud_assets.settings import load_settings_or_defaults
 
-SENSOR_TAG = "fraud/sensor"
-PROGRESS_TAG = "fraud/progress-"
+# Dagster's web UI hides tags with this prefix.
+SENSOR_TAG = ".dagster/fraud_sensor"
+PROGRESS_TAG = ".dagster/fraud_progress_"
 RUN_KEY_TAG = "dagster/run_key"
 FAILED = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 ENDED = [*FAILED, dg.DagsterRunStatus.SUCCESS]
 _STUCK_RETRY_SECONDS = 600
+_INTERVAL_SECONDS = load_settings_or_defaults().sensor_interval_seconds
 # Includes queued runs, which Dagster's own list of runs in progress omits.
 IN_PROGRESS = [status for status in dg.DagsterRunStatus if status not in ENDED]
 
 
 class StuckError(Exception):
     """Too many runs in a row failed on the same messages. The cause must be removed manually."""
-
-
-def _interval_seconds() -> int:
-    """Returns FRAUD_SENSOR_INTERVAL_SECONDS, or its default if a setting is invalid.
-
-    The definitions then still load, and runs and sensors report the invalid setting.
-    """
-    try:
-        return load_settings().sensor_interval_seconds
-    except SettingError:
-        return int(Settings.model_fields["sensor_interval_seconds"].default)
 
 
 def has_run_in_progress(instance: dg.DagsterInstance, sensor: str, silent_seconds: float) -> bool:
@@ -70,6 +60,12 @@ def was_interrupted(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
         if error and error.cls_name == "DagsterExecutionInterruptedError":
             return True
     return False
+
+
+def find_wait_seconds(instance: dg.DagsterInstance, sensor: str, interval_seconds: float) -> float:
+    """Returns the seconds until a sensor may request its next run; 0 or less after a quiet time."""
+    last = instance.get_run_records(dg.RunsFilter(tags={SENSOR_TAG: sensor}), limit=1)
+    return last[0].create_timestamp.timestamp() + interval_seconds - time.time() if last else 0.0
 
 
 def request_run(
@@ -119,7 +115,7 @@ def request_run(
 @dg.sensor(
     name="new_files_sensor",
     job=score_new_transactions,
-    minimum_interval_seconds=_interval_seconds(),
+    minimum_interval_seconds=_INTERVAL_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Watches the landing table `raw_transactions` for new files, which hold newly landed messages. "
     "Requests features and predictions for them, and the first training as soon as there is enough data. Only one of "
@@ -137,6 +133,12 @@ def new_files_sensor(context: dg.SensorEvaluationContext, platform: PlatformReso
     cursor = json.dumps(inputs)
     if context.cursor == cursor:
         return dg.SkipReason("No table has changed since the last evaluation.")
+    wait = find_wait_seconds(context.instance, "new_files_sensor", settings.run_interval_seconds)
+    if wait > 0:
+        return dg.SkipReason(
+            f"The last run started less than {settings.run_interval_seconds} s ago (FRAUD_RUN_INTERVAL_SECONDS). The "
+            f"next one can start in {wait:.0f} s."
+        )
     work = find_backlog(lake, settings)
     if not work.assets:
         context.update_cursor(cursor)
@@ -155,7 +157,7 @@ def new_files_sensor(context: dg.SensorEvaluationContext, platform: PlatformReso
 @dg.sensor(
     name="dropped_files_sensor",
     job=land_files,
-    minimum_interval_seconds=_interval_seconds(),
+    minimum_interval_seconds=_INTERVAL_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Watches the drop folder FRAUD_HOME/incoming. Requests a run that lands its files if no `fraud-assets "
     "land` process is running.",

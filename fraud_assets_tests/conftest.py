@@ -64,6 +64,7 @@ def make_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[.
             "kafka_bootstrap_servers": "",
             "mlflow_tracking_uri": "",
             "file_quiet_seconds": 0,
+            "run_interval_seconds": 0,
         }
         return load_settings(**{**defaults, **overrides})
 

@@ -5,12 +5,19 @@ from collections.abc import Iterator
 import dagster as dg
 from pydantic import Field
 
+from fraud_assets.asset_metadata import describe_features, describe_quarantine
 from fraud_assets.assets.ranges import parse_range
-from fraud_assets.assets.reporting import report_table, reporting, warn_empty_range
-from fraud_assets.core.schema import FEATURE_VERSION, transaction_features
+from fraud_assets.assets.reporting import report_table, reporting, summarize_run, warn_empty_range
+from fraud_assets.assets.specs import ENGINE_KIND, describe_asset
+from fraud_assets.core.schema import DERIVED_FEATURES, FEATURE_VERSION, transaction_features
 from fraud_assets.resources import EngineResource, PlatformResource
 
-_QUARANTINE_TOTALS = ("quarantined", "duplicates", "tombstones", "quarantined_labels")
+_BODY = [("raw_transactions", "value")]
+_LABELS = [("fraud_labels", "is_fraud"), ("fraud_labels", "labelled_at")]
+_LINEAGE = {
+    **dict.fromkeys(("transaction_id", "tx_datetime", "customer_id", "terminal_id", "tx_amount"), _BODY),
+    **{name: _BODY + (_LABELS if "risk" in name else []) for name in DERIVED_FEATURES},
+}
 
 
 class FeatureConfig(dg.Config):
@@ -22,25 +29,28 @@ class FeatureConfig(dg.Config):
 
 @dg.multi_asset(
     specs=[
-        dg.AssetSpec(
+        describe_asset(
             "transaction_features",
             deps=["raw_transactions", "fraud_labels"],
             description="One row per valid transaction with the fifteen inputs of the model, such as amounts, counts "
             "and known frauds of its customer and terminal. Each input uses only data that was known at the time of "
             "the transaction. If an id is repeated, only its first transaction is here.",
-            skippable=True,
-            group_name="features",
-            kinds={"deltalake"},
+            group="features",
+            kinds={ENGINE_KIND, "deltalake"},
+            stage="features",
+            lineage=_LINEAGE,
+            fresh=True,
             code_version=FEATURE_VERSION,
         ),
-        dg.AssetSpec(
+        describe_asset(
             "quarantined_transactions",
             deps=["raw_transactions", "fraud_labels"],
             description="Messages that are invalid or repeat a transaction id, each with the reason and its original "
             "bytes. `fraud-assets quarantine` lists them and retries them after a fix.",
-            skippable=True,
-            group_name="features",
-            kinds={"deltalake"},
+            group="features",
+            kinds={ENGINE_KIND, "deltalake"},
+            stage="features",
+            lineage={"value": _BODY},
         ),
     ],
     can_subset=True,
@@ -50,7 +60,6 @@ def features(
     context: dg.AssetExecutionContext, config: FeatureConfig, platform: PlatformResource, engines: EngineResource
 ) -> Iterator[dg.MaterializeResult]:
     """Computes the features of the messages that landed since the last run, or recomputes a range."""
-    from fraud_assets.operations.reconciliation import reconcile
     from fraud_assets.stages.features import process_landed, recompute
 
     with reporting(context):
@@ -62,23 +71,15 @@ def features(
             recomputed: dict[str, int | str] = {"recomputed": rows}
             if not rows:
                 recomputed["note"] = warn_empty_range(context, lake, transaction_features, period, "to recompute")
-            yield from report_table(context, "transaction_features", recomputed)
+            yield from report_table(context, lake, "transaction_features", recomputed)
+            summarize_run(context, f"{rows:,} features recomputed")
             return
         report = process_landed(lake, settings, engine)
-        totals = reconcile(lake, settings)
-        # One call writes both tables, so both materializations report the landed messages and the balance.
-        shared = {
-            "landed": report.landed,
-            "balanced": report.landed == report.features + report.quarantined + report.duplicates,
-            "seconds": round(report.seconds, 3),
-            "table/landed": totals["landed"],
-        }
-        features = {"features": report.features, "table/features": totals["features"]}
-        quarantine = {
-            "quarantined": report.quarantined,
-            "duplicates": report.duplicates,
-            **{f"reason/{reason}": count for reason, count in report.reasons.items()},
-            **{f"table/{name}": totals[name] for name in _QUARANTINE_TOTALS},
-        }
-        yield from report_table(context, "transaction_features", {**shared, **features})
-        yield from report_table(context, "quarantined_transactions", {**shared, **quarantine})
+        summarize_run(
+            context,
+            f"{report.landed:,} messages, {report.features:,} features, "
+            f"{report.quarantined + report.duplicates:,} quarantined",
+        )
+        # One call writes both tables. Each asset shows its own figures.
+        yield from report_table(context, lake, "transaction_features", describe_features(report))
+        yield from report_table(context, lake, "quarantined_transactions", describe_quarantine(report))

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 import dagster as dg
 from pydantic import Field
 
-from fraud_assets.assets.reporting import is_selected, report_table, reporting
+from fraud_assets.asset_metadata import describe_landing
+from fraud_assets.assets.reporting import is_selected, report_table, reporting, summarize_run
+from fraud_assets.assets.specs import describe_asset
 from fraud_assets.resources import EngineResource, PlatformResource
 
 
@@ -17,22 +19,25 @@ class LandingConfig(dg.Config):
 
 @dg.multi_asset(
     specs=[
-        dg.AssetSpec(
+        describe_asset(
             "fraud_labels",
+            deps=["labels_topic", "drop_folder"],
             description="Fraud labels from the labels topic and from dropped files: whether a transaction was a fraud, "
             "and when that became known. Invalid labels go to quarantine.",
-            skippable=True,
-            group_name="landing",
+            group="landing",
             kinds={"kafka", "deltalake"},
+            stage="landing",
         ),
-        dg.AssetSpec(
+        describe_asset(
             "raw_transactions",
+            deps=["transactions_topic", "drop_folder"],
             description="Messages of the transactions topic and rows of dropped files, each landed exactly once by its "
             "source position. The bytes of the bodies are unchanged; fields named in FRAUD_PSEUDONYMISE are replaced "
             "by keyed hashes.",
-            skippable=True,
-            group_name="landing",
+            group="landing",
             kinds={"kafka", "deltalake"},
+            stage="landing",
+            fresh=True,
         ),
     ],
     can_subset=True,
@@ -53,6 +58,7 @@ def landing(
             transactions=is_selected(context, "raw_transactions"),
             topics=config.topics,
         )
+        summarize_run(context, ", ".join(f"{report.rows:,} rows into {table}" for table, report in reports.items()))
         # Labels are drained before transactions even if only `raw_transactions` is selected.
         for table, report in reports.items():
-            yield from report_table(context, table, report.metadata())
+            yield from report_table(context, lake, table, describe_landing(report))

@@ -2,7 +2,9 @@
 
 import dagster as dg
 
-from fraud_assets.assets.reporting import reporting
+from fraud_assets.asset_metadata import describe_maintenance
+from fraud_assets.assets.reporting import reporting, summarize_run
+from fraud_assets.assets.specs import describe_asset
 from fraud_assets.resources import PlatformResource
 
 _DESCRIPTION = """Maintains every table: deletes rows older than FRAUD_RETENTION_DAYS, compacts small files, writes a
@@ -10,7 +12,19 @@ checkpoint and removes unused files older than FRAUD_VACUUM_HOURS. It also lands
 quarantine retry, and deletes successful runs of the sensors that are older than FRAUD_RUN_DAYS."""
 
 
-@dg.asset(group_name="maintenance", kinds={"deltalake"}, description=_DESCRIPTION)
+@dg.multi_asset(
+    specs=[
+        describe_asset(
+            "lake_maintenance",
+            deps=[],
+            description=_DESCRIPTION,
+            group="maintenance",
+            kinds={"deltalake"},
+            stage="maintenance",
+        )
+    ],
+    name="lake_maintenance",
+)
 def lake_maintenance(context: dg.AssetExecutionContext, platform: PlatformResource) -> dg.MaterializeResult:
     """Maintains the tables and the run history, and returns the numbers of each table."""
     from fraud_assets.operations.maintenance import maintain_lake
@@ -24,10 +38,8 @@ def lake_maintenance(context: dg.AssetExecutionContext, platform: PlatformResour
         reports = maintain_lake(lake, settings)
         deleted = delete_old_runs(context.instance, settings.run_days)
         shrink_databases(context.instance)
-    metadata: dict[str, int | float] = {
-        f"{table}/{key}": value for table, report in reports.items() for key, value in report.metadata().items()
-    }
-    metadata["runs_deleted"] = deleted
-    if retried:
-        metadata["retried_messages_landed"] = retried
+        metadata = describe_maintenance(reports, deleted, retried)
+        summarize_run(
+            context, f"{len(reports)} tables, {metadata['files_removed']:,} files and {deleted:,} runs removed"
+        )
     return dg.MaterializeResult(metadata=metadata)

@@ -5,14 +5,27 @@ from collections.abc import Iterator
 import dagster as dg
 from pydantic import Field
 
+from fraud_assets.asset_metadata import describe_scoring
 from fraud_assets.assets.ranges import parse_range
-from fraud_assets.assets.reporting import reporting, warn_empty_range
+from fraud_assets.assets.reporting import report_table, reporting, summarize_run, warn_empty_range
+from fraud_assets.assets.specs import ENGINE_KIND, describe_asset
+from fraud_assets.core.schema import FRAUD_PREDICTIONS, MODEL_INPUTS, TRANSACTION_FEATURES
 from fraud_assets.errors import NoChampionError
 from fraud_assets.resources import EngineResource, PlatformResource
 
 _DESCRIPTION = """The fraud score of every transaction in `transaction_features`, exactly one row each. A higher score
 is more suspicious, and `is_alert` marks the scores that raise an alert. Each row names the model version that scored
 it."""
+
+
+_LINEAGE = {
+    **{
+        name: [("transaction_features", name)] for name in FRAUD_PREDICTIONS.names if name in TRANSACTION_FEATURES.names
+    },
+    "score": [("transaction_features", name) for name in MODEL_INPUTS],
+    "threshold": [("alert_thresholds", "threshold")],
+    "is_alert": [*(("transaction_features", name) for name in MODEL_INPUTS), ("alert_thresholds", "threshold")],
+}
 
 
 class ScoringConfig(dg.Config):
@@ -22,12 +35,20 @@ class ScoringConfig(dg.Config):
     rescore_end: str | None = Field(None, description="End of the range to score again, exclusive, ISO 8601 in UTC.")
 
 
-@dg.asset(
-    deps=["transaction_features", "isolation_forest", "alert_thresholds"],
-    group_name="predictions",
-    kinds={"treelite", "deltalake"},
-    output_required=False,
-    description=_DESCRIPTION,
+@dg.multi_asset(
+    specs=[
+        describe_asset(
+            "fraud_predictions",
+            deps=["transaction_features", "isolation_forest", "alert_thresholds"],
+            description=_DESCRIPTION,
+            group="predictions",
+            kinds={ENGINE_KIND, "treelite", "deltalake"},
+            stage="predictions",
+            lineage=_LINEAGE,
+            fresh=True,
+        )
+    ],
+    name="fraud_predictions",
 )
 def fraud_predictions(
     context: dg.AssetExecutionContext, config: ScoringConfig, platform: PlatformResource, engines: EngineResource
@@ -36,6 +57,7 @@ def fraud_predictions(
     from fraud_assets.core.schema import fraud_predictions as predictions_table
     from fraud_assets.errors import LostRegistryError
     from fraud_assets.stages.alert_days import REMEDY, describe_busy_day
+    from fraud_assets.stages.score_histogram import count_scores
     from fraud_assets.stages.scoring import score_pending, score_range
 
     with reporting(context):
@@ -45,7 +67,7 @@ def fraud_predictions(
             report = score_range(lake, settings, *period)
             if not report.rows:
                 note = warn_empty_range(context, lake, predictions_table, period, "to score again")
-                yield dg.MaterializeResult(metadata={"rows": 0, "note": note})
+                yield from report_table(context, lake, "fraud_predictions", {"rows_added": 0, "note": note})
                 return
         else:
             try:
@@ -57,4 +79,6 @@ def fraud_predictions(
                 return
         if report.busiest and report.busiest.is_over_limit:
             context.log.warning(f"{describe_busy_day(report.busiest, settings)}. {REMEDY}")
-        yield dg.MaterializeResult(metadata=report.metadata())
+        summarize_run(context, f"{report.rows:,} scored, {report.alerts:,} alerts")
+        histogram = count_scores(lake.open(predictions_table)) if report.rows else None
+        yield from report_table(context, lake, "fraud_predictions", describe_scoring(report, histogram))

@@ -12,11 +12,15 @@ import dagster as dg
 from dagster._core.errors import DagsterUserCodeProcessError
 from dagster._utils.error import SerializableErrorInfo
 
+from fraud_assets.asset_metadata import count_table_rows
 from fraud_assets.errors import FraudAssetsError, convert_disk_error
 
 if TYPE_CHECKING:
     from fraud_assets.core.schema import Table
     from fraud_assets.lake.tables import Lake
+
+
+SUMMARY_TAG = "summary"
 
 
 class PlatformFailure(dg.Failure, DagsterUserCodeProcessError):
@@ -45,8 +49,8 @@ class _RunLogHandler(logging.Handler):
 
 
 @contextmanager
-def reporting(context: dg.AssetExecutionContext) -> Iterator[None]:
-    """Wraps the body of every asset: forwards the platform's log to the run and reports an error as one message.
+def reporting(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> Iterator[None]:
+    """Wraps every asset and check: forwards the platform's log to the run and reports an error as one message.
 
     Raises:
         PlatformFailure: the body raised a `FraudAssetsError`, or an `OSError` of the disk.
@@ -74,13 +78,24 @@ def is_selected(context: dg.AssetExecutionContext, name: str) -> bool:
 
 
 def report_table(
-    context: dg.AssetExecutionContext, name: str, metadata: Mapping[str, Any]
+    context: dg.AssetExecutionContext, lake: Lake, name: str, metadata: Mapping[str, Any]
 ) -> Iterator[dg.MaterializeResult]:
-    """Reports a table as written, even if only the other table of the same multi-asset is selected."""
+    """Reports an asset as written, even if only the other asset of the same multi-asset is selected.
+
+    If the asset is a table, its number of rows is added to the metadata.
+    """
+    metadata = {**metadata, **count_table_rows(lake, name)}
     if is_selected(context, name):
         yield dg.MaterializeResult(asset_key=name, metadata=metadata)
     else:
         context.log_event(dg.AssetMaterialization(name, metadata=metadata))
+
+
+def summarize_run(context: dg.AssetExecutionContext, text: str) -> None:
+    """Adds a text to the tag `summary` of the run, which the list of runs shows."""
+    run = context.instance.get_run_by_id(context.run.run_id)
+    earlier = run.tags.get(SUMMARY_TAG) if run else None
+    context.instance.add_run_tags(context.run.run_id, {SUMMARY_TAG: f"{earlier}, {text}" if earlier else text})
 
 
 def warn_empty_range(

@@ -206,7 +206,7 @@ def _print_summary(settings: Settings, seconds: float) -> None:
     from fraud_assets.lake.duckdb_session import connect
     from fraud_assets.lake.tables import Lake
     from fraud_assets.operations.reconciliation import count_alerts, reconcile
-    from fraud_assets.stages.training import CALIBRATION_DAYS
+    from fraud_assets.stages.calibration import CALIBRATION_DAYS
 
     lake = Lake.of(settings)
     counts, alerted = reconcile(lake, settings), count_alerts(lake)

@@ -73,7 +73,7 @@ def reconcile(lake: Lake, settings: Settings) -> dict[str, int]:
     return count_totals(pin_versions(lake), settings)
 
 
-def count_totals(handles: Handles, settings: Settings) -> dict[str, int]:
+def count_totals(handles: Handles, settings: Settings, since: date | None = None) -> dict[str, int]:
     """Counts the rows of each table, and the rows that wait, in one set of pinned versions.
 
     `landed` = `features` + `quarantined` + `duplicates` + `waiting`, and `features` = `scored` + `unscored`. This
@@ -84,6 +84,7 @@ def count_totals(handles: Handles, settings: Settings) -> dict[str, int]:
     Args:
         handles: result of `pin_versions`.
         settings: configure the DuckDB session that counts.
+        since: first day of ingest (UTC) that is counted; default: the first day that retention has left whole.
 
     Returns:
         The number of rows, by name.
@@ -91,7 +92,8 @@ def count_totals(handles: Handles, settings: Settings) -> dict[str, int]:
     Raises:
         LakeError: a file cannot be read.
     """
-    since = find_first_counted_day(handles)
+    first = find_first_counted_day(handles)
+    since = first if since is None else max(since, first or since)
     reasons = _count_reasons(handles, since, settings)
     labels = sum(count for reason, count in reasons.items() if reason.startswith(LABEL_PREFIX))
     duplicates = reasons.get(DUPLICATE, 0)

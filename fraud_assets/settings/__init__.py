@@ -21,6 +21,7 @@ from fraud_assets.settings.landing import LandingSettings
 from fraud_assets.settings.log import LogSettings
 from fraud_assets.settings.model import ModelSettings
 from fraud_assets.settings.operation import RETAINED_TABLES, OperationSettings
+from fraud_assets.settings.orchestration import OrchestrationSettings
 from fraud_assets.settings.storage import StorageSettings
 from fraud_assets.settings.values import (
     CONTRACT_FIELDS,
@@ -47,12 +48,14 @@ __all__ = [
     "WindowPolicy",
     "environment_name",
     "load_settings",
+    "load_settings_or_defaults",
 ]
 
 
 # pydantic orders the fields from the last base class to the first. Each group is validated after the groups below it.
 class Settings(
     LogSettings,
+    OrchestrationSettings,
     OperationSettings,
     ModelSettings,
     FeatureSettings,
@@ -121,3 +124,14 @@ def load_settings(**overrides: Any) -> Settings:
         value = str(first["input"]) if isinstance(first["input"], Path) else first["input"]
         shown = "cannot be used" if secret else f"is {value!r}"
         raise SettingError(f"Setting {name} {shown}: {reason}.") from None
+
+
+def load_settings_or_defaults() -> Settings:
+    """Loads the settings; if one is invalid, returns the defaults of all.
+
+    Dagster's definitions must load in any case, so that the web UI starts. Runs and sensors report the invalid setting.
+    """
+    try:
+        return load_settings()
+    except SettingError:
+        return Settings.model_construct()

@@ -1,4 +1,4 @@
-"""Settings of sensors, maintenance and retention."""
+"""Settings of maintenance and retention."""
 
 from __future__ import annotations
 
@@ -24,23 +24,8 @@ _DAYS = KeyValuePairs("table=days", key=r"\w+", value=r"[0-9]{1,6}")
 
 
 class OperationSettings(GroupSettings):
-    """Settings of sensors, maintenance and retention. Retention is validated against settings of earlier groups."""
+    """Settings of maintenance and retention. Retention is validated against settings of earlier groups."""
 
-    sensor_interval_seconds: int = Field(5, ge=1, description="Seconds between two evaluations of a sensor.")
-    sensor_attempts: int = Field(
-        3, ge=1, description="Number of consecutive failed runs after which a sensor stops and reports an error."
-    )
-    run_silent_seconds: int = Field(
-        600,
-        ge=60,
-        description="Seconds without an event after which a sensor's run counts as killed and is marked as failed.",
-    )
-    run_days: int = Field(
-        1,
-        ge=1,
-        description="Days for which maintenance keeps successful runs of the sensors in Dagster's history. It always "
-        "keeps failed runs, the last run of each asset, and runs started by a user.",
-    )
     vacuum_hours: int = Field(
         168, ge=24, description="Age in hours at which maintenance removes files that no table version uses."
     )

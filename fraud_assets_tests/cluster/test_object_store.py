@@ -426,15 +426,15 @@ def test_the_dagster_resource_accepts_storage_options_of_dagster_deltalake(
 
     from fraud_assets.resources import PlatformResource
 
-    storage = S3Config(
-        endpoint=s3.endpoint, region=REGION, access_key_id=ACCESS_KEY, secret_access_key=SECRET_KEY
-    ).str_dict()
+    login = {"region": REGION, "access_key_id": ACCESS_KEY, "secret_access_key": SECRET_KEY}
+    storage = S3Config(endpoint=s3.endpoint, **login)
     uri = f"s3://{BUCKET}/{uuid4().hex[:8]}"
     home = str(make_settings().home_path)
-    platform = PlatformResource(overrides={"home": home, "lake_uri": uri}, storage_options=storage)
+    platform = PlatformResource(overrides={"home": home, "lake_uri": uri}, storage=storage)
     land(platform.lake(), bodies(5))
     assert read_row_count(platform.lake().open(raw_transactions)) == 5
-    unsafe = PlatformResource(overrides={"lake_uri": uri}, storage_options={**storage, "allow_unsafe_rename": "True"})
+    unsafe_storage = S3Config(endpoint=s3.endpoint, allow_unsafe_rename=True, **login)
+    unsafe = PlatformResource(overrides={"lake_uri": uri}, storage=unsafe_storage)
     with pytest.raises(SettingError, match="ALLOW_UNSAFE_RENAME"):
         unsafe.lake()
 

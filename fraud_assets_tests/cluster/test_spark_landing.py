@@ -347,8 +347,8 @@ def test_the_asset_lands_on_spark(spark: SparkSession, settings: Settings, lake:
     result = dg.materialize([landing], resources=resources)
     events = {event.asset_key.to_user_string(): event for event in result.get_asset_materialization_events()}
     metadata = events["raw_transactions"].materialization.metadata
-    assert metadata["rows"].value == 11
-    assert sum(metadata["lag"].value.values()) == 0
+    assert metadata["rows_added"].value == 11
+    assert metadata["messages_waiting"].value == 0
     assert landed(lake) == [*numbers(0, 10), b'{"n": 1}']
 
 

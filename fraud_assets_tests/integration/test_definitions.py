@@ -6,8 +6,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
@@ -22,8 +22,10 @@ from fraud_assets.operations.setup_home import prepare_home
 from fraud_assets.resources import EngineResource, PlatformResource
 from fraud_assets.settings import Settings
 from fraud_assets.stages.alert_days import BusiestDay
+from fraud_assets.stages.calibration import CalibrationReport
 from fraud_assets.stages.features import process_landed
 from fraud_assets.stages.scoring import ScoringReport
+from fraud_assets.stages.training import TrainingReport
 from fraud_assets_tests.support.alerts import commit_alerts
 from fraud_assets_tests.support.landed import bodies, land
 from fraud_assets_tests.support.synthetic import FIRST, commit_features, features
@@ -39,12 +41,13 @@ ASSETS = {
     "fraud_predictions",
     "lake_maintenance",
 }
-HEAVY = ("pyspark", "mlflow", "sklearn", "great_expectations", "duckdb", "treelite", "deltalake", "confluent_kafka")
+EXTERNAL = {"transactions_topic", "labels_topic", "drop_folder", "model_registry"}
+HEAVY = ("pyspark", "mlflow", "sklearn", "great_expectations", "duckdb", "treelite", "confluent_kafka")
 
 
 def test_all_assets_load() -> None:
     dg.Definitions.validate_loadable(defs)
-    assert {key.to_user_string() for key in defs.resolve_all_asset_keys()} == ASSETS
+    assert {key.to_user_string() for key in defs.resolve_all_asset_keys()} == ASSETS | EXTERNAL
 
 
 def test_sensors_and_schedules_run_by_default() -> None:
@@ -84,10 +87,10 @@ def materialize(settings: Settings) -> Materialize:
     platform = PlatformResource(overrides={"home": str(settings.home), "file_quiet_seconds": "0"})
     assets = list(build_defs().assets or ())
 
-    def run(name: str, **config: dict[str, Any]) -> dg.ExecuteInProcessResult:
+    def run(*names: str, **config: dict[str, Any]) -> dg.ExecuteInProcessResult:
         return dg.materialize(
             assets,  # type: ignore[arg-type]
-            selection=[name],
+            selection=list(names),
             resources={"platform": platform, "engines": EngineResource()},
             run_config={"ops": {op: {"config": values} for op, values in config.items()}},
             instance=dg.DagsterInstance.ephemeral(),
@@ -124,11 +127,11 @@ def test_each_landing_table_can_be_materialized_alone(
     send("transactions", bodies(5))
     send("fraud-labels", [{"transaction_id": 1, "is_fraud": True, "labelled_at": "2026-01-08T00:00:00Z"}])
     labels = reported_metadata(materialize("fraud_labels"))
-    assert {name: values["rows"] for name, values in labels.items()} == {"fraud_labels": 1}
+    assert {name: values["rows_added"] for name, values in labels.items()} == {"fraud_labels": 1}
     assert not lake.exists(raw_transactions)
     # Labels land before transactions, even if only transactions are requested.
     both = reported_metadata(materialize("raw_transactions"))
-    assert {name: values["rows"] for name, values in both.items()} == {"raw_transactions": 5, "fraud_labels": 0}
+    assert {name: values["rows_added"] for name, values in both.items()} == {"raw_transactions": 5, "fraud_labels": 0}
     assert read_row_count(lake.open(fraud_labels)) == 1
 
 
@@ -137,7 +140,8 @@ def test_a_missing_broker_fails_with_one_sentence(materialize: Materialize) -> N
         "No broker is configured: KAFKA_BOOTSTRAP_SERVERS and KAFKA_CLIENT_PROPERTIES are not set"
     )
     assert (
-        reported_metadata(materialize("raw_transactions", landing={"topics": False}))["raw_transactions"]["rows"] == 0
+        reported_metadata(materialize("raw_transactions", landing={"topics": False}))["raw_transactions"]["rows_added"]
+        == 0
     )
 
 
@@ -147,20 +151,17 @@ def test_features_and_quarantine_are_written_together(materialize: Materialize, 
     written = reported_metadata(materialize(name))
     assert written.keys() == {"transaction_features", "quarantined_transactions"}
     features, quarantine = written["transaction_features"], written["quarantined_transactions"]
-    both = {"landed": 7, "balanced": True, "table/landed": 7}
-    assert both.items() <= features.items() & quarantine.items()
-    # In addition, each table reports its own numbers and none of the other table's.
-    only_features = features.keys() - quarantine.keys()
-    assert {name: features[name] for name in only_features} == {"features": 5, "table/features": 5}
-    assert {name: quarantine[name] for name in quarantine.keys() - features.keys()} == {
-        "quarantined": 1,
+    assert features.pop("seconds") >= 0
+    assert features == {"rows_added": 5, "messages_processed": 7, "batches": 1, "dagster/row_count": 5}
+    assert "| invalid_json | 1 | `██████" in quarantine.pop("reasons")
+    assert quarantine == {
+        "rows_added": 2,
+        "messages_processed": 7,
         "duplicates": 1,
+        "quarantine_rate": 0.1429,
         "reason/invalid_json": 1,
         "reason/duplicate": 1,
-        "table/quarantined": 1,
-        "table/duplicates": 1,
-        "table/tombstones": 0,
-        "table/quarantined_labels": 0,
+        "dagster/row_count": 2,
     }
     assert read_row_count(lake.open(transaction_features)) == 5
     assert read_row_count(lake.open(quarantined_transactions)) == 2
@@ -171,18 +172,19 @@ def test_run_config_selects_the_range_to_recompute(materialize: Materialize, set
     process_landed(lake, settings)
     config = {"recompute_start": "2026-01-01", "recompute_end": "2026-01-02T00:00:00Z"}
     written = reported_metadata(materialize("transaction_features", features=config))
-    assert written == {"transaction_features": {"recomputed": 72}}
+    assert written == {"transaction_features": {"recomputed": 72, "dagster/row_count": 100}}
     assert read_row_count(lake.open(transaction_features)) == 100
     config = {"recompute_start": "2025-01-01", "recompute_end": "2025-01-02"}
     metadata = reported_metadata(materialize("transaction_features", features=config))["transaction_features"]
     assert metadata == {
         "recomputed": 0,
+        "dagster/row_count": 100,
         "note": "There is nothing to recompute from 2025-01-01 00:00 to 2025-01-02 00:00 (exclusive): "
         "transaction_features holds 100 rows from 2026-01-01 to 2026-01-02 (tx_date).",
     }
     config = {"rescore_start": "2026-01-01", "rescore_end": "2026-01-02"}
     metadata = reported_metadata(materialize("fraud_predictions", fraud_predictions=config))["fraud_predictions"]
-    assert metadata["rows"] == 0
+    assert metadata["rows_added"] == 0
     assert str(metadata["note"]).endswith("fraud_predictions holds no rows.")
 
 
@@ -206,13 +208,30 @@ def test_an_invalid_range_changes_nothing(
 def test_the_forest_is_trained_with_its_threshold_and_the_threshold_is_recalibrated_alone(
     materialize: Materialize, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    for function in ("train", "recalibrate"):
-        calibration = SimpleNamespace(metadata=lambda function=function: {"threshold by": function})
-        report = SimpleNamespace(metadata=lambda function=function: {"by": function}, calibration=calibration)
-        monkeypatch.setattr(f"fraud_assets.stages.training.{function}", lambda *_, report=report: report)
-    by_training = {"isolation_forest": {"by": "train"}, "alert_thresholds": {"threshold by": "train"}}
-    alone = {"alert_thresholds": {"by": "recalibrate"}}
-    assert reported_metadata(materialize(name)) == (by_training if name == "isolation_forest" else alone)
+    trained, recalibrated = training_report(threshold=0.6), calibration_report(threshold=0.7)
+    monkeypatch.setattr("fraud_assets.stages.training.train", lambda *_: trained)
+    monkeypatch.setattr("fraud_assets.stages.calibration.recalibrate", lambda *_: recalibrated)
+    metadata = reported_metadata(materialize(name))
+    if name == "isolation_forest":
+        assert (metadata["isolation_forest"]["trees"], metadata["alert_thresholds"]["threshold"]) == (100, 0.6)
+    else:
+        assert metadata.keys() == {"alert_thresholds"}
+        assert metadata["alert_thresholds"]["threshold"] == 0.7
+
+
+def test_materializing_all_assets_keeps_the_champion(
+    materialize: Materialize, monkeypatch: pytest.MonkeyPatch, lake: Lake
+) -> None:
+    monkeypatch.setattr("fraud_assets.stages.training.train", lambda *_: training_report(threshold=0.6))
+    champions = {"exist": False}
+    monkeypatch.setattr("fraud_assets.stages.backlog.has_champion", lambda settings: champions["exist"])
+    both = ("transaction_features", "isolation_forest")
+    assert "isolation_forest" in reported_metadata(materialize(*both))
+    champions["exist"] = True
+    assert reported_metadata(materialize(*both)).keys() == {"transaction_features", "quarantined_transactions"}
+    assert "isolation_forest" in reported_metadata(materialize(*both, model={"replace_champion": True}))
+    assert "isolation_forest" in reported_metadata(materialize("isolation_forest"))
+    assert reported_metadata(materialize("isolation_forest", model={"replace_champion": False})) == {}
 
 
 def test_training_on_too_little_data_fails_unless_skipping_is_configured(materialize: Materialize) -> None:
@@ -248,16 +267,30 @@ def test_a_run_warns_of_a_day_with_too_many_alerts(
     report = ScoringReport(rows=100, alerts=90, busiest=BusiestDay(FIRST.date(), 301, 300.0))
     monkeypatch.setattr("fraud_assets.stages.scoring.score_pending", lambda *_: report)
     values = reported_metadata(materialize("fraud_predictions"))["fraud_predictions"]
-    assert (values["alerts_on_busiest_day"], values["alert_limit_per_day"]) == (301, 300.0)
+    assert values["alerts_on_busiest_day"] == 301
     warnings = [line for line in capfd.readouterr().err.splitlines() if "WARNING" in line]
     assert len(warnings) == 1
     assert "2026-01-01 has 301 alerts, more than 3 times" in warnings[0]
 
 
 def test_maintenance_accepts_an_empty_lake_and_compacts_a_table(materialize: Materialize, lake: Lake) -> None:
-    assert reported_metadata(materialize("lake_maintenance")) == {"lake_maintenance": {"runs_deleted": 0}}
+    metadata = reported_metadata(materialize("lake_maintenance"))["lake_maintenance"]
+    assert (metadata["files"], metadata["runs_deleted"]) == (0, 0)
     land(lake, bodies(5))
-    assert reported_metadata(materialize("lake_maintenance"))["lake_maintenance"]["raw_transactions/files_after"] == 1
+    metadata = reported_metadata(materialize("lake_maintenance"))["lake_maintenance"]
+    (table,) = metadata["tables"]
+    assert (table.data["table"], table.data["files_after"]) == ("raw_transactions", 1)
+
+
+def calibration_report(threshold: float) -> CalibrationReport:
+    """A threshold with arbitrary other figures."""
+    return CalibrationReport(1, "run", threshold, 100.0, FIRST, FIRST + timedelta(days=7), 700, 90.0, 0.01)
+
+
+def training_report(threshold: float) -> TrainingReport:
+    """A trained model with arbitrary figures."""
+    window = (FIRST, FIRST + timedelta(days=30))
+    return TrainingReport(1, 3_000, 3_000, 100, 42, *window, 1.0, calibration_report(threshold))
 
 
 # --- The command line ------------------------------------------------------------------------------------------

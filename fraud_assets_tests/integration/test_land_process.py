@@ -148,9 +148,9 @@ def test_landed_rows_are_reported_to_dagster(start: Start, settings: Settings, l
     with dg.DagsterInstance.from_config(str(settings.home_path / "dagster")) as instance:
         records = instance.fetch_materializations(dg.AssetKey("raw_transactions"), limit=100).records
     materializations = [record.asset_materialization for record in records]
-    assert sum(event.metadata["rows"].value for event in materializations if event) == 30
+    assert sum(event.metadata["rows_added"].value for event in materializations if event) == 30
     assert any(
-        "loop.csv" in event.metadata["failed_files"].value
+        "loop.csv" in str(event.metadata["files_failed"].value)
         for event in materializations
-        if event and "failed_files" in event.metadata
+        if event and "files_failed" in event.metadata
     )

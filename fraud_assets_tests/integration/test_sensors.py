@@ -166,6 +166,30 @@ def test_no_run_is_requested_while_another_is_in_progress(
     assert "A run is in progress" in daemon.skipped()
 
 
+def test_runs_keep_their_distance_but_the_first_one_starts_at_once(
+    make_settings: Callable[..., Settings], lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon = Daemon(make_settings(run_interval_seconds=600))
+    land(lake, bodies(10))
+    assert daemon.run(daemon.requested()).success
+    land(lake, bodies(10, first_id=10), first_offset=10)
+    assert "less than 600 s ago (FRAUD_RUN_INTERVAL_SECONDS)" in daemon.skipped()
+    later = time.time() + 601
+    monkeypatch.setattr("fraud_assets.sensors.time.time", lambda: later)
+    assert requested_assets(daemon.requested()) == FEATURES
+
+
+def test_a_run_says_in_one_tag_what_it_did_and_hides_its_own_tags(daemon: Daemon, lake: Lake) -> None:
+    land(lake, [*bodies(60), b"no json"])
+    assert daemon.run(daemon.requested()).success
+    (run,) = daemon.instance.get_runs()
+    summary = run.tags["summary"]
+    assert summary.startswith("61 messages, 60 features, 1 quarantined, champion version 1 trained on 60 transactions")
+    assert ", 60 scored, " in summary
+    shown = {name for name in run.tags if not name.startswith((".dagster/", "dagster/"))}
+    assert shown == {"summary"}
+
+
 def test_maintenance_requests_nothing(daemon: Daemon, settings: Settings, lake: Lake) -> None:
     for batch in range(3):
         land(lake, bodies(5, first_id=5 * batch), first_offset=5 * batch)
@@ -328,8 +352,8 @@ def test_an_entry_that_is_not_a_file_does_not_stop_the_sensor(
     assert event
     assert event.asset_materialization
     metadata = event.asset_materialization.metadata
-    assert set(metadata["failed_files"].value) == {"loop.csv"}
-    assert set(metadata["stuck_files"].value) == {"folder"}
+    assert [record.data["file"] for record in metadata["files_failed"].records] == ["loop.csv"]
+    assert [record.data["file"] for record in metadata["files_stuck"].records] == ["folder"]
 
 
 def test_an_unreadable_drop_folder_does_not_fail_the_sensor(file_daemon: Daemon, settings: Settings) -> None:

@@ -23,13 +23,17 @@ from fraud_assets.settings import Settings
 REPOSITORY = Path(__file__).parents[2]
 WORKSPACE = str(REPOSITORY / "workspace.yaml")
 DEPENDENCIES: dict[str, set[str]] = {
-    "raw_transactions": set(),
-    "fraud_labels": set(),
+    "transactions_topic": set(),
+    "labels_topic": set(),
+    "drop_folder": set(),
+    "raw_transactions": {"transactions_topic", "drop_folder"},
+    "fraud_labels": {"labels_topic", "drop_folder"},
     "transaction_features": {"raw_transactions", "fraud_labels"},
     "quarantined_transactions": {"raw_transactions", "fraud_labels"},
     "isolation_forest": {"transaction_features"},
     "alert_thresholds": {"transaction_features"},
     "fraud_predictions": {"transaction_features", "isolation_forest", "alert_thresholds"},
+    "model_registry": {"isolation_forest"},
     "lake_maintenance": set(),
 }
 
@@ -91,7 +95,8 @@ def test_the_asset_graph_sensors_schedules_and_jobs_are_shown(query: Query) -> N
     nodes = query("{ assetNodes { assetKey { path } dependencyKeys { path } groupName isExecutable } }")["assetNodes"]
     graph = {node["assetKey"]["path"][-1]: {key["path"][-1] for key in node["dependencyKeys"]} for node in nodes}
     assert graph == DEPENDENCIES
-    assert all(node["isExecutable"] for node in nodes)
+    external = {node["assetKey"]["path"][-1] for node in nodes if not node["isExecutable"]}
+    assert external == {"transactions_topic", "labels_topic", "drop_folder", "model_registry"}
 
     locations = query(
         """{ repositoriesOrError { __typename ... on RepositoryConnection { nodes {

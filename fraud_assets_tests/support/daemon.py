@@ -19,7 +19,7 @@ class Daemon:
     """Evaluates a sensor and runs its requests, as Dagster's daemon does, with one instance and one cursor."""
 
     def __init__(self, settings: Settings, sensor: dg.SensorDefinition = new_files_sensor) -> None:
-        shared = ("home", "file_quiet_seconds", "train_min_rows", "train_trees")
+        shared = ("home", "file_quiet_seconds", "train_min_rows", "train_trees", "run_interval_seconds")
         self.platform = PlatformResource(overrides={name: str(getattr(settings, name)) for name in shared})
         self.definitions = build_defs({"platform": self.platform})
         self.sensor = sensor
