@@ -16,7 +16,7 @@ UV_VERSION := 0.13.9
 PACKAGES := --constraint constraints.txt --editable '.[dev]'
 SOURCES := fraud_assets fraud_assets_tests benchmarks setup.py
 
-.PHONY: help setup demo test test-cluster proof bench dev format clean
+.PHONY: help setup demo lint types test-unit test test-cluster proof bench dev docs format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,11 +38,18 @@ setup: $(INSTALLED) ## Make .venv/, the state folder and .env
 demo: setup ## Stream to scored predictions in a fresh folder (DATA="file …" or SAMPLE=sparkov through the drop folder)
 	@$(BIN)/fraud-assets demo $(foreach file,$(DATA),--data '$(file)') $(if $(SAMPLE),--sample '$(SAMPLE)')
 
-test: setup ## Format, lint, types, layers, unit and integration tests
+lint: setup ## Format and lint
 	@$(BIN)/ruff format --check $(SOURCES)
 	@$(BIN)/ruff check $(SOURCES)
+
+types: setup ## Types and layers
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+test-unit: setup ## The fast tests, in seconds
+	@$(BIN)/pytest -q -n $(TEST_WORKERS) fraud_assets_tests/unit
+
+test: lint types ## Format, lint, types, layers, unit and integration tests
 	@$(BIN)/pytest -q -n $(TEST_WORKERS) --dist loadgroup
 
 test-cluster: setup ## Spark, object stores, kills and the handbook; CI runs them after `make test`
@@ -57,10 +64,13 @@ bench: setup ## The benchmarks, each as ratios (BENCH=name for one)
 dev: setup ## Live traffic, landing, web UI and daemon; Ctrl-C ends all
 	@$(BIN)/fraud-assets dev
 
+docs: setup ## The documentation as a site in site/, with strict links
+	@$(BIN)/mkdocs build --strict --quiet
+
 format: setup ## Format and fix what can be fixed
 	@$(BIN)/ruff check --fix-only --quiet $(SOURCES)
 	@$(BIN)/ruff format $(SOURCES)
 
 clean: ## Remove .venv/ and caches; the state in FRAUD_HOME stays
-	@rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf .venv build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -48,7 +48,7 @@ class LazyCommands(click.Group):
 def cli() -> None:
     """Real-time card-fraud detection on Dagster.
 
-    Settings are read from environment variables and from `.env`; the README lists them. Every command has --help.
+    Settings are read from environment variables and from `.env`; docs/settings.md lists them. Every command has --help.
 
     \b
     Example: fraud-assets broker &

@@ -55,5 +55,5 @@ def fail_from_error(name: str, error: Exception) -> Finding:
     return fail(
         name,
         text + dot.strip() if fix else text,
-        fix or "Correct the setting or file that it names. The README lists the settings.",
+        fix or "Correct the setting or file that it names. docs/settings.md lists the settings.",
     )

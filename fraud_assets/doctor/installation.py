@@ -37,7 +37,7 @@ def check_settings(settings: Settings) -> list[Finding]:
             warn(
                 "settings",
                 f"{name} is not a setting and has no effect",
-                f"Did you mean {near[0]}?" if near else "Remove it. The README lists the settings.",
+                f"Did you mean {near[0]}?" if near else "Remove it. docs/settings.md lists the settings.",
             )
         )
     return found

@@ -104,7 +104,7 @@ class Connection:
         )
         if "key values mismatch" in reason:
             reason = f"the key does not belong to the certificate of {self.name_of('ssl.certificate.location')}"
-        return SettingError(f"{subject}: {reason}. Correct it, and see KAFKA_… in the README.")
+        return SettingError(f"{subject}: {reason}. Correct it, and see KAFKA_… in docs/settings.md.")
 
 
 EMBEDDED = Connection({"security.protocol": "PLAINTEXT"}, {})

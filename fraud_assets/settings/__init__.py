@@ -1,7 +1,7 @@
 """Declares every setting once, with name, default, meaning and limits, and reads it from the environment or `.env`.
 
 `Settings` composes the groups. Tests and the command line pass overrides as arguments. A test checks that the table in
-the README matches these classes.
+docs/settings.md matches these classes.
 """
 
 from __future__ import annotations

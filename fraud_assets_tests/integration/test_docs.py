@@ -1,12 +1,14 @@
-"""The README matches settings, commands, make targets and files.
+"""The documentation matches settings, commands, make targets and files, and builds as a site without a warning.
 
-If it is run as a module, this file writes the settings table of the README.
+If it is run as a module, this file writes the generated parts of `docs/settings.md` and `docs/cli.md`.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +27,18 @@ from fraud_assets.stages.features import process_landed
 from fraud_assets_tests.support.starting import Send
 
 ROOT = Path(__file__).parents[2]
-README = ROOT / "README.md"
-PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
+SETTINGS, COMMAND_LINE = ROOT / "docs" / "settings.md", ROOT / "docs" / "cli.md"
+PAGES = [README, CONTRIBUTING, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 
 PACKAGES = "|".join(path.parent.name for path in (ROOT / "fraud_assets").glob("*/__init__.py"))
-REGENERATE = "python -m fraud_assets_tests.integration.test_readme"
+REGENERATE = "python -m fraud_assets_tests.integration.test_docs"
 BEGIN, END = f"<!-- settings: {REGENERATE} -->\n", "<!-- /settings -->"
 
 
 def settings_table() -> str:
-    """Returns the settings table of the README: one row per setting, in the order of `Settings`."""
+    """Returns the settings table: one row per setting, in the order of `Settings`."""
     rows = ["| variable | default | meaning |", "| --- | --- | --- |"]
     for name, field in Settings.model_fields.items():
         default = format_default(field.get_default(call_default_factory=True))
@@ -51,11 +55,42 @@ def format_default(default: Any) -> str:
     return f"`{text}`" if text else "empty"
 
 
-def split_readme(text: str) -> tuple[str, str, str]:
+def command_pages() -> str:
+    """Returns the page of the command line: the help text of each command."""
+    lines = [
+        "# Command line",
+        "",
+        f"Every command has `--help`. `{REGENERATE}` writes this page.",
+        "",
+        "To complete commands with the Tab key, add one line to the file that your shell reads at its start:",
+        "",
+        "| shell | file | line |",
+        "| --- | --- | --- |",
+        '| bash | `~/.bashrc` | `eval "$(_FRAUD_ASSETS_COMPLETE=bash_source fraud-assets)"` |',
+        '| zsh | `~/.zshrc` | `eval "$(_FRAUD_ASSETS_COMPLETE=zsh_source fraud-assets)"` |',
+        "",
+    ]
+    for name in COMMANDS:
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        lines += [f"## {name}", "", "```text", format_help(command, f"fraud-assets {name}"), "```", ""]
+        for part, child in sorted(getattr(command, "commands", {}).items()):
+            usage = format_help(child, f"fraud-assets {name} {part}")
+            lines += [f"### {name} {part}", "", "```text", usage, "```", ""]
+    return "\n".join(lines)
+
+
+def format_help(command: click.Command, name: str) -> str:
+    """Returns the help text of a command, without trailing spaces."""
+    with click.Context(command, info_name=name, terminal_width=100, max_content_width=100) as context:
+        return "\n".join(line.rstrip() for line in command.get_help(context).splitlines())
+
+
+def split_settings(text: str) -> tuple[str, str, str]:
     """Returns the text before, in and after the settings table."""
     before, begin, rest = text.partition(BEGIN)
     table, end, after = rest.partition(END)
-    assert "" not in (begin, end), f"README.md has not the line {BEGIN!r} and, below it, {END!r}"
+    assert "" not in (begin, end), f"docs/settings.md needs the line {BEGIN!r} and, below it, {END!r}"
     return before, table, after
 
 
@@ -84,16 +119,28 @@ def console_commands(text: str) -> list[str]:
 
 
 def test_the_settings_table_matches_the_settings() -> None:
-    table = split_readme(README.read_text(encoding="utf-8"))[1]
-    assert table == settings_table(), f"README.md and settings.py differ; write the table anew: {REGENERATE}"
+    table = split_settings(SETTINGS.read_text(encoding="utf-8"))[1]
+    assert table == settings_table(), f"docs/settings.md and the settings differ; write the table again: {REGENERATE}"
+
+
+def test_the_page_of_the_command_line_matches_the_commands() -> None:
+    page = COMMAND_LINE.read_text(encoding="utf-8")
+    assert page == command_pages(), f"docs/cli.md and the commands differ; write the page again: {REGENERATE}"
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    build = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert build.returncode == 0, build.stdout + build.stderr
+    assert (tmp_path / "site" / "index.html").exists()
 
 
 def test_every_setting_has_a_description() -> None:
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
 
 
-def test_the_readme_mentions_every_command() -> None:
-    mentioned = {call[0] for call in fraud_assets_calls(README.read_text(encoding="utf-8"))}
+def test_the_documentation_mentions_every_command() -> None:
+    mentioned = {call[0] for call in fraud_assets_calls(TEXT)}
     assert set(COMMANDS) - mentioned == set()
 
 
@@ -105,12 +152,12 @@ def test_commands_and_options_exist(page: Path) -> None:
         assert call[0] in COMMANDS, f"{page.name} names `fraud-assets {call[0]}`"
         command = cli.get_command(click.Context(cli), call[0])
         assert command is not None
-        if isinstance(command, click.Group):
+        if isinstance(command, click.Group) and len(call) > 1:
             assert call[1] in command.commands, f"{page.name} names `fraud-assets {' '.join(call[:2])}`"
             command = command.commands[call[1]]
         options = {name for parameter in command.params for name in parameter.opts}
         used = {word.partition("=")[0] for word in call if word.startswith("--")}
-        assert used <= options | {"--help"}, f"{page.name} gives `fraud-assets {call[0]}` an option that it has not"
+        assert used <= options | {"--help"}, f"{page.name} gives `fraud-assets {call[0]}` an unknown option"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -120,22 +167,22 @@ def test_make_targets_exist(page: Path) -> None:
     assert used <= targets
 
 
-def test_the_readme_mentions_every_make_target() -> None:
+def test_the_documentation_mentions_every_make_target() -> None:
     targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    used = set(re.findall(r"\bmake ([a-z-]+)", code(README.read_text(encoding="utf-8"))))
+    used = set(re.findall(r"\bmake ([a-z-]+)", code(TEXT)))
     assert targets - used == {"help"}
 
 
 def test_selected_assets_exist() -> None:
     known = {key.to_user_string() for key in defs.resolve_asset_graph().get_all_asset_keys()}
-    for selection in re.findall(r"--select ([\w,]+)", code(README.read_text(encoding="utf-8"))):
+    for selection in re.findall(r"--select ([\w,]+)", code(TEXT)):
         assert set(selection.split(",")) <= known
 
 
 def test_run_config_is_valid_for_its_assets() -> None:
     job = defs.resolve_implicit_global_asset_job_def()
     seen = set()
-    for command in console_commands(README.read_text(encoding="utf-8")):
+    for command in console_commands(TEXT):
         if "--config-json" not in command:
             continue
         selection, config = re.findall(r"--select (\S+) --config-json +'(.*)'$", command)[0]
@@ -147,14 +194,14 @@ def test_run_config_is_valid_for_its_assets() -> None:
 
 
 def test_no_command_contains_a_fixed_date() -> None:
-    dated = [line for line in console_commands(README.read_text(encoding="utf-8")) if re.search(r"\b20\d\d-\d", line)]
+    dated = [line for line in console_commands(TEXT) if re.search(r"\b20\d\d-\d", line)]
     assert dated == [], "compute the date, as with `date -u -d yesterday +%F`"
 
 
 def test_example_messages_and_producer_work(
     settings: Settings, lake: Lake, broker: Broker, send: Send, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = README.read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "ingest.md").read_text(encoding="utf-8")
     (examples,) = blocks(text, "json")
     transaction, label = map(json.loads, examples.splitlines())
     assert (tuple(transaction), tuple(label)) == (CONTRACT_FIELDS, LABEL_FIELDS)
@@ -187,8 +234,9 @@ def test_named_tests_exist(page: Path) -> None:
 
 
 def main() -> None:
-    before, _, after = split_readme(README.read_text(encoding="utf-8"))
-    README.write_text(f"{before}{BEGIN}{settings_table()}{END}{after}", encoding="utf-8")
+    before, _, after = split_settings(SETTINGS.read_text(encoding="utf-8"))
+    SETTINGS.write_text(f"{before}{BEGIN}{settings_table()}{END}{after}", encoding="utf-8")
+    COMMAND_LINE.write_text(command_pages(), encoding="utf-8")
 
 
 if __name__ == "__main__":
