@@ -33,7 +33,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 setup: $(INSTALLED) ## Make .venv/, the state folder and .env
-	@$(BIN)/python -m fraud_assets.operations.setup_home
+	@$(BIN)/fraud-assets setup
 
 demo: setup ## Stream to scored predictions in a fresh folder (DATA="file …" or SAMPLE=sparkov through the drop folder)
 	@$(BIN)/fraud-assets demo $(foreach file,$(DATA),--data '$(file)') $(if $(SAMPLE),--sample '$(SAMPLE)')

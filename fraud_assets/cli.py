@@ -11,6 +11,7 @@ import click
 from fraud_assets.errors import FraudAssetsError, convert_disk_error
 
 COMMANDS = {
+    "setup": "Create the state folder, and set DAGSTER_HOME in the .env file of the current folder.",
     "dev": "Run the whole platform on this machine with live traffic, until Ctrl-C.",
     "broker": "Run a Kafka broker for demos and development: the embedded one, or Apache Kafka.",
     "simulate": "Produce simulated card transactions and their fraud labels.",

@@ -1,4 +1,4 @@
-"""Sets up the state folder: `python -m fraud_assets.operations.setup_home`, run by `make setup`.
+"""Sets up the state folder, for `fraud-assets setup` and `make setup`.
 
 Creates the folders under `FRAUD_HOME`, writes a `dagster.yaml` there unless one exists, and sets `DAGSTER_HOME` in the
 `.env` of the current folder, which plain `dagster` commands read. If the home was moved or copied, the paths in the
@@ -8,20 +8,17 @@ model registry are changed to the current home. Running it again changes nothing
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
-import click
-
-from fraud_assets.errors import FraudAssetsError, SettingError
+from fraud_assets.errors import SettingError
 from fraud_assets.registry.home import relocate_registry
-from fraud_assets.settings import Settings, load_settings
+from fraud_assets.settings import Settings
 from fraud_assets.system.env_file import quote_value
 
 FOLDERS = ("incoming", "processed", "failed", "dagster", "mlflow")
 
 DAGSTER_YAML = """\
-# Written once by `make setup`. Edit it freely: `make setup` does not overwrite it.
+# Written once by `fraud-assets setup`. Edit it freely: it is not overwritten.
 
 # Runs log their progress to the console; Dagster's own step events (DEBUG) are in the event log.
 python_logs:
@@ -75,6 +72,15 @@ retention:
       failure: 90
 """
 
+POSTGRES_YAML = """\
+
+# Runs, events and schedules are in PostgreSQL, so that several machines share them. Needs the extra `postgres`.
+storage:
+  postgres:
+    postgres_url:
+      env: DAGSTER_POSTGRES_URL
+"""
+
 _DAGSTER_HOME_LINE = re.compile(r"\s*(export\s+)?DAGSTER_HOME\s*=")
 
 
@@ -114,7 +120,8 @@ def prepare_home(settings: Settings) -> list[str]:
             done.append(f"Created {', '.join(missing)} in {home}.")
         dagster_yaml = home / "dagster" / "dagster.yaml"
         if not dagster_yaml.exists():
-            dagster_yaml.write_text(DAGSTER_YAML, encoding="utf-8")
+            storage = POSTGRES_YAML if settings.dagster_postgres_url.get_secret_value() else ""
+            dagster_yaml.write_text(DAGSTER_YAML + storage, encoding="utf-8")
             done.append(f"Wrote {dagster_yaml}.")
         if old := relocate_registry(settings):
             done.append(f"The model registry now points to the files in {home} instead of {', '.join(old)}.")
@@ -144,17 +151,3 @@ def _set_dagster_home(env_file: Path, dagster_home: Path) -> bool:
         return False
     env_file.write_text(changed, encoding="utf-8")
     return True
-
-
-def main() -> None:
-    """Sets up the home of the settings in the environment and the current folder; reports on standard error."""
-    try:
-        for sentence in set_up_home(load_settings(), Path.cwd() / ".env"):
-            click.echo(sentence, err=True)
-    except FraudAssetsError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(error.exit_code)
-
-
-if __name__ == "__main__":
-    main()

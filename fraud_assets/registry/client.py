@@ -54,11 +54,12 @@ def translate_errors(uri: str) -> Iterator[None]:
     """Translates failures of MLflow to errors whose messages never contain the password of the URI."""
     silence_mlflow()
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     password = urlsplit(uri).password
     try:
         yield
-    except (MlflowException, OSError, ImportError) as error:
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
         cause = " ".join(str(error).split())[:300]
         if password:
             cause = cause.replace(password, "…")

@@ -208,8 +208,8 @@ def _experiment(client: MlflowClient, settings: Settings) -> str:
             client.set_experiment_tag(found.experiment_id, KIND_TAG, MACHINE_LEARNING)
         return found.experiment_id
     location = None
-    if find_sqlite_path(settings.mlflow_uri) is not None:
-        # Without a location, MLflow writes `mlruns/` into the current folder.
+    if not settings.mlflow_uri.startswith(("http://", "https://")):
+        # A server knows where its artifacts belong. With a database, MLflow would write into the current folder.
         settings.mlflow_artifacts.mkdir(parents=True, exist_ok=True)
         location = settings.mlflow_artifacts.as_uri()
     try:

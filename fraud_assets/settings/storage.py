@@ -30,6 +30,12 @@ class StorageSettings(GroupSettings):
         description="Folder of Dagster's runs and event history. `make setup` writes it into `.env`. If empty, it is "
         "the folder `dagster` under FRAUD_HOME.",
     )
+    dagster_postgres_url: SecretStr = Field(
+        SecretStr(""),
+        alias="DAGSTER_POSTGRES_URL",
+        description="PostgreSQL database of Dagster's history, for example `postgresql://dagster:secret@db/dagster`. "
+        "`fraud-assets setup` writes it into a new dagster.yaml as a variable. Needs the extra `postgres`.",
+    )
     lake_uri: str = Field(
         "",
         description="Location of the Delta tables: a folder, or a URI such as `s3://bucket/prefix`, `gs://…` or "

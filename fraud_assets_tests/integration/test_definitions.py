@@ -278,7 +278,7 @@ def test_maintenance_accepts_an_empty_lake_and_compacts_a_table(materialize: Mat
     assert (metadata["files"], metadata["runs_deleted"]) == (0, 0)
     land(lake, bodies(5))
     metadata = reported_metadata(materialize("lake_maintenance"))["lake_maintenance"]
-    (table,) = metadata["tables"]
+    (table,) = metadata["tables"].records
     assert (table.data["table"], table.data["files_after"]) == ("raw_transactions", 1)
 
 

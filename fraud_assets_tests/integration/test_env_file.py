@@ -43,7 +43,7 @@ def test_utf_8_is_read_with_or_without_a_byte_order_mark(tmp_path: Path, content
 
 @pytest.mark.parametrize(
     "arguments",
-    [("fraud_assets.cli", "land", "--once"), ("fraud_assets.cli", "doctor"), ("fraud_assets.operations.setup_home",)],
+    [("fraud_assets.cli", "land", "--once"), ("fraud_assets.cli", "doctor"), ("fraud_assets.cli", "setup")],
 )
 def test_no_command_shows_a_stack_trace(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     (tmp_path / ".env").write_bytes(TEXT.encode("utf-16"))

@@ -81,7 +81,7 @@ def test_a_home_that_cannot_be_written_is_an_error(tmp_path):
 def test_setup_as_a_module_writes_nothing_to_stdout(tmp_path):
     root = Path(__file__).parents[2]
     env = {**os.environ, "FRAUD_HOME": "state", "PYTHONPATH": str(root)}
-    command = [sys.executable, "-m", "fraud_assets.operations.setup_home"]
+    command = [sys.executable, "-m", "fraud_assets.cli", "setup"]
     result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
     assert result.stdout == ""
     assert "DAGSTER_HOME" in result.stderr
