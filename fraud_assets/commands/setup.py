@@ -18,7 +18,7 @@ def command() -> None:
 
     \b
     Example: fraud-assets setup
-             DAGSTER_POSTGRES_URL=postgresql://dagster:secret@db/dagster fraud-assets setup
+             DAGSTER_POSTGRES_URL=postgresql+psycopg2://dagster:secret@db/dagster fraud-assets setup
     """
     from fraud_assets.operations.setup_home import set_up_home
 

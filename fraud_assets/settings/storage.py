@@ -33,7 +33,7 @@ class StorageSettings(GroupSettings):
     dagster_postgres_url: SecretStr = Field(
         SecretStr(""),
         alias="DAGSTER_POSTGRES_URL",
-        description="PostgreSQL database of Dagster's history, for example `postgresql://dagster:secret@db/dagster`. "
+        description="PostgreSQL database of Dagster's history, as `postgresql+psycopg2://user:password@host/database`. "
         "`fraud-assets setup` writes it into a new dagster.yaml as a variable. Needs the extra `postgres`.",
     )
     lake_uri: str = Field(
@@ -95,6 +95,14 @@ class StorageSettings(GroupSettings):
                                "AWS_SECRET_ACCESS_KEY.")  # fmt: skip
         if value and not re.fullmatch(r"https?://\S+", value):
             raise ValueError("write it as https://host:port")
+        return value
+
+    @field_validator("dagster_postgres_url")
+    @classmethod
+    def _check_driver(cls, value: SecretStr) -> SecretStr:
+        # With postgresql:// SQLAlchemy 2.1 takes psycopg 3, whose statements dagster-postgres does not support.
+        if value.get_secret_value() and not value.get_secret_value().startswith("postgresql+psycopg2://"):
+            raise ValueError("write it as postgresql+psycopg2://user:password@host/database")
         return value
 
     @field_validator("home", "dagster_home", "lake_uri")

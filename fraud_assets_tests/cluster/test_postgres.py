@@ -49,7 +49,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
 def test_dagster_keeps_its_history_in_postgres(
     database: Database, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url = database("dagster")
+    url = database("dagster").replace("postgresql://", "postgresql+psycopg2://")
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", url)
     settings = make_settings(dagster_postgres_url=url, train_min_rows=20, train_trees=5)
     prepare_home(settings)

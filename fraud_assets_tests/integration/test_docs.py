@@ -70,20 +70,23 @@ def command_pages() -> str:
         '| zsh | `~/.zshrc` | `eval "$(_FRAUD_ASSETS_COMPLETE=zsh_source fraud-assets)"` |',
         "",
     ]
+    program = click.Context(
+        cli, info_name="fraud-assets", help_option_names=["-h", "--help"], terminal_width=100, max_content_width=100
+    )
     for name in COMMANDS:
-        command = cli.get_command(click.Context(cli), name)
+        command = cli.get_command(program, name)
         assert command is not None
-        lines += [f"## {name}", "", "```text", format_help(command, f"fraud-assets {name}"), "```", ""]
+        context = command.make_context(name, [], parent=program, resilient_parsing=True)
+        lines += [f"## {name}", "", "```text", format_help(context), "```", ""]
         for part, child in sorted(getattr(command, "commands", {}).items()):
-            usage = format_help(child, f"fraud-assets {name} {part}")
+            usage = format_help(child.make_context(part, [], parent=context, resilient_parsing=True))
             lines += [f"### {name} {part}", "", "```text", usage, "```", ""]
     return "\n".join(lines)
 
 
-def format_help(command: click.Command, name: str) -> str:
+def format_help(context: click.Context) -> str:
     """Returns the help text of a command, without trailing spaces."""
-    with click.Context(command, info_name=name, terminal_width=100, max_content_width=100) as context:
-        return "\n".join(line.rstrip() for line in command.get_help(context).splitlines())
+    return "\n".join(line.rstrip() for line in context.get_help().splitlines())
 
 
 def split_settings(text: str) -> tuple[str, str, str]:

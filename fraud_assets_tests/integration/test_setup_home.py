@@ -86,3 +86,11 @@ def test_setup_as_a_module_writes_nothing_to_stdout(tmp_path):
     assert result.stdout == ""
     assert "DAGSTER_HOME" in result.stderr
     assert dotenv_values(tmp_path / ".env")["DAGSTER_HOME"] == str(tmp_path / "state" / "dagster")
+
+
+def test_a_database_of_dagster_without_a_driver_is_refused_without_its_password():
+    with pytest.raises(
+        SettingError, match=r"DAGSTER_POSTGRES_URL cannot be used: write it as postgresql\+psycopg2://"
+    ) as caught:
+        load_settings(dagster_postgres_url="postgresql://dagster:geheim@db/dagster")
+    assert "geheim" not in str(caught.value)
