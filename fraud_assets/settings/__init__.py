@@ -117,7 +117,10 @@ def load_settings(**overrides: Any) -> Settings:
         return Settings(**overrides)
     except ValidationError as error:
         first = error.errors()[0]
-        field = str(first["loc"][0])
+        location = str(first["loc"][0])
+        # pydantic names a setting by its alias if it has one.
+        fields = {info.alias or name: name for name, info in Settings.model_fields.items()}
+        field = fields.get(location, location)
         name = environment_name(field) if field in Settings.model_fields else field
         reason = first["msg"].removeprefix("Value error, ")
         secret = field in Settings.model_fields and Settings.model_fields[field].annotation is SecretStr

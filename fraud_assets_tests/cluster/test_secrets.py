@@ -34,8 +34,10 @@ def secrets_of_settings() -> dict[str, str]:
 
 
 def secret_variables() -> dict[str, str]:
-    """Environment variables with these values, as `key=value`: one setting requires this form, the others accept it."""
-    return {name: f"token={value}" for name, value in secrets_of_settings().items()}
+    """Environment variables with these values, in a form that each setting accepts; one requires `key=value`."""
+    variables = {name: f"token={value}" for name, value in secrets_of_settings().items()}
+    url = f"postgresql+psycopg2://dagster:{secrets_of_settings()['DAGSTER_POSTGRES_URL']}@127.0.0.1/dagster"
+    return variables | {"DAGSTER_POSTGRES_URL": url}
 
 
 def find_secrets(text: str, source: str, secrets: list[str]) -> list[str]:

@@ -88,9 +88,8 @@ def test_setup_as_a_module_writes_nothing_to_stdout(tmp_path):
     assert dotenv_values(tmp_path / ".env")["DAGSTER_HOME"] == str(tmp_path / "state" / "dagster")
 
 
-def test_a_database_of_dagster_without_a_driver_is_refused_without_its_password():
-    with pytest.raises(
-        SettingError, match=r"DAGSTER_POSTGRES_URL cannot be used: write it as postgresql\+psycopg2://"
-    ) as caught:
-        load_settings(dagster_postgres_url="postgresql://dagster:geheim@db/dagster")
+def test_a_database_of_dagster_without_a_driver_is_refused_without_its_password(monkeypatch):
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", "postgresql://dagster:geheim@db/dagster")
+    with pytest.raises(SettingError, match=r"URL cannot be used: write it as postgresql\+psycopg2://") as caught:
+        load_settings(_env_file=None)
     assert "geheim" not in str(caught.value)
