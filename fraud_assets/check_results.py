@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fraud_assets.dagster_events import find_dagster_home
+from fraud_assets.errors import FraudAssetsError
 from fraud_assets.settings import Settings
 
 
@@ -27,7 +28,7 @@ def find_failed_checks(settings: Settings) -> list[FailedCheck]:
     """Returns the checks whose last evaluation failed, sorted by name; empty if Dagster is not set up.
 
     Raises:
-        Exception: Dagster's storage cannot be read; it raises the exceptions of its database driver.
+        FraudAssetsError: Dagster's history cannot be read.
     """
     home = find_dagster_home(settings)
     if home is None:
@@ -37,15 +38,23 @@ def find_failed_checks(settings: Settings) -> list[FailedCheck]:
     from fraud_assets.checks import CHECKS
 
     keys = [key for check in CHECKS for key in check.check_keys]
-    with dg.DagsterInstance.from_config(str(home)) as instance:
-        summaries = instance.event_log_storage.get_asset_check_summary_records(keys)
-        results = [
-            record.event.dagster_event.asset_check_evaluation_data
-            for summary in summaries.values()
-            if (record := summary.last_check_execution_record) is not None
-            and record.event is not None
-            and record.event.dagster_event is not None
-        ]
+    try:
+        with dg.DagsterInstance.from_config(str(home)) as instance:
+            summaries = instance.event_log_storage.get_asset_check_summary_records(keys)
+    # Dagster raises the exceptions of its database driver and of its YAML reader unchanged.
+    except Exception as error:
+        cause = " ".join(str(error).split())[:200]
+        raise FraudAssetsError(
+            f"Dagster's history at {home} cannot be read ({type(error).__name__}: {cause}). Correct "
+            f"{home / 'dagster.yaml'} or DAGSTER_POSTGRES_URL."
+        ) from error
+    results = [
+        record.event.dagster_event.asset_check_evaluation_data
+        for summary in summaries.values()
+        if (record := summary.last_check_execution_record) is not None
+        and record.event is not None
+        and record.event.dagster_event is not None
+    ]
     failed = [result for result in results if not result.passed]
     return sorted(
         (

@@ -70,3 +70,14 @@ def test_the_status_names_failed_checks(lake: Lake, settings: Settings, start: S
     assert process.returncode == 0, errors
     (failed,) = json.loads(output)["failed_checks"]
     assert (failed["name"], failed["severity"]) == ("quarantined_transactions:quarantine_rate", "WARN")
+
+
+def test_an_unreadable_history_of_dagster_is_one_sentence(settings: Settings, start: Start) -> None:
+    prepare_home(settings)
+    home = settings.home_path / "dagster"
+    (home / "dagster.yaml").write_text("storage: nowhere")
+    process = start("status", DAGSTER_HOME=str(home))
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Dagster's history at" in errors
+    assert "Traceback" not in errors
