@@ -50,11 +50,11 @@ def command(as_json: bool) -> None:
 def _describe(status: Status, now: datetime) -> Iterator[tuple[str, str]]:
     totals = status.totals
     yield "Landed", f"{totals['landed']:,} messages{_describe_age(status.newest_landing, now, 'the newest')}"
-    yield "Features", f"{totals['features']:,} transactions, {totals['waiting']:,} messages wait"
+    yield "Features", f"{totals['features']:,} transactions, {totals['waiting']:,} waiting"
     yield "Quarantined", f"{totals['quarantined']:,} messages, {totals['duplicates']:,} duplicates"
     yield "Labels", f"{totals['labels']:,}, {totals['quarantined_labels']:,} quarantined"
     scored = _describe_age(status.newest_scoring, now, "the last")
-    yield "Scored", f"{totals['scored']:,} transactions, {totals['unscored']:,} wait{scored}"
+    yield "Scored", f"{totals['scored']:,} transactions, {totals['unscored']:,} waiting{scored}"
     if status.newest_transaction:
         yield "Newest data", f"transaction of {status.newest_transaction:%Y-%m-%d %H:%M:%S} UTC"
     if status.day:
