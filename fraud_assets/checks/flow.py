@@ -30,7 +30,7 @@ def flow_checks(context: dg.AssetCheckExecutionContext, platform: PlatformResour
     """Counts the tables once and compares the totals."""
     from datetime import UTC, datetime, timedelta
 
-    from fraud_assets.operations.reconciliation import count_totals, pin_versions
+    from fraud_assets.operations.reconciliation import count_quarantined, count_totals, pin_versions
 
     with reporting(context):
         settings = platform.settings()
@@ -57,10 +57,8 @@ def flow_checks(context: dg.AssetCheckExecutionContext, platform: PlatformResour
             )
         if QUARANTINE_RATE.name in selected:
             yesterday = datetime.now(UTC).date() - timedelta(days=1)
-            recent = count_totals(handles, settings, yesterday)
-            bad = recent["quarantined"] - recent["tombstones"]
-            arrived = recent["landed"] - recent["waiting"]
-            rate = bad / arrived if arrived else 0.0
+            bad, processed = count_quarantined(handles, settings, yesterday)
+            rate = bad / processed if processed else 0.0
             yield dg.AssetCheckResult(
                 asset_key=QUARANTINE_RATE.asset_key,
                 check_name=QUARANTINE_RATE.name,
@@ -70,6 +68,6 @@ def flow_checks(context: dg.AssetCheckExecutionContext, platform: PlatformResour
                     "rate": round(rate, 4),
                     "limit": settings.quarantine_warn_rate,
                     "quarantined": bad,
-                    "messages": arrived,
+                    "messages": processed,
                 },
             )

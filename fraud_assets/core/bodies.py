@@ -10,8 +10,10 @@ import numpy as np
 
 from fraud_assets.core.field_paths import resolve
 
+TOMBSTONE = "tombstone"
+"""Reason of a message with a null body."""
 BODY_REASONS = {
-    "tombstone": "The message has a null body: a deletion marker of a compacted topic, not a transaction.",
+    TOMBSTONE: "The message has a null body: a deletion marker of a compacted topic, not a transaction.",
     "empty_body": "The message has no body.",
     "body_too_large": "The message body is larger than FRAUD_MAX_BODY_BYTES allows.",
     "unknown_schema": "The schema registry has no readable schema with the id in the message.",
@@ -145,7 +147,7 @@ def check_size(body: bytes | None, max_body_bytes: int) -> None:
         Rejected: The body is null, empty or too large.
     """
     if body is None:
-        raise Rejected("tombstone", "the message has a null body: a deletion marker")
+        raise Rejected(TOMBSTONE, "the message has a null body: a deletion marker")
     if not body:
         raise Rejected("empty_body", "the message has no body")
     if len(body) > max_body_bytes:

@@ -124,7 +124,8 @@ def check_reconciliation(settings: Settings) -> list[Finding]:
 
 def check_quarantine(settings: Settings) -> list[Finding]:
     """Compares the open messages in quarantine with the landed ones, and looks for interrupted retries."""
-    from fraud_assets.core.quarantine_reasons import DUPLICATE
+    from fraud_assets.core.bodies import TOMBSTONE
+    from fraud_assets.core.quarantine_reasons import DUPLICATE, LABEL_PREFIX
     from fraud_assets.operations.quarantine import Selection, count_reasons
     from fraud_assets.operations.retries import count_waiting_retries
 
@@ -137,7 +138,7 @@ def check_quarantine(settings: Settings) -> list[Finding]:
     except FraudAssetsError as error:
         return [skip("quarantine", f"the lake cannot be read: {error}")]
     duplicates = counts.pop(DUPLICATE, 0)
-    tombstones = counts.pop("tombstone", 0) + counts.pop("label_tombstone", 0)
+    tombstones = counts.pop(TOMBSTONE, 0) + counts.pop(LABEL_PREFIX + TOMBSTONE, 0)
     total = sum(counts.values())
     share = total / landed if landed else 0.0
     most = f", most of them {max(counts, key=lambda reason: counts[reason])}" if counts else ""

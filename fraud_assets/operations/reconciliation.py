@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
 
+from fraud_assets.core.bodies import TOMBSTONE
 from fraud_assets.core.quarantine_reasons import DUPLICATE, LABEL_PREFIX
 from fraud_assets.core.schema import (
     TIME,
@@ -73,7 +74,7 @@ def reconcile(lake: Lake, settings: Settings) -> dict[str, int]:
     return count_totals(pin_versions(lake), settings)
 
 
-def count_totals(handles: Handles, settings: Settings, since: date | None = None) -> dict[str, int]:
+def count_totals(handles: Handles, settings: Settings) -> dict[str, int]:
     """Counts the rows of each table, and the rows that wait, in one set of pinned versions.
 
     `landed` = `features` + `quarantined` + `duplicates` + `waiting`, and `features` = `scored` + `unscored`. This
@@ -84,7 +85,6 @@ def count_totals(handles: Handles, settings: Settings, since: date | None = None
     Args:
         handles: result of `pin_versions`.
         settings: configure the DuckDB session that counts.
-        since: first day of ingest (UTC) that is counted; default: the first day that retention has left whole.
 
     Returns:
         The number of rows, by name.
@@ -92,8 +92,7 @@ def count_totals(handles: Handles, settings: Settings, since: date | None = None
     Raises:
         LakeError: a file cannot be read.
     """
-    first = find_first_counted_day(handles)
-    since = first if since is None else max(since, first or since)
+    since = find_first_counted_day(handles)
     reasons = _count_reasons(handles, since, settings)
     labels = sum(count for reason, count in reasons.items() if reason.startswith(LABEL_PREFIX))
     duplicates = reasons.get(DUPLICATE, 0)
@@ -104,12 +103,38 @@ def count_totals(handles: Handles, settings: Settings, since: date | None = None
         "duplicates": duplicates,
         "waiting": _count_pending(handles, raw_transactions, transaction_features, settings),
         # Tombstones are part of `quarantined` but are not bad data.
-        "tombstones": reasons.get("tombstone", 0),
+        "tombstones": reasons.get(TOMBSTONE, 0),
         "labels": _count_rows(handles, fraud_labels, since, settings),
         "quarantined_labels": labels,
         "scored": _count_rows(handles, fraud_predictions, since, settings),
         "unscored": _count_pending(handles, transaction_features, fraud_predictions, settings),
     }
+
+
+def count_quarantined(handles: Handles, settings: Settings, since: date) -> tuple[int, int]:
+    """Counts bad messages, and all messages that features has processed.
+
+    Args:
+        handles: result of `pin_versions`.
+        settings: configure the DuckDB session that counts.
+        since: first day of ingest (UTC) that is counted.
+
+    Returns:
+        The number of quarantined transactions without duplicates and tombstones, and the number of messages.
+
+    Raises:
+        LakeError: a file cannot be read.
+    """
+    reasons = _count_reasons(handles, since, settings)
+    bad = sum(count for reason, count in reasons.items() if _is_bad(reason))
+    processed = _count_rows(handles, transaction_features, since, settings)
+    processed += sum(count for reason, count in reasons.items() if not reason.startswith(LABEL_PREFIX))
+    return bad, processed
+
+
+def _is_bad(reason: str) -> bool:
+    """Returns whether a quarantined transaction with this reason is bad data."""
+    return reason not in (DUPLICATE, TOMBSTONE) and not reason.startswith(LABEL_PREFIX)
 
 
 def _count_reasons(handles: Handles, since: date | None, settings: Settings) -> dict[str, int]:
