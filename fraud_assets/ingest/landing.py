@@ -8,6 +8,7 @@ from collections.abc import Callable
 from fraud_assets.engines.base import Engine
 from fraud_assets.engines.landing_report import LandingReport, create_reports, merge_reports
 from fraud_assets.engines.local.engine import LocalEngine
+from fraud_assets.ingest.files.drop_folder import wait_for_changing_entries
 from fraud_assets.ingest.files.file_report import add_file_reports
 from fraud_assets.ingest.files.landing import land_files
 from fraud_assets.kafka.broker import find_broker, is_broker_configured
@@ -29,6 +30,8 @@ def land_once(
     stop: Callable[[], bool] = never,
 ) -> dict[str, LandingReport]:
     """Lands the drop folder, then drains the topics to their current ends, labels first.
+
+    If a file was dropped just before the call, it waits up to FRAUD_FILE_QUIET_SECONDS for that file.
 
     Args:
         lake: the lake to land into.
@@ -52,6 +55,7 @@ def land_once(
     engine = engine or LocalEngine(settings)
     reports = create_reports(transactions=transactions)
     if transactions:
+        wait_for_changing_entries(settings, stop)
         files = land_files(lake, settings, stop)
         reports = add_file_reports(reports, files)
         if topics and files and not is_broker_configured(settings):

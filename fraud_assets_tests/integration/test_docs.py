@@ -5,10 +5,12 @@ If it is run as a module, this file writes the generated parts of `docs/settings
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +219,27 @@ def test_example_messages_and_producer_work(
     report = process_landed(lake, settings)
     assert (report.features, report.quarantined) == (2, 0)
     assert lake.open(fraud_labels).count() == 2
+
+
+def test_the_described_errors_exist() -> None:
+    """Each message in `docs/errors.md` is part of a text in the code; `…` stands for a value."""
+    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    messages = [row for row in re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE) if not row.isdigit()]
+    assert len(messages) > 20
+    texts = [text for path in (ROOT / "fraud_assets").rglob("*.py") for text in read_texts(path)]
+    for message in messages:
+        parts = [re.escape(part.strip()) for part in message.split("…") if part.strip()]
+        pattern = re.compile(".*?".join(parts), re.DOTALL)
+        assert any(pattern.search(text) for text in texts), f"docs/errors.md describes {message!r}"
+
+
+def read_texts(path: Path) -> Iterator[str]:
+    """Returns the string literals of a module, with `…` for each value of an f-string."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

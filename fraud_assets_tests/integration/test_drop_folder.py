@@ -118,7 +118,13 @@ def test_a_link_into_an_unreadable_folder_fails_alone(
 ) -> None:
     (incoming / "a.jsonl").symlink_to(tmp_path / "secret.jsonl")
     denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    make_fail(monkeypatch, Path, "stat", denied, lambda path, **keywords: not keywords and path.name == "a.jsonl")
+    make_fail(
+        monkeypatch,
+        Path,
+        "stat",
+        denied,
+        lambda path, follow_symlinks=True: follow_symlinks and path.name == "a.jsonl",
+    )
     make_fail(monkeypatch, Path, "open", denied, lambda path, *_, **__: path.name == "a.jsonl")
     reports = land(lake, settings)
     assert [report.rows for report in reports] == [0, 1]

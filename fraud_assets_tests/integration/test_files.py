@@ -21,7 +21,9 @@ from fraud_assets.core.schema import Table, fraud_labels, quarantined_transactio
 from fraud_assets.engines import landing_tables as landing
 from fraud_assets.ingest.files import json_lines
 from fraud_assets.ingest.files import landing as files
+from fraud_assets.ingest.files.drop_folder import wait_for_changing_entries
 from fraud_assets.ingest.files.landing import find_waiting_files
+from fraud_assets.ingest.landing import land_once
 from fraud_assets.lake.append import append_landed
 from fraud_assets.lake.tables import Lake, open_dataset
 from fraud_assets.settings import Settings
@@ -330,6 +332,28 @@ def test_recent_hidden_and_partial_files_are_skipped(make_settings: Callable[...
     drop(settings, "fresh.csv", "x")
     (settings.incoming / "folder").mkdir()
     assert [path.name for path in find_waiting_files(settings)] == ["a.csv", "b.csv"]
+
+
+def test_landing_once_waits_for_a_file_that_was_just_dropped(make_settings: Callable[..., Settings]) -> None:
+    settings = make_settings(file_quiet_seconds=0.5)
+    drop(settings, "a.csv", f"{HEADER}\n1,2024-01-01T00:00:00Z,1,1,1\n")
+    assert find_waiting_files(settings) == []
+    assert land_once(Lake.of(settings), settings)[raw_transactions.name].rows == 1
+
+
+def test_landing_once_does_not_wait_for_a_file_that_keeps_changing(
+    make_settings: Callable[..., Settings], caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = make_settings(file_quiet_seconds=0.2)
+    drop(settings, "a.csv", f"{HEADER}\n1,2024-01-01T00:00:00Z,1,1,1\n")
+    file = settings.incoming / "a.csv"
+
+    def touch() -> bool:
+        file.touch()
+        return False
+
+    wait_for_changing_entries(settings, touch)
+    assert "a.csv is still being written" in caplog.text
 
 
 @pytest.mark.parametrize("table", [fraud_labels, raw_transactions])

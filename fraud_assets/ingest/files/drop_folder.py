@@ -6,9 +6,11 @@ metadata. They never open an entry for reading, so none of them can block.
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +33,12 @@ _UNFINISHED_PREFIXES = (".", "_started_", "_committed_")
 _UNFINISHED_NAMES = ("_temporary", "_success", "_spark_metadata", "_metadata", "_common_metadata")
 """Names of the work folder and the marker files of a Spark job that writes into the drop folder."""
 
+_POLL_SECONDS = 0.05
+_REPORTED_WAIT_SECONDS = 5
+"""Waits from this length on are logged."""
+
+logger = logging.getLogger(__name__)
+
 _KINDS = {
     stat.S_ISFIFO: "a named pipe",
     stat.S_ISSOCK: "a socket",
@@ -41,26 +49,28 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class WaitingEntries:
-    """Entries of the drop folder that are ready, each sorted by name.
+    """Entries of the drop folder, each sorted by name. Unfinished files are not among them.
 
     Attributes:
         files: files to land or to refuse.
         folders: folders, which are never landed.
+        changing: entries that have changed within FRAUD_FILE_QUIET_SECONDS.
     """
 
     files: list[Path]
     folders: list[Path]
+    changing: list[Path]
 
 
 def find_waiting_entries(settings: Settings) -> WaitingEntries:
-    """Returns the entries that have not changed for FRAUD_FILE_QUIET_SECONDS, except unfinished files.
+    """Returns the entries of the drop folder, except unfinished files.
 
     Broken links and pipes count as files: landing refuses them like a file that cannot be read.
 
     Raises:
         OSError: the drop folder cannot be read.
     """
-    waiting = WaitingEntries([], [])
+    waiting = WaitingEntries([], [], [])
     try:
         entries = sorted(settings.incoming.iterdir())
     except FileNotFoundError:
@@ -75,7 +85,34 @@ def find_waiting_entries(settings: Settings) -> WaitingEntries:
         # A file dated in the future (a copied time, another clock) must not wait until that day.
         if abs(time.time() - status.st_mtime) >= settings.file_quiet_seconds:
             (waiting.folders if stat.S_ISDIR(status.st_mode) else waiting.files).append(path)
+        else:
+            waiting.changing.append(path)
     return waiting
+
+
+def wait_for_changing_entries(settings: Settings, stop: Callable[[], bool]) -> None:
+    """Waits until a file that was just dropped is ready, at most FRAUD_FILE_QUIET_SECONDS.
+
+    Args:
+        settings: define the drop folder.
+        stop: called several times a second; once it returns true, the wait ends.
+
+    Raises:
+        OSError: the drop folder cannot be read.
+    """
+    deadline = time.monotonic() + settings.file_quiet_seconds
+    changing = find_waiting_entries(settings).changing
+    if changing and settings.file_quiet_seconds >= _REPORTED_WAIT_SECONDS:
+        logger.info(
+            f"Waiting at most {settings.file_quiet_seconds:g} s (FRAUD_FILE_QUIET_SECONDS) for "
+            f"{escape_name(changing[0])}, which has just changed."
+        )
+    while changing and not stop():
+        if (remaining := deadline - time.monotonic()) <= 0:
+            logger.warning(f"{escape_name(changing[0])} is still being written. It lands with the next call.")
+            return
+        time.sleep(min(remaining, _POLL_SECONDS))
+        changing = find_waiting_entries(settings).changing
 
 
 def _is_unfinished(name: str) -> bool:
