@@ -25,7 +25,9 @@ class FailedCheck:
 
 
 def find_failed_checks(settings: Settings) -> list[FailedCheck]:
-    """Returns the checks whose last evaluation failed, sorted by name; empty if Dagster is not set up.
+    """Returns the checks whose last completed evaluation failed, sorted by name; empty if Dagster is not set up.
+
+    A check that a run in progress will evaluate keeps its earlier result until then.
 
     Raises:
         FraudAssetsError: Dagster's history cannot be read.
@@ -51,7 +53,7 @@ def find_failed_checks(settings: Settings) -> list[FailedCheck]:
     results = [
         record.event.dagster_event.asset_check_evaluation_data
         for summary in summaries.values()
-        if (record := summary.last_check_execution_record) is not None
+        if (record := summary.last_completed_check_execution_record) is not None
         and record.event is not None
         and record.event.dagster_event is not None
     ]

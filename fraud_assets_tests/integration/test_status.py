@@ -63,8 +63,13 @@ def test_the_status_names_failed_checks(lake: Lake, settings: Settings, start: S
     job = build_defs({"platform": platform}).resolve_implicit_global_asset_job_def()
     check = dg.AssetCheckKey(dg.AssetKey("quarantined_transactions"), "quarantine_rate")
     home = str(settings.home_path / "dagster")
+    only_check = job.get_subset(asset_selection=set(), asset_check_selection={check})
     with dg.DagsterInstance.from_config(home) as instance:
-        job.get_subset(asset_selection=set(), asset_check_selection={check}).execute_in_process(instance=instance)
+        only_check.execute_in_process(instance=instance)
+        # A run that was requested and has not evaluated the check yet does not hide its result.
+        instance.create_run_for_job(only_check, asset_selection=frozenset(), asset_check_selection=frozenset({check}))
+        (summary,) = instance.event_log_storage.get_asset_check_summary_records([check]).values()
+        assert summary.last_check_execution_record.status.value == "PLANNED"
     process = start("status", "--json", DAGSTER_HOME=home)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
