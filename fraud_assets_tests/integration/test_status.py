@@ -67,7 +67,7 @@ def test_the_status_names_failed_checks(lake: Lake, settings: Settings, start: S
     with dg.DagsterInstance.from_config(home) as instance:
         only_check.execute_in_process(instance=instance)
         # A run that was requested and has not evaluated the check yet does not hide its result.
-        instance.create_run_for_job(only_check, asset_selection=frozenset(), asset_check_selection=frozenset({check}))
+        instance.create_run_for_job(only_check)
         (summary,) = instance.event_log_storage.get_asset_check_summary_records([check]).values()
         assert summary.last_check_execution_record.status.value == "PLANNED"
     process = start("status", "--json", DAGSTER_HOME=home)
