@@ -79,6 +79,6 @@ def fraud_predictions(
                 return
         if report.busiest and report.busiest.is_over_limit:
             context.log.warning(f"{describe_busy_day(report.busiest, settings)}. {REMEDY}")
-        summarize_run(context, f"{report.rows:,} scored, {report.alerts:,} alerts")
+        summarize_run(context, f"{report.alerts:,} alerts, {report.rows:,} scored")
         histogram = count_scores(lake.open(predictions_table)) if report.rows else None
         yield from report_table(context, lake, "fraud_predictions", describe_scoring(report, histogram))

@@ -92,10 +92,10 @@ def report_table(
 
 
 def summarize_run(context: dg.AssetExecutionContext, text: str) -> None:
-    """Adds a text to the tag `summary` of the run, which the list of runs shows."""
+    """Puts a text before the earlier texts of the tag `summary` of the run. The list of runs shows its beginning."""
     run = context.instance.get_run_by_id(context.run.run_id)
     earlier = run.tags.get(SUMMARY_TAG) if run else None
-    context.instance.add_run_tags(context.run.run_id, {SUMMARY_TAG: f"{earlier}, {text}" if earlier else text})
+    context.instance.add_run_tags(context.run.run_id, {SUMMARY_TAG: f"{text}, {earlier}" if earlier else text})
 
 
 def warn_empty_range(

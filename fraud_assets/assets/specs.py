@@ -73,9 +73,19 @@ def describe_asset(
     )
 
 
-def describe_source(name: str, *, kinds: set[str], description: str) -> dg.AssetSpec:
-    """Builds the specification of a source of data, which Dagster shows but does not materialize."""
-    return dg.AssetSpec(name, group_name="sources", kinds=kinds, owners=OWNERS, description=description)
+def describe_external(
+    name: str, *, group: str, kinds: set[str], description: str, location: str, deps: Sequence[str] = ()
+) -> dg.AssetSpec:
+    """Builds the specification of an asset outside the platform, which Dagster shows but does not materialize."""
+    return dg.AssetSpec(
+        name,
+        deps=list(deps),
+        group_name=group,
+        kinds=kinds,
+        owners=OWNERS,
+        description=description,
+        metadata={"dagster/uri": location},
+    )
 
 
 def _describe_table(table: Table) -> dict[str, Any]:

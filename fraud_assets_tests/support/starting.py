@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -66,8 +67,16 @@ def sender(broker: Broker) -> Send:
 
 
 def end_processes(processes: Iterable[subprocess.Popen[Any]]) -> None:
-    """Kills the processes that still run, and reads the rest of their output."""
+    """Ends the processes that still run, and reads the rest of their output.
+
+    A process gets the time to end its own processes: if these lived on, they would keep its output open.
+    """
     for process in processes:
         if process.poll() is None:
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=10)
+        if process.poll() is None:
             process.kill()
-        process.communicate()
+        with suppress(subprocess.TimeoutExpired, ValueError):
+            process.communicate(timeout=10)
