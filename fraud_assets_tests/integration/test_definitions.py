@@ -337,8 +337,8 @@ def test_the_dagster_command_materializes_assets(make_settings: Callable[..., Se
         start_materialize_command(empty, "isolation_forest"),
     )
     features_output, forest_output = (
-        features_process.communicate(timeout=100)[0],
-        forest_process.communicate(timeout=100)[0],
+        features_process.communicate(timeout=200)[0],
+        forest_process.communicate(timeout=200)[0],
     )
     assert features_process.returncode == 0, features_output
     assert read_row_count(lake.open(transaction_features)) == 20

@@ -26,7 +26,7 @@ def test_dev_runs_broker_landing_and_web_ui_until_it_is_stopped(start: Start, se
     landing = f"127.0.0.1:{ports['landing']}"
     dev = start("dev", "--no-traffic", "--port", str(ports["web"]), FRAUD_LAND_HTTP=landing)
     until(
-        lambda: is_served(f"http://127.0.0.1:{ports['web']}/server_info") and is_served(f"http://{landing}/health"), 90
+        lambda: is_served(f"http://127.0.0.1:{ports['web']}/server_info") and is_served(f"http://{landing}/health"), 200
     )
     broker = find_broker(settings)
     assert broker.embedded
