@@ -24,8 +24,8 @@ class FailedCheck:
     description: str
 
 
-def find_failed_checks(settings: Settings) -> list[FailedCheck]:
-    """Returns the checks whose last completed evaluation failed, sorted by name; empty if Dagster is not set up.
+def find_failed_checks(settings: Settings) -> list[FailedCheck] | None:
+    """Returns the checks whose last completed evaluation failed, sorted by name; None if Dagster is not set up.
 
     A check that a run in progress will evaluate keeps its earlier result until then.
 
@@ -34,7 +34,7 @@ def find_failed_checks(settings: Settings) -> list[FailedCheck]:
     """
     home = find_dagster_home(settings)
     if home is None:
-        return []
+        return None
     import dagster as dg
 
     from fraud_assets.checks import CHECKS

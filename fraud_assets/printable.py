@@ -1,6 +1,11 @@
-"""Escapes external text, such as file names, so that it is safe on a terminal and in a log."""
+"""Formats texts for people: escapes external text, such as file names, and counts in words."""
 
 from __future__ import annotations
+
+
+def format_count(number: int, noun: str) -> str:
+    """Formats a number with its noun, such as "1 message" or "2,000 messages"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def escape_unprintable(text: object) -> str:

@@ -10,6 +10,7 @@ from fraud_assets.assets.ranges import parse_range
 from fraud_assets.assets.reporting import report_table, reporting, summarize_run, warn_empty_range
 from fraud_assets.assets.specs import ENGINE_KIND, describe_asset
 from fraud_assets.core.schema import DERIVED_FEATURES, FEATURE_VERSION, transaction_features
+from fraud_assets.printable import format_count
 from fraud_assets.resources import EngineResource, PlatformResource
 
 _BODY = [("raw_transactions", "value")]
@@ -77,7 +78,7 @@ def features(
         report = process_landed(lake, settings, engine)
         summarize_run(
             context,
-            f"{report.landed:,} messages, {report.features:,} features, "
+            f"{format_count(report.landed, 'message')}, {format_count(report.features, 'feature')}, "
             f"{report.quarantined + report.duplicates:,} quarantined",
         )
         # One call writes both tables. Each asset shows its own figures.

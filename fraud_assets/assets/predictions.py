@@ -11,6 +11,7 @@ from fraud_assets.assets.reporting import report_table, reporting, summarize_run
 from fraud_assets.assets.specs import ENGINE_KIND, describe_asset
 from fraud_assets.core.schema import FRAUD_PREDICTIONS, MODEL_INPUTS, TRANSACTION_FEATURES
 from fraud_assets.errors import NoChampionError
+from fraud_assets.printable import format_count
 from fraud_assets.resources import EngineResource, PlatformResource
 
 _DESCRIPTION = """The fraud score of every transaction in `transaction_features`, exactly one row each. A higher score
@@ -79,6 +80,6 @@ def fraud_predictions(
                 return
         if report.busiest and report.busiest.is_over_limit:
             context.log.warning(f"{describe_busy_day(report.busiest, settings)}. {REMEDY}")
-        summarize_run(context, f"{report.alerts:,} alerts, {report.rows:,} scored")
+        summarize_run(context, f"{format_count(report.alerts, 'alert')}, {report.rows:,} scored")
         histogram = count_scores(lake.open(predictions_table)) if report.rows else None
         yield from report_table(context, lake, "fraud_predictions", describe_scoring(report, histogram))

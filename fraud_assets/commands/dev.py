@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from fraud_assets.errors import BrokerError
+from fraud_assets.errors import BrokerError, FraudAssetsError
 from fraud_assets.settings import Settings, load_settings
 
 _BROKER_SECONDS = 30.0
@@ -49,6 +49,7 @@ def command(port: int, history_days: int, no_traffic: bool) -> None:
     from fraud_assets.operations.setup_home import set_up_home
 
     settings = load_settings()
+    _refuse_second_platform(settings, port)
     for sentence in set_up_home(settings, Path(".env")):
         click.echo(sentence, err=True)
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "DAGSTER_HOME": str(settings.dagster_path)}
@@ -60,6 +61,24 @@ def command(port: int, history_days: int, no_traffic: bool) -> None:
         manager.loop()
     # honcho returns 130 after Ctrl-C and 143 after SIGTERM, which end the command as intended.
     sys.exit(0 if manager.returncode in (0, 130, 143) else 1)
+
+
+def _refuse_second_platform(settings: Settings, port: int) -> None:
+    """Raises an error if the platform of this home already runs, or another program uses the port.
+
+    Raises:
+        FraudAssetsError: Nothing was started.
+    """
+    from fraud_assets.ingest.service.presence import is_lander_running
+    from fraud_assets.system.ports import is_free
+
+    if is_lander_running(settings):
+        raise FraudAssetsError(
+            f"A lander already runs for {settings.home_path}, so `fraud-assets dev` or its services may be running. "
+            "End them first, or set FRAUD_HOME to another folder."
+        )
+    if not is_free(port):
+        raise FraudAssetsError(f"Port {port} of 127.0.0.1 is in use. Choose another one with --port, or free this one.")
 
 
 def _list_processes(port: int, history_days: int, *, no_traffic: bool) -> dict[str, list[str]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fraud_assets.printable import format_count
 from fraud_assets.settings import load_settings
 
 if TYPE_CHECKING:
@@ -37,24 +38,32 @@ def command(as_json: bool) -> None:
     lake = Lake.of(settings)
     status, failed = read_status(lake, settings), find_failed_checks(settings)
     if as_json:
-        click.echo(json.dumps({**asdict(status), "failed_checks": [asdict(check) for check in failed]}, default=str))
+        click.echo(
+            json.dumps({**asdict(status), "failed_checks": failed and [asdict(check) for check in failed]}, default=str)
+        )
         return
-    click.echo(f"Lake {lake.root}\n")
+    click.echo(f"Lake {lake.root}\n" if lake.versions() else f"Lake {lake.root}: nothing has landed here yet.\n")
     for name, text in _describe(status, datetime.now(UTC)):
         click.echo(f"  {name:<15}{text}")
     click.echo(f"  {'Checks':<15}{_describe_checks(failed)}")
-    for check in failed:
+    for check in failed or ():
         click.echo(f"  {'':<15}{check.severity} {check.name} {check.description}".rstrip())
 
 
 def _describe(status: Status, now: datetime) -> Iterator[tuple[str, str]]:
     totals = status.totals
-    yield "Landed", f"{totals['landed']:,} messages{_describe_age(status.newest_landing, now, 'the newest')}"
-    yield "Features", f"{totals['features']:,} transactions, {totals['waiting']:,} waiting"
-    yield "Quarantined", f"{totals['quarantined']:,} messages, {totals['duplicates']:,} duplicates"
+    yield (
+        "Landed",
+        f"{format_count(totals['landed'], 'message')}{_describe_age(status.newest_landing, now, 'the newest')}",
+    )
+    yield "Features", f"{format_count(totals['features'], 'transaction')}, {totals['waiting']:,} waiting"
+    yield (
+        "Quarantined",
+        f"{format_count(totals['quarantined'], 'message')}, {format_count(totals['duplicates'], 'duplicate')}",
+    )
     yield "Labels", f"{totals['labels']:,}, {totals['quarantined_labels']:,} quarantined"
     scored = _describe_age(status.newest_scoring, now, "the last")
-    yield "Scored", f"{totals['scored']:,} transactions, {totals['unscored']:,} waiting{scored}"
+    yield "Scored", f"{format_count(totals['scored'], 'transaction')}, {totals['unscored']:,} waiting{scored}"
     if status.newest_transaction:
         yield "Newest data", f"transaction of {status.newest_transaction:%Y-%m-%d %H:%M:%S} UTC"
     if status.day:
@@ -69,11 +78,11 @@ def _describe_age(moment: datetime | None, now: datetime, what: str) -> str:
     for unit, size in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
         if seconds >= size:
             count = int(seconds // size)
-            return f", {what} {count} {unit}{'s' * (count > 1)} ago"
+            return f", {what} {format_count(count, unit)} ago"
     return f", {what} {seconds:.0f} s ago"
 
 
-def _describe_checks(failed: list[FailedCheck]) -> str:
-    if not failed:
-        return "no asset check failed"
-    return f"{len(failed)} asset check{'s' * (len(failed) > 1)} failed"
+def _describe_checks(failed: list[FailedCheck] | None) -> str:
+    if failed is None:
+        return "unknown: Dagster is not set up here (`fraud-assets setup`)"
+    return f"{format_count(len(failed), 'asset check')} failed" if failed else "no asset check failed"

@@ -24,6 +24,7 @@ from fraud_assets.lake.location import TableLocation
 from fraud_assets.lake.log import add_actions, read_row_count
 from fraud_assets.lake.table_errors import table_error
 from fraud_assets.lake.tables import Lake
+from fraud_assets.printable import format_count
 from fraud_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -141,9 +142,9 @@ def check_quarantine(settings: Settings) -> list[Finding]:
     tombstones = counts.pop(TOMBSTONE, 0) + counts.pop(LABEL_PREFIX + TOMBSTONE, 0)
     total = sum(counts.values())
     share = total / landed if landed else 0.0
-    most = f", most of them {max(counts, key=lambda reason: counts[reason])}" if counts else ""
-    others = f"{duplicates:,} repeated ids, {tombstones:,} tombstones"
-    text = f"{total:,} open messages ({share:.2%} of landed messages){most}; {others}"
+    most = f", most often {max(counts, key=lambda reason: counts[reason])}" if counts else ""
+    others = f"also {format_count(duplicates, 'repeated id')} and {format_count(tombstones, 'tombstone')}"
+    text = f"{format_count(total, 'open message')} ({share:.2%} of landed messages){most}; {others}"
     found = [ok("quarantine", text)]
     if share > _MANY_QUARANTINED:
         fix = "Run `fraud-assets quarantine list`, fix the cause, then run `fraud-assets quarantine retry`."

@@ -52,6 +52,14 @@ __all__ = [
 ]
 
 
+_REASONS = {
+    "float_parsing": "write a number",
+    "int_parsing": "write a whole number",
+    "bool_parsing": "write true or false",
+}
+"""Reasons in place of pydantic's own, by its type of the error."""
+
+
 # pydantic orders the fields from the last base class to the first. Each group is validated after the groups below it.
 class Settings(
     LogSettings,
@@ -122,7 +130,7 @@ def load_settings(**overrides: Any) -> Settings:
         fields = {info.alias or name: name for name, info in Settings.model_fields.items()}
         field = fields.get(location, location)
         name = environment_name(field) if field in Settings.model_fields else field
-        reason = first["msg"].removeprefix("Value error, ")
+        reason = _REASONS.get(first["type"]) or first["msg"].removeprefix("Value error, ")
         secret = field in Settings.model_fields and Settings.model_fields[field].annotation is SecretStr
         value = str(first["input"]) if isinstance(first["input"], Path) else first["input"]
         shown = "cannot be used" if secret else f"is {value!r}"

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -48,20 +47,12 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("workplace")
     (folder / ".venv").symlink_to(sys.prefix)
     run_bash(folder, "fraud-assets demo --home .fraud\nfraud-assets setup")
-    drop_failing_file(folder, "may.csv")
     broker = subprocess.Popen([sys.executable, "-m", "fraud_assets.cli", "broker"], cwd=folder, env=environment(folder))
     try:
         until(lambda: (folder / ".fraud" / "broker.json").exists())
         yield folder
     finally:
         end_processes([broker])
-
-
-def drop_failing_file(folder: Path, name: str) -> None:
-    """Drops a file that lacks a required column, as in "Retry a failed file"."""
-    time = datetime.now(UTC) - timedelta(hours=1)
-    rows = f"transaction_id;tx_datetime;customer_id;shop;tx_amount\n{name};{time};17;204;12.50\n"
-    (folder / ".fraud" / "incoming" / name).write_text(rows)
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -103,8 +94,9 @@ def test_the_commands_of_a_page_succeed_in_its_order(workplace: Path, page: str)
 
 
 def test_a_retried_file_lands(workplace: Path) -> None:
-    drop_failing_file(workplace, "june.csv")
-    commands = [line for line in COMMANDS["ingest.md"] if "land --once" in line or "failed" in line]
+    commands = [
+        line for line in COMMANDS["ingest.md"] if "land --once" in line or "may.csv" in line or "failed" in line
+    ]
     output = run_bash(workplace, "\n".join(commands).replace("may.csv", "june.csv"))
     assert "exit code 3" in output
     assert "terminal_id" in output, "the reason names the missing column"

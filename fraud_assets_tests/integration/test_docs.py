@@ -17,11 +17,14 @@ from typing import Any
 import click
 import dagster as dg
 import pytest
+import yaml
 
 from fraud_assets.cli import COMMANDS, cli
+from fraud_assets.core.quarantine_reasons import LABEL_PREFIX, REASONS
 from fraud_assets.core.schema import fraud_labels
 from fraud_assets.definitions import defs
 from fraud_assets.engines.local.landing import land_topics
+from fraud_assets.ingest.service.metrics import LandingMetrics
 from fraud_assets.kafka.broker import Broker
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import CONTRACT_FIELDS, LABEL_FIELDS, Settings, environment_name
@@ -30,13 +33,13 @@ from fraud_assets_tests.support.starting import Send
 
 ROOT = Path(__file__).parents[2]
 README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
-SETTINGS, COMMAND_LINE = ROOT / "docs" / "settings.md", ROOT / "docs" / "cli.md"
+SETTINGS, COMMAND_LINE, OPERATE = (ROOT / "docs" / name for name in ("settings.md", "cli.md", "operate.md"))
 PAGES = [README, CONTRIBUTING, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 
 PACKAGES = "|".join(path.parent.name for path in (ROOT / "fraud_assets").glob("*/__init__.py"))
 REGENERATE = "python -m fraud_assets_tests.integration.test_docs"
-BEGIN, END = f"<!-- settings: {REGENERATE} -->\n", "<!-- /settings -->"
+MARKS = {name: (f"<!-- {name}: {REGENERATE} -->\n", f"<!-- /{name} -->") for name in ("settings", "reasons")}
 
 
 def settings_table() -> str:
@@ -91,12 +94,20 @@ def format_help(context: click.Context) -> str:
     return "\n".join(line.rstrip() for line in context.get_help().splitlines())
 
 
-def split_settings(text: str) -> tuple[str, str, str]:
-    """Returns the text before, in and after the settings table."""
-    before, begin, rest = text.partition(BEGIN)
-    table, end, after = rest.partition(END)
-    assert "" not in (begin, end), f"docs/settings.md needs the line {BEGIN!r} and, below it, {END!r}"
+def split_page(text: str, name: str) -> tuple[str, str, str]:
+    """Returns the text before, in and after a generated table."""
+    begin, end = MARKS[name]
+    before, found, rest = text.partition(begin)
+    table, closing, after = rest.partition(end)
+    assert "" not in (found, closing), f"the page needs the line {begin!r} and, below it, {end!r}"
     return before, table, after
+
+
+def reasons_table() -> str:
+    """Returns the table of the reasons of quarantine; those of labels have the same meaning."""
+    own = {reason: text for reason, text in REASONS.items() if not reason.startswith(LABEL_PREFIX)}
+    rows = [f"| `{reason}` | {text} |" for reason, text in own.items()]
+    return "\n".join(["| reason | meaning |", "| --- | --- |", *rows]) + "\n"
 
 
 def code(text: str) -> str:
@@ -124,8 +135,27 @@ def console_commands(text: str) -> list[str]:
 
 
 def test_the_settings_table_matches_the_settings() -> None:
-    table = split_settings(SETTINGS.read_text(encoding="utf-8"))[1]
+    table = split_page(SETTINGS.read_text(encoding="utf-8"), "settings")[1]
     assert table == settings_table(), f"docs/settings.md and the settings differ; write the table again: {REGENERATE}"
+
+
+def test_the_table_of_reasons_matches_the_reasons() -> None:
+    table = split_page(OPERATE.read_text(encoding="utf-8"), "reasons")[1]
+    assert table == reasons_table(), f"docs/operate.md and the reasons differ; write the table again: {REGENERATE}"
+
+
+def test_the_documented_metrics_are_served() -> None:
+    page = OPERATE.read_text(encoding="utf-8")
+    served = {family.name for family in LandingMetrics().registry.collect()}
+    rows = re.findall(r"^\| (`fraud_.*?) \| ", page.partition("## Metrics")[2], re.MULTILINE)
+    documented = {name.removesuffix("_total") for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert documented == served
+    (rules,) = blocks(page, "yaml")
+    expressions = [rule["expr"] for rule in yaml.safe_load(rules)["groups"][0]["rules"]]
+    used = {
+        name.removesuffix("_total") for text in expressions for name in re.findall(r"\bfraud_(?!landing\b)\w+", text)
+    }
+    assert used <= served
 
 
 def test_the_page_of_the_command_line_matches_the_commands() -> None:
@@ -260,8 +290,10 @@ def test_named_tests_exist(page: Path) -> None:
 
 
 def main() -> None:
-    before, _, after = split_settings(SETTINGS.read_text(encoding="utf-8"))
-    SETTINGS.write_text(f"{before}{BEGIN}{settings_table()}{END}{after}", encoding="utf-8")
+    for page, name, table in ((SETTINGS, "settings", settings_table()), (OPERATE, "reasons", reasons_table())):
+        before, _, after = split_page(page.read_text(encoding="utf-8"), name)
+        begin, end = MARKS[name]
+        page.write_text(f"{before}{begin}{table}{end}{after}", encoding="utf-8")
     COMMAND_LINE.write_text(command_pages(), encoding="utf-8")
 
 

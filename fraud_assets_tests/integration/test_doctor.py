@@ -327,7 +327,7 @@ def test_a_high_share_of_quarantined_messages_is_a_warning(settings: Settings, l
     finding = worst_finding(check_quarantine(settings), "quarantine")
     assert finding.state == "WARN"
     assert (
-        "5 open messages (13.89% of landed messages), most of them missing_field; 1 repeated ids, 0 tombstones"
+        "5 open messages (13.89% of landed messages), most often missing_field; also 1 repeated id and 0 tombstones"
         in finding.text
     )
 
