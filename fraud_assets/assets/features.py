@@ -79,7 +79,8 @@ def features(
         summarize_run(
             context,
             f"{format_count(report.landed, 'message')}, {format_count(report.features, 'feature')}, "
-            f"{report.quarantined + report.duplicates:,} quarantined",
+            f"{report.quarantined:,} quarantined"
+            + (f", {format_count(report.duplicates, 'duplicate')}" if report.duplicates else ""),
         )
         # One call writes both tables. Each asset shows its own figures.
         yield from report_table(context, lake, "transaction_features", describe_features(report))

@@ -28,28 +28,18 @@ _TABLES = (
 def schema_checks(context: dg.AssetCheckExecutionContext, platform: PlatformResource) -> Iterator[dg.AssetCheckResult]:
     """Compares the columns of each selected table with the declared ones."""
     from fraud_assets.core.schema import TABLES
-    from fraud_assets.errors import LakeError
-    from fraud_assets.lake.schema_check import check_columns
+    from fraud_assets.lake.schema_check import compare_columns
 
     with reporting(context):
         lake = platform.lake()
         tables = {table.name: table for table in TABLES}
         for key in context.selected_asset_check_keys:
             table = tables[key.asset_key.to_user_string()]
-            handle = lake.find(table, any_columns=True)
-            fault = ""
-            if handle is not None:
-                try:
-                    check_columns(handle, table, lake.uri(table))
-                except LakeError as error:
-                    fault = str(error)
+            compared = compare_columns(lake.find(table, any_columns=True), table, lake.uri(table))
             yield dg.AssetCheckResult(
                 asset_key=key.asset_key,
                 check_name=key.name,
-                passed=not fault,
-                description=fault or None,
-                metadata={
-                    "columns": len(handle.schema().fields) if handle is not None else 0,
-                    "declared_columns": len(table.schema),
-                },
+                passed=not compared.fault,
+                description=compared.fault or None,
+                metadata={"columns": compared.columns, "declared_columns": compared.declared_columns},
             )

@@ -43,6 +43,11 @@ def configure_logging() -> None:
     platform.handlers = [handler]
     platform.setLevel(logging.INFO)
     platform.propagate = False
+    # Some libraries log through the root logger, such as dagster-postgres. Others have handlers of their own.
+    others = logging.StreamHandler(sys.stderr)
+    others.setFormatter(handler.formatter)
+    others.addFilter(lambda record: record.name == "root")
+    logging.basicConfig(handlers=[others], level=logging.WARNING)
 
 
 def report_error(message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fraud_assets.errors import FraudAssetsError
 from fraud_assets.printable import format_count
 from fraud_assets.settings import load_settings
 
@@ -24,7 +26,7 @@ def command(as_json: bool) -> None:
     """Show what landed, waits and is scored, today's alerts against the budget, the champion and failed checks.
 
     It reads the lake, the model registry and Dagster's event log, and changes nothing. `fraud-assets doctor` looks for
-    causes and names fixes.
+    causes and names fixes. If the registry or Dagster's history cannot be read, the command shows the rest and exits 1.
 
     \b
     Example: fraud-assets status
@@ -36,18 +38,25 @@ def command(as_json: bool) -> None:
 
     settings = load_settings()
     lake = Lake.of(settings)
-    status, failed = read_status(lake, settings), find_failed_checks(settings)
+    status = read_status(lake, settings)
+    failed, history_fault = None, ""
+    try:
+        failed = find_failed_checks(settings)
+    except FraudAssetsError as error:
+        history_fault = str(error)
+    code = 1 if status.registry_fault or history_fault else 0
     if as_json:
-        click.echo(
-            json.dumps({**asdict(status), "failed_checks": failed and [asdict(check) for check in failed]}, default=str)
-        )
-        return
+        checks = None if failed is None else [asdict(check) for check in failed]
+        facts = {**asdict(status), "failed_checks": checks, "history_fault": history_fault}
+        click.echo(json.dumps(facts, default=str))
+        sys.exit(code)
     click.echo(f"Lake {lake.root}\n" if lake.versions() else f"Lake {lake.root}: nothing has landed here yet.\n")
     for name, text in _describe(status, datetime.now(UTC)):
         click.echo(f"  {name:<15}{text}")
-    click.echo(f"  {'Checks':<15}{_describe_checks(failed)}")
+    click.echo(f"  {'Checks':<15}{f'unknown: {history_fault}' if history_fault else _describe_checks(failed)}")
     for check in failed or ():
         click.echo(f"  {'':<15}{check.severity} {check.name} {check.description}".rstrip())
+    sys.exit(code)
 
 
 def _describe(status: Status, now: datetime) -> Iterator[tuple[str, str]]:
@@ -68,7 +77,8 @@ def _describe(status: Status, now: datetime) -> Iterator[tuple[str, str]]:
         yield "Newest data", f"transaction of {status.newest_transaction:%Y-%m-%d %H:%M:%S} UTC"
     if status.day:
         yield "Alerts", f"{status.alerts:,} on {status.day}; the budget is {status.budget:g} per day"
-    yield "Champion", "none yet" if status.champion is None else f"version {status.champion}"
+    champion = "none yet" if status.champion is None else f"version {status.champion}"
+    yield "Champion", f"unknown: {status.registry_fault}" if status.registry_fault else champion
 
 
 def _describe_age(moment: datetime | None, now: datetime, what: str) -> str:

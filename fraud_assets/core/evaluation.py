@@ -86,7 +86,7 @@ def evaluate(labelled: pa.Table, protocol: Protocol, trees: int, seed: int, *, s
 
     in_train = (days >= np.datetime64(protocol.train_start)) & (days < np.datetime64(protocol.train_end))
     in_test = (days >= np.datetime64(protocol.test_start)) & (days < np.datetime64(protocol.test_end))
-    known = in_test & _known_compromised(days, fraud, cards, protocol)
+    known = in_test & find_known_compromised(days, fraud, cards, protocol)
     in_test &= ~known
     train_rows, train_frauds = int(in_train.sum()), int(fraud[in_train].sum())
     test_rows, test_frauds = int(in_test.sum()), int(fraud[in_test].sum())
@@ -166,7 +166,7 @@ def compute_card_precision(
     return float(sum(precisions) / test_days)
 
 
-def _known_compromised(days: np.ndarray, fraud: np.ndarray, cards: np.ndarray, protocol: Protocol) -> np.ndarray:
+def find_known_compromised(days: np.ndarray, fraud: np.ndarray, cards: np.ndarray, protocol: Protocol) -> np.ndarray:
     """Returns a mask of the rows whose card is known to be compromised on the row's day.
 
     On test day d, a card is known if it had a fraud from the first training day to before d - delay_days. On the first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -69,6 +70,7 @@ def run_checks(
         # `check_settings` shows the configured timeouts. All other checks use short timeouts.
         results[name] = _run_safely(name, check, settings if check is check_settings else quick)
 
+    _import_libraries()
     # The threads are daemons because a check that hangs must not keep the process from ending.
     threads = [threading.Thread(target=run, args=item, name=f"check {item[0]}", daemon=True) for item in checks.items()]
     for thread in threads:
@@ -84,6 +86,15 @@ def run_checks(
             name, [fail(name, late, "Check whether the service behind it is overloaded or unreachable.")]
         )
     ]
+
+
+def _import_libraries() -> None:
+    """Imports the libraries that several checks use. Threads that import one at the same time can see a part of it.
+
+    The time that the imports take does not count against the time limit.
+    """
+    for library in ("sqlalchemy.orm", "dagster", "mlflow"):
+        importlib.import_module(library)
 
 
 def _run_safely(name: str, check: Check, settings: Settings) -> list[Finding]:

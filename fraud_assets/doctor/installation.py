@@ -57,7 +57,7 @@ def check_home(settings: Settings) -> list[Finding]:
     if free < _LOW_FREE_BYTES:
         return [warn("home", text, "Free space soon, or set FRAUD_HOME to a folder on another disk.")]
     if not home.exists():
-        fix = "The first command that needs it creates it, and so does `make setup`."
+        fix = "The first command that needs it creates it, and so does `fraud-assets setup`."
         return [warn("home", f"{home} does not exist yet", fix)]
     return [ok("home", text)]
 
@@ -78,7 +78,7 @@ def check_versions(settings: Settings) -> list[Finding]:
             wrong.append(f"{requirement.name} is {installed}, but {requirement.specifier} is required")
     python = ".".join(map(str, sys.version_info[:3]))
     if wrong:
-        fix = "Run `make setup`, which installs the versions that pyproject.toml requires."
+        fix = "Install the package again, with its constraints.txt (in a clone: `make setup`)."
         return [fail("versions", "; ".join(wrong), fix)]
     text = f"fraud_assets {version('fraud_assets')}, Python {python}, {len(required)} libraries as required"
     return [ok("versions", text)]

@@ -193,6 +193,6 @@ def check_registry(settings: Settings) -> list[Finding]:
     ]
     if others:
         text = f"MLflow's database still points to the files of another home: {', '.join(others)}"
-        fix = "Run `make setup`, which changes them to this home. Scoring already reads this home's files."
+        fix = "Run `fraud-assets setup`, which changes them to this home. Scoring already reads this home's files."
         found.append(warn("registry", text, fix))
     return found

@@ -23,7 +23,7 @@ def check_dagster(settings: Settings) -> list[Finding]:
     """Checks Dagster's home and daemon; looks for sensors and schedules that are off or fail, and for failed runs."""
     home = _find_home(settings)
     if home is None:
-        fix = "Run `make setup`. Without Dagster, only `fraud-assets land` and single commands work."
+        fix = "Run `fraud-assets setup`. Without Dagster, only `fraud-assets land` and single commands work."
         return [warn("dagster", f"no dagster.yaml in {settings.home_path / 'dagster'} or DAGSTER_HOME", fix)]
     import dagster as dg
 
@@ -34,7 +34,7 @@ def check_dagster(settings: Settings) -> list[Finding]:
     # Dagster raises the exceptions of its database driver and of its YAML reader unchanged.
     except Exception as error:  # noqa: BLE001
         cause = " ".join(str(error).split())[:200]
-        fix = f"Correct {home / 'dagster.yaml'}, or move it away and run `make setup`."
+        fix = f"Correct {home / 'dagster.yaml'}, or move it away and run `fraud-assets setup`."
         return [fail("dagster", f"{home} cannot be used ({type(error).__name__}: {cause})", fix)]
 
 
@@ -43,7 +43,7 @@ def _check_home(home: Path, settings: Settings, version: str) -> Finding:
     text = f"Dagster {version}, {home}"
     other = home.parent
     if (other / "incoming").is_dir() and settings.home_path.is_dir() and not other.samefile(settings.home_path):
-        fix = "Run `make setup`, which writes the DAGSTER_HOME of this FRAUD_HOME to `.env`, or correct DAGSTER_HOME."
+        fix = "Run `fraud-assets setup`, which writes the DAGSTER_HOME of this home to `.env`, or correct DAGSTER_HOME."
         return warn("dagster", f"{text} belongs to another FRAUD_HOME than {settings.home_path}", fix)
     return ok("dagster", text)
 
@@ -58,7 +58,7 @@ def _check_daemon(instance: DagsterInstance) -> list[Finding]:
     beats = instance.get_daemon_heartbeats()
     needed = [kind for kind in instance.get_required_daemon_types() if kind in ("SENSOR", "SCHEDULER")]
     needed += [kind for kind in instance.get_required_daemon_types() if kind == "QUEUED_RUN_COORDINATOR"]
-    start = "Start `make dev`, or `dagster-daemon run` in addition to `dagster-webserver`."
+    start = "Start `fraud-assets dev`, or `dagster-daemon run` in addition to `dagster-webserver`."
     if not any(kind in beats for kind in needed):
         return [warn("daemon", "has never run, so sensors and schedules do nothing", start)]
     last = min((beats[kind].timestamp if kind in beats else 0.0) for kind in needed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 
 from deltalake import DeltaTable, Field, Schema
@@ -44,6 +45,32 @@ def check_columns(handle: DeltaTable, table: Table, uri: str) -> None:
         can_upgrade = not others and len(missing) == len(find_addable_columns(handle, table))
         remedy = "Run `fraud-assets upgrade`." if can_upgrade else _REMEDIES.get(table.name, _DEFAULT_REMEDY)
         raise LakeError(f"Table {uri} {' and '.join(faults)}: another version of the platform wrote it. {remedy}")
+
+
+@dataclass(frozen=True)
+class SchemaComparison:
+    """The columns of a table compared with the declared ones.
+
+    Attributes:
+        fault: What differs; empty if nothing does.
+        columns: Number of columns of the table; 0 if it does not exist.
+        declared_columns: Number of declared columns.
+    """
+
+    fault: str
+    columns: int
+    declared_columns: int
+
+
+def compare_columns(handle: DeltaTable | None, table: Table, uri: str) -> SchemaComparison:
+    """Compares the columns of a table, which may not exist yet, with `core.schema`. See `check_columns`."""
+    fault = ""
+    if handle is not None:
+        try:
+            check_columns(handle, table, uri)
+        except LakeError as error:
+            fault = str(error)
+    return SchemaComparison(fault, len(handle.schema().fields) if handle is not None else 0, len(table.schema))
 
 
 def find_addable_columns(handle: DeltaTable, table: Table) -> list[Field]:

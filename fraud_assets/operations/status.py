@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from deltalake import DeltaTable
 
 from fraud_assets.core.schema import fraud_predictions, raw_transactions, transaction_features
-from fraud_assets.errors import NoChampionError
+from fraud_assets.errors import ModelRegistryError, NoChampionError
 from fraud_assets.lake.log import add_actions
 from fraud_assets.lake.tables import Lake, read
 from fraud_assets.operations.reconciliation import count_totals, pin_versions
@@ -23,7 +23,8 @@ class Status:
 
     Attributes:
         totals: Number of rows by name, from `count_totals`.
-        champion: Version of the champion; None if there is none.
+        champion: Version of the champion; None if there is none, or if the registry cannot be read.
+        registry_fault: Why the registry cannot be read; empty if it can.
         newest_landing: Time of the newest landing; None if nothing landed.
         newest_transaction: Newest `tx_datetime` with features; None if there are none.
         newest_scoring: Time of the newest scoring; None if nothing is scored.
@@ -34,6 +35,7 @@ class Status:
 
     totals: dict[str, int]
     champion: int | None
+    registry_fault: str
     newest_landing: datetime | None
     newest_transaction: datetime | None
     newest_scoring: datetime | None
@@ -52,15 +54,16 @@ def read_status(lake: Lake, settings: Settings, today: date | None = None) -> St
 
     Raises:
         LakeError: a table cannot be read.
-        ModelRegistryError: the registry cannot be read.
     """
     handles = pin_versions(lake)
     predictions = handles.get(fraud_predictions.name)
     day = _find_day(predictions, today or datetime.now(UTC).date())
     alerts, scored_at = _count_alerts(predictions, day)
+    champion, registry_fault = _find_champion(settings)
     return Status(
         totals=count_totals(handles, settings),
-        champion=_find_champion(settings),
+        champion=champion,
+        registry_fault=registry_fault,
         newest_landing=_find_newest(handles.get(raw_transactions.name), "ingested_at"),
         newest_transaction=_find_newest(handles.get(transaction_features.name), "tx_datetime"),
         newest_scoring=scored_at,
@@ -70,11 +73,14 @@ def read_status(lake: Lake, settings: Settings, today: date | None = None) -> St
     )
 
 
-def _find_champion(settings: Settings) -> int | None:
+def _find_champion(settings: Settings) -> tuple[int | None, str]:
+    """Returns the version of the champion, and why the registry cannot be read."""
     try:
-        return find_champion_version(settings)
+        return find_champion_version(settings), ""
     except NoChampionError:
-        return None
+        return None, ""
+    except ModelRegistryError as error:
+        return None, str(error)
 
 
 def _find_newest(handle: DeltaTable | None, column: str) -> datetime | None:

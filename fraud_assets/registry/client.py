@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 def mask_credentials(uri: str) -> str:
     """Returns the URI of a registry without user name and password, for messages."""
     parts = urlsplit(uri)
-    return f"{parts.scheme}://…@{parts.hostname}{parts.path}" if parts.username or parts.password else uri
+    if not (parts.username or parts.password):
+        return uri
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.scheme}://…@{parts.hostname}{port}{parts.path}"
 
 
 def open_client(settings: Settings) -> MlflowClient:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from fraud_assets.core.schema import FEATURE_VERSION, MODEL_INPUTS
 from fraud_assets.core.scoring import ModelVersion
 from fraud_assets.errors import FeatureVersionError, ModelRegistryError, NoChampionError
-from fraud_assets.registry.client import open_client, silence_mlflow, translate_errors
+from fraud_assets.registry.client import mask_credentials, open_client, silence_mlflow, translate_errors
 from fraud_assets.registry.files import MODEL_FOLDER, TRAIN, ModelRecord, read_model
 from fraud_assets.registry.home import find_local_path, find_sqlite_path, locate_in_home, read_rows
 
@@ -128,5 +128,20 @@ def _load(uri: str, run_id: str, artifacts: str) -> tuple[treelite.Model, ModelR
         from mlflow import MlflowClient
 
         client = MlflowClient(uri, uri)
-        recorded = ModelRecord.of(client.get_run(run_id).data.params)
+        run = client.get_run(run_id)
+        _refuse_missing_folder(run.info.artifact_uri, uri)
+        recorded = ModelRecord.of(run.data.params)
         return read_model(Path(client.download_artifacts(run_id, MODEL_FOLDER, temporary)), recorded), recorded
+
+
+def _refuse_missing_folder(artifacts: str, uri: str) -> None:
+    """Raises ModelRegistryError if the files of a run are in a local folder that does not exist.
+
+    MLflow's own message does not name the folder. A registry in a database keeps its absolute path.
+    """
+    folder = find_local_path(artifacts)
+    if folder is not None and not folder.exists():
+        raise ModelRegistryError(
+            f"The model registry {mask_credentials(uri)} keeps the files of the champion in {folder}, which does not "
+            f"exist. Restore that folder, or train a new champion ({TRAIN})."
+        )

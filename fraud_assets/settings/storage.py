@@ -27,8 +27,8 @@ class StorageSettings(GroupSettings):
     dagster_home: str = Field(
         "",
         alias="DAGSTER_HOME",
-        description="Folder of Dagster's runs and event history. `make setup` writes it into `.env`. If empty, it is "
-        "the folder `dagster` under FRAUD_HOME.",
+        description="Folder of Dagster's runs and event history. `fraud-assets setup` writes it into `.env`. If "
+        "empty, it is the folder `dagster` under FRAUD_HOME.",
     )
     dagster_postgres_url: SecretStr = Field(
         SecretStr(""),

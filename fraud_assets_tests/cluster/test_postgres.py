@@ -17,7 +17,7 @@ from fraud_assets.errors import ModelRegistryError
 from fraud_assets.lake.log import read_row_count
 from fraud_assets.lake.tables import Lake
 from fraud_assets.operations.setup_home import prepare_home
-from fraud_assets.registry.models import read_champion
+from fraud_assets.registry.models import _load, read_champion
 from fraud_assets.run_history import delete_old_runs, shrink_databases
 from fraud_assets.settings import Settings
 from fraud_assets.stages.calibration import recalibrate
@@ -90,6 +90,11 @@ def test_the_model_registry_is_in_postgres(
     # The artifacts are below FRAUD_HOME, not in the current folder.
     assert list(settings.mlflow_artifacts.rglob("model.tl"))
     assert not (tmp_path / "mlruns").exists()
+    # The registry keeps the absolute path of the files.
+    settings.mlflow_artifacts.rename(tmp_path / "elsewhere")
+    _load.cache_clear()
+    with pytest.raises(ModelRegistryError, match=r"mlflow/artifacts/.* does not exist\. Restore that folder"):
+        read_champion(settings)
 
 
 @pytest.mark.timeout(60)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,8 +13,11 @@ import pytest
 from deltalake import DeltaTable
 
 from fraud_assets.core.schema import fraud_predictions, quarantined_transactions, transaction_features
+from fraud_assets.dagster_events import report_landed
 from fraud_assets.definitions import build_defs
+from fraud_assets.engines.landing_report import create_reports
 from fraud_assets.lake.tables import Lake
+from fraud_assets.operations.setup_home import prepare_home
 from fraud_assets.resources import PlatformResource
 from fraud_assets.settings import Settings
 from fraud_assets.stages.features import process_landed
@@ -124,3 +128,22 @@ def test_a_table_without_a_declared_column_fails_the_schema_check(run_checks: Ru
     assert "has no column detail" in (schema.description or "")
     assert observed(schema) == {"columns": 11, "declared_columns": 12}
     assert evaluations["fraud_predictions:schema"].passed
+
+
+def test_always_on_landing_reports_the_schema_check(settings: Settings, lake: Lake) -> None:
+    """Dagster regards a check as outdated after a materialization, and landing reports one every 30 seconds."""
+    prepare_home(settings)
+    reports = create_reports(transactions=True)
+    land(lake, bodies(3))
+    landed = replace(reports["raw_transactions"], rows=3)
+    report_landed(settings, {"raw_transactions": landed})
+    key = dg.AssetCheckKey(dg.AssetKey("raw_transactions"), "schema")
+    with dg.DagsterInstance.from_config(str(settings.home_path / "dagster")) as instance:
+        (summary,) = instance.event_log_storage.get_asset_check_summary_records([key]).values()
+        materialized = instance.get_latest_materialization_event(key.asset_key)
+    assert materialized is not None
+    record = summary.last_completed_check_execution_record
+    assert record is not None
+    assert record.event is not None
+    assert record.status.value == "SUCCEEDED"
+    assert record.event.timestamp >= materialized.timestamp

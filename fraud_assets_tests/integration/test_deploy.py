@@ -44,3 +44,21 @@ def test_the_units_start_programs_that_exist() -> None:
 def test_the_example_environment_names_settings() -> None:
     names = re.findall(r"^(\w+)=", (DEPLOY / "environment.example").read_text(encoding="utf-8"), re.MULTILINE)
     assert set(names) <= {environment_name(field) for field in Settings.model_fields}
+
+
+def test_a_command_runs_with_the_environment_of_the_services(tmp_path: Path) -> None:
+    """The script runs with its own folders, and without changing the user."""
+    text = (DEPLOY / "as-fraud").read_text(encoding="utf-8")
+    text = text.replace("/var/lib/fraud_assets", str(tmp_path)).replace("/etc/fraud_assets/", f"{tmp_path}/")
+    text = text.replace("setpriv --reuid fraud --regid fraud --init-groups -- ", "")
+    (tmp_path / "as-fraud").write_text(text)
+    example = (DEPLOY / "environment.example").read_text(encoding="utf-8")
+    (tmp_path / "environment").write_text(f"{example}KAFKA_SASL_PASSWORD='a b#$1&'\n")
+    shown = subprocess.run(
+        ["sh", tmp_path / "as-fraud", "sh", "-c", 'pwd; echo "$DAGSTER_HOME"; echo "$KAFKA_SASL_PASSWORD"'],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert shown.stdout.splitlines() == [str(tmp_path), "/var/lib/fraud_assets/dagster", "a b#$1&"]
+    usage = subprocess.run(["sh", tmp_path / "as-fraud"], capture_output=True, text=True, check=False)
+    assert usage.returncode == 2
+    assert "usage" in usage.stderr

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -362,7 +364,7 @@ def test_a_dagster_home_of_another_home_is_a_warning(
     assert worst_finding(check_dagster(settings), "dagster").state == "OK"
     finding = worst_finding(check_dagster(copied), "dagster")
     assert (finding.state, str(copied.home_path) in finding.text) == ("WARN", True)
-    assert "make setup" in finding.fix
+    assert "fraud-assets setup" in finding.fix
 
 
 def test_a_missing_or_damaged_dagster_home_is_reported(settings: Settings) -> None:
@@ -443,3 +445,20 @@ def test_a_check_that_hangs_or_raises_is_a_failed_line(settings: Settings) -> No
     assert_broken(findings, "one", "no answer within 0.5 s")
     assert_broken(findings, "two", "ZeroDivisionError: of its own")
     assert worst_finding(findings, "home").state in {"OK", "WARN"}
+
+
+def test_libraries_are_imported_before_the_checks_run_in_threads(settings: Settings) -> None:
+    """Threads that import SQLAlchemy at the same time fail now and then with a partially initialized module."""
+    code = """
+import sys
+from fraud_assets.doctor.checks import run_checks
+from fraud_assets.doctor.finding import ok
+from fraud_assets.settings import load_settings
+
+def check(settings):
+    return [ok("imports", str({"dagster", "mlflow", "sqlalchemy.orm"} <= sys.modules.keys()))]
+
+print(run_checks(load_settings(_env_file=None), {"imports": check})[0].text)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert found.stdout == "True\n"

@@ -82,7 +82,18 @@ def test_an_unreadable_history_of_dagster_is_one_sentence(settings: Settings, st
     home = settings.home_path / "dagster"
     (home / "dagster.yaml").write_text("storage: nowhere")
     process = start("status", DAGSTER_HOME=str(home))
-    _, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "Dagster's history at" in errors
+    assert "Landed         0 messages" in output
+    assert "Checks         unknown: Dagster's history at" in output
     assert "Traceback" not in errors
+
+
+def test_an_unreachable_registry_leaves_the_rest_of_the_status(lake: Lake, settings: Settings, start: Start) -> None:
+    land(lake, bodies(5))
+    process = start("status", MLFLOW_TRACKING_URI="postgresql://me:geheim@127.0.0.1:1/mlflow")
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Landed         5 messages" in output
+    assert "Champion       unknown: The model registry postgresql://…@127.0.0.1:1/mlflow failed" in output
+    assert "geheim" not in output + errors

@@ -58,7 +58,7 @@ def refuse_file(path: Path, settings: Settings, error: UnusableFileError, topic_
         reason = escape_unprintable(error)
         with classify_moving_faults(path, settings.failed):
             moved = move_entry(path, settings.failed, reason)
-        logger.info(f"{name} cannot be landed: {reason} It was moved to {moved.parent}.")
+        logger.warning(f"{name} cannot be landed: {reason} It was moved to {moved.parent}.")
         return moved, reason
     cause = error.__cause__
     # Arrow raises an OSError without an error number for damaged content, which it could read.
@@ -72,7 +72,7 @@ def refuse_file(path: Path, settings: Settings, error: UnusableFileError, topic_
         note += f"{path.stat().st_size} bytes, HMAC-SHA-256 {topic_id}\n"
     with classify_moving_faults(path, settings.failed):
         moved = replace_by_note(path, settings.failed, REASON, note)
-    logger.info(
+    logger.warning(
         f"{name} cannot be landed: {error.safe_reason} The file was removed because FRAUD_PSEUDONYMISE is set. The "
         f"reason is in {moved.parent}."
     )
