@@ -25,6 +25,12 @@ class SettingError(FraudAssetsError):
     exit_code = 2
 
 
+class FeatureFileError(FraudAssetsError):
+    """A feature file cannot be used."""
+
+    exit_code = 2
+
+
 class BrokerError(FraudAssetsError):
     """The broker or a topic cannot be reached or read."""
 
