@@ -25,6 +25,9 @@ SECOND = 1_000_000
 TRANSACTION_FIELDS = ("customer_id", "terminal_id", "tx_amount")
 """The columns of a transaction that aggregates and inputs can name."""
 
+SHIPPED_FILES = ("default", "book")
+"""The feature files of the package."""
+
 _UNITS = {"s": SECOND, "m": 60 * SECOND, "h": 3_600 * SECOND, "d": 86_400 * SECOND}
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,59}")
 
@@ -201,7 +204,19 @@ class FeatureFile(Declaration):
                 raise ValueError(f"{name} names the entity {aggregate.entity!r}, which is not declared")
         for name in (*self.aggregates, *self.inputs):
             self._check_cycle(name, ())
+        for name in self.aggregates:
+            if fitted := self._find_fitted(name):
+                raise ValueError(
+                    f"{name} depends on {fitted!r}, whose quantile is fitted with each model; a stored aggregate cannot"
+                )
         return self
+
+    def _find_fitted(self, name: str) -> str:
+        """Returns an input with a fitted limit that an entry depends on, or an empty string."""
+        declared = self.inputs.get(name)
+        if declared and declared.clip and declared.clip.quantile is not None:
+            return name
+        return next(filter(None, (self._find_fitted(operand) for operand in self.find_operands(name))), "")
 
     def _find_uses(self) -> Iterator[tuple[str, str]]:
         """Yields each use of a column: the name of the user and the name of the column."""

@@ -57,7 +57,7 @@ class DeclaredValues:
         feedback_delay: Age in microseconds from which on a transaction without a label counts as genuine.
         new: Rows to compute; int64. The others are history, with aggregates in `stored`.
         stored: Aggregates of the history; float64, shape (rows,).
-        quantiles: Fitted limits of a model by input; a missing one is fitted on all rows.
+        quantiles: Limits of the inputs of a model, from `fit_quantiles`.
     """
 
     file: FeatureFile
@@ -81,6 +81,15 @@ class DeclaredValues:
             else:
                 return self.columns[name]
         return self._values[name]
+
+    def fit_quantiles(self, rows: np.ndarray) -> None:
+        """Fits the limits of the inputs on training rows: bool, shape (rows,)."""
+        for name, declared in self.file.inputs.items():
+            if declared.clip and declared.clip.quantile is not None:
+                values = self.compute(declared.clip.of)[rows]
+                self.quantiles[name] = float(np.nanquantile(values, declared.clip.quantile))
+        for name in self.file.inputs:
+            self._values.pop(name, None)
 
     def compute_model_inputs(self) -> np.ndarray:
         """Returns the inputs of the model for the new rows: float64, shape (new rows, inputs)."""
@@ -168,7 +177,7 @@ class DeclaredValues:
         clip = declared.clip
         low = clip.below
         if clip.quantile is not None:
-            low = self.quantiles.setdefault(name, float(np.nanquantile(value, clip.quantile)))
+            low = self.quantiles[name]
         return np.clip(value, low, clip.above)
 
 

@@ -18,6 +18,8 @@ from fraud_assets.errors import NotEnoughDataError
 
 CARDS_PER_DAY = 100
 BOOK_TREES, BOOK_SEED = 10, 42
+DECLARED_SAMPLES = 1024
+"""Rows that each tree draws when a forest is trained on declared inputs."""
 
 
 @dataclass(frozen=True)
@@ -63,33 +65,58 @@ class Evaluation:
         return asdict(self)
 
 
-def evaluate(labelled: pa.Table, protocol: Protocol, trees: int, seed: int, *, scaled: bool = False) -> Evaluation:
-    """Trains and tests a model with the protocol.
+@dataclass(frozen=True)
+class LabeledRows:
+    """The day, the verdict and the card of each transaction. All arrays have shape (rows,).
 
-    Args:
-        labelled: Rows of [train_start, test_end) with MODEL_INPUTS, transaction_id, customer_id, tx_datetime
-            and is_fraud (bool), in any order. The days of the delay are included for their frauds.
-        protocol: The days to train and test on.
-        trees: Number of trees.
-        seed: Random seed.
-        scaled: Whether to standardize with the mean and standard deviation of the training days, like the handbook.
+    Attributes:
+        days: Day in UTC; datetime64[D].
+        fraud: Whether the newest label says fraud; bool.
+        cards: Card of the transaction.
+    """
+
+    days: np.ndarray
+    fraud: np.ndarray
+    cards: np.ndarray
+
+    @classmethod
+    def of(cls, labelled: pa.Table) -> LabeledRows:
+        """Takes the arrays from a table with customer_id, tx_datetime and is_fraud."""
+        return cls(
+            labelled["tx_datetime"].to_numpy().astype("datetime64[D]"),
+            labelled["is_fraud"].to_numpy().astype(bool),
+            labelled["customer_id"].to_numpy(),
+        )
+
+
+@dataclass(frozen=True)
+class Split:
+    """The rows of a protocol: two bool masks of shape (rows,).
+
+    Attributes:
+        train: Rows of the training days.
+        test: Rows of the test days, without those of cards that are known to be compromised.
+        known: Number of test rows that were left out.
+    """
+
+    train: np.ndarray
+    test: np.ndarray
+    known: int
+
+
+def split_rows(rows: LabeledRows, protocol: Protocol) -> Split:
+    """Splits rows by the days of a protocol.
 
     Raises:
         NotEnoughDataError: The training days have fewer than 2 rows, or the test days lack frauds or genuine
             transactions.
     """
-    # A fixed order makes trees draw the same samples and breaks ties in the same way, whichever source the rows have.
-    labelled = labelled.sort_by([("tx_datetime", "ascending"), ("transaction_id", "ascending")])
-    days = labelled["tx_datetime"].to_numpy().astype("datetime64[D]")
-    fraud = labelled["is_fraud"].to_numpy().astype(bool)
-    cards = labelled["customer_id"].to_numpy()
-
+    days, fraud = rows.days, rows.fraud
     in_train = (days >= np.datetime64(protocol.train_start)) & (days < np.datetime64(protocol.train_end))
     in_test = (days >= np.datetime64(protocol.test_start)) & (days < np.datetime64(protocol.test_end))
-    known = in_test & find_known_compromised(days, fraud, cards, protocol)
+    known = in_test & find_known_compromised(days, fraud, rows.cards, protocol)
     in_test &= ~known
-    train_rows, train_frauds = int(in_train.sum()), int(fraud[in_train].sum())
-    test_rows, test_frauds = int(in_test.sum()), int(fraud[in_test].sum())
+    train_rows, test_rows, test_frauds = int(in_train.sum()), int(in_test.sum()), int(fraud[in_test].sum())
     if train_rows < 2:
         raise NotEnoughDataError(
             f"The training days from {protocol.train_start} to {protocol.train_end} (exclusive) have {train_rows} "
@@ -102,20 +129,67 @@ def evaluate(labelled: pa.Table, protocol: Protocol, trees: int, seed: int, *, s
             "The test needs both frauds and genuine transactions. Choose another --train-start, or land the labels of "
             "those days."
         )
-    model = fit(labelled.filter(pa.array(in_train)), trees, seed, scaled=scaled)
-    scores = score_samples(model, labelled.filter(pa.array(in_test)))
-    auc_roc, precision = compute_ranking_metrics(scores, fraud[in_test])
+    return Split(in_train, in_test, int(known.sum()))
+
+
+def evaluate(labelled: pa.Table, protocol: Protocol, trees: int, seed: int, *, scaled: bool = False) -> Evaluation:
+    """Trains and tests a model with the protocol.
+
+    Args:
+        labelled: Rows of [train_start, test_end) with MODEL_INPUTS, transaction_id, customer_id, tx_datetime
+            and is_fraud (bool), in any order. The days of the delay are included for their frauds.
+        protocol: The days to train and test on.
+        trees: Number of trees.
+        seed: Random seed.
+        scaled: Whether to standardize with the mean and standard deviation of the training days, like the handbook.
+
+    Raises:
+        NotEnoughDataError: See `split_rows`.
+    """
+    # A fixed order makes trees draw the same samples and breaks ties in the same way, whichever source the rows have.
+    labelled = labelled.sort_by([("tx_datetime", "ascending"), ("transaction_id", "ascending")])
+    rows = LabeledRows.of(labelled)
+    split = split_rows(rows, protocol)
+    model = fit(labelled.filter(pa.array(split.train)), trees, seed, scaled=scaled)
+    return measure(score_samples(model, labelled.filter(pa.array(split.test))), rows, split, protocol)
+
+
+def evaluate_inputs(
+    inputs: np.ndarray, rows: LabeledRows, split: Split, protocol: Protocol, trees: int, seed: int
+) -> Evaluation:
+    """Trains and tests an Isolation Forest on the inputs of a feature file.
+
+    Args:
+        inputs: float64, shape (rows, inputs), in the order of `rows`.
+        rows: The rows of [train_start, test_end); others are ignored.
+        split: The result of `split_rows`.
+        protocol: The days to train and test on.
+        trees: Number of trees.
+        seed: Random seed.
+    """
+    from sklearn.ensemble import IsolationForest
+
+    matrix = inputs.astype(np.float32)
+    samples = min(DECLARED_SAMPLES, int(split.train.sum()))
+    forest = IsolationForest(n_estimators=trees, max_samples=samples, random_state=seed).fit(matrix[split.train])
+    return measure(-forest.score_samples(matrix[split.test]), rows, split, protocol)
+
+
+def measure(scores: np.ndarray, rows: LabeledRows, split: Split, protocol: Protocol) -> Evaluation:
+    """Computes the metrics of the scores of the test rows: float64, shape (test rows,)."""
+    fraud = rows.fraud[split.test]
+    auc_roc, precision = compute_ranking_metrics(scores, fraud)
     return Evaluation(
         auc_roc=auc_roc,
         average_precision=precision,
         card_precision_at_100=compute_card_precision(
-            scores, fraud[in_test], cards[in_test], days[in_test], protocol.test_days
+            scores, fraud, rows.cards[split.test], rows.days[split.test], protocol.test_days
         ),
-        train_rows=train_rows,
-        train_frauds=train_frauds,
-        test_rows=test_rows,
-        test_frauds=test_frauds,
-        test_rows_of_compromised_cards=int(known.sum()),
+        train_rows=int(split.train.sum()),
+        train_frauds=int(rows.fraud[split.train].sum()),
+        test_rows=len(fraud),
+        test_frauds=int(fraud.sum()),
+        test_rows_of_compromised_cards=split.known,
     )
 
 

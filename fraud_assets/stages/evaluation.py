@@ -66,13 +66,13 @@ def evaluate_lake(lake: Lake, settings: Settings, protocol: Protocol, model: Mod
             f"{protocol.train_start} to {protocol.train_end} (exclusive) to train on; the lake holds {rows:,} "
             f"({held}). Choose another --train-start, or land more."
         )
-    labelled = features.append_column("is_fraud", _read_verdicts(features, lake, settings))
+    labelled = features.append_column("is_fraud", read_verdicts(features, lake, settings))
     trees, seed = (BOOK_TREES, BOOK_SEED) if model == "book" else (settings.train_trees, settings.train_seed)
     logger.info(f"training {trees} trees on {rows:,} transactions, testing from {protocol.test_start}")
     return evaluate(labelled, protocol, trees, seed, scaled=model == "book")
 
 
-def _read_verdicts(features: pa.Table, lake: Lake, settings: Settings) -> pa.Array:
+def read_verdicts(features: pa.Table, lake: Lake, settings: Settings) -> pa.Array:
     """Returns whether each row is a fraud according to its latest label, in the order of the rows."""
     with connect(settings) as connection:
         numbers = pa.array(range(features.num_rows), pa.int64())

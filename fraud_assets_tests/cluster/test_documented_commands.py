@@ -12,7 +12,7 @@ import pytest
 
 from fraud_assets.registry.models import find_champion_version
 from fraud_assets.settings import Settings, load_settings
-from fraud_assets_tests.integration.test_docs import PAGES, blocks, console_commands
+from fraud_assets_tests.support.documentation import PAGES, blocks, console_commands
 from fraud_assets_tests.support.starting import ROOT, end_processes
 from fraud_assets_tests.support.waiting import until
 

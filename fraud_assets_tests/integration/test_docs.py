@@ -29,12 +29,10 @@ from fraud_assets.kafka.broker import Broker
 from fraud_assets.lake.tables import Lake
 from fraud_assets.settings import CONTRACT_FIELDS, LABEL_FIELDS, Settings, environment_name
 from fraud_assets.stages.features import process_landed
-from fraud_assets_tests.support.starting import Send
+from fraud_assets_tests.support.documentation import PAGES, blocks, code, console_commands
+from fraud_assets_tests.support.starting import ROOT, Send
 
-ROOT = Path(__file__).parents[2]
-README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
 SETTINGS, COMMAND_LINE, OPERATE = (ROOT / "docs" / name for name in ("settings.md", "cli.md", "operate.md"))
-PAGES = [README, CONTRIBUTING, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 
 PACKAGES = "|".join(path.parent.name for path in (ROOT / "fraud_assets").glob("*/__init__.py"))
@@ -110,28 +108,10 @@ def reasons_table() -> str:
     return "\n".join(["| reason | meaning |", "| --- | --- |", *rows]) + "\n"
 
 
-def code(text: str) -> str:
-    """Returns all code of a page: code blocks and code spans."""
-    blocks = re.findall(r"^```.*?^```", text, re.MULTILINE | re.DOTALL)
-    spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
-    return "\n".join([*blocks, *spans]).replace("\\\n", " ")
-
-
 def fraud_assets_calls(text: str) -> list[list[str]]:
     """Returns the words after each `fraud-assets` in the code of a page."""
     calls = re.findall(r"^(?:\$ |.*[;&] ?|.*\$\()?fraud-assets ([^\n#|;&)]+)", code(text), re.MULTILINE)
     return [call.split() for call in calls]
-
-
-def blocks(text: str, language: str) -> list[str]:
-    """Returns the code blocks of a language, in order."""
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-
-
-def console_commands(text: str) -> list[str]:
-    """Returns the commands in the console blocks of a page, with continued lines joined."""
-    lines = "".join(blocks(text, "console")).replace("\\\n", " ").splitlines()
-    return [line[2:] for line in lines if line.startswith("$ ")]
 
 
 def test_the_settings_table_matches_the_settings() -> None:

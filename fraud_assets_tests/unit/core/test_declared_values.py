@@ -16,7 +16,13 @@ from fraud_assets.core.declarations import (
 )
 from fraud_assets.core.declared_values import DeclaredValues, LabelColumns
 from fraud_assets.errors import FeatureFileError
-from fraud_assets_tests.unit.core.test_features import DAY, DELAY, WINDOWED, compute_naively, instants
+from fraud_assets_tests.support.naive_windows import DAY, DELAY, WINDOWED, compute_naively, instants
+
+COMPUTED = (
+    *("mean", "total", "largest", "smallest", "spread", "terminals", "frauds", "known", "share", "streak", "age"),
+    *("fraud_mean", "genuine", "pause", "above", "ratio", "change", "size", "bounded", "clipped"),
+)
+"""The entries of EVERY_KIND that do not need a fitted limit."""
 
 Rows = list[tuple[str, str, int, int]]
 LabelRows = list[tuple[int, bool, int]]
@@ -52,6 +58,7 @@ ratio = { ratio = ["tx_amount", "mean"] }
 change = { difference = ["tx_amount", "mean"] }
 size = { logarithm = "tx_amount" }
 bounded = { saturation = "streak" }
+high = { clip = { of = "tx_amount", quantile = 0.95 } }
 clipped = { clip = { of = "ratio", below = 0.5, above = 2 } }
 """
 
@@ -121,7 +128,7 @@ def test_values_have_the_same_bits_in_one_batch_and_in_two(rows: Rows, label_row
         for name in file.aggregates:
             stored[name] = np.concatenate([first.compute(name), np.full(len(rows) - split, np.nan)])
     second = evaluate(file, rows, label_rows, np.arange(split, len(rows)), stored)
-    for name in (*file.aggregates, *file.inputs):
+    for name in COMPUTED:
         assert bits(second.compute(name)) == bits(whole.compute(name)), name
 
 
@@ -137,7 +144,7 @@ def test_no_value_changes_with_what_was_not_known(rows: Rows, label_rows: LabelR
     changed_labels += [(row, not fraud, time) for row, fraud, time in label_rows if time > at]
     added = [*rows, ("A", "X", later, 99_999), ("B", "Y", later, 1)]
     before, after = evaluate(file, rows, label_rows), evaluate(file, added, changed_labels)
-    for name in (*file.aggregates, *file.inputs):
+    for name in COMPUTED:
         assert bits(before.compute(name)[[query]]) == bits(after.compute(name)[[query]]), name
 
 
@@ -155,6 +162,7 @@ def test_the_default_inputs_point_to_fraud() -> None:
     rows += [("B", "Y", day * DAY, 5_000) for day in range(10)]
     rows.append(("A", "Y", 20 * DAY, 50_000))
     values = evaluate(read_shipped_file("default"), rows, [(18, True, 19 * DAY), (19, True, 19 * DAY)])
+    values.fit_quantiles(np.ones(len(rows), bool))
     found = dict(zip(values.file.model, values.compute_model_inputs()[-1], strict=True))
     assert found == pytest.approx(
         {
@@ -196,6 +204,7 @@ def test_a_definition_has_a_hash_that_does_not_depend_on_names() -> None:
         ("[inputs]", "[inputs]\nTotal = { logarithm = \"tx_amount\" }", "'Total' is not a name"),
         ("[inputs]", "[inputs]\nshare = { logarithm = \"tx_amount\" }", "the name 'share' is used twice"),
         ("with_itself = false", "with_itself = false, hourly = true", "hourly"),
+        ('value_of = "ratio"', 'value_of = "high"', "is fitted with each model"),
         ("[inputs]", "[inputs", "is not valid TOML"),
     ],
 )  # fmt: skip
