@@ -236,8 +236,8 @@ def _print_summary(settings: Settings, seconds: float) -> None:
     click.echo(
         f"    cd {shlex.quote(str(settings.home_path))} && {shlex.quote(str(dagster))} dev -m fraud_assets.definitions"
     )
-    click.echo("                opens this demo in the web UI and starts its sensors")
-    click.echo("    make dev    runs the platform with live traffic")
+    click.echo("                        opens this demo in the web UI and starts its sensors")
+    click.echo("    fraud-assets dev    runs the platform with live traffic, in the folder where you started this demo")
     summary = {
         "landed": counts["landed"],
         "features": counts["features"],
