@@ -82,7 +82,7 @@ def test_a_copy_reads_and_writes_only_in_its_own_home(original: Settings, copy: 
 def test_a_moved_home_works_for_the_platform_and_for_mlflow(
     copy: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`make setup` updates the locations that MLflow stores, so no training is needed."""
+    """`fraud-assets setup` updates the locations that MLflow stores, so no training is needed."""
     import mlflow
 
     relocate_registry(copy)
@@ -93,7 +93,7 @@ def test_a_moved_home_works_for_the_platform_and_for_mlflow(
     assert read_champion(moved).model.serialize_bytes() == before.model.serialize_bytes()
     (finding,) = [finding for finding in check_registry(moved) if finding.state == "WARN"]
     assert copy.mlflow_artifacts.as_uri() in finding.text
-    assert "make setup" in finding.fix
+    assert "fraud-assets setup" in finding.fix
 
     assert any(copy.mlflow_artifacts.as_uri() in message for message in prepare_home(moved))
     assert prepare_home(moved) == []

@@ -1,4 +1,4 @@
-"""`make setup`: it creates the folders of the home and sets DAGSTER_HOME in `.env`."""
+"""`fraud-assets setup`: it creates the folders of the home and sets DAGSTER_HOME in `.env`."""
 
 import os
 import subprocess
