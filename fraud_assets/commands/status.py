@@ -50,7 +50,8 @@ def command(as_json: bool) -> None:
         facts = {**asdict(status), "failed_checks": checks, "history_fault": history_fault}
         click.echo(json.dumps(facts, default=str))
         sys.exit(code)
-    click.echo(f"Lake {lake.root}\n" if lake.versions() else f"Lake {lake.root}: nothing has landed here yet.\n")
+    empty = "" if status.newest_landing else ": nothing has landed here yet."
+    click.echo(f"Lake {lake.root}{empty}\n")
     for name, text in _describe(status, datetime.now(UTC)):
         click.echo(f"  {name:<15}{text}")
     click.echo(f"  {'Checks':<15}{f'unknown: {history_fault}' if history_fault else _describe_checks(failed)}")

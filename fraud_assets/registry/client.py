@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 
 def mask_credentials(uri: str) -> str:
     """Returns the URI of a registry without user name and password, for messages."""
-    parts = urlsplit(uri)
-    if not (parts.username or parts.password):
+    scheme, separator, rest = uri.partition("://")
+    # The definitions show the location, so an address that cannot be parsed must not raise an error here.
+    login, at, address = rest.rpartition("@")
+    # The path of a file can contain the character, too.
+    if not separator or not at or login.startswith("/"):
         return uri
-    port = f":{parts.port}" if parts.port else ""
-    return f"{parts.scheme}://…@{parts.hostname}{port}{parts.path}"
+    return f"{scheme}://…@{address.partition('?')[0]}"
 
 
 def open_client(settings: Settings) -> MlflowClient:

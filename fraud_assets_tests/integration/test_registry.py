@@ -14,7 +14,7 @@ from fraud_assets.core.training import fit
 from fraud_assets.errors import FeatureVersionError, ModelRegistryError, NoChampionError
 from fraud_assets.registry import models as registry
 from fraud_assets.registry import registration
-from fraud_assets.registry.client import open_client
+from fraud_assets.registry.client import mask_credentials, open_client
 from fraud_assets.registry.files import ModelRecord, read_model
 from fraud_assets.registry.home import find_local_path, find_sqlite_path
 from fraud_assets.registry.models import find_champion_version, read_champion
@@ -232,3 +232,18 @@ def test_the_tracking_uri_does_not_leak_into_the_environment(settings):
 
 def test_a_first_training_prints_nothing(tmp_path):
     assert_first_trainings_are_quiet(tmp_path, 1)
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("postgresql://me:geheim@host:5433/mlflow?sslmode=require", "postgresql://…@host:5433/mlflow"),
+        ("postgresql://me:ge/heim@host:port/mlflow", "postgresql://…@host:port/mlflow"),
+        ("https://me:geheim@[host/", "https://…@[host/"),
+        ("http://localhost:5000", "http://localhost:5000"),
+        ("sqlite:////home/a@b/mlflow.db", "sqlite:////home/a@b/mlflow.db"),
+    ],
+)
+def test_credentials_are_masked_even_in_an_address_that_cannot_be_parsed(uri: str, shown: str) -> None:
+    """Dagster's definitions show the address, and a faulty one must not keep them from loading."""
+    assert mask_credentials(uri) == shown
